@@ -1,0 +1,67 @@
+// The regression losses and their gradient in one pass over the network's output and x_0.
+//
+// The pass leaves output - target behind. The gradient is that times 2 weight / elements times the incoming
+// gradient, all of it per sample: storing the residual rather than the scaled gradient keeps it near 1, where fp16
+// has its precision, and needs no second look at x_0 or at the noise.
+#include "../diffusion_loss.h"
+
+#include "runs.h"
+
+namespace ddpm {
+namespace DDPM_ISA {
+
+constexpr int kLanes = 16;  // the order of summation, the same on every instruction set
+
+static inline bool is_planar(const LossArgs& args) {
+    return channels_last(args.output) || channels_last(args.x0) || channels_last(args.noise.given) ||
+           channels_last(args.residual);
+}
+
+void diffusion_loss(const LossArgs& args, int threads) {
+    const bool planar = is_planar(args);
+    const int64_t chunks = chunks_of(args.shape, planar);
+    parallel_chunks(args.shape, planar, threads, [&](int64_t sample, int64_t chunk) {
+        const float* const entry = args.table + 3 * args.t[sample];
+        const LossRow row{entry[0], entry[1], entry[2]};
+        const NoiseKey key = key_of(args.noise, sample);
+        double sum = 0.0;
+        for_each_run(args.shape, planar, sample, chunk, [&](const Run& run) {
+            alignas(64) float output_buffer[kRun], x0_buffer[kRun], residual[kRun + kLanes];
+            NoiseBuffer z_buffer;
+            const float* const output = load(args.output, args.shape, run, output_buffer);
+            const float* const x0 = load(args.x0, args.shape, run, x0_buffer);
+            const float* const z = noise_of(args.noise, key, args.shape, run, z_buffer);
+            for (int i = 0; i < run.length; ++i) residual[i] = loss_residual(row, output[i], x0[i], z[i]);
+            if (args.residual.data) store(args.residual, args.shape, run, residual);
+            for (int i = 0; i < kLanes; ++i) residual[run.length + i] = 0.0f;
+            alignas(64) float lanes[kLanes] = {};
+            for (int i = 0; i < run.length; i += kLanes)
+                for (int lane = 0; lane < kLanes; ++lane)
+                    lanes[lane] = add(lanes[lane], mul(residual[i + lane], residual[i + lane]));
+            for (int lane = 0; lane < kLanes; ++lane) sum += double(lanes[lane]);
+        });
+        args.partial[sample * chunks + chunk] = sum;
+    });
+    for (int64_t sample = 0; sample < args.shape.samples; ++sample) {
+        double sum = 0.0;
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += args.partial[sample * chunks + chunk];
+        const double weight = args.table[3 * args.t[sample] + 2];
+        args.loss[sample] = float(weight * sum / double(args.shape.elements()));
+    }
+}
+
+void diffusion_loss_backward(const LossBackwardArgs& args, int threads) {
+    const bool planar = channels_last(args.residual) != channels_last(args.grad);
+    parallel_chunks(args.shape, planar, threads, [&](int64_t sample, int64_t chunk) {
+        const float scale = args.scale[sample];
+        for_each_run(args.shape, planar, sample, chunk, [&](const Run& run) {
+            alignas(64) float buffer[kRun], grad[kRun];
+            const float* const residual = load(args.residual, args.shape, run, buffer);
+            for (int i = 0; i < run.length; ++i) grad[i] = mul(residual[i], scale);
+            store(args.grad, args.shape, run, grad);
+        });
+    });
+}
+
+}  // namespace DDPM_ISA
+}  // namespace ddpm

@@ -1,0 +1,65 @@
+// Which instruction sets the kernels were built for, which of them this machine can run, and which one is in use.
+#include <cstring>
+
+#include "kernels.h"
+
+namespace ddpm {
+namespace {
+
+#define DDPM_KERNELS(isa) \
+    Kernels{#isa, isa::normal, isa::q_sample, isa::diffusion_loss, isa::diffusion_loss_backward, isa::reverse_step}
+
+// Slowest first. `generic` is what the compiler does without being told more: SSE2 on x86-64, NEON on AArch64.
+const Kernels kBuilt[] = {
+    DDPM_KERNELS(generic),
+#if defined(DDPM_X86)
+    DDPM_KERNELS(avx2),
+    DDPM_KERNELS(avx512),
+#endif
+};
+constexpr int kCount = sizeof kBuilt / sizeof kBuilt[0];
+
+bool runnable(const char* isa) {
+#if defined(DDPM_X86)
+    __builtin_cpu_init();
+    if (!std::strcmp(isa, "avx2")) return __builtin_cpu_supports("avx2");
+    if (!std::strcmp(isa, "avx512"))
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
+    return !std::strcmp(isa, "generic");
+}
+
+const Kernels* fastest() {
+    const Kernels* best = &kBuilt[0];
+    for (const Kernels& kernels : kBuilt)
+        if (runnable(kernels.isa)) best = &kernels;
+    return best;
+}
+
+const Kernels* active = fastest();
+
+}  // namespace
+
+const char* const* runnable_isas() {
+    static const char* names[kCount + 1] = {};
+    if (!names[0]) {
+        int count = 0;
+        for (const Kernels& kernels : kBuilt)
+            if (runnable(kernels.isa)) names[count++] = kernels.isa;
+    }
+    return names;
+}
+
+const Kernels& active_kernels() { return *active; }
+
+bool use_isa(const char* name) {
+    for (const Kernels& kernels : kBuilt)
+        if (!std::strcmp(kernels.isa, name) && runnable(name)) {
+            active = &kernels;
+            return true;
+        }
+    return false;
+}
+
+}  // namespace ddpm

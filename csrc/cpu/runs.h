@@ -1,0 +1,159 @@
+// How a kernel walks over a batch. Work is cut into chunks, chunks into runs of at most 256 elements that are
+// consecutive in the logical NCHW order; a run's operands are brought into fp32 buffers in the L1 cache, whatever
+// their dtype and memory format, the formula is applied, and the result is stored. Loading and storing cost a
+// fraction of what the noise does, so one loop per op serves every dtype and both memory formats.
+#pragma once
+
+#include "../philox.h"
+#include "kernels.h"
+
+namespace ddpm {
+namespace DDPM_ISA {
+
+constexpr int64_t kSerial = 8192;  // below this a second thread costs more than it saves
+constexpr int kCounters = 16;      // counters in a block: one AVX-512 register of each word
+
+struct Run {
+    int64_t sample, element;  // the first element, as a logical NCHW index within the sample
+    int64_t channel, position;
+    int length;
+};
+
+// Where a run starts in an operand, and the distance between its elements.
+struct Walk {
+    int64_t offset, stride;
+};
+
+static inline Walk walk(const Image& image, const Shape& shape, const Run& run) {
+    const int64_t base = run.sample * shape.elements();
+    if (image.channels_last) return Walk{base + run.position * shape.channels + run.channel, shape.channels};
+    return Walk{base + run.element, 1};
+}
+
+template <class T, class Convert>
+static inline void load_as(const T* from, int64_t stride, int length, float* to, Convert convert) {
+    if (stride == 1) {
+        for (int i = 0; i < length; ++i) to[i] = convert(from[i]);
+    } else {
+        for (int i = 0; i < length; ++i) to[i] = convert(from[i * stride]);
+    }
+}
+
+template <class T, class Convert>
+static inline void store_as(T* to, int64_t stride, int length, const float* from, Convert convert) {
+    if (stride == 1) {
+        for (int i = 0; i < length; ++i) to[i] = convert(from[i]);
+    } else {
+        for (int i = 0; i < length; ++i) to[i * stride] = convert(from[i]);
+    }
+}
+
+// The run's elements in fp32: `buffer`, or the operand itself where it is already contiguous fp32.
+static inline const float* load(const Image& image, const Shape& shape, const Run& run, float* buffer) {
+    const Walk w = walk(image, shape, run);
+    switch (image.dtype) {
+        case DType::u8:
+            load_as(static_cast<const uint8_t*>(image.data) + w.offset, w.stride, run.length, buffer,
+                    [](uint8_t v) { return from_u8(v); });
+            break;
+        case DType::f32: {
+            const float* data = static_cast<const float*>(image.data) + w.offset;
+            if (w.stride == 1) return data;
+            load_as(data, w.stride, run.length, buffer, [](float v) { return v; });
+            break;
+        }
+        case DType::bf16:
+            load_as(static_cast<const uint16_t*>(image.data) + w.offset, w.stride, run.length, buffer,
+                    [](uint16_t v) { return from_bf16(v); });
+            break;
+        case DType::f16:
+            load_as(static_cast<const uint16_t*>(image.data) + w.offset, w.stride, run.length, buffer,
+                    [](uint16_t v) { return from_f16(v); });
+            break;
+    }
+    return buffer;
+}
+
+static inline void store(const Image& image, const Shape& shape, const Run& run, const float* values) {
+    const Walk w = walk(image, shape, run);
+    switch (image.dtype) {
+        case DType::f32:
+            store_as(static_cast<float*>(image.data) + w.offset, w.stride, run.length, values,
+                     [](float v) { return v; });
+            break;
+        case DType::bf16:
+            store_as(static_cast<uint16_t*>(image.data) + w.offset, w.stride, run.length, values,
+                     [](float v) { return to_bf16(v); });
+            break;
+        case DType::f16:
+            store_as(static_cast<uint16_t*>(image.data) + w.offset, w.stride, run.length, values,
+                     [](float v) { return to_f16(v); });
+            break;
+        case DType::u8:
+            break;  // images are only ever read as uint8: the bindings refuse it for outputs
+    }
+}
+
+// Room for a run's normals: it may start at any lane of a counter and is drawn in whole blocks.
+struct NoiseBuffer {
+    alignas(64) float values[kRun + 4 * kCounters];
+};
+
+static inline const float* draw(const NoiseKey& key, const Run& run, NoiseBuffer& buffer) {
+    const uint32_t first = uint32_t(run.element / 4);
+    const int lane = int(run.element % 4);
+    const int counters = (lane + run.length + 3) / 4;
+    for (int block = 0; block < counters; block += kCounters) {
+        float* const out = buffer.values + 4 * block;
+        const uint32_t counter = first + uint32_t(block);
+#pragma omp simd
+        for (int i = 0; i < kCounters; ++i)
+            normal4(counter + uint32_t(i), key, out[4 * i], out[4 * i + 1], out[4 * i + 2], out[4 * i + 3]);
+    }
+    return buffer.values + lane;
+}
+
+static inline NoiseKey key_of(const Noise& noise, int64_t sample) {
+    if (noise.given.data) return NoiseKey{};
+    return noise_key(uint64_t(*noise.seed), uint64_t(noise.sample_id[sample]), uint32_t(*noise.step), noise.stream);
+}
+
+static inline const float* noise_of(const Noise& noise, const NoiseKey& key, const Shape& shape, const Run& run,
+                                    NoiseBuffer& buffer) {
+    return noise.given.data ? load(noise.given, shape, run, buffer.values) : draw(key, run, buffer);
+}
+
+static inline int64_t chunks_of(const Shape& shape, bool planar) {
+    return planar ? (shape.positions + kRun - 1) / kRun : (shape.elements() + kChunk - 1) / kChunk;
+}
+
+// Calls visit(run) for the runs of one chunk. `planar` says that some operand is channels_last, so that a run must
+// stay within one channel for its elements to be evenly spaced in memory. Planar chunks are tiles of kRun positions through all channels, so
+// that the cache lines of a channels_last operand are used for every channel while they are near.
+template <class Visit>
+static inline void for_each_run(const Shape& shape, bool planar, int64_t sample, int64_t chunk, Visit visit) {
+    if (planar) {
+        const int64_t position = chunk * kRun;
+        const int64_t left = shape.positions - position;
+        const int length = int(left < kRun ? left : kRun);
+        for (int64_t c = 0; c < shape.channels; ++c)
+            visit(Run{sample, c * shape.positions + position, c, position, length});
+    } else {
+        const int64_t end = (chunk + 1) * kChunk < shape.elements() ? (chunk + 1) * kChunk : shape.elements();
+        for (int64_t e = chunk * kChunk; e < end; e += kRun)
+            visit(Run{sample, e, 0, 0, int(end - e < kRun ? end - e : kRun)});
+    }
+}
+
+// Calls body(sample, chunk) for every chunk of the batch, on `threads` threads.
+template <class Body>
+static inline void parallel_chunks(const Shape& shape, bool planar, int threads, Body body) {
+    const int64_t chunks = chunks_of(shape, planar);
+    const int64_t units = shape.samples * chunks;
+    const bool serial = threads <= 1 || units <= 1 || shape.samples * shape.elements() < kSerial;
+#pragma omp parallel for schedule(static) num_threads(threads) if (!serial)
+    for (int64_t unit = 0; unit < units; ++unit) body(unit / chunks, unit % chunks);
+}
+
+}  // namespace DDPM_ISA
+}  // namespace ddpm

@@ -1,0 +1,24 @@
+// One step of any sampler. Ancestral DDPM, DDIM and DPM-Solver++ differ only in their row of coefficients.
+#pragma once
+
+#include "portable.h"
+
+namespace ddpm {
+
+struct StepRow {
+    float a_x, a_out;              // x0 = clip(a_x x + a_out out)
+    float b_x, b_x0, b_previous;   // x_next = b_x x + b_x0 x0 + b_previous x0_previous + sigma z
+    float sigma;
+    float clip;                    // x0 is held to [-clip, clip]; infinity: not at all
+};
+
+// Written as comparisons, so that a NaN stays a NaN.
+DDPM_FN float predicted_x0(const StepRow& row, float x, float out) {
+    const float x0 = add(mul(row.a_x, x), mul(row.a_out, out));
+    const float below = x0 > row.clip ? row.clip : x0;
+    return below < -row.clip ? -row.clip : below;
+}
+
+DDPM_FN float step_mean(const StepRow& row, float x, float x0) { return add(mul(row.b_x, x), mul(row.b_x0, x0)); }
+
+}  // namespace ddpm

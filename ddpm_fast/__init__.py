@@ -1,0 +1,17 @@
+"""ddpm_fast: train denoising diffusion models and sample from them, at the speed of the hardware.
+
+    import ddpm_fast as df
+    loaded = df.load_model("mnist")
+    images = df.sample(loaded.model, loaded.diffusion, 64, steps=50, seed=0, labels=7)
+
+Inside your own loop: df.ops.q_sample, df.ops.diffusion_loss, df.ops.reverse_step, df.ops.normal.
+"""
+
+from . import ops
+from .diffusion import GaussianDiffusion
+from .errors import InputError
+from .noise import NoiseKey, Stream
+from .ops import use_backend
+from .schedule import Schedule
+
+__version__ = "0.1.0"

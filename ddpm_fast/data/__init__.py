@@ -1,0 +1,10 @@
+"""Where images come from: a built-in set, folder, .zip or array file becomes one uint8 tensor in memory.
+
+`load_dataset` (load.py) is the door; files.py reads folders and archives, arrays.py reads .npz and .npy,
+pixels.py turns one picture into pixels, order.py says which image is the k-th training example.
+"""
+
+from .load import BUILTIN, Dataset, load_dataset
+from .order import batch_indices, flip_mask
+
+__all__ = ["BUILTIN", "Dataset", "batch_indices", "flip_mask", "load_dataset"]

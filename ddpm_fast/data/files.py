@@ -1,0 +1,216 @@
+"""Folders and .zip archives of pictures: find them, name their classes, decode them, name the broken ones."""
+
+import io
+import os
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ..errors import InputError
+from .pixels import decode, is_grey, run_parallel, upright_size
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_MAX_MEMBER_BYTES = 1 << 30  # no picture is a gigabyte: a member of an archive that says so is a bomb
+
+
+class Entry(NamedTuple):
+    """A picture's path inside its folder or archive, with '/' between parts, and how to open it."""
+
+    name: str
+    open: Callable[[], BinaryIO]
+
+
+def _is_picture(name: str) -> bool:
+    # Names with a leading dot are other programs' business: macOS puts a "._x.jpg" beside every x.jpg.
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    return name.lower().endswith(SUFFIXES) and not hidden
+
+
+def _is_loop(parent: str, child: str) -> bool:
+    real, here = os.path.realpath(os.path.join(parent, child)), os.path.realpath(parent)
+    return here == real or here.startswith(real.rstrip(os.sep) + os.sep)
+
+
+def list_folder(folder: Path) -> list[Entry]:
+    """Every picture below `folder`, sorted by path; links are followed. InputError if there is none."""
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"cannot list the folder {error.filename}: {error.strerror}") from error
+
+    entries, others = [], 0
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        folders[:] = [name for name in folders if not _is_loop(parent, name)]
+        for file in files:
+            path = Path(parent, file)
+            name = path.relative_to(folder).as_posix()
+            if _is_picture(name):
+                entries.append(Entry(name, partial(open, path, "rb")))
+            else:
+                others += 1
+    return _sorted_entries(entries, others, f"folder {folder}")
+
+
+def list_zip(archive: zipfile.ZipFile) -> list[Entry]:
+    """Every picture in an open archive, sorted by path. InputError if there is none."""
+
+    def read(member: zipfile.ZipInfo) -> BinaryIO:
+        if member.file_size > _MAX_MEMBER_BYTES:
+            raise ValueError(f"unpacks to {member.file_size} bytes, more than a picture can need")
+        return io.BytesIO(archive.read(member))
+
+    members = [member for member in archive.infolist() if not member.is_dir()]
+    entries = [Entry(m.filename, partial(read, m)) for m in members if _is_picture(m.filename)]
+    entries = _sorted_entries(entries, len(members) - len(entries), f"archive {archive.filename}")
+    # `zip -r pets.zip pets` wraps everything in one folder, which says nothing about classes.
+    tops = {entry.name.split("/")[0] for entry in entries}
+    if len(tops) == 1 and all(entry.name.count("/") >= 2 for entry in entries):
+        entries = [entry._replace(name=entry.name.split("/", 1)[1]) for entry in entries]
+    return entries
+
+
+def _sorted_entries(entries: list[Entry], others: int, where: str) -> list[Entry]:
+    if not entries:
+        raise InputError(
+            f"no images in the {where} ({others} other files); looked for files ending in "
+            f"{' '.join(SUFFIXES)}; give a folder or .zip that has some"
+        )
+    return sorted(entries)
+
+
+def class_labels(entries: list[Entry]) -> tuple[np.ndarray, list[str]]:
+    """Labels int64 [N] and the class names: the first-level sub-folders, sorted.
+
+    InputError for a picture that is in none.
+    """
+    outside = [entry.name for entry in entries if "/" not in entry.name]
+    if len(outside) == len(entries):
+        raise InputError(
+            "classes were asked for, but there are no sub-folders with images; put the images of each class "
+            "into a sub-folder of its own (cat/1.png, dog/1.png), or train without classes"
+        )
+    if outside:
+        raise InputError(
+            f"{outside[0]} is in no sub-folder, so it has no class ({len(outside)} such images); move each "
+            "into the sub-folder of its class, or train without classes"
+        )
+    tops = [entry.name.split("/")[0] for entry in entries]
+    names = sorted(set(tops))
+    number = {name: i for i, name in enumerate(names)}
+    return np.array([number[top] for top in tops], dtype=np.int64), names
+
+
+class Decoded(NamedTuple):
+    """images uint8 [K, C, H, W], the positions int64 [K] of their entries, the names of the broken ones."""
+
+    images: np.ndarray
+    kept: np.ndarray
+    skipped: list[str]
+
+
+class _Reader:
+    """Runs work on every entry and remembers which are broken, and why."""
+
+    def __init__(self, entries: list[Entry], strict: bool) -> None:
+        self.entries = entries
+        self.strict = strict
+        self.broken: dict[int, str] = {}
+
+    def attempt(self, i: int, work: Callable[[int, Image.Image], object]) -> str | None:
+        """None, or why entry i is unreadable. InputError instead if strict."""
+        try:
+            with self.entries[i].open() as file, Image.open(file) as image:
+                work(i, image)
+        except Exception as error:  # decoders fed broken bytes raise nearly anything
+            reason = f"{error} ({type(error).__name__})"
+            if self.strict:
+                raise InputError(
+                    f"cannot read the image {self.entries[i].name}: {reason}; repair or remove it, or leave "
+                    "strict off to skip such files"
+                ) from error
+            return reason
+        return None
+
+    def each(
+        self,
+        work: Callable[[int, Image.Image], object],
+        progress: Callable[[int, int], object] | None = None,
+    ) -> list[int]:
+        """Run work(i, picture) on every entry not known to be broken; the positions that came through."""
+        todo = [i for i in range(len(self.entries)) if i not in self.broken]
+        reasons = run_parallel(lambda k: self.attempt(todo[k], work), len(todo), progress)
+        for i, reason in zip(todo, reasons, strict=True):
+            if reason is not None:
+                self.broken[i] = reason
+                # The level is that of load_dataset's caller.
+                warnings.warn(f"skipped the broken image {self.entries[i].name}: {reason}", stacklevel=5)
+        kept = [i for i in todo if i not in self.broken]
+        if not kept:
+            i = min(self.broken)
+            raise InputError(
+                f"none of the {len(self.entries)} images is readable; {self.entries[i].name}: "
+                f"{self.broken[i]}; give images in one of the formats {' '.join(SUFFIXES)}"
+            )
+        return kept
+
+
+def read_pictures(
+    entries: list[Entry],
+    image_size: int | None,
+    channels: int | None,
+    strict: bool,
+    progress: Callable[[int, int], object] | None,
+) -> Decoded:
+    """Decode every entry. A broken one is named in a warning and left out, or raises InputError if `strict`.
+
+    A picture that Pillow calls a decompression bomb (over 179 million pixels) is broken. Channels are 1 if
+    every picture is grey, else 3, unless given. InputError if sizes differ and no image_size is given, or if
+    nothing is readable.
+    """
+    reader = _Reader(entries, strict)
+    kept = list(range(len(entries)))
+    height = width = image_size
+    if image_size is None or channels is None:  # headers first, so that memory is allocated once
+        grey: dict[int, bool] = {}
+        sizes: dict[int, tuple[int, int]] = {}
+
+        def probe(i: int, image: Image.Image) -> None:
+            grey[i] = is_grey(image)
+            if image_size is None:
+                sizes[i] = upright_size(image)
+
+        kept = reader.each(probe)
+        if channels is None:
+            channels = 1 if all(grey[i] for i in kept) else 3
+        if image_size is None:
+            width, height = _common_size([(entries[i].name, sizes[i]) for i in kept])
+
+    slots = {i: slot for slot, i in enumerate(kept)}
+    images = np.empty((len(slots), channels, height, width), dtype=np.uint8)
+
+    def fill(i: int, image: Image.Image) -> None:
+        images[slots[i]] = decode(image, image_size, channels)
+
+    kept = reader.each(fill, progress)
+    if len(kept) < len(slots):
+        images = images[[slots[i] for i in kept]]
+    return Decoded(images, np.array(kept, dtype=np.int64), [entries[i].name for i in sorted(reader.broken)])
+
+
+def _common_size(named_sizes: list[tuple[str, tuple[int, int]]]) -> tuple[int, int]:
+    counts = Counter(size for _, size in named_sizes)
+    if len(counts) == 1:
+        return named_sizes[0][1]
+    example = dict((size, name) for name, size in reversed(named_sizes))
+    seen = ", ".join(f"{w}x{h} ({n} images, such as {example[w, h]})" for (w, h), n in counts.most_common(5))
+    more = f" and {len(counts) - 5} more sizes" if len(counts) > 5 else ""
+    raise InputError(
+        f"the images differ in size (width x height): {seen}{more}; give image_size (--image-size) to have "
+        "the shorter side scaled to it and the middle cut out"
+    )

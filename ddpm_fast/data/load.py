@@ -1,0 +1,139 @@
+"""`load_dataset`: whatever the images are kept in, they come out as one uint8 tensor [N, C, H, W] in memory.
+
+uint8 because the fused ops cast and normalise as they noise: a float copy would take four times the memory
+and one more pass.
+"""
+
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from .arrays import read_arrays
+from .files import Entry, class_labels, list_folder, list_zip, read_pictures
+
+BUILTIN = ("emoji32", "mnist5k")
+_BUILTIN_FOLDER = Path(__file__).resolve().parent.parent / "datasets"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images in memory, with their labels if they have any.
+
+    images:      uint8 [N, C, H, W], contiguous
+    labels:      int64 [N], class numbers from 0, or None
+    label_names: one name a class, or None
+    name:        the built-in set's name, or the folder's or file's
+    skipped:     the files that could not be read and are not among the images
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor | None
+    label_names: list[str] | None
+    name: str
+    skipped: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Classes, counting named ones that no image has; None without labels."""
+        if self.labels is None:
+            return None
+        return len(self.label_names) if self.label_names else int(self.labels.max()) + 1
+
+    def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """images uint8 [B, C, H, W] and labels int64 [B] (or None) at `indices`, int64 [B]."""
+        # 128 images of 3x32x32: index_select takes 8 us, images[indices] 218 us.
+        labels = None if self.labels is None else self.labels.index_select(0, indices)
+        return self.images.index_select(0, indices), labels
+
+
+def load_dataset(
+    source: str | Path,
+    image_size: int | None = None,
+    channels: int | None = None,
+    classes: bool = False,
+    strict: bool = False,
+    progress: Callable[[int, int], object] | None = None,
+) -> Dataset:
+    """Load images into memory.
+
+    source: a built-in set ("emoji32", "mnist5k"; write ./mnist5k for a folder of that name), a folder of
+        images with its sub-folders, a .zip of them, an .npz with uint8 `images` [N, H, W] or [N, H, W, C] and
+        optionally `labels` [N] and `label_names`, or an .npy of such images.
+    image_size: the side of the square to make: the shorter side is scaled to it and the middle is cut out.
+        Without it images keep their size, which must then be the same for all.
+    channels: 1 (grey) or 3 (RGB). Files default to 1 if all are grey, else 3; arrays to what they hold.
+    classes: the first-level sub-folders, sorted, are the classes. Labels of array files are always read.
+    strict: a broken file raises InputError that names it. Otherwise it is skipped, with a warning that names
+        it (`warnings.warn`), and listed in `Dataset.skipped`.
+    progress: called as progress(done, total) while pictures are decoded or resized.
+
+    Pictures are turned upright by their EXIF orientation, transparency is composited on white, 16-bit values
+    are scaled to 8 bits. Images come in the order of their paths. Raises InputError with what was found, what
+    was expected and what to do.
+    """
+    if image_size is not None and image_size <= 0:
+        raise InputError(f"image_size must be at least 1, got {image_size}")
+    if channels is not None and channels <= 0:
+        raise InputError(f"channels must be at least 1 (1 for grey, 3 for RGB), got {channels}")
+    builtin = str(source) in BUILTIN
+    path = _BUILTIN_FOLDER / f"{source}.npz" if builtin else Path(source)
+    name = str(source) if builtin else path.resolve().name
+
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        return _from_files(list_folder(path), name, image_size, channels, classes, strict, progress)
+    if not path.exists():
+        raise InputError(
+            f"there is no file or folder {source}; give a folder of images, a .zip of them, an .npz or .npy, "
+            f"or a built-in set: {', '.join(BUILTIN)}"
+        )
+    if suffix == ".zip":
+        try:
+            archive = zipfile.ZipFile(path)
+        except Exception as error:  # zipfile, struct and codecs each have a word of their own for damage
+            raise InputError(f"cannot read the archive {path}: {error}; download or zip it again") from error
+        with archive:
+            return _from_files(list_zip(archive), name, image_size, channels, classes, strict, progress)
+    if suffix not in (".npz", ".npy"):
+        raise InputError(
+            f"{path} is neither a folder, a .zip, an .npz nor an .npy; put images into a folder and give that"
+        )
+    images, labels, label_names = read_arrays(path, image_size, channels, progress)
+    if classes and labels is None:
+        raise InputError(f"classes were asked for, but {path} has no labels; save `labels` in an .npz too")
+    return _dataset(images, labels, label_names, name, [])
+
+
+def _from_files(
+    entries: list[Entry],
+    name: str,
+    image_size: int | None,
+    channels: int | None,
+    classes: bool,
+    strict: bool,
+    progress: Callable[[int, int], object] | None,
+) -> Dataset:
+    if channels not in (None, 1, 3):
+        raise InputError(f"image files become 1 channel (grey) or 3 (RGB), got channels={channels}")
+    labels, label_names = class_labels(entries) if classes else (None, None)
+    images, kept, skipped = read_pictures(entries, image_size, channels, strict, progress)
+    return _dataset(images, labels[kept] if classes else None, label_names, name, skipped)
+
+
+def _dataset(
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    label_names: list[str] | None,
+    name: str,
+    skipped: list[str],
+) -> Dataset:
+    labels_or_none = None if labels is None else torch.from_numpy(labels)
+    return Dataset(torch.from_numpy(images), labels_or_none, label_names, name, skipped)

@@ -1,0 +1,168 @@
+"""Noise as a pure function: a normal depends on (seed, stream, sample, step, element) and on nothing else.
+
+Philox4x32-10 (Salmon et al. 2011) turns a counter into random bits and a portable Box-Muller turns the bits into
+normals. csrc/philox.h says the same in C++ for the CPU and the GPU; here it is in plain torch, bit for bit equal on
+any device, because every operation is an integer one or a single correctly rounded IEEE fp32 multiply, add or sqrt.
+
+    key     = seed, low word first
+    counter = (element // 4, sample id low 32 bits, step, stream | sample id high 24 bits << 8)
+    lane    = element % 4, with element the logical NCHW index inside the sample
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+MASK32 = 0xFFFFFFFF
+MAX_ELEMENTS = 2**34  # per sample: element // 4 is one 32-bit word of the counter
+MAX_SAMPLE_ID = 2**56
+
+
+class Stream(IntEnum):
+    """What a number is drawn for. Draws for different purposes never share a counter. Values are a contract."""
+
+    INITIAL = 0  # x_T, where sampling starts
+    REVERSE = 1  # sigma z of a sampler's step
+    TRAINING = 2  # eps of the training loss
+    TIMESTEP = 3  # t of the training loss
+    LABEL = 4  # which training labels are dropped, and which classes are sampled
+    USER = 5  # q_sample and losses called by hand
+
+
+@dataclass(frozen=True)
+class NoiseKey:
+    """Names a batch of noise: everything but the element.
+
+    seed: int64 scalar tensor (all 64 bits are used). sample_id: int64 [N], in 0..2^56-1, global rather than the
+    position in the batch. step: int64 scalar tensor, in 0..2^32-1. stream: a small integer, see Stream.
+    The tensors live on the device where the noise is wanted, so that nothing is copied when it is drawn and a
+    CUDA graph can advance `step` in place.
+    """
+
+    seed: Tensor
+    sample_id: Tensor
+    step: Tensor
+    stream: int = Stream.USER
+
+    def __post_init__(self):
+        for name, value, ndim in (("seed", self.seed, 0), ("step", self.step, 0), ("sample_id", self.sample_id, 1)):
+            if value.dtype != torch.int64 or value.ndim != ndim:
+                raise InputError(
+                    f"NoiseKey.{name} is {value.dtype} of shape {tuple(value.shape)}; expected int64 with {ndim} "
+                    "dimensions. NoiseKey.of(seed, n) makes one from integers."
+                )
+            if value.device != self.seed.device:
+                raise InputError(
+                    f"NoiseKey.{name} is on {value.device} and its seed on {self.seed.device}: put both on one device"
+                )
+        if not 0 <= self.stream < 256:
+            raise InputError(f"NoiseKey.stream is {self.stream}; expected 0..255")
+
+    @classmethod
+    def of(
+        cls,
+        seed: int,
+        n: int,
+        *,
+        first_sample_id: int = 0,
+        step: int = 0,
+        stream: int = Stream.USER,
+        device: torch.device | str = "cpu",
+    ) -> NoiseKey:
+        """The key of samples first_sample_id .. first_sample_id + n - 1, from plain integers."""
+        if not -(2**63) <= seed < 2**64:
+            raise InputError(f"seed {seed} does not fit in 64 bits")
+        if n < 0 or first_sample_id < 0 or first_sample_id + n > MAX_SAMPLE_ID:
+            raise InputError(
+                f"samples {first_sample_id}..{first_sample_id + n - 1}: ids must lie in 0..{MAX_SAMPLE_ID - 1}"
+            )
+        if not 0 <= step <= MASK32:
+            raise InputError(f"step {step} does not fit in 32 bits; expected 0..{MASK32}")
+        signed = seed - 2**64 if seed >= 2**63 else seed
+        return cls(
+            seed=torch.tensor(signed, dtype=torch.int64, device=device),
+            sample_id=torch.arange(first_sample_id, first_sample_id + n, dtype=torch.int64, device=device),
+            step=torch.tensor(step, dtype=torch.int64, device=device),
+            stream=int(stream),
+        )
+
+
+def philox4x32_10(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Four random words (int64 tensors holding 0..2^32-1) for each counter. Arguments broadcast; same range."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # A product of two 32-bit words wraps in int64, but its 64 bits are right, read as unsigned.
+        p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & MASK32) ^ c1 ^ k0,
+            p1 & MASK32,
+            ((p0 >> 32) & MASK32) ^ c3 ^ k1,
+            p0 & MASK32,
+        )
+        k0, k1 = (k0 + 0x9E3779B9) & MASK32, (k1 + 0xBB67AE85) & MASK32
+    return c0, c1, c2, c3
+
+
+def random_words(key: NoiseKey, counters: int) -> Tensor:
+    """The raw random words of counters 0..counters-1 for each sample: int64 [N, counters, 4] in 0..2^32-1."""
+    first = torch.arange(counters, dtype=torch.int64, device=key.seed.device)[None, :]
+    ids = key.sample_id[:, None]
+    words = philox4x32_10(
+        (first, ids & MASK32, (key.step & MASK32).expand(1, 1), (ids >> 32 & 0xFFFFFF) << 8 | key.stream),
+        (key.seed & MASK32, key.seed >> 32 & MASK32),
+    )
+    return torch.stack(torch.broadcast_tensors(*words), dim=-1)
+
+
+def uniform_integers(key: NoiseKey, high: int) -> Tensor:
+    """One integer in 0..high-1 for each sample: int64 [N]. Bias at most high / 2^32; high at most 2^31."""
+    return random_words(key, 1)[:, 0, 0] * high >> 32
+
+
+def _radius(word: Tensor) -> Tensor:
+    """sqrt(-2 ln u), u = (word // 256 + 1) / 2^24 in (0, 1]. See box_muller_radius in csrc/philox.h."""
+    bits = ((word >> 8) + 1).to(torch.float32).view(torch.int32) + (0x3F800000 - 0x3F3504F3)
+    n = (24 + 127 - (bits >> 23)).to(torch.float32)
+    f = ((bits & 0x007FFFFF) + 0x3F3504F3).view(torch.float32) - 1.0
+    q = torch.full_like(f, -0.178547591)
+    for coefficient in (
+        *(0.286895365, -0.297421604, 0.331324518, -0.399321407, 0.500034630, -0.666676760),
+        *(1.0, -2.0),
+    ):
+        q = q * f + coefficient
+    # torch.sqrt in fp32 is not correctly rounded on every CPU (MKL's is off by one place in 0.6% of cases); in float64
+    # and rounded to fp32 it is.
+    return torch.sqrt((n * 1.38629436 + q * f).double()).float()
+
+
+def normal_pair(word0: Tensor, word1: Tensor) -> tuple[Tensor, Tensor]:
+    """Two fp32 normals from two random words: Box-Muller, the same bits as normal_pair in csrc/philox.h."""
+    radius = _radius(word0)
+    # The 24 bits below the quadrant's two, as a signed number.
+    steps = ((word1 >> 6 & 0xFFFFFF) ^ 0x800000) - 0x800000
+    x = (2 * steps + 1).to(torch.float32) * 4.681338e-08
+    x2 = x * x
+    sine = (x2 * -0.000195175919 + 0.00833218079) * x2 + -0.166666552
+    sine = sine * x2 * x + x
+    cosine = (x2 * 2.44385519e-05 + -0.00138873688) * x2 + 0.0416666456
+    cosine = (cosine * x2 + -0.5) * x2 + 1.0
+    quadrant = word1 >> 30
+    odd = (quadrant & 1).bool()
+    z0 = radius * torch.where(odd, sine, cosine)
+    z1 = radius * torch.where(odd, cosine, sine)
+    return torch.where((quadrant ^ quadrant >> 1).bitwise_and(1).bool(), -z0, z0), torch.where(quadrant > 1, -z1, z1)
+
+
+def normals(key: NoiseKey, elements: int) -> Tensor:
+    """Standard normals, fp32 [N, elements], in plain torch: the oracle of every backend."""
+    words = random_words(key, (elements + 3) // 4)
+    z0, z1 = normal_pair(words[..., 0], words[..., 1])
+    z2, z3 = normal_pair(words[..., 2], words[..., 3])
+    return torch.stack((z0, z1, z2, z3), dim=-1).flatten(1)[:, :elements]

@@ -1,0 +1,202 @@
+"""The fused ops: what each does, its checks, and nothing of how. Use them inside any training or sampling loop.
+
+Images are [N, C, ...] with any number of trailing dimensions. Storage is uint8 (x0 only: pixels 0..255 mean -1..1),
+fp32, bf16 or fp16; arithmetic is fp32, rounded once. float64 runs on the `reference` backend, in float64. Contiguous
+and channels_last tensors are read in place; any other strides are copied first. `noise` is a tensor shaped like x0, or a
+NoiseKey, in which case it is drawn on the way and never stored. Everything the kernels index with (tables, t, step,
+seed) lives on the images' device, so that no call waits for it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..noise import MAX_ELEMENTS, NoiseKey
+from . import registry  # noqa: F401  (defines torch.ops.ddpm_fast.*)
+from .backend import active_backend, backend_status, use_backend
+
+__all__ = [
+    *("normal", "q_sample", "diffusion_loss", "reverse_step", "ReverseStep"),
+    *("use_backend", "active_backend", "backend_status"),
+]
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_ops = torch.ops.ddpm_fast
+
+
+class ReverseStep(NamedTuple):
+    """What a sampler's step gives: the next state, and where asked for the predicted x0 and the network's copy."""
+
+    x: Tensor
+    x0: Tensor | None
+    x_model: Tensor | None
+
+
+def normal(
+    key: NoiseKey,
+    shape: tuple[int, ...],
+    *,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Tensor:
+    """Standard normals [N, *shape] of the samples that `key` names, the same numbers on every device and backend.
+
+    Raises InputError for a shape that is negative or beyond 2^34 elements a sample, or a dtype that is no float.
+    """
+    if dtype not in FLOATS:
+        raise InputError(f"normal: dtype is {dtype}; expected one of {', '.join(map(str, FLOATS))}")
+    if any(size < 0 for size in shape):
+        raise InputError(f"normal: shape {tuple(shape)} has a negative size")
+    full = (key.sample_id.shape[0], *shape)
+    channels_last = memory_format in (torch.channels_last, torch.channels_last_3d)
+    if channels_last and len(full) not in (4, 5):
+        raise InputError(f"normal: channels_last needs samples of shape [C, H, W] or [C, D, H, W], not {tuple(shape)}")
+    _check_elements("normal", full)
+    return _ops.normal(key.seed, key.sample_id, key.step, key.stream, list(full), dtype, channels_last)
+
+
+def q_sample(
+    x0: Tensor, t: Tensor, table: Tensor, noise: Tensor | NoiseKey, dtype: torch.dtype | None = None
+) -> Tensor:
+    """x_t = table[t, 0] x0 + table[t, 1] eps: the forward process in closed form (Ho et al. 2020, eq. 4).
+
+    x0: [N, C, ...] uint8 or float. t: int64 [N]. table: fp32 [T, 2], Schedule.q_sample_table(). noise: eps like x0,
+    or a NoiseKey. dtype of the result: x0's, or fp32 for uint8. Differentiable in x0 and in a given noise.
+    Raises InputError for shapes, dtypes or devices that do not fit, and on the CPU for t outside 0..T-1.
+    """
+    _check_image("q_sample", "x0", x0, (*FLOATS, torch.uint8))
+    _check_steps("q_sample", x0, t, table, columns=2)
+    dtype = dtype or (torch.float32 if x0.dtype == torch.uint8 else x0.dtype)
+    if dtype not in FLOATS:
+        raise InputError(f"q_sample: dtype is {dtype}; expected one of {', '.join(map(str, FLOATS))}")
+    return _ops.q_sample(x0, t, table, *_noise_arguments("q_sample", noise, x0), dtype)
+
+
+def diffusion_loss(output: Tensor, x0: Tensor, t: Tensor, table: Tensor, noise: Tensor | NoiseKey) -> Tensor:
+    """The regression loss of each sample: weight_t * mean((output - target)^2), fp32 [N] (Ho et al. 2020, eq. 14).
+
+    The target is linear in x0 and the noise, which covers every prediction: table [T, 3] (Objective.loss_table) holds
+    target = table[t, 0] x0 + table[t, 1] eps and weight = table[t, 2]. output: float [N, C, ...], the network's;
+    x0, t, noise as for q_sample. One pass computes the loss and keeps output - target, in output's dtype, for the
+    gradient with respect to output; x0 and noise get none. float64 output: float64 loss.
+    Raises InputError for shapes, dtypes or devices that do not fit, and on the CPU for t outside 0..T-1.
+    """
+    _check_image("diffusion_loss", "output", output, FLOATS)
+    _check_image("diffusion_loss", "x0", x0, (*FLOATS, torch.uint8))
+    _check_like("diffusion_loss", "x0", x0, "output", output)
+    _check_steps("diffusion_loss", output, t, table, columns=3)
+    if output[0:1].numel() == 0 and output.shape[0] > 0:
+        raise InputError(f"diffusion_loss: samples of shape {tuple(output.shape[1:])} have no elements to average over")
+    with_residual = output.requires_grad and torch.is_grad_enabled()
+    loss, _ = _ops.diffusion_loss(
+        output, x0, t, table, *_noise_arguments("diffusion_loss", noise, x0), with_residual
+    )
+    return loss
+
+
+def reverse_step(
+    x_t: Tensor,
+    output: Tensor,
+    table: Tensor,
+    step: Tensor,
+    noise: Tensor | NoiseKey,
+    *,
+    x0_previous: Tensor | None = None,
+    return_x0: bool = False,
+    model_dtype: torch.dtype | None = None,
+) -> ReverseStep:
+    """One step of any sampler (Ho et al. 2020, alg. 2, and its successors), by row `step` of its table.
+
+        x0 = clip(a_x x_t + a_out output);   x = b_x x_t + b_x0 x0 + b_previous x0_previous + sigma z
+
+    x_t, output: float [N, C, ...]. table: fp32 [S, 7] with columns a_x, a_out, b_x, b_x0, b_previous, sigma, clip
+    (x0 is held to [-clip, clip]; infinity for no clipping). step: int64 scalar tensor. noise: z, or a NoiseKey; a row
+    whose sigma is 0 draws none. x is in x_t's dtype; model_dtype asks for a second copy of it in the dtype the network
+    reads, return_x0 for x0 in fp32. Differentiable in x_t, output and x0_previous.
+    Raises InputError for shapes, dtypes or devices that do not fit, and on the CPU for a step outside the table.
+    """
+    _check_image("reverse_step", "x_t", x_t, FLOATS)
+    _check_image("reverse_step", "output", output, FLOATS)
+    _check_like("reverse_step", "output", output, "x_t", x_t)
+    if x0_previous is not None:
+        _check_image("reverse_step", "x0_previous", x0_previous, FLOATS)
+        _check_like("reverse_step", "x0_previous", x0_previous, "x_t", x_t)
+    _check_table("reverse_step", table, 7, x_t.device)
+    if step.dtype != torch.int64 or step.ndim != 0 or step.device != x_t.device:
+        raise InputError(
+            f"reverse_step: step is {step.dtype} of shape {tuple(step.shape)} on {step.device}; "
+            f"expected an int64 scalar tensor on {x_t.device}"
+        )
+    if model_dtype is not None and model_dtype not in FLOATS:
+        raise InputError(f"reverse_step: model_dtype is {model_dtype}; expected one of {', '.join(map(str, FLOATS))}")
+    x, x0, x_model = _ops.reverse_step(
+        *(x_t, output, x0_previous, table, step),
+        *_noise_arguments("reverse_step", noise, x_t),
+        *(return_x0, model_dtype),
+    )
+    return ReverseStep(x, x0 if return_x0 else None, x_model if model_dtype is not None else None)
+
+
+def _check_image(op: str, name: str, image: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
+    if image.dtype not in dtypes:
+        raise InputError(f"{op}: {name} is {image.dtype}; expected one of {', '.join(map(str, dtypes))}")
+    if image.ndim < 2:
+        raise InputError(f"{op}: {name} has shape {tuple(image.shape)}; expected [N, C, ...]")
+    _check_elements(op, image.shape)
+
+
+def _check_elements(op: str, shape: tuple[int, ...]) -> None:
+    elements = 1
+    for size in shape[1:]:
+        elements *= size
+    if elements > MAX_ELEMENTS:
+        raise InputError(f"{op}: a sample of {elements} elements; the noise's counter reaches {MAX_ELEMENTS}")
+
+
+def _check_like(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.shape != other.shape:
+        raise InputError(
+            f"{op}: {name} has shape {tuple(tensor.shape)} and {other_name} {tuple(other.shape)}; they must be equal"
+        )
+    if tensor.device != other.device:
+        raise InputError(f"{op}: {name} is on {tensor.device} and {other_name} on {other.device}; they must share one")
+
+
+def _check_table(op: str, table: Tensor, columns: int, device: torch.device) -> None:
+    if table.ndim != 2 or table.shape[1] != columns or table.dtype not in (torch.float32, torch.float64):
+        raise InputError(
+            f"{op}: table is {table.dtype} of shape {tuple(table.shape)}; expected float32 [rows, {columns}]"
+        )
+    if table.device != device:
+        raise InputError(f"{op}: table is on {table.device} and the images on {device}; move it there once, beforehand")
+
+
+def _check_steps(op: str, image: Tensor, t: Tensor, table: Tensor, columns: int) -> None:
+    _check_table(op, table, columns, image.device)
+    if t.dtype != torch.int64 or t.shape != image.shape[:1]:
+        raise InputError(
+            f"{op}: t is {t.dtype} of shape {tuple(t.shape)}; expected int64 [{image.shape[0]}], one a sample"
+        )
+    if t.device != image.device:
+        raise InputError(f"{op}: t is on {t.device} and the images on {image.device}; they must share one")
+
+
+def _noise_arguments(op: str, noise: Tensor | NoiseKey, image: Tensor) -> tuple:
+    """(noise, seed, sample_id, step, stream) as the registered ops take them."""
+    if isinstance(noise, NoiseKey):
+        if noise.sample_id.shape[0] != image.shape[0]:
+            raise InputError(
+                f"{op}: the NoiseKey names {noise.sample_id.shape[0]} samples and the batch has {image.shape[0]}"
+            )
+        if noise.seed.device != image.device:
+            raise InputError(f"{op}: the NoiseKey is on {noise.seed.device} and the images on {image.device}")
+        return None, noise.seed, noise.sample_id, noise.step, noise.stream
+    if not isinstance(noise, Tensor):
+        raise InputError(f"{op}: noise is a {type(noise).__name__}; expected a tensor or a NoiseKey")
+    _check_image(op, "noise", noise, FLOATS)
+    _check_like(op, "noise", noise, "the image", image)
+    return noise, None, None, None, 0

@@ -1,0 +1,218 @@
+"""The ops as PyTorch knows them: schema, shape function and gradient of each, in one look.
+
+`Library.define` rather than `custom_op`: 2 us a call against 8 to 13. The implementation is the same for every
+device, because the choice of a backend is ours (backend.py).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..noise import NoiseKey
+from . import backend, reference
+
+_library = torch.library.Library("ddpm_fast", "DEF")
+_NOISE = "Tensor? noise, Tensor? seed, Tensor? sample_id, Tensor? step_id, int stream"
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+
+
+def dense(x: Tensor) -> Tensor:
+    """x itself if it is contiguous or channels_last, otherwise a contiguous copy."""
+    return x if x.is_contiguous() or is_channels_last(x) else x.contiguous()
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether x is channels_last and not contiguous as well (with one channel it can be both)."""
+    if x.is_contiguous():
+        return False
+    if x.ndim == 4:
+        return x.is_contiguous(memory_format=torch.channels_last)
+    return x.ndim == 5 and x.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def _like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """An empty tensor with the shape and memory format that an op gives to what it computes from x."""
+    return torch.empty_like(dense(x), dtype=dtype or x.dtype)
+
+
+def _noise(noise, seed, sample_id, step_id, stream) -> Tensor | NoiseKey:
+    return dense(noise) if noise is not None else NoiseKey(seed, sample_id.contiguous(), step_id, stream)
+
+
+def _register(schema: str, run, fake) -> None:
+    name = schema.split("(")[0]
+    _library.define(schema, tags=_TAGS)
+    _library.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"ddpm_fast::{name}", fake, lib=_library)
+
+
+# --- normal
+
+
+def _normal_empty(seed, sample_id, step_id, stream, shape, dtype, channels_last):
+    memory_format = torch.contiguous_format
+    if channels_last:
+        memory_format = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+    return torch.empty(shape, dtype=dtype, device=seed.device, memory_format=memory_format)
+
+
+def _normal(seed, sample_id, step_id, stream, shape, dtype, channels_last):
+    out = _normal_empty(seed, sample_id, step_id, stream, shape, dtype, channels_last)
+    backend.kernel("normal", seed.device, dtype)(_noise(None, seed, sample_id, step_id, stream), out)
+    return out
+
+
+_register(
+    "normal(Tensor seed, Tensor sample_id, Tensor step_id, int stream, SymInt[] shape, ScalarType dtype, "
+    "bool channels_last) -> Tensor",
+    _normal,
+    _normal_empty,
+)
+
+
+# --- q_sample
+
+
+def _q_sample(x0, t, table, noise, seed, sample_id, step_id, stream, dtype):
+    out = _like(x0, dtype)
+    z = _noise(noise, seed, sample_id, step_id, stream)
+    backend.kernel("q_sample", x0.device, x0.dtype, dtype)(dense(x0), t.contiguous(), table.contiguous(), z, out)
+    return out
+
+
+def _q_sample_setup(ctx, inputs, output):
+    x0, t, table, noise, *_ = inputs
+    ctx.save_for_backward(t, table)
+    ctx.dtypes = x0.dtype, None if noise is None else noise.dtype
+
+
+def _q_sample_backward(ctx, grad):
+    t, table = ctx.saved_tensors
+    signal, sigma = (reference.per_sample(column, grad) for column in table[t].to(grad.dtype).unbind(1))
+    x0_dtype, noise_dtype = ctx.dtypes
+    grad_x0 = (grad * signal).to(x0_dtype) if ctx.needs_input_grad[0] else None
+    grad_noise = (grad * sigma).to(noise_dtype) if ctx.needs_input_grad[3] else None
+    return grad_x0, None, None, grad_noise, None, None, None, None, None
+
+
+_register(
+    f"q_sample(Tensor x0, Tensor t, Tensor table, {_NOISE}, ScalarType dtype) -> Tensor",
+    _q_sample,
+    lambda x0, t, table, noise, seed, sample_id, step_id, stream, dtype: _like(x0, dtype),
+)
+torch.library.register_autograd(
+    "ddpm_fast::q_sample", _q_sample_backward, setup_context=_q_sample_setup, lib=_library
+)
+
+
+# --- diffusion_loss: the forward leaves output - target behind, in output's dtype; the backward scales it
+
+
+def _loss_empty(output, x0, t, table, noise, seed, sample_id, step_id, stream, with_residual):
+    dtype = torch.float64 if output.dtype == torch.float64 else torch.float32
+    loss = torch.empty(output.shape[0], dtype=dtype, device=output.device)
+    return loss, _like(output) if with_residual else output.new_empty(0)
+
+
+def _loss(output, x0, t, table, noise, seed, sample_id, step_id, stream, with_residual):
+    loss, residual = _loss_empty(output, x0, t, table, noise, seed, sample_id, step_id, stream, with_residual)
+    z = _noise(noise, seed, sample_id, step_id, stream)
+    run = backend.kernel("diffusion_loss", output.device, output.dtype, x0.dtype)
+    run(dense(output), dense(x0), t.contiguous(), table.contiguous(), z, residual if with_residual else None, loss)
+    return loss, residual
+
+
+def _loss_backward_run(residual, scale):
+    grad = _like(residual)
+    run = backend.kernel("diffusion_loss_backward", residual.device, residual.dtype)
+    run(dense(residual), scale.contiguous(), grad)
+    return grad
+
+
+def _loss_setup(ctx, inputs, output):
+    ctx.save_for_backward(output[1], inputs[2], inputs[3])
+
+
+def _loss_backward(ctx, grad_loss, _):
+    residual, t, table = ctx.saved_tensors
+    elements = residual[0].numel() if residual.shape[0] else 1
+    scale = grad_loss * table[t, 2].to(grad_loss.dtype) * (2.0 / elements)
+    return (torch.ops.ddpm_fast.diffusion_loss_backward(residual, scale), *[None] * 9)
+
+
+_register(
+    f"diffusion_loss(Tensor output, Tensor x0, Tensor t, Tensor table, {_NOISE}, bool with_residual) "
+    "-> (Tensor, Tensor)",
+    _loss,
+    _loss_empty,
+)
+_register(
+    "diffusion_loss_backward(Tensor residual, Tensor scale) -> Tensor",
+    _loss_backward_run,
+    lambda residual, scale: _like(residual),
+)
+torch.library.register_autograd("ddpm_fast::diffusion_loss", _loss_backward, setup_context=_loss_setup, lib=_library)
+
+
+# --- reverse_step: x0 and x_model are empty where they are not wanted
+
+
+def _step_empty(
+    x_t, output, x0_previous, table, step, noise, seed, sample_id, step_id, stream, with_x0, model_dtype
+):
+    x0_dtype = torch.float64 if x_t.dtype == torch.float64 else torch.float32
+    return (
+        _like(x_t),
+        _like(x_t, x0_dtype) if with_x0 else x_t.new_empty(0, dtype=x0_dtype),
+        x_t.new_empty(0) if model_dtype is None else _like(x_t, model_dtype),
+    )
+
+
+def _step(x_t, output, x0_previous, table, step, noise, seed, sample_id, step_id, stream, with_x0, model_dtype):
+    x, x0, x_model = _step_empty(
+        x_t, output, x0_previous, table, step, noise, seed, sample_id, step_id, stream, with_x0, model_dtype
+    )
+    z = _noise(noise, seed, sample_id, step_id, stream)
+    dtypes = [x_t.dtype, output.dtype] + ([] if x0_previous is None else [x0_previous.dtype])
+    backend.kernel("reverse_step", x_t.device, *dtypes)(
+        *(dense(x_t), dense(output), None if x0_previous is None else dense(x0_previous), table.contiguous(), step, z),
+        *(x, x0 if with_x0 else None, None if model_dtype is None else x_model),
+    )
+    return x, x0, x_model
+
+
+def _step_setup(ctx, inputs, output):
+    x_t, model_output, x0_previous, table, step = inputs[:5]
+    ctx.save_for_backward(x_t, model_output, table, step)
+    ctx.previous_dtype = None if x0_previous is None else x0_previous.dtype
+    ctx.with_x0, ctx.model_dtype = inputs[10], inputs[11]
+    ctx.set_materialize_grads(False)
+
+
+def _step_backward(ctx, grad_x, grad_x0, grad_model):
+    x_t, output, table, step = ctx.saved_tensors
+    a_x, a_out, b_x, b_x0, b_previous, _, clip = table[step].to(reference.working_dtype(x_t)).unbind()
+    zeros = x_t.new_zeros((), dtype=a_x.dtype)
+    grad = zeros if grad_x is None else grad_x.to(a_x.dtype)
+    if ctx.model_dtype is not None and grad_model is not None:
+        grad = grad + grad_model.to(a_x.dtype)
+    through_x0 = grad * b_x0
+    if ctx.with_x0 and grad_x0 is not None:
+        through_x0 = through_x0 + grad_x0
+    unclipped = (a_x * x_t + a_out * output).abs() <= clip
+    through_x0 = torch.where(unclipped, through_x0, zeros)
+    grad_x_t = (grad * b_x + through_x0 * a_x).to(x_t.dtype)
+    grad_previous = None
+    if ctx.previous_dtype is not None:
+        grad_previous = (grad * b_previous).to(ctx.previous_dtype).expand_as(x_t)
+    return grad_x_t, (through_x0 * a_out).to(output.dtype), grad_previous, *[None] * 9
+
+
+_register(
+    f"reverse_step(Tensor x_t, Tensor output, Tensor? x0_previous, Tensor table, Tensor step, {_NOISE}, bool with_x0, "
+    "ScalarType? model_dtype) -> (Tensor, Tensor, Tensor)",
+    _step,
+    _step_empty,
+)
+torch.library.register_autograd("ddpm_fast::reverse_step", _step_backward, setup_context=_step_setup, lib=_library)

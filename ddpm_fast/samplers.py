@@ -1,0 +1,145 @@
+"""Sampling: a table of coefficients, one row a step, and one loop that every sampler runs through.
+
+Samplers differ in their rows, not in code (csrc/reverse_step.h): Ho et al. 2020, alg. 2 is `ddpm`. Noise comes from
+each sample's own counter, so a sample is the same image whatever the batch it is drawn in; what remains is the
+network's own dependence on the batch size, which is rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .diffusion import GaussianDiffusion
+from .errors import InputError
+from .nn import UNet
+from .noise import NoiseKey, Stream
+
+
+class SamplerTable(NamedTuple):
+    """A sampler's plan. coefficients: float64 [S, 7], as ops.reverse_step reads them; timesteps: int64 [S], the steps of
+    the original chain that the network is told. Row 0 is applied first."""
+
+    coefficients: Tensor
+    timesteps: Tensor
+
+
+def ddpm_table(diffusion: GaussianDiffusion, clip: bool = True) -> SamplerTable:
+    """Ancestral sampling over every step of the diffusion's schedule, from T-1 to 0 (Ho et al. 2020, alg. 2).
+
+    Each step draws from p(x_{t-1} | x_t): the posterior's mean with the predicted x_0 in x_0's place, the variance
+    that the objective fixes, and no noise at the last step. clip holds the predicted x_0 to [-1, 1] before the mean.
+    """
+    schedule, objective = diffusion.schedule, diffusion.objective
+    a_x, a_out = objective.x0_table(schedule).unbind(1)
+    log_variance = objective.variance_table(schedule)[:, 1]
+    sigma = (0.5 * log_variance).exp()
+    sigma[0] = 0.0
+    columns = [
+        *(a_x, a_out, schedule.posterior_mean_coef2, schedule.posterior_mean_coef1, torch.zeros_like(sigma), sigma),
+        torch.full_like(sigma, 1.0 if clip else math.inf),
+    ]
+    return SamplerTable(torch.stack(columns, dim=1).flip(0), schedule.timesteps.flip(0))
+
+
+SAMPLERS: dict[str, Callable[..., SamplerTable]] = {"ddpm": ddpm_table}
+
+
+def make_table(diffusion: GaussianDiffusion, sampler: str = "ddpm", steps: int | None = None) -> SamplerTable:
+    """The plan of a sampler by name, over `steps` steps spaced evenly over the schedule (None: all of them).
+
+    Raises InputError for an unknown sampler, and for steps outside 1..T.
+    """
+    if sampler not in SAMPLERS:
+        raise InputError(f"sampler {sampler!r} is unknown; there are {', '.join(SAMPLERS)}")
+    if steps is not None and not 1 <= steps <= diffusion.num_timesteps:
+        raise InputError(f"steps is {steps}; expected 1..{diffusion.num_timesteps}, the length of the model's chain")
+    return SAMPLERS[sampler](diffusion if steps is None else diffusion.respace(steps))
+
+
+@torch.inference_mode()
+def sample(
+    model: UNet,
+    diffusion: GaussianDiffusion,
+    n: int,
+    *,
+    sampler: str = "ddpm",
+    steps: int | None = None,
+    seed: int = 0,
+    first_sample_id: int = 0,
+    labels: int | Sequence[int] | Tensor | None = None,
+    batch_size: int | None = None,
+    on_step: Callable[[int, int, Tensor], None] | None = None,
+) -> Tensor:
+    """Draw n images: fp32 [n, C, H, W], about in [-1, 1], on the model's device, in the model's memory format.
+
+    sampler, steps: see make_table; fewer steps are faster and coarser. Sample i depends on (seed, first_sample_id + i,
+    label, sampler, steps) and on nothing else but the network's rounding. labels: a class for all, or one each; None
+    draws unconditionally. batch_size: how many at a time (None: all). on_step(first, i, x) is called after step i of the
+    batch whose first sample is number `first`, with its x.
+    Raises InputError for n < 0, batch_size < 1, labels that do not fit the model, and where make_table does.
+    """
+    parameter = next(model.parameters())
+    device, model_dtype = parameter.device, parameter.dtype
+    table = make_table(diffusion, sampler, steps)
+    if n < 0 or (batch_size is not None and batch_size < 1):
+        raise InputError(f"n is {n} and batch_size {batch_size}; expected n >= 0 and batch_size >= 1 or None")
+    classes = check_labels(model, labels, n)
+    coefficients = table.coefficients.to(device, torch.float32)
+    timesteps = table.timesteps.to(device)
+
+    shape = (model.config.in_channels, model.config.image_size, model.config.image_size)
+    batches = []
+    training = model.training
+    model.eval()
+    try:
+        for first in range(0, n, batch_size or max(n, 1)):
+            size = min(batch_size or n, n - first)
+            initial = NoiseKey.of(
+                seed, size, first_sample_id=first_sample_id + first, stream=Stream.INITIAL, device=device
+            )
+            # The step index is one tensor, advanced in place: it chooses the row, the timestep and the noise.
+            step = torch.zeros((), dtype=torch.int64, device=device)
+            key = NoiseKey(initial.seed, initial.sample_id, step, Stream.REVERSE)
+            batch_labels = None if classes is None else classes[first : first + size].to(device)
+            x = ops.normal(initial, shape, memory_format=torch.channels_last)
+            x_model = x.to(model_dtype)
+            for i in range(len(timesteps)):
+                output = model(x_model, timesteps[step].expand(size), batch_labels)
+                x, _, copy = ops.reverse_step(
+                    *(x, output, coefficients, step, key),
+                    model_dtype=None if model_dtype == torch.float32 else model_dtype,
+                )
+                x_model = x if copy is None else copy
+                step += 1
+                if on_step is not None:
+                    on_step(first, i, x)
+            batches.append(x)
+    finally:
+        model.train(training)
+    return torch.cat(batches) if batches else torch.empty((0, *shape), device=device)
+
+
+def check_labels(model: UNet, labels: int | Sequence[int] | Tensor | None, n: int) -> Tensor | None:
+    """The labels as int64 [n] on the CPU, or None. Raises InputError if they do not fit the model or n."""
+    if labels is None:
+        return None
+    classes = model.config.num_classes
+    if classes == 0:
+        raise InputError("this model is unconditional (it was trained without classes): leave the labels out")
+    tensor = torch.as_tensor(labels, dtype=torch.int64, device="cpu")
+    if tensor.ndim == 0:
+        tensor = tensor.expand(n)
+    if tensor.shape != (n,):
+        raise InputError(f"labels have shape {tuple(tensor.shape)}; expected one class, or {n}, one a sample")
+    if n and not 0 <= int(tensor.min()) <= int(tensor.max()) <= classes:
+        raise InputError(
+            f"labels run from {int(tensor.min())} to {int(tensor.max())}; this model has the classes 0..{classes - 1} "
+            f"(and {classes} for none)"
+        )
+    return tensor

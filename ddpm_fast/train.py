@@ -1,0 +1,271 @@
+"""`python -m ddpm_fast.train --data IMAGES --out FOLDER`: train a model on your images.
+
+The folder gets training states (to resume from), model.safetensors (to sample from), sample grids, and curves for
+TensorBoard. Ctrl-C and SIGTERM save first; --resume continues bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from . import checkpoint, images
+from .commands import choose_device, choose_dtype, console, plain_errors
+from .data import BUILTIN, Dataset, load_dataset
+from .diffusion import GaussianDiffusion
+from .errors import InputError
+from .files import check_writable_folder
+from .nn import UNetConfig
+from .objective import PREDICTIONS, VARIANCES
+from .samplers import sample
+from .schedule import Schedule
+from .training import NonFiniteLoss, TrainConfig, Trainer
+
+SCHEDULES = {"linear": Schedule.linear, "cosine": Schedule.cosine}
+PLAIN_REPORT_SECONDS = 30  # between lines of progress where there is no terminal to draw a bar on
+GRID_SAMPLES = 64
+# What may differ between a run and its continuation: these do not touch the weights.
+FREE_ON_RESUME = {"out", "steps", "log_every", "sample_every", "save_every", "resume", "device", "strict"}
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def integers(text: str, name: str) -> tuple[int, ...]:
+    """ "1,2,4" as numbers; "" as none. Raises InputError."""
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise InputError(f"{name} is {text!r}; expected integers separated by commas, such as 1,2,4") from None
+
+
+@app.command()
+def main(
+    context: typer.Context,
+    data: Annotated[str, typer.Option(help=f"{', '.join(BUILTIN)}, a folder of images, a .zip of them, .npz or .npy")],
+    out: Annotated[Path, typer.Option(help="folder for checkpoints, samples and curves")],
+    image_size: Annotated[int | None, typer.Option(help="resize images to this side")] = None,
+    channels: Annotated[int | None, typer.Option(help="1 (grey) or 3 (RGB); as found if not given")] = None,
+    classes: Annotated[bool, typer.Option(help="condition on classes: sub-folders, or an array file's labels")] = False,
+    strict: Annotated[bool, typer.Option(help="stop at a broken image file instead of skipping it")] = False,
+    flip: Annotated[bool, typer.Option(help="mirror half of the images left-right")] = False,
+    model_channels: Annotated[int, typer.Option(help="channels of the first level")] = 64,
+    channel_mult: Annotated[str, typer.Option(help="each level's multiple of that")] = "1,2,2",
+    num_res_blocks: Annotated[int, typer.Option(help="residual blocks a level")] = 2,
+    attention: Annotated[str, typer.Option(help="image heights with self-attention")] = "",
+    num_heads: Annotated[int, typer.Option(help="attention heads")] = 4,
+    dropout: Annotated[float, typer.Option()] = 0.1,
+    scale_shift: Annotated[bool, typer.Option(help="time and class scale and shift the norms")] = True,
+    schedule: Annotated[str, typer.Option(help=f"of the noise: {', '.join(SCHEDULES)}")] = "cosine",
+    timesteps: Annotated[int, typer.Option(help="length of the chain")] = 1000,
+    prediction: Annotated[str, typer.Option(help=f"what the network predicts: {', '.join(PREDICTIONS)}")] = "eps",
+    variance: Annotated[str, typer.Option(help=f"of the reverse steps: {', '.join(VARIANCES)}")] = "fixed_large",
+    steps: Annotated[int, typer.Option(help="training steps in all")] = 10_000,
+    batch_size: Annotated[int, typer.Option()] = 64,
+    lr: Annotated[float, typer.Option(help="learning rate after the warm-up")] = 2e-4,
+    warmup: Annotated[int, typer.Option(help="steps of linear warm-up")] = 500,
+    weight_decay: Annotated[float, typer.Option()] = 0.0,
+    grad_clip: Annotated[float, typer.Option(help="largest gradient norm")] = 1.0,
+    ema_decay: Annotated[float, typer.Option(help="of the averaged weights, after its own warm-up")] = 0.9999,
+    label_drop: Annotated[float, typer.Option(help="share of labels dropped, for guidance")] = 0.1,
+    precision: Annotated[str, typer.Option(help="auto, fp32, or bf16 (autocast)")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    seed: Annotated[int, typer.Option()] = 0,
+    log_every: Annotated[int, typer.Option(help="steps between points of the curves")] = 50,
+    sample_every: Annotated[int, typer.Option(help="steps between sample grids; 0 for none")] = 1000,
+    save_every: Annotated[int, typer.Option(help="steps between checkpoints")] = 1000,
+    resume: Annotated[bool, typer.Option(help="continue from the newest checkpoint in --out")] = False,
+) -> None:
+    """Train a diffusion model on your images."""
+    with plain_errors():
+        arguments = {k: str(v) if isinstance(v, Path) else v for k, v in context.params.items()}
+        state = _find_state(context, arguments, out, resume)
+        a = arguments
+        for name in ("steps", "log_every", "save_every"):
+            if a[name] < 1:
+                raise InputError(f"--{name.replace('_', '-')} is {a[name]}; expected at least 1")
+        if a["schedule"] not in SCHEDULES:
+            raise InputError(f"schedule {a['schedule']!r} is unknown; there are {', '.join(SCHEDULES)}")
+        torch_device = choose_device(a["device"])
+        # Stored as what it came to: a run resumed elsewhere must not change its arithmetic.
+        a["precision"] = "bf16" if choose_dtype(a["precision"], torch_device) == torch.bfloat16 else "fp32"
+        dataset = _load(a)
+        conditional = a["classes"] or (dataset.label_names is not None or a["data"] in BUILTIN)
+        network = UNetConfig(
+            image_size=dataset.images.shape[-1],
+            in_channels=dataset.images.shape[1],
+            model_channels=a["model_channels"],
+            channel_mult=integers(a["channel_mult"], "--channel-mult"),
+            num_res_blocks=a["num_res_blocks"],
+            attention_resolutions=integers(a["attention"], "--attention"),
+            num_heads=a["num_heads"],
+            dropout=a["dropout"],
+            num_classes=(dataset.num_classes or 0) if conditional else 0,
+            scale_shift=a["scale_shift"],
+            norm_groups=min(32, a["model_channels"] // 4),
+        )
+        diffusion = GaussianDiffusion(
+            SCHEDULES[a["schedule"]](a["timesteps"]), prediction=a["prediction"], variance=a["variance"]
+        )
+        config = TrainConfig(**{k: a[k] for k in TrainConfig.__dataclass_fields__})
+        trainer = Trainer(network, diffusion, config, dataset, torch_device)
+        check_writable_folder(out)
+        if state is not None:
+            trainer.load(state)
+            console.print(f"Resuming at step {trainer.step} from {state}")
+        parameters = sum(p.numel() for p in trainer.model.parameters())
+        console.print(
+            f"{len(dataset)} images {'x'.join(map(str, dataset.images.shape[1:]))} from {dataset.name}"
+            f"{f', {network.num_classes} classes' if network.num_classes else ''}; "
+            f"{parameters / 1e6:.2f}M parameters; {config.precision} on {torch_device}"
+        )
+        try:
+            finished = run(trainer, out, arguments)
+        except NonFiniteLoss as error:
+            console.print(f"[bold red]Stopped:[/] {error}")
+            raise typer.Exit(1) from None
+    if not finished:
+        console.print(f"Stopped at step {trainer.step}, saved. Continue with: --out {out} --resume")
+        raise typer.Exit(130)
+    console.print(f"Done: {out / 'model.safetensors'}. Sample with: python -m ddpm_fast.sample --model {out / 'model.safetensors'}")
+
+
+def _find_state(context: typer.Context, arguments: dict, out: Path, resume: bool) -> Path | None:
+    """The checkpoint to resume from, with `arguments` set to those it was started with; None for a new run."""
+    state = checkpoint.latest_checkpoint(out)
+    if not resume:
+        if state is not None:
+            raise InputError(f"{out} holds a run already ({state.name}): add --resume to continue it, or choose another --out")
+        return None
+    if state is None:
+        raise InputError(f"--resume: there is no checkpoint (step-*.safetensors) in {out}")
+    stored = checkpoint.read_training(state)[1]["arguments"]
+    for name, value in stored.items():
+        given = context.get_parameter_source(name).name == "COMMANDLINE"
+        if name in FREE_ON_RESUME and given:
+            continue
+        if given and name != "data" and arguments[name] != value:
+            raise InputError(
+                f"--{name.replace('_', '-')} {arguments[name]} differs from the {value} this run was started with, and "
+                "would change its result: leave it out, or start a new run"
+            )
+        if not (name == "data" and given):  # the images may have moved
+            arguments[name] = value
+    return state
+
+
+def _load(arguments: dict) -> Dataset:
+    """The dataset, with what was skipped shown as it is found."""
+    names = ("image_size", "channels", "classes", "strict")
+    with warnings.catch_warnings(record=True) as caught, Progress(transient=True, console=console) as bar:
+        warnings.simplefilter("always")
+        task = bar.add_task("loading images")
+        dataset = load_dataset(
+            arguments["data"],
+            **{name: arguments[name] for name in names},
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    for warning in caught:
+        console.print(f"[yellow]Warning:[/] {warning.message}")
+    return dataset
+
+
+def run(trainer: Trainer, out: Path, arguments: dict) -> bool:
+    """Train up to arguments["steps"]. Returns False if a signal stopped it (after saving).
+
+    Raises NonFiniteLoss, nothing saved after the last good step.
+    """
+    stopping: list[int] = []
+    handlers = {s: signal.signal(s, lambda number, _: stopping.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    writer = SummaryWriter(out / "curves", purge_step=trainer.step + 1)
+    bar = Progress(
+        TextColumn("step"),
+        *(MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(elapsed_when_finished=True)),
+        TextColumn("{task.fields[rate]:.0f} images/s  loss {task.fields[loss]:.4f}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    task = bar.add_task("", total=arguments["steps"], completed=trainer.step, rate=0.0, loss=math.nan)
+    pending: list[tuple[torch.Tensor, torch.Tensor]] = []  # of the steps since the last look, still on the device
+    started = reported = time.monotonic()
+    first_step = saved = trainer.step
+    looked = time.monotonic()
+    try:
+        with bar:
+            while trainer.step < arguments["steps"] and not stopping:
+                pending.append(trainer.train_step())
+                step, last = trainer.step, trainer.step == arguments["steps"]
+                saving = last or step % arguments["save_every"] == 0
+                sampling = bool(arguments["sample_every"]) and (last or step % arguments["sample_every"] == 0)
+                if saving or sampling or step % arguments["log_every"] == 0:
+                    loss, norm = _look(pending, step, out)
+                    now = time.monotonic()
+                    rate, looked = len(pending) * trainer.config.batch_size / (now - looked), now
+                    pending.clear()
+                    writer.add_scalar("loss", loss, step)
+                    writer.add_scalar("gradient norm", norm, step)
+                    writer.add_scalar("images a second", rate, step)
+                    bar.update(task, completed=step, rate=rate, loss=loss)
+                    if not console.is_terminal and (now - reported > PLAIN_REPORT_SECONDS or last):
+                        reported = now
+                        left = (now - started) / (step - first_step) * (arguments["steps"] - step)
+                        console.print(
+                            f"step {step}/{arguments['steps']}  loss {loss:.4f}  {rate:.0f} images/s  {left / 60:.1f} min left"
+                        )
+                else:
+                    bar.update(task, completed=step)
+                if saving:
+                    trainer.save(out, arguments)
+                    saved = step
+                if sampling:
+                    _sample(trainer, out, writer)
+                looked += time.monotonic() - now if saving or sampling else 0.0
+        if stopping and saved < trainer.step:
+            _look(pending, trainer.step, out)
+            trainer.save(out, arguments)
+    finally:
+        writer.close()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return not stopping
+
+
+def _look(pending: list[tuple[torch.Tensor, torch.Tensor]], step: int, out: Path) -> tuple[float, float]:
+    """The mean loss and gradient norm of the steps before `step`. Raises NonFiniteLoss naming the first bad one."""
+    losses, norms = (torch.stack(column) for column in zip(*pending, strict=True))
+    finite = (losses.isfinite() & norms.isfinite()).tolist()
+    if not all(finite):
+        i = finite.index(False)
+        last_good = checkpoint.latest_checkpoint(out)
+        raise NonFiniteLoss(
+            f"step {step - len(pending) + i + 1} gave the loss {losses[i].item()} and the gradient norm "
+            f"{norms[i].item()}. " + (f"The last good checkpoint is {last_good}. " if last_good else "")
+            + "Lower --lr, lengthen --warmup, or use --precision fp32."
+        )
+    return losses.mean().item(), norms.mean().item()
+
+
+def _sample(trainer: Trainer, out: Path, writer: SummaryWriter) -> None:
+    """A grid from the averaged weights: one class a column where there are classes."""
+    model = trainer.averaged_model()
+    classes = model.config.num_classes
+    columns = min(classes, 10) or 8
+    n = GRID_SAMPLES // columns * columns
+    labels = [i % classes for i in range(n)] if classes else None
+    with torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.config.precision == "bf16"):
+        x = sample(model, trainer.diffusion, n, steps=min(50, trainer.diffusion.num_timesteps), labels=labels)
+    images.save_grid(out / f"samples-{trainer.step:08d}.png", x, columns=columns)
+    grid = images.make_grid(images.to_uint8(x), columns=columns)
+    writer.add_image("samples", grid, trainer.step, dataformats="HWC")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,182 @@
+"""Training a model: Ho et al. 2020, alg. 1, with what makes it work in practice (EMA, warm-up, clipping) and survive
+(atomic checkpoints that resume bit for bit, a stop at the first non-finite loss).
+
+Everything random in step k is a function of (seed, k): which images, which timesteps, which noise, which labels are
+dropped, which activations. There is no generator state to save, so a resumed run is the uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import checkpoint
+from .data import Dataset, batch_indices, flip_mask
+from .diffusion import GaussianDiffusion
+from .errors import InputError
+from .nn import EMA, UNet, UNetConfig
+from .noise import NoiseKey, Stream, uniform_integers
+
+KEEP_CHECKPOINTS = 2
+_GOLDEN = 0x9E3779B97F4A7C15  # spreads consecutive steps over the dropout seeds
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What determines the trained weights, beside the data and the network."""
+
+    batch_size: int = 64
+    lr: float = 2e-4
+    warmup: int = 500  # steps over which the learning rate rises linearly
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0  # largest norm of the gradient
+    ema_decay: float = 0.9999
+    label_drop: float = 0.1  # share of labels replaced by the null class, for guidance
+    flip: bool = False
+    seed: int = 0
+    precision: str = "fp32"  # "bf16": forward and backward under autocast; weights and optimiser stay fp32
+
+    def __post_init__(self):
+        for name, least in (("batch_size", 1), ("warmup", 0), ("weight_decay", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        for name in ("lr", "grad_clip"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise InputError(f"{name} is {value}; expected a positive number")
+        if not 0 <= self.label_drop <= 1:
+            raise InputError(f"label_drop is {self.label_drop}; expected a share in [0, 1]")
+        if self.precision not in ("fp32", "bf16"):
+            raise InputError(f"precision is {self.precision!r}; expected fp32 or bf16")
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss stopped being a number. The message names the step and the checkpoint that remains."""
+
+
+class Trainer:
+    """A network, its average, its optimiser and the step they have reached.
+
+    Raises InputError if the dataset does not fit the network (size, channels, classes).
+    """
+
+    def __init__(
+        self,
+        network: UNetConfig,
+        diffusion: GaussianDiffusion,
+        config: TrainConfig,
+        dataset: Dataset,
+        device: torch.device,
+    ):
+        channels, height, width = dataset.images.shape[1:]
+        if (channels, height, width) != (network.in_channels, network.image_size, network.image_size):
+            raise InputError(
+                f"{dataset.name} has images of shape {channels}x{height}x{width} and the network takes "
+                f"{network.in_channels}x{network.image_size}x{network.image_size}: give --image-size and --channels"
+            )
+        if network.num_classes and dataset.num_classes != network.num_classes:
+            raise InputError(
+                f"{dataset.name} has {dataset.num_classes or 'no'} classes and the network {network.num_classes}"
+            )
+        self.config, self.diffusion, self.dataset, self.device = config, diffusion, dataset, device
+        torch.manual_seed(config.seed)
+        self.model = UNet(network).to(device)
+        self.ema = EMA(self.model, config.ema_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.999), fused=True
+        )
+        self.timesteps = diffusion.schedule.timesteps.to(device)
+        self.step = 0
+
+    def train_step(self) -> tuple[Tensor, Tensor]:
+        """One step on the next batch. Returns the loss and the gradient's norm, as tensors on the device.
+
+        Nothing waits for the device: whoever wants the numbers reads them when it suits.
+        """
+        config, size = self.config, self.config.batch_size
+        first = self.step * size  # examples are numbered from the start of training
+        images, labels = self._batch(first)
+
+        key = NoiseKey.of(config.seed, size, first_sample_id=first, stream=Stream.TRAINING, device=self.device)
+        t = uniform_integers(dataclasses.replace(key, stream=Stream.TIMESTEP), self.diffusion.num_timesteps)
+        if labels is not None:
+            dice = uniform_integers(dataclasses.replace(key, stream=Stream.LABEL), 2**24)
+            dropped = dice < round(config.label_drop * 2**24)
+            labels = labels.masked_fill(dropped, self.model.config.num_classes)
+
+        torch.manual_seed((config.seed * _GOLDEN + self.step) % 2**63)  # dropout
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr * min(1.0, (self.step + 1) / max(1, config.warmup))
+        self.model.train()
+        x_t = self.diffusion.q_sample(images, t, key)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            output = self.model(x_t, self.timesteps[t], labels)
+        loss = self.diffusion.training_losses(output, images, t, key).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
+        self.optimizer.step()
+        self.ema.update(self.step)
+        self.step += 1
+        return loss.detach(), norm
+
+    def _batch(self, first: int) -> tuple[Tensor, Tensor | None]:
+        config = self.config
+        images, labels = self.dataset.batch(
+            batch_indices(config.seed, first, config.batch_size, len(self.dataset))
+        )
+        if config.flip:
+            mirrored = flip_mask(config.seed, first, config.batch_size)
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        labels = labels.to(self.device) if labels is not None and self.model.config.num_classes else None
+        return images.to(self.device), labels
+
+    def averaged_model(self) -> UNet:
+        """A copy of the network with the averaged weights, for sampling."""
+        with torch.random.fork_rng(devices=[]):
+            model = UNet(self.model.config).to(self.device)
+        self.ema.copy_to(model)
+        return model.eval()
+
+    def model_config(self, **training: Any) -> dict[str, Any]:
+        """The config that a model file carries."""
+        return {
+            "unet": self.model.config.to_dict(),
+            "diffusion": self.diffusion.to_dict(),
+            "label_names": self.dataset.label_names,
+            "training": {**dataclasses.asdict(self.config), "data": self.dataset.name, "steps": self.step, **training},
+        }
+
+    def save(self, folder: Path, arguments: dict[str, Any]) -> Path:
+        """Write the training state, and the averaged weights as model.safetensors, then remove all but the newest
+        states. `arguments` are kept for resuming."""
+        tensors = {
+            **checkpoint.add_prefix("model.", self.model.state_dict()),
+            **checkpoint.add_prefix("ema.", self.ema.state_dict()),
+            **checkpoint.add_prefix(
+                "optim.", checkpoint.optimizer_to_tensors(self.optimizer, self.model.named_parameters())
+            ),
+        }
+        path = checkpoint.checkpoint_path(folder, self.step)
+        checkpoint.save_training(path, tensors, {"step": self.step, "arguments": arguments, **self.model_config()})
+        checkpoint.save_model(folder / "model.safetensors", self.ema.state_dict(), self.model_config())
+        checkpoint.prune_checkpoints(folder, KEEP_CHECKPOINTS)
+        return path
+
+    def load(self, path: Path) -> None:
+        """Continue from a training state. Raises InputError if it is damaged or of another network."""
+        tensors, meta = checkpoint.read_training(path)
+        if meta["unet"] != self.model.config.to_dict():
+            raise InputError(f"{path} is of another network than this run's: resume with the arguments it was started with")
+        self.model.load_state_dict(checkpoint.take_prefix("model.", tensors))
+        self.ema.load_state_dict(checkpoint.take_prefix("ema.", tensors))
+        checkpoint.load_optimizer_tensors(
+            self.optimizer, self.model.named_parameters(), checkpoint.take_prefix("optim.", tensors)
+        )
+        self.step = meta["step"]
