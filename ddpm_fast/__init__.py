@@ -7,11 +7,32 @@
 Inside your own loop: df.ops.q_sample, df.ops.diffusion_loss, df.ops.reverse_step, df.ops.normal.
 """
 
+__version__ = "0.1.0"
+
 from . import ops
+from .checkpoint import LoadedModel, available_models, load_model, save_model
 from .diffusion import GaussianDiffusion
 from .errors import InputError
+from .nn import EMA, UNet, UNetConfig
 from .noise import NoiseKey, Stream
 from .ops import use_backend
+from .samplers import sample
 from .schedule import Schedule
 
-__version__ = "0.1.0"
+__all__ = [
+    "EMA",
+    "GaussianDiffusion",
+    "InputError",
+    "LoadedModel",
+    "NoiseKey",
+    "Schedule",
+    "Stream",
+    "UNet",
+    "UNetConfig",
+    "available_models",
+    "load_model",
+    "ops",
+    "sample",
+    "save_model",
+    "use_backend",
+]

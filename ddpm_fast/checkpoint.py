@@ -105,9 +105,7 @@ def _resolve(path_or_name: str | os.PathLike) -> Path:
         return MODELS / f"{name}.safetensors"
     if path.name == name and not path.suffix and not os.path.exists(path):
         shipped = ", ".join(available_models()) or "none"
-        raise InputError(
-            f"no model is called {name!r}; expected one of the package's ({shipped}) or a file's path"
-        )
+        raise InputError(f"no model is called {name!r}; expected one of the package's ({shipped}) or a file's path")
     return path
 
 
@@ -210,16 +208,12 @@ def optimizer_to_tensors(opt: torch.optim.Optimizer, names: NamedParameters) -> 
         state = opt.state.get(parameter) or {"step": torch.zeros(())}
         other = sorted(set(state) - {"step", *_MOMENTS})
         if other:
-            raise InputError(
-                f"the optimizer keeps {', '.join(other)} for {name}; expected AdamW without amsgrad"
-            )
+            raise InputError(f"the optimizer keeps {', '.join(other)} for {name}; expected AdamW without amsgrad")
         tensors.update({f"{name}.{key}": value.detach() for key, value in state.items()})
     return tensors
 
 
-def load_optimizer_tensors(
-    opt: torch.optim.Optimizer, names: NamedParameters, tensors: Mapping[str, Tensor]
-) -> None:
+def load_optimizer_tensors(opt: torch.optim.Optimizer, names: NamedParameters, tensors: Mapping[str, Tensor]) -> None:
     """Set AdamW's state from `optimizer_to_tensors`, bit for bit, in each parameter's device and memory
     format.
 
@@ -236,9 +230,7 @@ def load_optimizer_tensors(
     problems = _offenders("missing", [key for key in expected if key not in found])
     problems += _offenders("unexpected", [key for key in found if key not in expected])
     differ = [key for key in expected if found.get(key, expected[key]) != expected[key]]
-    problems += _offenders(
-        "of another kind", [f"{key} {found[key]} instead of {expected[key]}" for key in differ]
-    )
+    problems += _offenders("of another kind", [f"{key} {found[key]} instead of {expected[key]}" for key in differ])
     if problems:
         raise InputError(
             f"the optimizer's saved state does not fit the model: {'; '.join(problems)}. "

@@ -25,7 +25,7 @@ def plain_errors() -> Iterator[None]:
 
 
 def choose_device(name: str) -> torch.device:
-    """"auto" is the GPU if there is one. Raises InputError for a device that is not there."""
+    """ "auto" is the GPU if there is one. Raises InputError for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -66,9 +66,7 @@ class GaussianDiffusion:
         loss: str = "simple",
     ):
         if not isinstance(schedule, Schedule):
-            raise InputError(
-                f"expected a Schedule, got {type(schedule).__name__}: make one with Schedule.cosine(1000)"
-            )
+            raise InputError(f"expected a Schedule, got {type(schedule).__name__}: make one with Schedule.cosine(1000)")
         self.schedule = schedule
         self.objective = Objective(prediction, variance, loss)
         self._tables: dict[tuple[torch.device, torch.dtype], DeviceTables] = {}
@@ -95,9 +93,7 @@ class GaussianDiffusion:
                 self._tables[key] = DeviceTables(*(table.to(device, dtype) for table in made))
         return self._tables[key]
 
-    def q_sample(
-        self, x0: Tensor, t: Tensor, noise: "Tensor | NoiseKey", dtype: torch.dtype | None = None
-    ) -> Tensor:
+    def q_sample(self, x0: Tensor, t: Tensor, noise: "Tensor | NoiseKey", dtype: torch.dtype | None = None) -> Tensor:
         """x_t ~ q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I) [H eq. 4], shaped like x0.
 
         noise is a tensor shaped like x0, or a NoiseKey from which it is drawn without being stored. dtype is
@@ -184,9 +180,7 @@ class GaussianDiffusion:
                 )
         for name, x in {"t": t, **data}.items():
             if x.device != first.device:
-                raise InputError(
-                    f"{name} is on {x.device}, {first_name} on {first.device}: move one to the other"
-                )
+                raise InputError(f"{name} is on {x.device}, {first_name} on {first.device}: move one to the other")
         n, T = len(first), len(self.schedule)
         if t.dtype != torch.int64 or t.shape != (n,):
             raise InputError(

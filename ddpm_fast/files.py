@@ -37,8 +37,7 @@ def check_writable_folder(folder: str | os.PathLike) -> Path:
         probe.unlink()
     except OSError as error:
         raise InputError(
-            f"cannot write in the folder {path}: {error.strerror or error}; "
-            f"choose another place, or make it writable"
+            f"cannot write in the folder {path}: {error.strerror or error}; choose another place, or make it writable"
         ) from error
     return path
 

@@ -26,9 +26,7 @@ def to_uint8(x: Tensor) -> np.ndarray:
     come back as they were. Raises InputError for another shape or dtype, and for NaN.
     """
     if x.ndim != 4 or not x.is_floating_point():
-        raise InputError(
-            f"the samples are {x.dtype} {list(x.shape)}; expected floats [N, C, H, W] in [-1, 1]"
-        )
+        raise InputError(f"the samples are {x.dtype} {list(x.shape)}; expected floats [N, C, H, W] in [-1, 1]")
     bad = x.isnan().flatten(1).any(dim=1) if x.numel() else x.new_zeros(0)
     if bad.any():
         raise InputError(
@@ -51,9 +49,7 @@ def make_grid(
     impossible layout.
     """
     if images.ndim != 4 or images.dtype != np.uint8 or not images.size:
-        raise InputError(
-            f"the images are {images.dtype} {list(images.shape)}; expected uint8 [N, H, W, C], N > 0"
-        )
+        raise InputError(f"the images are {images.dtype} {list(images.shape)}; expected uint8 [N, H, W, C], N > 0")
     _check_layout(columns, pad, background, scale)
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     n, height, width, channels = images.shape
@@ -135,18 +131,14 @@ def save_gif(
         listed = ", ".join(str(list(shape)) for shape in sorted(shapes)) or "none"
         raise InputError(f"the frames have shapes: {listed}; expected one or more frames of one shape")
     if min(frame_ms, hold_ms) < 10:
-        raise InputError(
-            f"frame_ms is {frame_ms} and hold_ms {hold_ms}; expected at least 10, a GIF's unit of time"
-        )
+        raise InputError(f"frame_ms is {frame_ms} and hold_ms {hold_ms}; expected at least 10, a GIF's unit of time")
     sheets = [_image(make_grid(_pictures(x), columns, pad, background, scale)) for x in frames]
     if sheets[0].mode == "RGBA":
         behind = Image.new("RGBA", sheets[0].size, (background, background, background, 255))
         sheets = [Image.alpha_composite(behind, sheet).convert("RGB") for sheet in sheets]
     durations = [frame_ms] * (len(sheets) - 1) + [hold_ms]
     with atomic_path(path, durable=False) as temporary:
-        sheets[0].save(
-            temporary, format="GIF", save_all=True, append_images=sheets[1:], duration=durations, loop=0
-        )
+        sheets[0].save(temporary, format="GIF", save_all=True, append_images=sheets[1:], duration=durations, loop=0)
 
 
 def check_output(out: str | os.PathLike, channels: int | None = None) -> None:
@@ -193,8 +185,7 @@ def _kind(out: str | os.PathLike) -> str:
     if not suffix or os.path.isdir(text) or text.endswith(("/", os.sep)):
         return "folder"
     raise InputError(
-        f"cannot tell what to write as {text}: expected a name ending in .png (a grid), .npz (an array) "
-        f"or / (a folder)"
+        f"cannot tell what to write as {text}: expected a name ending in .png (a grid), .npz (an array) or / (a folder)"
     )
 
 
@@ -207,8 +198,7 @@ def _pictures(x: Tensor) -> np.ndarray:
 def _check_channels(channels: int) -> None:
     if channels not in _MODES:
         raise InputError(
-            f"the samples have {channels} channels; a picture has 1 (grey), 3 (RGB) or 4 (RGBA): "
-            f"write them as .npz"
+            f"the samples have {channels} channels; a picture has 1 (grey), 3 (RGB) or 4 (RGBA): write them as .npz"
         )
 
 
@@ -229,9 +219,7 @@ def _labels(labels: Tensor | Sequence[int] | None, n: int) -> np.ndarray | None:
         return None
     array = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
     if array.shape != (n,) or not (np.issubdtype(array.dtype, np.integer) or n == 0):
-        raise InputError(
-            f"the labels are {array.dtype} {list(array.shape)}; expected one integer a sample, [{n}]"
-        )
+        raise InputError(f"the labels are {array.dtype} {list(array.shape)}; expected one integer a sample, [{n}]")
     return array.astype(np.int64)
 
 

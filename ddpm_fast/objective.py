@@ -72,9 +72,7 @@ class Objective:
         for what, choices in (("prediction", PREDICTIONS), ("variance", VARIANCES), ("loss", LOSSES)):
             value = getattr(self, what)
             if value not in list(choices):
-                raise InputError(
-                    f"{what} = {value!r} does not exist: choose one of {', '.join(map(repr, choices))}"
-                )
+                raise InputError(f"{what} = {value!r} does not exist: choose one of {', '.join(map(repr, choices))}")
 
     def loss_table(self, schedule: Schedule) -> Tensor:
         """float64 [T, 3], columns (c_x0, c_noise, weight).

@@ -133,9 +133,7 @@ class Schedule:
         }
         kind = d.get("kind") if isinstance(d, dict) else None
         if kind not in list(makers):
-            raise InputError(
-                f"{d!r:.200} describes no schedule: expected a dict whose 'kind' is one of {list(makers)}"
-            )
+            raise InputError(f"{d!r:.200} describes no schedule: expected a dict whose 'kind' is one of {list(makers)}")
         make, argument = makers[kind]
         if argument not in d or set(d) - {"kind", argument, "timesteps"}:
             raise InputError(
@@ -226,9 +224,7 @@ def _checked_betas(betas) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"betas must be a 1-D tensor, array or list of numbers: {error}") from error
     if betas.ndim != 1 or len(betas) == 0:
-        raise InputError(
-            f"betas must be 1-D and not empty, got shape {list(betas.shape)}: give one beta per step"
-        )
+        raise InputError(f"betas must be 1-D and not empty, got shape {list(betas.shape)}: give one beta per step")
     # 1 - beta must differ from both 0 and 1 in float64, or 1 - alpha_bar_0 would be 0 and the tables NaN.
     wrong = ~((betas < 1) & (1 - betas < 1))
     if wrong.any():
@@ -298,9 +294,7 @@ def _section_timesteps(counts: list[int], T: int) -> list[int]:
         size = T // len(counts) + (i < T % len(counts))
         if count > size:
             where = f"section {i} of {len(counts)} has" if len(counts) > 1 else "the schedule has"
-            raise InputError(
-                f"cannot keep {count} timesteps where {where} {size} (T = {T}): ask for {size} or fewer"
-            )
+            raise InputError(f"cannot keep {count} timesteps where {where} {size} (T = {T}): ask for {size} or fewer")
         stride = (size - 1) / (count - 1) if count > 1 else 1.0
         # Summed, not multiplied: the paper's code rounds the running sum, and the two differ where it lands
         # near a half.
@@ -325,7 +319,6 @@ def _check_timesteps(timesteps, T: int) -> list[int]:
         if i and t <= timesteps[i - 1]:
             what = "repeats" if t == timesteps[i - 1] else "is below"
             raise InputError(
-                f"timesteps[{i}] = {t} {what} timesteps[{i - 1}] = {timesteps[i - 1]}: give them ascending, "
-                "each once"
+                f"timesteps[{i}] = {t} {what} timesteps[{i - 1}] = {timesteps[i - 1]}: give them ascending, each once"
             )
     return list(timesteps)

@@ -25,9 +25,7 @@ MODEL, TRAINING = "ddpm_fast model", "ddpm_fast training"
 _JSON_KEY = {MODEL: "config", TRAINING: "meta"}  # the metadata entry that holds each format's JSON
 
 
-def write(
-    path: str | os.PathLike, form: str, tensors: Mapping[str, Tensor], payload: Mapping[str, Any]
-) -> None:
+def write(path: str | os.PathLike, form: str, tensors: Mapping[str, Tensor], payload: Mapping[str, Any]) -> None:
     """Write tensors (any device, any dtype, kept bit for bit) and a JSON object as a file of the format
     `form`.
 

@@ -135,7 +135,9 @@ def main(
     if not finished:
         console.print(f"Stopped at step {trainer.step}, saved. Continue with: --out {out} --resume")
         raise typer.Exit(130)
-    console.print(f"Done: {out / 'model.safetensors'}. Sample with: python -m ddpm_fast.sample --model {out / 'model.safetensors'}")
+    console.print(
+        f"Done: {out / 'model.safetensors'}. Sample with: python -m ddpm_fast.sample --model {out / 'model.safetensors'}"
+    )
 
 
 def _find_state(context: typer.Context, arguments: dict, out: Path, resume: bool) -> Path | None:
@@ -143,7 +145,9 @@ def _find_state(context: typer.Context, arguments: dict, out: Path, resume: bool
     state = checkpoint.latest_checkpoint(out)
     if not resume:
         if state is not None:
-            raise InputError(f"{out} holds a run already ({state.name}): add --resume to continue it, or choose another --out")
+            raise InputError(
+                f"{out} holds a run already ({state.name}): add --resume to continue it, or choose another --out"
+            )
         return None
     if state is None:
         raise InputError(f"--resume: there is no checkpoint (step-*.safetensors) in {out}")
@@ -247,7 +251,8 @@ def _look(pending: list[tuple[torch.Tensor, torch.Tensor]], step: int, out: Path
         last_good = checkpoint.latest_checkpoint(out)
         raise NonFiniteLoss(
             f"step {step - len(pending) + i + 1} gave the loss {losses[i].item()} and the gradient norm "
-            f"{norms[i].item()}. " + (f"The last good checkpoint is {last_good}. " if last_good else "")
+            f"{norms[i].item()}. "
+            + (f"The last good checkpoint is {last_good}. " if last_good else "")
             + "Lower --lr, lengthen --warmup, or use --precision fp32."
         )
     return losses.mean().item(), norms.mean().item()

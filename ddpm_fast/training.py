@@ -128,9 +128,7 @@ class Trainer:
 
     def _batch(self, first: int) -> tuple[Tensor, Tensor | None]:
         config = self.config
-        images, labels = self.dataset.batch(
-            batch_indices(config.seed, first, config.batch_size, len(self.dataset))
-        )
+        images, labels = self.dataset.batch(batch_indices(config.seed, first, config.batch_size, len(self.dataset)))
         if config.flip:
             mirrored = flip_mask(config.seed, first, config.batch_size)
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
@@ -173,7 +171,9 @@ class Trainer:
         """Continue from a training state. Raises InputError if it is damaged or of another network."""
         tensors, meta = checkpoint.read_training(path)
         if meta["unet"] != self.model.config.to_dict():
-            raise InputError(f"{path} is of another network than this run's: resume with the arguments it was started with")
+            raise InputError(
+                f"{path} is of another network than this run's: resume with the arguments it was started with"
+            )
         self.model.load_state_dict(checkpoint.take_prefix("model.", tensors))
         self.ema.load_state_dict(checkpoint.take_prefix("ema.", tensors))
         checkpoint.load_optimizer_tensors(

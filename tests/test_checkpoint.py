@@ -185,15 +185,9 @@ def test_what_must_not_be_saved_leaves_the_old_file(tmp_path, state, config, mes
     ("metadata", "message"),
     [
         pytest.param(None, "that ddpm_fast did not write; expected a ddpm_fast model", id="no metadata"),
-        pytest.param(
-            {"format": "pt"}, "that ddpm_fast did not write; expected a ddpm_fast model", id="foreign"
-        ),
-        pytest.param(
-            {"format": "ddpm_fast training"}, "is a ddpm_fast training file; expected", id="training"
-        ),
-        pytest.param(
-            {"version": "2"}, "version 2, this ddpm_fast reads up to 1: get a newer one", id="newer"
-        ),
+        pytest.param({"format": "pt"}, "that ddpm_fast did not write; expected a ddpm_fast model", id="foreign"),
+        pytest.param({"format": "ddpm_fast training"}, "is a ddpm_fast training file; expected", id="training"),
+        pytest.param({"version": "2"}, "version 2, this ddpm_fast reads up to 1: get a newer one", id="newer"),
         pytest.param({"version": "one"}, "version is 'one'; expected a number", id="version is a word"),
         pytest.param({"version": "0"}, "version is '0'; expected a number", id="version 0"),
         pytest.param({"config": '{"k": '}, "its config is not JSON", id="JSON cut short"),
@@ -299,9 +293,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, unet, config, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "_check_finite", lambda *_: None)  # a writer that does not look
         checkpoint.save_model(tmp_path / "a", state, config)
-    with pytest.raises(
-        InputError, match=r"/a has weights that are not finite: conv_out.bias \(1 of 1 values\)"
-    ):
+    with pytest.raises(InputError, match=r"/a has weights that are not finite: conv_out.bias \(1 of 1 values\)"):
         checkpoint.load_model(tmp_path / "a")
 
 
@@ -310,22 +302,16 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, unet, config, monkeyp
     [
         pytest.param({"unet": None}, "its config lacks unet", id="no U-Net"),
         pytest.param({"unet": None, "diffusion": None}, "its config lacks unet and diffusion", id="neither"),
-        pytest.param(
-            {"unet": {**CONFIG.to_dict(), "depth": 3}}, "unknown U-Net config field", id="unknown field"
-        ),
+        pytest.param({"unet": {**CONFIG.to_dict(), "depth": 3}}, "unknown U-Net config field", id="unknown field"),
         pytest.param({"unet": {**CONFIG.to_dict(), "norm_groups": 5}}, "norm_groups", id="impossible U-Net"),
         pytest.param({"unet": [1]}, "expected a dict", id="U-Net is a list"),
-        pytest.param(
-            {"diffusion": {}}, "a diffusion is described by a dict with the keys", id="empty diffusion"
-        ),
+        pytest.param({"diffusion": {}}, "a diffusion is described by a dict with the keys", id="empty diffusion"),
         pytest.param(
             {"diffusion": {**DIFFUSION.to_dict(), "prediction": "noise"}},
             "prediction",
             id="unknown prediction",
         ),
-        pytest.param(
-            {"diffusion": {**DIFFUSION.to_dict(), "schedule": 7}}, "schedule", id="schedule is a number"
-        ),
+        pytest.param({"diffusion": {**DIFFUSION.to_dict(), "schedule": 7}}, "schedule", id="schedule is a number"),
     ],
 )
 def test_a_config_that_builds_nothing_is_refused(tmp_path, unet, config, change, message):
@@ -354,9 +340,7 @@ def test_a_config_that_builds_nothing_is_refused(tmp_path, unet, config, change,
 )
 def test_training_tensors_are_kept_bit_for_bit(tmp_path, dtype):
     rows = torch.randint(0, 256, (5, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    any_bits = (
-        rows % 2 == 0 if dtype == torch.bool else rows.view(dtype)
-    )  # NaN payloads and subnormals included
+    any_bits = rows % 2 == 0 if dtype == torch.bool else rows.view(dtype)  # NaN payloads and subnormals included
     tensors = {
         "model.w": any_bits,
         "model.t": any_bits.t(),
@@ -514,12 +498,8 @@ def test_a_state_that_does_not_fit_changes_nothing(change, message):
 
 def test_optimizers_that_cannot_be_kept_are_refused():
     net = Net(0)
-    with pytest.raises(
-        InputError, match=r"1 of the optimizer's 5 parameters have no name, the first of shape \[2\]"
-    ):
-        checkpoint.optimizer_to_tensors(
-            adamw(net), [(n, p) for n, p in net.named_parameters() if n != "idle"]
-        )
+    with pytest.raises(InputError, match=r"1 of the optimizer's 5 parameters have no name, the first of shape \[2\]"):
+        checkpoint.optimizer_to_tensors(adamw(net), [(n, p) for n, p in net.named_parameters() if n != "idle"])
     opt = adamw(net, amsgrad=True)
     train(net, opt, range(1))
     with pytest.raises(InputError, match=r"keeps max_exp_avg_sq for .*; expected AdamW without amsgrad"):

@@ -144,9 +144,7 @@ def test_large_jpeg_decoded_at_reduced_scale_matches_full_decoding(tmp_path):
     path = save(tmp_path, "a.jpg", Image.fromarray(pixels), quality=95)
     image = load_dataset(tmp_path, image_size=32).images[0]
     full = torch.from_numpy(np.asarray(Image.open(path)).copy()).permute(2, 0, 1)[None].double()
-    reference = torch.nn.functional.interpolate(
-        full[..., 100:700], size=(32, 32), mode="bicubic", antialias=True
-    )
+    reference = torch.nn.functional.interpolate(full[..., 100:700], size=(32, 32), mode="bicubic", antialias=True)
     assert (image - reference[0]).abs().max() <= 3
 
 

@@ -43,15 +43,11 @@ def bad_source(kind, folder):
         "two channels": lambda: np.save(folder / "a.npy", zeros(2, 8, 8, 2)),
         "objects": lambda: np.save(folder / "a.npy", np.array([Trap()], object), allow_pickle=True),
         "pickle": lambda: (folder / "a.npy").write_bytes(pickle.dumps(Trap())),
-        "labels of objects": lambda: np.savez(
-            folder / "a.npz", images=zeros(1, 4, 4), labels=np.array([Trap()])
-        ),
+        "labels of objects": lambda: np.savez(folder / "a.npz", images=zeros(1, 4, 4), labels=np.array([Trap()])),
         "no key images": lambda: np.savez(folder / "a.npz", x=zeros(2, 4, 4)),
         "short labels": lambda: np.savez(folder / "a.npz", images=zeros(3, 4, 4), labels=np.arange(2)),
         "float labels": lambda: np.savez(folder / "a.npz", images=zeros(3, 4, 4), labels=np.zeros(3)),
-        "negative labels": lambda: np.savez(
-            folder / "a.npz", images=zeros(2, 4, 4), labels=np.array([0, -1])
-        ),
+        "negative labels": lambda: np.savez(folder / "a.npz", images=zeros(2, 4, 4), labels=np.array([0, -1])),
         "few names": lambda: np.savez(
             folder / "a.npz", images=zeros(2, 4, 4), labels=np.array([0, 2]), label_names=["a", "b"]
         ),

@@ -45,9 +45,7 @@ def test_orders_differ_by_seed_and_epoch_and_are_uniform():
     orders = {tuple(batch_indices(s, e * n, n, n).tolist()) for s in range(20) for e in range(20)}
     assert len(orders) == 400
     # Chi-square of the first image over 6,000 seeds and epochs: 49 degrees of freedom, 99.99% below 97.
-    firsts = np.bincount(
-        [int(batch_indices(s, e * n, 1, n)) for s in range(100) for e in range(60)], minlength=n
-    )
+    firsts = np.bincount([int(batch_indices(s, e * n, 1, n)) for s in range(100) for e in range(60)], minlength=n)
     assert ((firsts - 120) ** 2 / 120).sum() < 97
 
 
@@ -79,9 +77,7 @@ def test_flips_are_fair_bits_of_the_example_number():
     "call, words",
     [
         pytest.param(lambda: batch_indices(0, 0, 1, 0), "at least one image, got n=0", id="empty dataset"),
-        pytest.param(
-            lambda: batch_indices(0, -1, 1, 5), "not be negative, got start=-1", id="negative start"
-        ),
+        pytest.param(lambda: batch_indices(0, -1, 1, 5), "not be negative, got start=-1", id="negative start"),
         pytest.param(lambda: flip_mask(0, 0, -2), "not be negative, .*count=-2", id="negative count"),
     ],
 )

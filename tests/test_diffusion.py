@@ -20,9 +20,7 @@ VARIANCES = ["fixed_small", "fixed_large"]
 @cache
 def golden(chain: str) -> dict[str, torch.Tensor]:
     with np.load(GOLDEN / "steps.npz") as file:
-        return {
-            key.split("/", 1)[1]: torch.from_numpy(file[key]) for key in file.files if key.startswith(chain)
-        }
+        return {key.split("/", 1)[1]: torch.from_numpy(file[key]) for key in file.files if key.startswith(chain)}
 
 
 def diffusion_of(chain: str, **choices) -> GaussianDiffusion:
@@ -92,9 +90,7 @@ def test_v_losses_are_those_of_the_definition():
     g = golden("cosine_1000")
     ab = Schedule.cosine(1000).alphas_cumprod[g["t"]][:, None, None, None]
     v = ab.sqrt() * g["noise"].double() - (1 - ab).sqrt() * g["x0"].double()
-    losses = diffusion_of("cosine_1000", prediction="v").training_losses(
-        g["model_output"], g["x0"], g["t"], g["noise"]
-    )
+    losses = diffusion_of("cosine_1000", prediction="v").training_losses(g["model_output"], g["x0"], g["t"], g["noise"])
     close(losses.double(), ((g["model_output"].double() - v) ** 2).mean((1, 2, 3)))
 
 
@@ -146,9 +142,7 @@ def test_fixed_large_variance_at_0_is_the_posterior_variance_of_1():
 # --- the chain behind the closed form
 
 
-@pytest.mark.parametrize(
-    "chain", [Schedule.linear(40), Schedule.cosine(1000).respace(20)], ids=["linear", "respaced"]
-)
+@pytest.mark.parametrize("chain", [Schedule.linear(40), Schedule.cosine(1000).respace(20)], ids=["linear", "respaced"])
 def test_q_sample_has_the_moments_of_the_markov_chain(chain):
     """x_t drawn at once, against steps of q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I)."""
     n, generator = 100_000, torch.Generator().manual_seed(0)
@@ -177,9 +171,7 @@ def test_q_posterior_is_bayes_rule():
     mean = (likelihood * x_t / (1 - beta).sqrt() + prior * ab_prev.sqrt() * x0) / (likelihood + prior)
     posterior = GaussianDiffusion(schedule).q_posterior(x0, x_t, t)
     torch.testing.assert_close(posterior.mean, mean, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(
-        posterior.variance, (1 / (likelihood + prior)).expand(99, 3), rtol=1e-10, atol=0
-    )
+    torch.testing.assert_close(posterior.variance, (1 / (likelihood + prior)).expand(99, 3), rtol=1e-10, atol=0)
 
 
 # --- shapes, dtypes, memory formats, transforms
@@ -219,9 +211,7 @@ def test_q_sample_in_another_dtype():
     noise = torch.zeros(2, 3, 4, 4)
     diffusion = GaussianDiffusion(Schedule.cosine(10))
     assert diffusion.q_sample(pixels, torch.tensor([0, 9]), noise).dtype == torch.float32
-    assert (
-        diffusion.q_sample(pixels, torch.tensor([0, 9]), noise, dtype=torch.bfloat16).dtype == torch.bfloat16
-    )
+    assert diffusion.q_sample(pixels, torch.tensor([0, 9]), noise, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
 def test_channels_last_is_kept():
@@ -256,9 +246,7 @@ def test_training_after_sampling_under_inference_mode():
     with torch.inference_mode():
         diffusion.p_mean_variance(x, x, t)
     output = x.clone().requires_grad_()
-    (
-        diffusion.training_losses(output, x, t, x).sum() + diffusion.p_mean_variance(output, x, t).mean.sum()
-    ).backward()
+    (diffusion.training_losses(output, x, t, x).sum() + diffusion.p_mean_variance(output, x, t).mean.sum()).backward()
     assert output.grad.isfinite().all()
 
 
@@ -361,9 +349,7 @@ def test_to_dict_round_trips():
     assert torch.equal(again.schedule.betas, diffusion.schedule.betas)
 
 
-@pytest.mark.parametrize(
-    "described", [None, {}, {"schedule": {"kind": "cosine", "T": 10}, "prediction": "eps"}]
-)
+@pytest.mark.parametrize("described", [None, {}, {"schedule": {"kind": "cosine", "T": 10}, "prediction": "eps"}])
 def test_from_dict_refuses(described):
     with pytest.raises(InputError, match="a diffusion is described by a dict with the keys"):
         GaussianDiffusion.from_dict(described)

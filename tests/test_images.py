@@ -69,9 +69,7 @@ def test_low_precision_is_widened_before_the_scaling():
     assert np.array_equal(images.to_uint8(x.bfloat16().view(1, 1, 1, 257)).ravel(), expected)
 
 
-@pytest.mark.parametrize(
-    "layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "channels_last"]
-)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "channels_last"])
 def test_channels_go_last_whatever_the_memory_format(layout):
     levels = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5)
     x = (levels / 127.5 - 1).to(memory_format=layout).requires_grad_()
@@ -87,12 +85,8 @@ def test_no_samples_are_no_images():
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        pytest.param(
-            torch.zeros(3, 8, 8), r"float32 \[3, 8, 8\]; expected floats \[N, C, H, W\]", id="one image"
-        ),
-        pytest.param(
-            torch.zeros(1, 3, 8, 8, dtype=torch.uint8), r"uint8 .* expected floats", id="8 bits already"
-        ),
+        pytest.param(torch.zeros(3, 8, 8), r"float32 \[3, 8, 8\]; expected floats \[N, C, H, W\]", id="one image"),
+        pytest.param(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), r"uint8 .* expected floats", id="8 bits already"),
         pytest.param(
             torch.cat([TWO, torch.full((2, 1, 1, 2), torch.nan)]),
             "2 of 4 samples have NaN, the first at position 2: the model has diverged",
@@ -217,9 +211,7 @@ def test_what_was_sampled_can_be_trained_on(tmp_path, channels):
         pytest.param([[1], [2]], r"int64 \[2, 1\]; expected one integer", id="a column"),
     ],
 )
-@pytest.mark.parametrize(
-    "save", [images.save_npz, lambda path, x, labels: images.save_images(path, x, 0, labels)]
-)
+@pytest.mark.parametrize("save", [images.save_npz, lambda path, x, labels: images.save_images(path, x, 0, labels)])
 def test_labels_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, save, labels, message):
     with pytest.raises(InputError, match=message):
         save(tmp_path / "out", TWO, labels)
@@ -236,9 +228,7 @@ def test_gif_frames_by_hand(tmp_path):
     images.save_gif(tmp_path / "a.gif", frames, columns=2, pad=1, background=0, frame_ms=40, hold_ms=1000)
     with Image.open(tmp_path / "a.gif") as gif:
         assert gif.info["loop"] == 0
-        shown = [
-            (np.asarray(f.convert("L"))[1].tolist(), f.info["duration"]) for f in ImageSequence.Iterator(gif)
-        ]
+        shown = [(np.asarray(f.convert("L"))[1].tolist(), f.info["duration"]) for f in ImageSequence.Iterator(gif)]
     assert shown == [
         ([0, 0, 255, 0, 51, 204, 0], 40),
         ([0, 255, 0, 0, 204, 51, 0], 40),
@@ -292,9 +282,7 @@ def test_impossible_gifs_are_refused(tmp_path, frames, options, message):
         pytest.param("all.npz", ["all.npz"], id="array"),
         pytest.param("folder", ["folder/000005_label1.png", "folder/000006_label2.png"], id="no suffix"),
         pytest.param("v1.5/", ["v1.5/000005_label1.png", "v1.5/000006_label2.png"], id="closing slash"),
-        pytest.param(
-            "old.run", ["old.run/000005_label1.png", "old.run/000006_label2.png"], id="existing folder"
-        ),
+        pytest.param("old.run", ["old.run/000005_label1.png", "old.run/000006_label2.png"], id="existing folder"),
     ],
 )
 def test_the_name_says_what_is_written(tmp_path, out, written):
@@ -311,13 +299,9 @@ def test_save_samples_lays_out_the_grid(tmp_path):
     assert pixels(tmp_path / "a.png").shape == (2 + 3 + 2 + 3 + 2, 2 + 6 + 2)
 
 
-@pytest.mark.parametrize(
-    "act", [images.check_output, lambda out: images.save_samples(out, TWO)], ids=["check", "save"]
-)
+@pytest.mark.parametrize("act", [images.check_output, lambda out: images.save_samples(out, TWO)], ids=["check", "save"])
 def test_an_unknown_suffix_is_refused(tmp_path, act):
-    with pytest.raises(
-        InputError, match=r"a\.jpg: expected a name ending in \.png .* \.npz .* / \(a folder\)"
-    ):
+    with pytest.raises(InputError, match=r"a\.jpg: expected a name ending in \.png .* \.npz .* / \(a folder\)"):
         act(tmp_path / "a.jpg")
     assert everything_in(tmp_path) == []
 
@@ -336,9 +320,7 @@ def test_channels_that_make_no_picture_are_refused_unless_npz(tmp_path, channels
     assert np.load(tmp_path / "a.npz")["images"].shape == (2, 4, 4, channels)
 
 
-@pytest.mark.parametrize(
-    "out", ["taken/a.png", "taken/a.npz", "taken/folder", "taken/a/b.png", "x" * 300 + ".png"]
-)
+@pytest.mark.parametrize("out", ["taken/a.png", "taken/a.npz", "taken/folder", "taken/a/b.png", "x" * 300 + ".png"])
 def test_an_output_that_cannot_be_written_is_refused_before_sampling(tmp_path, out):
     (tmp_path / "taken").write_text("a file, not a folder")
     with pytest.raises(InputError, match="cannot write"):
@@ -436,8 +418,6 @@ def test_check_writable_names_what_is_wrong(tmp_path, monkeypatch):
         with pytest.raises(InputError), atomic_path(target):
             pytest.fail("the block must not be entered")
     assert everything_in(tmp_path) == ["pipe", "read-only"]
-    monkeypatch.setattr(
-        Path, "touch", lambda *a, **k: (_ for _ in ()).throw(OSError(30, "Read-only file system"))
-    )
+    monkeypatch.setattr(Path, "touch", lambda *a, **k: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
     with pytest.raises(InputError, match="Read-only file system; choose another place"):
         check_writable_folder(tmp_path)

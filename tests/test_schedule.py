@@ -60,9 +60,7 @@ def test_derived_tables_match_exact_arithmetic():
 
 def test_tables_for_ops_hold_the_named_columns():
     s = Schedule.cosine(10)
-    assert torch.equal(
-        s.q_sample_table(), torch.stack([s.sqrt_alphas_cumprod, s.sqrt_one_minus_alphas_cumprod], 1)
-    )
+    assert torch.equal(s.q_sample_table(), torch.stack([s.sqrt_alphas_cumprod, s.sqrt_one_minus_alphas_cumprod], 1))
     assert torch.equal(s.posterior_table()[:, 0], s.posterior_mean_coef1)
     assert torch.equal(s.posterior_table()[:, 1], s.posterior_mean_coef2)
     assert torch.equal(s.posterior_table()[:, 2], s.posterior_variance)
@@ -210,9 +208,7 @@ def test_respace_refuses(spec, message):
 @pytest.mark.parametrize(
     "betas, message",
     [
-        pytest.param(
-            [0.1, -2.0, 1.5], r"2 of 3 betas .* the worst betas\[1\] = -2.0", id="the farthest outside"
-        ),
+        pytest.param([0.1, -2.0, 1.5], r"2 of 3 betas .* the worst betas\[1\] = -2.0", id="the farthest outside"),
         pytest.param([0.1, 9.0, float("nan")], r"2 of 3 betas .* betas\[2\] = nan", id="NaN is worse than 9"),
         pytest.param([0.1, float("inf")], r"betas\[1\] = inf", id="infinite"),
         pytest.param([0.0, 0.1], r"betas\[0\] = 0.0", id="zero"),
@@ -222,9 +218,7 @@ def test_respace_refuses(spec, message):
         pytest.param([[0.1]], r"must be 1-D .* \[1, 1\]", id="two dimensions"),
         pytest.param(0.1, r"must be 1-D .* \[\]", id="a scalar"),
         pytest.param(["a"], "must be a 1-D tensor, array or list of numbers", id="not numbers"),
-        pytest.param(
-            [0.9] * 100, r"falls to 1e-78 at t = 77 \(of T = 100\)", id="x_0 would overflow float32"
-        ),
+        pytest.param([0.9] * 100, r"falls to 1e-78 at t = 77 \(of T = 100\)", id="x_0 would overflow float32"),
     ],
 )
 def test_from_betas_refuses(betas, message):

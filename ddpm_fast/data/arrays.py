@@ -30,9 +30,7 @@ def read_arrays(
 ) -> Arrays:
     """Read an .npz or .npy; resize and change channels only where asked. InputError for anything else."""
     try:
-        loaded = np.load(
-            path, mmap_mode="r", allow_pickle=False
-        )  # an .npy is copied to memory once, not twice
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)  # an .npy is copied to memory once, not twice
         stored = {"images": loaded}
         if isinstance(loaded, np.lib.npyio.NpzFile):
             with loaded:

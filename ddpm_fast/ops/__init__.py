@@ -17,11 +17,18 @@ from torch import Tensor
 from ..errors import InputError
 from ..noise import MAX_ELEMENTS, NoiseKey
 from . import registry  # noqa: F401  (defines torch.ops.ddpm_fast.*)
-from .backend import active_backend, backend_status, use_backend
+from .backend import active_backend, backend_status, cannot_run_on, use_backend
 
 __all__ = [
-    *("normal", "q_sample", "diffusion_loss", "reverse_step", "ReverseStep"),
-    *("use_backend", "active_backend", "backend_status"),
+    "ReverseStep",
+    "active_backend",
+    "backend_status",
+    "cannot_run_on",
+    "diffusion_loss",
+    "normal",
+    "q_sample",
+    "reverse_step",
+    "use_backend",
 ]
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -92,9 +99,7 @@ def diffusion_loss(output: Tensor, x0: Tensor, t: Tensor, table: Tensor, noise: 
     if output[0:1].numel() == 0 and output.shape[0] > 0:
         raise InputError(f"diffusion_loss: samples of shape {tuple(output.shape[1:])} have no elements to average over")
     with_residual = output.requires_grad and torch.is_grad_enabled()
-    loss, _ = _ops.diffusion_loss(
-        output, x0, t, table, *_noise_arguments("diffusion_loss", noise, x0), with_residual
-    )
+    loss, _ = _ops.diffusion_loss(output, x0, t, table, *_noise_arguments("diffusion_loss", noise, x0), with_residual)
     return loss
 
 

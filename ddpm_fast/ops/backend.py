@@ -43,6 +43,13 @@ def backend_status() -> list[Status]:
     return [Status(name, tuple(_module(name).OPS), _unavailable(name)) for name in NAMES]
 
 
+def cannot_run_on(name: str, device: torch.device) -> str:
+    """Why an available backend cannot run on tensors of this device, or the empty string."""
+    if name == "cpu" and device.type != "cpu":
+        return f"its kernels are for CPU tensors and these are on {device}"
+    return _module(name).refusal(device) if name == "triton" else ""
+
+
 def _refusal(name: str, op: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str:
     """Why a backend cannot run a call, or the empty string."""
     module = _module(name)
@@ -50,9 +57,7 @@ def _refusal(name: str, op: str, device: torch.device, dtypes: tuple[torch.dtype
         return reason
     if op not in module.OPS:
         return f"it has no kernel for {op}; it has {', '.join(module.OPS)}"
-    if name == "cpu" and device.type != "cpu":
-        return f"its kernels are for CPU tensors and these are on {device}"
-    if name == "triton" and (reason := module.refusal(device)):
+    if reason := cannot_run_on(name, device):
         return reason
     if name != "reference":
         for dtype in dtypes:
@@ -72,7 +77,7 @@ def _check_name(name: str) -> str:
 _chosen: str | None = os.environ.get("DDPM_FAST_BACKEND") or None
 
 
-class use_backend:  # noqa: N801  (called like a function)
+class use_backend:
     """Chooses a backend by name for all ops, or with None the default again. As a context manager: for its block.
 
     Raises InputError at once if there is no such backend or it cannot run here, saying why and how to get it.

@@ -79,7 +79,13 @@ def q_sample(x0: Tensor, t: Tensor, table: Tensor, noise: Tensor | NoiseKey, out
 
 
 def diffusion_loss(
-    output: Tensor, x0: Tensor, t: Tensor, table: Tensor, noise: Tensor | NoiseKey, residual: Tensor | None, loss: Tensor
+    output: Tensor,
+    x0: Tensor,
+    t: Tensor,
+    table: Tensor,
+    noise: Tensor | NoiseKey,
+    residual: Tensor | None,
+    loss: Tensor,
 ) -> None:
     try:
         _C.diffusion_loss(

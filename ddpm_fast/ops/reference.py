@@ -47,7 +47,13 @@ def q_sample(x0: Tensor, t: Tensor, table: Tensor, noise: Tensor | NoiseKey, out
 
 
 def diffusion_loss(
-    output: Tensor, x0: Tensor, t: Tensor, table: Tensor, noise: Tensor | NoiseKey, residual: Tensor | None, loss: Tensor
+    output: Tensor,
+    x0: Tensor,
+    t: Tensor,
+    table: Tensor,
+    noise: Tensor | NoiseKey,
+    residual: Tensor | None,
+    loss: Tensor,
 ) -> None:
     dtype = working_dtype(output, x0)
     c_x0, c_noise, weight = table[t].to(dtype).unbind(1)

@@ -101,9 +101,7 @@ _register(
     _q_sample,
     lambda x0, t, table, noise, seed, sample_id, step_id, stream, dtype: _like(x0, dtype),
 )
-torch.library.register_autograd(
-    "ddpm_fast::q_sample", _q_sample_backward, setup_context=_q_sample_setup, lib=_library
-)
+torch.library.register_autograd("ddpm_fast::q_sample", _q_sample_backward, setup_context=_q_sample_setup, lib=_library)
 
 
 # --- diffusion_loss: the forward leaves output - target behind, in output's dtype; the backward scales it
@@ -158,9 +156,7 @@ torch.library.register_autograd("ddpm_fast::diffusion_loss", _loss_backward, set
 # --- reverse_step: x0 and x_model are empty where they are not wanted
 
 
-def _step_empty(
-    x_t, output, x0_previous, table, step, noise, seed, sample_id, step_id, stream, with_x0, model_dtype
-):
+def _step_empty(x_t, output, x0_previous, table, step, noise, seed, sample_id, step_id, stream, with_x0, model_dtype):
     x0_dtype = torch.float64 if x_t.dtype == torch.float64 else torch.float32
     return (
         _like(x_t),

@@ -20,9 +20,7 @@ def _normal_kernel(
     program = tl.program_id(0).to(tl.int64)
     sample = program // counter_blocks
     counter = (program % counter_blocks) * BLOCK + tl.arange(0, BLOCK)
-    z = normal4(
-        counter.to(tl.uint32), tl.load(sample_id + sample), tl.load(step), stream, tl.load(seed)
-    )
+    z = normal4(counter.to(tl.uint32), tl.load(sample_id + sample), tl.load(step), stream, tl.load(seed))
     base = out + sample * elements
     for lane in tl.static_range(4):
         element = counter * 4 + lane
