@@ -1,4 +1,4 @@
-"""`python -m ddpm_fast.sample`: draw images from a model, by default 64 handwritten digits from the one shipped here."""
+"""`python -m ddpm_fast.sample`: draw images from a model; by default 64 handwritten digits, from the one shipped."""
 
 from __future__ import annotations
 
@@ -45,15 +45,11 @@ def parse_labels(text: str | None, n: int, classes: int, names: list[str] | None
 def main(
     model: Annotated[str, typer.Option(help="a shipped model's name, or a model.safetensors file")] = "mnist",
     n: Annotated[int, typer.Option("--n", help="how many images")] = 64,
-    steps: Annotated[
-        int | None, typer.Option(help="sampling steps; fewer are faster and coarser [default: 50]")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(help="fewer are faster and coarser; 50 if not given")] = None,
     sampler: Annotated[str, typer.Option(help=", ".join(SAMPLERS))] = "ddpm",
     seed: Annotated[int, typer.Option(help="another seed, other images")] = 0,
     first_sample_id: Annotated[int, typer.Option(help="sample ids start here: continues an earlier set")] = 0,
-    labels: Annotated[
-        str | None, typer.Option(help='classes: "7", "1,2,3", or "none"; each in turn by default')
-    ] = None,
+    labels: Annotated[str | None, typer.Option(help="7 or 1,2,3 (in turn) or none; else every class in turn")] = None,
     batch_size: Annotated[int, typer.Option(help="images at a time")] = 64,
     out: Annotated[str, typer.Option(help="a .png (grid), an .npz, or a folder of PNGs")] = "samples.png",
     gif: Annotated[Path | None, typer.Option(help="also write the denoising as an animation")] = None,
@@ -67,8 +63,7 @@ def main(
         torch_device = choose_device(device)
         loaded = checkpoint.load_model(model, device=torch_device, dtype=choose_dtype(precision, torch_device))
         config = loaded.model.config
-        if steps is None:
-            steps = min(50, loaded.diffusion.num_timesteps)
+        steps = min(50, loaded.diffusion.num_timesteps) if steps is None else steps
         classes = parse_labels(labels, n, config.num_classes, loaded.label_names)
         # All that can be wrong is found before the sampling, not after it.
         check_labels(loaded.model, classes, n)

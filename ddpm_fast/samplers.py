@@ -22,8 +22,8 @@ from .noise import NoiseKey, Stream
 
 
 class SamplerTable(NamedTuple):
-    """A sampler's plan. coefficients: float64 [S, 7], as ops.reverse_step reads them; timesteps: int64 [S], the steps of
-    the original chain that the network is told. Row 0 is applied first."""
+    """A sampler's plan. coefficients: float64 [S, 7], as ops.reverse_step reads them; timesteps: int64 [S], the steps
+    of the original chain that the network is told. Row 0 is applied first."""
 
     coefficients: Tensor
     timesteps: Tensor
@@ -80,8 +80,8 @@ def sample(
 
     sampler, steps: see make_table; fewer steps are faster and coarser. Sample i depends on (seed, first_sample_id + i,
     label, sampler, steps) and on nothing else but the network's rounding. labels: a class for all, or one each; None
-    draws unconditionally. batch_size: how many at a time (None: all). on_step(first, i, x) is called after step i of the
-    batch whose first sample is number `first`, with its x.
+    draws unconditionally. batch_size: how many at a time (None: all). on_step(first, i, x) is called after step i of
+    the batch whose first sample is number `first`, with its x.
     Raises InputError for n < 0, batch_size < 1, labels that do not fit the model, and where make_table does.
     """
     parameter = next(model.parameters())

@@ -135,9 +135,8 @@ def main(
     if not finished:
         console.print(f"Stopped at step {trainer.step}, saved. Continue with: --out {out} --resume")
         raise typer.Exit(130)
-    console.print(
-        f"Done: {out / 'model.safetensors'}. Sample with: python -m ddpm_fast.sample --model {out / 'model.safetensors'}"
-    )
+    model = out / "model.safetensors"
+    console.print(f"Done: {model}. Sample with: python -m ddpm_fast.sample --model {model}", soft_wrap=True)
 
 
 def _find_state(context: typer.Context, arguments: dict, out: Path, resume: bool) -> Path | None:

@@ -15,9 +15,7 @@ def model(dtype: torch.dtype = torch.float32) -> nn.Module:
     return nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Linear(3, 2)).to(dtype)
 
 
-@pytest.mark.parametrize(
-    "decay", [0.0, 0.5, 0.9, 0.9999], ids=["copy", "capped early", "capped late", "warming up"]
-)
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9, 0.9999], ids=["copy", "capped early", "capped late", "warming up"])
 def test_against_the_closed_form_in_float64(decay):
     """shadow_n = sum_k p_k (1 - d_k) prod_{j>k} d_j + p_init prod_j d_j."""
     net = model()

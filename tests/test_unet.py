@@ -20,9 +20,7 @@ from ddpm_fast.nn.unet import UNet, UNetConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 
-HO_2020 = UNetConfig(
-    downsample_padding="asymmetric", norm_eps=1e-6, time_denominator="half-1", time_order="sin|cos"
-)
+HO_2020 = UNetConfig(downsample_padding="asymmetric", norm_eps=1e-6, time_denominator="half-1", time_order="sin|cos")
 NICHOL_2021 = UNetConfig(
     num_res_blocks=3, attention_resolutions=(16, 8), num_heads=4, scale_shift=True, learned_variance=True
 )
@@ -57,9 +55,7 @@ def batch(config: UNetConfig, n: int = 3) -> tuple[Tensor, Tensor, Tensor | None
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(n, config.in_channels, config.image_size, config.image_size, generator=generator)
     t = torch.randint(0, 1000, (n,), generator=generator)
-    labels = (
-        torch.randint(0, config.num_classes + 1, (n,), generator=generator) if config.num_classes else None
-    )
+    labels = torch.randint(0, config.num_classes + 1, (n,), generator=generator) if config.num_classes else None
     return x, t, labels
 
 
@@ -89,9 +85,7 @@ def load_golden(name: str) -> tuple[dict, dict[str, Tensor], dict[str, Tensor]]:
     return config, {k[6:]: v for k, v in tensors.items() if k.startswith("state.")}, tensors
 
 
-def renamed(
-    state: dict[str, Tensor], prefixes: dict[str, str], suffixes: dict[str, str]
-) -> dict[str, Tensor]:
+def renamed(state: dict[str, Tensor], prefixes: dict[str, str], suffixes: dict[str, str]) -> dict[str, Tensor]:
     """The state with each name's prefix (a stage's layer) and suffix (a parameter in it) translated; all must
     match.
     """
@@ -238,12 +232,8 @@ def test_timesteps_may_be_floats():
     "changes",
     [
         pytest.param({}, id="additive, convolutions resample"),
-        pytest.param(
-            {"scale_shift": True, "resample": "resblock"}, id="scale-shift, residual blocks resample"
-        ),
-        pytest.param(
-            {"downsample_padding": "asymmetric", "learned_variance": True}, id="asymmetric, learned variance"
-        ),
+        pytest.param({"scale_shift": True, "resample": "resblock"}, id="scale-shift, residual blocks resample"),
+        pytest.param({"downsample_padding": "asymmetric", "learned_variance": True}, id="asymmetric, learned variance"),
     ],
 )
 def test_every_parameter_gets_a_gradient(changes):
@@ -299,8 +289,7 @@ def test_channels_last_in_and_out(in_channels):
     same = net(x.contiguous(memory_format=torch.channels_last), t, labels)
     torch.testing.assert_close(same, output, rtol=0, atol=0)
     formats = {
-        stage: h.is_contiguous(memory_format=torch.channels_last)
-        for stage, h in stage_outputs(net, x, t).items()
+        stage: h.is_contiguous(memory_format=torch.channels_last) for stage, h in stage_outputs(net, x, t).items()
     }
     assert all(formats.values()), formats
 
@@ -308,9 +297,7 @@ def test_channels_last_in_and_out(in_channels):
 def stage_outputs(net: UNet, x: Tensor, t: Tensor) -> dict[str, Tensor]:
     outputs = {}
     hooks = [
-        module.register_forward_hook(
-            lambda _module, _inputs, output, name=name: outputs.setdefault(name, output)
-        )
+        module.register_forward_hook(lambda _module, _inputs, output, name=name: outputs.setdefault(name, output))
         for name, module in net.named_modules()
         if name.startswith(("encoder.", "middle.", "decoder.")) and name.count(".") == 1
     ]
@@ -440,9 +427,7 @@ def test_resampling_residual_block_against_its_formula(resample):
         return (image[:, :, ::2] + image[:, :, 1::2]).unflatten(-1, (3, 2)).sum(-1) / 4
 
     scale, shift = (emb @ block.emb.weight.T + block.emb.bias)[..., None, None].chunk(2, 1)
-    h = F.conv2d(
-        resampled(float64_norm(block.norm1, x, None, None)), block.conv1.weight, block.conv1.bias, padding=1
-    )
+    h = F.conv2d(resampled(float64_norm(block.norm1, x, None, None)), block.conv1.weight, block.conv1.bias, padding=1)
     h = F.silu(F.group_norm(h, 4) * (1 + scale) + shift)
     expected = resampled(x) + F.conv2d(h, block.conv2.weight, block.conv2.bias, padding=1)
     torch.testing.assert_close(block(x, emb), expected)
@@ -483,9 +468,7 @@ def test_nearest_upsampling_repeats_pixels():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        pytest.param(
-            {"image_size": 30, "channel_mult": (1, 2, 2)}, "28 or 32.*at most 2 levels", id="halving"
-        ),
+        pytest.param({"image_size": 30, "channel_mult": (1, 2, 2)}, "28 or 32.*at most 2 levels", id="halving"),
         pytest.param({"image_size": 2, "channel_mult": (1, 2, 2)}, "resize the images to 4", id="too small"),
         pytest.param({"attention_resolutions": (16,)}, r"\[16\].*heights \[8, 4\]", id="no such resolution"),
         pytest.param({"norm_groups": 32}, "16 channels.*set norm_groups to 16", id="groups"),
@@ -527,20 +510,14 @@ def test_config_with_unknown_or_missing_fields():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        pytest.param(
-            {"x": torch.zeros(3, 3, 8, 9)}, r"\[3, 3, 8, 9\]; expected floats \[N, 3, 8, 8\]", id="size"
-        ),
+        pytest.param({"x": torch.zeros(3, 3, 8, 9)}, r"\[3, 3, 8, 9\]; expected floats \[N, 3, 8, 8\]", id="size"),
         pytest.param({"x": torch.zeros(3, 1, 8, 8)}, r"expected floats \[N, 3, 8, 8\]", id="channels"),
         pytest.param({"x": torch.zeros(3, 8, 8)}, "expected floats", id="no batch"),
         pytest.param({"x": torch.zeros(3, 3, 8, 8, dtype=torch.uint8)}, "uint8", id="integers"),
         pytest.param({"t": torch.tensor(5)}, r"one timestep a sample, \[3\]", id="one timestep for all"),
-        pytest.param(
-            {"labels": torch.zeros(2, dtype=torch.int64)}, r"one int64 class a sample, \[3\]", id="count"
-        ),
+        pytest.param({"labels": torch.zeros(2, dtype=torch.int64)}, r"one int64 class a sample, \[3\]", id="count"),
         pytest.param({"labels": torch.zeros(3)}, "labels are torch.float32", id="float labels"),
-        pytest.param(
-            {"labels": torch.tensor([0, 6, 1])}, "from 0 to 6; expected 0 to 4, or 5 for", id="too large"
-        ),
+        pytest.param({"labels": torch.tensor([0, 6, 1])}, "from 0 to 6; expected 0 to 4, or 5 for", id="too large"),
         pytest.param({"labels": torch.tensor([0, -1, 1])}, "from -1 to 1", id="negative"),
     ],
 )

@@ -1,5 +1,4 @@
-"""The exponential moving average of a model's weights that diffusion models are sampled with (Ho et al. 2020,
-section 4).
+"""The moving average of a model's weights that diffusion models are sampled with (Ho et al. 2020, section 4).
 
 The decay is warmed up: an average of decay 0.9999 that starts from the initial weights is still 37% of them
 after 10,000 steps.
@@ -14,7 +13,7 @@ from ddpm_fast.errors import InputError
 
 
 class EMA:
-    """fp32 shadows of a model's parameters, named as in its state_dict, on the same devices.
+    """fp32 shadows of a model's parameters, named as in its state_dict, on the devices they are on now.
 
     decay: in [0, 1), the decay after the warm-up. Raises InputError for a decay outside.
     """
@@ -53,9 +52,7 @@ class EMA:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]):
-        """Set the shadows from `state_dict()`. Raises InputError, nothing changed, if names or shapes
-        differ.
-        """
+        """Set the shadows from `state_dict()`. Raises InputError, nothing changed, if it is another model's."""
         _check_same(self._shadow, state, "the loaded state")
         for name, shadow in self._shadow.items():
             shadow.copy_(state[name])
@@ -74,6 +71,5 @@ def _check_same(shadow: Mapping[str, Tensor], other: Mapping[str, Tensor], what:
     for name, tensor in shadow.items():
         if other[name].shape != tensor.shape:
             raise InputError(
-                f"{what} has {name} of shape {list(other[name].shape)}, "
-                f"the average {list(tensor.shape)}: {advice}"
+                f"{what} has {name} of shape {list(other[name].shape)}, the average {list(tensor.shape)}: {advice}"
             )

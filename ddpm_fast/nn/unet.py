@@ -41,12 +41,7 @@ class UNetConfig:
     image_size: int = 32  # height and width of the samples
     in_channels: int = 3
     model_channels: int = 128  # channels of the first level
-    channel_mult: tuple[int, ...] = (
-        1,
-        2,
-        2,
-        2,
-    )  # each level's channels / model_channels; one level a halving
+    channel_mult: tuple[int, ...] = (1, 2, 2, 2)  # each level's channels / model_channels
     num_res_blocks: int = 2  # per level on the way down; one more on the way up
     attention_resolutions: tuple[int, ...] = (16,)  # heights with self-attention; the middle always has it
     num_heads: int = 1
@@ -109,20 +104,18 @@ class UNetConfig:
     def _check_channels(self):
         if self.model_channels % 2 or self.model_channels < 4:
             raise InputError(
-                f"model_channels is {self.model_channels}; expected an even number of at least 4 "
-                "(sines and cosines)"
+                f"model_channels is {self.model_channels}; expected an even number of at least 4 (sines and cosines)"
             )
         for level, channels in enumerate(self.level_channels):
             if channels % self.norm_groups:
                 divisors = [g for g in range(1, 33) if all(c % g == 0 for c in self.level_channels)]
                 raise InputError(
-                    f"level {level} has {self.model_channels} x {self.channel_mult[level]} = {channels} channels, "
-                    f"not divisible by norm_groups {self.norm_groups}: make model_channels a multiple of it, "
+                    f"level {level} has {self.model_channels} x {self.channel_mult[level]} = {channels} "
+                    f"channels, not divisible by norm_groups {self.norm_groups}: make model_channels a multiple of it, "
                     f"or set norm_groups to {divisors[-1]}"
                 )
-            attends = (
-                self.resolutions[level] in self.attention_resolutions or level == len(self.level_channels) - 1
-            )
+            is_last = level == len(self.level_channels) - 1
+            attends = is_last or self.resolutions[level] in self.attention_resolutions
             if attends and channels % self.num_heads:
                 divisors = [h for h in range(1, self.num_heads) if channels % h == 0]
                 raise InputError(
@@ -158,14 +151,11 @@ class UNetConfig:
         known = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(set(map(str, fields)) - set(known))
         if unknown:
-            raise InputError(
-                f"unknown U-Net config field(s) {', '.join(unknown)}; known are {', '.join(known)}"
-            )
+            raise InputError(f"unknown U-Net config field(s) {', '.join(unknown)}; known are {', '.join(known)}")
         missing = [name for name in known if name not in fields]
         if missing:
             raise InputError(
-                f"missing U-Net config field(s) {', '.join(missing)}; all are needed: "
-                "start from UNetConfig().to_dict()"
+                f"missing U-Net config field(s) {', '.join(missing)}; all are needed: start from UNetConfig().to_dict()"
             )
         return cls(**fields)
 
@@ -291,23 +281,16 @@ class UNet(nn.Module):
         config = self.config
         expected = (config.in_channels, config.image_size, config.image_size)
         if x.ndim != 4 or tuple(x.shape[1:]) != expected or not x.is_floating_point():
-            raise InputError(
-                f"x is {x.dtype} {list(x.shape)}; expected floats [N, {', '.join(map(str, expected))}]"
-            )
+            raise InputError(f"x is {x.dtype} {list(x.shape)}; expected floats [N, {', '.join(map(str, expected))}]")
         if t.shape != x.shape[:1] or t.dtype == torch.bool or t.is_complex():
-            raise InputError(
-                f"t is {t.dtype} {list(t.shape)}; expected one timestep a sample, [{x.shape[0]}]"
-            )
+            raise InputError(f"t is {t.dtype} {list(t.shape)}; expected one timestep a sample, [{x.shape[0]}]")
         if labels is None:
             return
         if not config.num_classes:
-            raise InputError(
-                "labels were given to an unconditional network (num_classes = 0): leave them out"
-            )
+            raise InputError("labels were given to an unconditional network (num_classes = 0): leave them out")
         if labels.shape != x.shape[:1] or labels.dtype not in (torch.int64, torch.int32):
             raise InputError(
-                f"labels are {labels.dtype} {list(labels.shape)}; expected one int64 class a sample, "
-                f"[{x.shape[0]}]"
+                f"labels are {labels.dtype} {list(labels.shape)}; expected one int64 class a sample, [{x.shape[0]}]"
             )
         if labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel():
             low, high = labels.min().item(), labels.max().item()

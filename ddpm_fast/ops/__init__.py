@@ -2,9 +2,9 @@
 
 Images are [N, C, ...] with any number of trailing dimensions. Storage is uint8 (x0 only: pixels 0..255 mean -1..1),
 fp32, bf16 or fp16; arithmetic is fp32, rounded once. float64 runs on the `reference` backend, in float64. Contiguous
-and channels_last tensors are read in place; any other strides are copied first. `noise` is a tensor shaped like x0, or a
-NoiseKey, in which case it is drawn on the way and never stored. Everything the kernels index with (tables, t, step,
-seed) lives on the images' device, so that no call waits for it.
+and channels_last tensors are read in place; any other strides are copied first. `noise` is a tensor shaped like x0, or
+a NoiseKey, in which case it is drawn on the way and never stored. Everything the kernels index with (tables, t,
+step, seed) lives on the images' device, so that no call waits for it.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..noise import NoiseKey, normals
 
 
@@ -36,13 +37,24 @@ def draw(noise: Tensor | NoiseKey, image: Tensor, dtype: torch.dtype) -> Tensor:
     return noise.to(dtype)
 
 
+def rows_of(op: str, name: str, table: Tensor, index: Tensor) -> Tensor:
+    """table[index]. Raises InputError for an index outside it, on the CPU: looking on a GPU would wait for it."""
+    if index.device.type == "cpu":
+        rows = table.shape[0]
+        if len(outside := ((index < 0) | (index >= rows)).view(-1).nonzero()):
+            i = int(outside[0])
+            raise InputError(f"{op}: {name}[{i}] is {int(index.view(-1)[i])}, outside the table's range 0..{rows - 1}")
+    return table[index]
+
+
 def normal(key: NoiseKey, out: Tensor) -> None:
     out.copy_(draw(key, out, torch.float32))
 
 
 def q_sample(x0: Tensor, t: Tensor, table: Tensor, noise: Tensor | NoiseKey, out: Tensor) -> None:
     dtype = working_dtype(x0, out)
-    signal, sigma = (per_sample(column, x0) for column in table[t].to(dtype).unbind(1))
+    rows = rows_of("q_sample", "t", table, t)
+    signal, sigma = (per_sample(column, x0) for column in rows.to(dtype).unbind(1))
     out.copy_(signal * widen(x0, dtype) + sigma * draw(noise, x0, dtype))
 
 
@@ -56,7 +68,7 @@ def diffusion_loss(
     loss: Tensor,
 ) -> None:
     dtype = working_dtype(output, x0)
-    c_x0, c_noise, weight = table[t].to(dtype).unbind(1)
+    c_x0, c_noise, weight = rows_of("diffusion_loss", "t", table, t).to(dtype).unbind(1)
     target = per_sample(c_x0, x0) * widen(x0, dtype) + per_sample(c_noise, x0) * draw(noise, x0, dtype)
     difference = output.to(dtype) - target
     if residual is not None:
@@ -80,13 +92,15 @@ def reverse_step(
     model_out: Tensor | None,
 ) -> None:
     dtype = working_dtype(x_t, output)
-    a_x, a_out, b_x, b_x0, b_previous, sigma, clip = table[step].to(dtype).unbind()
+    row = rows_of("reverse_step", "step", table, step).to(dtype)
+    a_x, a_out, b_x, b_x0, b_previous, sigma, clip = row.unbind()
     x = x_t.to(dtype)
     x0 = torch.clamp(a_x * x + a_out * output.to(dtype), -clip, clip)
     following = b_x * x + b_x0 * x0
     if x0_previous is not None:
         following = following + b_previous * x0_previous.to(dtype)
-    following = following + sigma * draw(noise, x_t, dtype)
+    # A step without noise ignores what is in it, without asking the device whether it is one.
+    following = torch.where(sigma == 0, following, following + sigma * draw(noise, x_t, dtype))
     x_out.copy_(following)
     if x0_out is not None:
         x0_out.copy_(x0)

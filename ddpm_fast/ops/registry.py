@@ -33,7 +33,18 @@ def is_channels_last(x: Tensor) -> bool:
 
 def _like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """An empty tensor with the shape and memory format that an op gives to what it computes from x."""
-    return torch.empty_like(dense(x), dtype=dtype or x.dtype)
+    in_place = x.is_contiguous() or is_channels_last(x)
+    memory_format = torch.preserve_format if in_place else torch.contiguous_format
+    return torch.empty_like(x, dtype=dtype or x.dtype, memory_format=memory_format)
+
+
+def _dtypes(*tensors: Tensor | None) -> list[torch.dtype]:
+    return [x.dtype for x in tensors if x is not None]
+
+
+def _coefficients(table: Tensor, *images: Tensor) -> Tensor:
+    """The table as a kernel reads it: dense, in the dtype of the arithmetic on these images."""
+    return table.to(reference.working_dtype(*images)).contiguous()
 
 
 def _noise(noise, seed, sample_id, step_id, stream) -> Tensor | NoiseKey:
@@ -77,7 +88,8 @@ _register(
 def _q_sample(x0, t, table, noise, seed, sample_id, step_id, stream, dtype):
     out = _like(x0, dtype)
     z = _noise(noise, seed, sample_id, step_id, stream)
-    backend.kernel("q_sample", x0.device, x0.dtype, dtype)(dense(x0), t.contiguous(), table.contiguous(), z, out)
+    run = backend.kernel("q_sample", x0.device, dtype, *_dtypes(x0, noise))
+    run(dense(x0), t.contiguous(), _coefficients(table, x0, out), z, out)
     return out
 
 
@@ -89,7 +101,8 @@ def _q_sample_setup(ctx, inputs, output):
 
 def _q_sample_backward(ctx, grad):
     t, table = ctx.saved_tensors
-    signal, sigma = (reference.per_sample(column, grad) for column in table[t].to(grad.dtype).unbind(1))
+    rows = table[t].to(reference.working_dtype(grad))
+    signal, sigma = (reference.per_sample(column, grad) for column in rows.unbind(1))
     x0_dtype, noise_dtype = ctx.dtypes
     grad_x0 = (grad * signal).to(x0_dtype) if ctx.needs_input_grad[0] else None
     grad_noise = (grad * sigma).to(noise_dtype) if ctx.needs_input_grad[3] else None
@@ -116,8 +129,9 @@ def _loss_empty(output, x0, t, table, noise, seed, sample_id, step_id, stream, w
 def _loss(output, x0, t, table, noise, seed, sample_id, step_id, stream, with_residual):
     loss, residual = _loss_empty(output, x0, t, table, noise, seed, sample_id, step_id, stream, with_residual)
     z = _noise(noise, seed, sample_id, step_id, stream)
-    run = backend.kernel("diffusion_loss", output.device, output.dtype, x0.dtype)
-    run(dense(output), dense(x0), t.contiguous(), table.contiguous(), z, residual if with_residual else None, loss)
+    run = backend.kernel("diffusion_loss", output.device, *_dtypes(output, x0, noise))
+    rows = _coefficients(table, output, x0)
+    run(dense(output), dense(x0), t.contiguous(), rows, z, residual if with_residual else None, loss)
     return loss, residual
 
 
@@ -170,9 +184,9 @@ def _step(x_t, output, x0_previous, table, step, noise, seed, sample_id, step_id
         x_t, output, x0_previous, table, step, noise, seed, sample_id, step_id, stream, with_x0, model_dtype
     )
     z = _noise(noise, seed, sample_id, step_id, stream)
-    dtypes = [x_t.dtype, output.dtype] + ([] if x0_previous is None else [x0_previous.dtype])
-    backend.kernel("reverse_step", x_t.device, *dtypes)(
-        *(dense(x_t), dense(output), None if x0_previous is None else dense(x0_previous), table.contiguous(), step, z),
+    backend.kernel("reverse_step", x_t.device, *_dtypes(x_t, output, x0_previous, noise, x_model))(
+        *(dense(x_t), dense(output), None if x0_previous is None else dense(x0_previous)),
+        *(_coefficients(table, x_t, output), step, z),
         *(x, x0 if with_x0 else None, None if model_dtype is None else x_model),
     )
     return x, x0, x_model
@@ -188,15 +202,16 @@ def _step_setup(ctx, inputs, output):
 
 def _step_backward(ctx, grad_x, grad_x0, grad_model):
     x_t, output, table, step = ctx.saved_tensors
-    a_x, a_out, b_x, b_x0, b_previous, _, clip = table[step].to(reference.working_dtype(x_t)).unbind()
-    zeros = x_t.new_zeros((), dtype=a_x.dtype)
-    grad = zeros if grad_x is None else grad_x.to(a_x.dtype)
+    dtype = reference.working_dtype(x_t, output)
+    a_x, a_out, b_x, b_x0, b_previous, _, clip = table[step].to(dtype).unbind()
+    zeros = x_t.new_zeros((), dtype=dtype)
+    grad = zeros if grad_x is None else grad_x.to(dtype)
     if ctx.model_dtype is not None and grad_model is not None:
-        grad = grad + grad_model.to(a_x.dtype)
+        grad = grad + grad_model.to(dtype)
     through_x0 = grad * b_x0
     if ctx.with_x0 and grad_x0 is not None:
         through_x0 = through_x0 + grad_x0
-    unclipped = (a_x * x_t + a_out * output).abs() <= clip
+    unclipped = (a_x * x_t.to(dtype) + a_out * output.to(dtype)).abs() <= clip
     through_x0 = torch.where(unclipped, through_x0, zeros)
     grad_x_t = (grad * b_x + through_x0 * a_x).to(x_t.dtype)
     grad_previous = None
