@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+import types
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +23,16 @@ GIF_FRAMES = 40
 GRID_PIXELS = 700  # small images are enlarged to about this side
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class _CallableModule(types.ModuleType):
+    """`ddpm_fast.sample` names this command and the function: importing the one must not take away the other."""
+
+    def __call__(self, *args, **kwargs) -> Tensor:
+        return sample(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 
 def parse_labels(text: str | None, n: int, classes: int, names: list[str] | None) -> list[int] | None:

@@ -1,7 +1,6 @@
 """The training loop's promises: resuming is bit for bit, a stop saves, a non-finite loss stops without harm."""
 
 import dataclasses
-import os
 import signal
 import subprocess
 import sys
@@ -9,12 +8,15 @@ import time
 
 import pytest
 import torch
+from PIL import Image
+from typer.testing import CliRunner
 
-from ddpm_fast import checkpoint
-from ddpm_fast.data import Dataset, load_dataset
+from ddpm_fast import checkpoint, train
+from ddpm_fast.data import Dataset, batch_indices, flip_mask, load_dataset
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.nn import UNetConfig
+from ddpm_fast.noise import NoiseKey, Stream, normals, uniform_integers
 from ddpm_fast.schedule import Schedule
 from ddpm_fast.training import TrainConfig, Trainer
 
@@ -25,15 +27,16 @@ TINY = [
 ]
 
 
-def command(*arguments, module="train", check=True, env=None):
-    run = subprocess.run(
-        [sys.executable, "-m", f"ddpm_fast.{module}", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "300", **(env or {})},
-    )
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+
+
+def command(*arguments, check=True):
+    """The train command run in this process: exit_code, stdout, stderr."""
+    run = CliRunner().invoke(train.app, [str(a) for a in arguments], catch_exceptions=False)
     if check:
-        assert run.returncode == 0, run.stderr + run.stdout
+        assert run.exit_code == 0, run.stderr + run.stdout
     return run
 
 
@@ -115,7 +118,7 @@ def test_non_finite_loss_stops_with_the_step_named_and_the_last_good_checkpoint_
         *("--out", tmp_path, "--precision", "fp32"),
         check=False,
     )
-    assert run.returncode == 1
+    assert run.exit_code == 1
     state = checkpoint.latest_checkpoint(tmp_path)
     step = checkpoint.read_training(state)[1]["step"]
     assert f"step {step + 1} gave the loss" in run.stdout and state.name in run.stdout
@@ -130,16 +133,11 @@ def test_loss_falls():
 
 def test_step_matches_the_algorithm_written_out_in_plain_torch():
     # One step of Ho et al. 2020, alg. 1 with AdamW by hand, in fp32, from the same draws.
-    from ddpm_fast.noise import NoiseKey, Stream, normals, uniform_integers
-
-    t = dataclasses.replace  # noqa: F841  (kept close to the names below)
     subject = trainer()
     network = type(subject.model)(dataclasses.replace(subject.model.config, dropout=0.0))
     network.load_state_dict(subject.model.state_dict())
     subject.model = network
     parameters = [p.detach().clone().double() for p in network.parameters()]
-
-    from ddpm_fast.data import batch_indices, flip_mask
 
     indices = batch_indices(0, 0, 8, len(subject.dataset))
     images, labels = subject.dataset.batch(indices)
@@ -215,21 +213,19 @@ def test_bad_arguments_end_with_a_message_and_status_2(tmp_path, arguments, mess
     (tmp_path / "FILE").write_text("")
     places = {"OUT": str(tmp_path / "OUT"), "FILE": str(tmp_path / "FILE")}
     run = command(*(places.get(a, a) for a in arguments), check=False)
-    assert run.returncode == 2, run.stdout + run.stderr
+    assert run.exit_code == 2, run.stdout + run.stderr
     assert message in run.stderr and "Traceback" not in run.stderr
 
 
 def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(tmp_path):
     command(*TINY, "--steps", 1, "--out", tmp_path)
     again = command(*TINY, "--steps", 1, "--out", tmp_path, check=False)
-    assert again.returncode == 2 and "holds a run already" in again.stderr
+    assert again.exit_code == 2 and "holds a run already" in again.stderr
     other = command("--data", "mnist5k", "--lr", "0.5", "--out", tmp_path, "--resume", check=False)
-    assert other.returncode == 2 and "--lr 0.5 differs from the 0.0002" in other.stderr
+    assert other.exit_code == 2 and "--lr 0.5 differs from the 0.0002" in other.stderr
 
 
 def test_broken_file_is_named_and_skipped_or_stops_the_run(tmp_path):
-    from PIL import Image
-
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for i in range(4):
@@ -242,4 +238,4 @@ def test_broken_file_is_named_and_skipped_or_stops_the_run(tmp_path):
     run = command(*tiny, "--out", tmp_path / "run")
     assert "broken.png" in run.stdout and "4 images 1x16x16" in run.stdout
     strict = command(*tiny, "--out", tmp_path / "strict", "--strict", check=False)
-    assert strict.returncode == 2 and "broken.png" in strict.stderr
+    assert strict.exit_code == 2 and "broken.png" in strict.stderr

@@ -51,14 +51,17 @@ void diffusion_loss(const LossArgs& args, int threads) {
 }
 
 void diffusion_loss_backward(const LossBackwardArgs& args, int threads) {
-    const bool planar = channels_last(args.residual) != channels_last(args.grad);
+    Image from = args.residual, to = args.grad;
+    // Where both are channels_last, memory is walked in its own order: the result does not depend on the logical one.
+    if (from.channels_last && to.channels_last) from.channels_last = to.channels_last = false;
+    const bool planar = channels_last(from) || channels_last(to);
     parallel_chunks(args.shape, planar, threads, [&](int64_t sample, int64_t chunk) {
         const float scale = args.scale[sample];
         for_each_run(args.shape, planar, sample, chunk, [&](const Run& run) {
             alignas(64) float buffer[kRun], grad[kRun];
-            const float* const residual = load(args.residual, args.shape, run, buffer);
+            const float* const residual = load(from, args.shape, run, buffer);
             for (int i = 0; i < run.length; ++i) grad[i] = mul(residual[i], scale);
-            store(args.grad, args.shape, run, grad);
+            store(to, args.shape, run, grad);
         });
     });
 }

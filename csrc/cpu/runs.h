@@ -4,14 +4,13 @@
 // fraction of what the noise does, so one loop per op serves every dtype and both memory formats.
 #pragma once
 
-#include "../philox.h"
 #include "kernels.h"
+#include "philox_block.h"
 
 namespace ddpm {
 namespace DDPM_ISA {
 
 constexpr int64_t kSerial = 8192;  // below this a second thread costs more than it saves
-constexpr int kCounters = 16;      // counters in a block: one AVX-512 register of each word
 
 struct Run {
     int64_t sample, element;  // the first element, as a logical NCHW index within the sample
@@ -103,13 +102,8 @@ static inline const float* draw(const NoiseKey& key, const Run& run, NoiseBuffer
     const uint32_t first = uint32_t(run.element / 4);
     const int lane = int(run.element % 4);
     const int counters = (lane + run.length + 3) / 4;
-    for (int block = 0; block < counters; block += kCounters) {
-        float* const out = buffer.values + 4 * block;
-        const uint32_t counter = first + uint32_t(block);
-#pragma omp simd
-        for (int i = 0; i < kCounters; ++i)
-            normal4(counter + uint32_t(i), key, out[4 * i], out[4 * i + 1], out[4 * i + 2], out[4 * i + 3]);
-    }
+    for (int block = 0; block < counters; block += kCounters)
+        normal_block(first + uint32_t(block), key, buffer.values + 4 * block);
     return buffer.values + lane;
 }
 

@@ -1,0 +1,173 @@
+"""What people type: the sample and info commands, and the names they import."""
+
+import importlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import ddpm_fast as df
+from ddpm_fast import checkpoint
+from ddpm_fast.nn import UNet, UNetConfig
+from ddpm_fast.sample import parse_labels
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+
+
+def run(module, *arguments):
+    """A command run in this process: exit_code, stdout, stderr."""
+    app = importlib.import_module(f"ddpm_fast.{module}").app
+    return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+
+
+def save_small_model(path, classes=3, channels=3, names=None):
+    torch.manual_seed(0)
+    config = UNetConfig(
+        image_size=8, in_channels=channels, model_channels=8, channel_mult=(1, 2), num_res_blocks=1,
+        attention_resolutions=(), num_classes=classes, norm_groups=4,
+    )  # fmt: skip
+    diffusion = df.GaussianDiffusion(df.Schedule.cosine(20), prediction="v", variance="fixed_small")
+    described = {"unet": config.to_dict(), "diffusion": diffusion.to_dict(), "label_names": names, "training": {}}
+    checkpoint.save_model(path, UNet(config).state_dict(), described)
+    return path
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return save_small_model(tmp_path_factory.mktemp("model") / "small.safetensors", names=["cat", "dog", "hen"])
+
+
+def test_sample_writes_a_grid_and_says_where_how_long_and_how_fast(small, tmp_path):
+    out = tmp_path / "new" / "grid.png"
+    result = run("sample", "--model", small, "--n", 9, "--steps", 3, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    assert str(out) in result.stdout and "9 images of 3x8x8 in" in result.stdout and "images/s" in result.stdout
+    picture = Image.open(out)
+    assert picture.mode == "RGB" and picture.size[0] == picture.size[1]
+
+
+def test_npz_holds_what_the_library_draws(small, tmp_path):
+    out = tmp_path / "s.npz"
+    arguments = ("--model", small, "--n", 5, "--steps", 4, "--seed", 7, "--labels", "dog,2", "--batch-size", 2)
+    assert run("sample", *arguments, "--out", out).exit_code == 0
+    arrays = np.load(out)
+    assert arrays["labels"].tolist() == [1, 2, 1, 2, 1]
+    loaded = df.load_model(small)
+    x = df.sample(loaded.model, loaded.diffusion, 5, steps=4, seed=7, labels=[1, 2, 1, 2, 1], batch_size=2)
+    expected = ((x + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1).numpy()
+    assert np.abs(arrays["images"].astype(int) - expected).max() <= 1
+
+
+def test_folder_of_pngs_continues_where_an_earlier_one_ended(small, tmp_path):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    assert run("sample", "--model", small, "--n", 4, "--steps", 2, "--labels", "0", "--out", whole).exit_code == 0
+    tail = ("--n", 2, "--first-sample-id", 2, "--steps", 2, "--labels", "0", "--out", part)
+    assert run("sample", "--model", small, *tail).exit_code == 0
+    for name in ("000002_label0.png", "000003_label0.png"):
+        a, b = (np.asarray(Image.open(folder / name)).astype(int) for folder in (whole, part))
+        assert np.abs(a - b).max() <= 1
+    assert len(list(whole.iterdir())) == 4
+
+
+def test_gif_shows_the_denoising(small, tmp_path):
+    gif = tmp_path / "steps.gif"
+    arguments = ("--model", small, "--n", 4, "--steps", 6, "--batch-size", 3, "--out", tmp_path / "s.png")
+    assert run("sample", *arguments, "--gif", gif).exit_code == 0
+    movie = Image.open(gif)
+    assert movie.n_frames == 6
+    last = np.asarray(movie.convert("RGB"))
+    movie.seek(5)
+    assert (np.asarray(movie.convert("RGB")) != last).any()
+
+
+def test_labels():
+    names = ["cat", "dog", "hen"]
+    assert parse_labels(None, 5, 3, names) == [0, 1, 2, 0, 1]
+    assert parse_labels("hen", 2, 3, names) == [2, 2]
+    assert parse_labels("0, dog", 3, 3, names) == [0, 1, 0]
+    assert parse_labels("none", 3, 3, names) is None
+    assert parse_labels(None, 3, 0, None) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "nosuch"], "no model is called 'nosuch'"),
+        (["--model", "MISSING"], "missing.safetensors"),
+        (["--model", "TEXT"], "text.safetensors"),
+        (["--model", "CUT"], "cut.safetensors"),
+        (["--model", "SMALL", "--labels", "7"], "7 is no class of this model; it has 0..2 or cat, dog, hen"),
+        (["--model", "PLAIN", "--labels", "1"], "unconditional"),
+        (["--model", "SMALL", "--steps", "21"], "expected 1..20"),
+        (["--model", "SMALL", "--n", "0"], "--n is 0"),
+        (["--model", "SMALL", "--sampler", "euler"], "there are ddpm"),
+        (["--model", "SMALL", "--out", "x.jpg"], ".png (a grid)"),
+        (["--model", "SMALL", "--out", "TEXT/x.png"], "cannot write"),
+        (["--model", "SMALL", "--gif", "x.mp4"], "ending in .gif"),
+        (["--model", "SMALL", "--device", "nonsense"], "expected auto, cpu or cuda"),
+        (["--model", "SMALL", "--precision", "int4"], "expected auto, fp32, bf16"),
+        (["--model", "SMALL", "--seed", str(2**64)], "64 bits"),
+    ],
+)
+def test_bad_input_ends_with_a_message_and_status_2_before_any_sampling(small, tmp_path, arguments, message):
+    (tmp_path / "text.safetensors").write_text("hello")
+    (tmp_path / "cut.safetensors").write_bytes(small.read_bytes()[:-100])
+    places = {
+        "MISSING": tmp_path / "missing.safetensors",
+        "TEXT": tmp_path / "text.safetensors",
+        "TEXT/x.png": tmp_path / "text.safetensors" / "x.png",
+        "CUT": tmp_path / "cut.safetensors",
+        "SMALL": small,
+        "PLAIN": tmp_path / "plain.safetensors",
+    }
+    if "PLAIN" in arguments:
+        save_small_model(places["PLAIN"], classes=0)
+    # The default output goes where the command runs.
+    arguments = [str(places.get(a, a)) for a in arguments]
+    if "--out" not in arguments:
+        arguments += ["--out", str(tmp_path / "unwritten.png")]
+    result = run("sample", *arguments)
+    assert result.exit_code == 2, result.stdout + result.stderr
+    assert message in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "unwritten.png").exists()
+
+
+def test_info_says_what_is_active_and_why_the_rest_is_not():
+    result = run("info")
+    assert result.exit_code == 0, result.stderr
+    assert "C++ extension: built" in result.stdout
+    assert "TRITON_INTERPRET=1" in result.stdout or "pip install triton" in result.stdout
+    assert "normal: cpu" in result.stdout and "mnist5k" in result.stdout
+    if not torch.cuda.is_available():
+        assert "CUDA: none" in result.stdout
+
+
+@pytest.mark.parametrize("module", ["sample", "train", "info"])
+def test_commands_start_with_python_dash_m(module):
+    result = subprocess.run([sys.executable, "-m", f"ddpm_fast.{module}", "--help"], capture_output=True, text=True)
+    assert result.returncode == 0 and "Usage" in result.stdout, result.stderr
+
+
+def test_importing_the_sample_command_leaves_the_sample_function(small):
+    importlib.import_module("ddpm_fast.sample")
+    loaded = df.load_model(small)
+    assert df.sample(loaded.model, loaded.diffusion, 1, steps=1, labels=0).shape == (1, 3, 8, 8)
+
+
+def test_public_names_are_stable():
+    expected = {
+        *("Schedule", "GaussianDiffusion", "sample", "UNet", "UNetConfig", "load_model", "NoiseKey"),
+        *("use_backend", "ops"),
+    }
+    assert expected <= set(df.__all__)
+    assert all(hasattr(df, name) for name in df.__all__)
+    assert {"normal", "q_sample", "diffusion_loss", "reverse_step"} <= set(df.ops.__all__)
+    methods = ("q_sample", "q_posterior", "p_mean_variance", "training_losses")
+    assert all(hasattr(df.GaussianDiffusion, name) for name in methods)
