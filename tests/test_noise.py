@@ -1,7 +1,7 @@
-"""The noise contract: Philox4x32-10's known answers, an independent float64 Box-Muller, and one set of bits everywhere.
+"""The noise contract: Philox4x32-10's known answers, an independent float64 Box-Muller, one set of bits everywhere.
 
-The oracle below is written from the contract's text in Python's integers and NumPy's float64; it shares no code with the
-package.
+The oracle below is written from the contract's text in Python's integers and NumPy's float64; it shares no code with
+the package.
 """
 
 import math
@@ -228,6 +228,7 @@ def test_a_sample_is_the_same_wherever_it_is_drawn(memory_format, backend):
         same_bits(strided[op][18:19], expected)
 
 
+@pytest.mark.slow
 def test_large_sample_has_64_bit_addresses():
     # More than 2^31 elements in one sample: 4.3 GB of fp16, of which the last ones are compared.
     elements = 2**31 + 1027

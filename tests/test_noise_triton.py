@@ -1,0 +1,91 @@
+"""The Triton kernels of the noise, run through Triton's interpreter: the same bits as plain torch, on a machine without
+a GPU. Triton reads TRITON_INTERPRET when it is imported, so the variable is set from outside:
+
+    TRITON_INTERPRET=1 python -m pytest -m interpreter
+"""
+
+import math
+import os
+
+import pytest
+import torch
+
+from ddpm_fast.errors import InputError
+from ddpm_fast.noise import NoiseKey, Stream, normals
+from ddpm_fast.ops import backend_status, normal, q_sample, use_backend
+
+pytest.importorskip("triton", reason="the package triton is not installed: pip install triton")
+pytestmark = [
+    pytest.mark.interpreter,
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") != "1", reason="run as: TRITON_INTERPRET=1 python -m pytest -m interpreter"
+    ),
+]
+
+SHAPES = {
+    "one element": (1,),
+    "no multiple of 4": (61,),
+    "1-D, over a block": (1024 + 7,),
+    "one channel": (1, 9, 7),
+    "no multiple of the block": (3, 17, 23),
+    "many channels, one pixel": (70, 1, 1),
+    "volume": (2, 3, 5, 7),
+}
+
+
+def int32_bits(z: torch.Tensor) -> torch.Tensor:
+    return z.contiguous().view(torch.int32)
+
+
+@pytest.mark.parametrize("word", SHAPES)
+def test_triton_equals_plain_torch_bit_for_bit(word):
+    shape = SHAPES[word]
+    key = NoiseKey.of(-77, 3, first_sample_id=2**32 - 2, step=2**31 + 5, stream=Stream.REVERSE)
+    expected = int32_bits(normals(key, math.prod(shape)).view(3, *shape))
+    with use_backend("triton"):
+        assert torch.equal(int32_bits(normal(key, shape)), expected)
+        if len(shape) in (3, 4):
+            memory_format = torch.channels_last if len(shape) == 3 else torch.channels_last_3d
+            z = normal(key, shape, memory_format=memory_format)
+            assert z.is_contiguous(memory_format=memory_format)
+            assert torch.equal(int32_bits(z), expected)
+
+
+@pytest.mark.parametrize(
+    ("seed", "sample_id", "step", "stream"),
+    [
+        pytest.param(0, 0, 0, 0, id="all zero"),
+        pytest.param(2**64 - 1, 2**56 - 1, 2**32 - 1, 255, id="all ones"),
+        pytest.param(0x85EBCA6B << 32, 0, 0, 0, id="seed, high word"),
+        pytest.param(1, 0xABCDEF << 32, 0, 7, id="sample id, high bits beside the stream"),
+    ],
+)
+def test_key_and_counter_layout(seed, sample_id, step, stream):
+    key = NoiseKey.of(seed, 1, first_sample_id=sample_id, step=step, stream=stream)
+    with use_backend("triton"):
+        assert torch.equal(int32_bits(normal(key, (64,))), int32_bits(normals(key, 64)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_low_precision_is_within_one_place(dtype):
+    # A GPU rounds to nearest; the interpreter truncates fp32 to bf16, which can be one place off.
+    key = NoiseKey.of(5, 2)
+    with use_backend("triton"):
+        z = normal(key, (3, 8, 8), dtype=dtype)
+    expected = normals(key, 192).view(2, 3, 8, 8)
+    assert z.dtype == dtype
+    assert ((z.float() - expected).abs() <= expected.abs() * torch.finfo(dtype).eps + 1e-7).all()
+
+
+def test_an_empty_batch_launches_nothing():
+    with use_backend("triton"):
+        assert normal(NoiseKey.of(0, 0), (3, 4, 4)).shape == (0, 3, 4, 4)
+
+
+def test_an_op_without_a_triton_kernel_says_which_there_are():
+    missing = {"q_sample"} - set(next(status for status in backend_status() if status.name == "triton").ops)
+    if not missing:
+        pytest.skip("triton has every op")
+    x0 = torch.zeros(1, 2)
+    with use_backend("triton"), pytest.raises(InputError, match="it has no kernel for q_sample; it has normal"):
+        q_sample(x0, torch.tensor([0]), torch.ones(1, 2), x0)
