@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import ddpm_fast as df
@@ -184,8 +185,8 @@ def main(
         for case in chosen:
             ours, *baselines = cases.labels(case)
             for baseline in baselines:
-                if reason := cases.absent(baseline, quick):
-                    missing[baseline] = reason
+                if reason := cases.absent(case, baseline, quick):
+                    missing.setdefault(f"{baseline}: {reason}", []).append(str(case))
                     continue
                 console.print(f"{case}: {ours}, {baseline}")
                 try:
@@ -204,10 +205,12 @@ def main(
 
         # A table wrapped to the 80 columns of a log file cannot be read.
         Console(highlight=False, width=max(console.width, 150)).print(_table(report))
-        for label, reason in missing.items():
-            console.print(f"[yellow]{label} is absent:[/] {reason}", soft_wrap=True)
+        for reason, names in missing.items():
+            console.print(
+                f"[yellow]Absent[/] from {len(names)} of {len(chosen)} cases: {escape(reason)}", soft_wrap=True
+            )
         for message in report["mismatches"]:
-            console.print("[red]Not timed:[/]", message, soft_wrap=True)
+            console.print("[red]Not timed:[/]", escape(message), soft_wrap=True)
         console.print(f"Wrote {out}", soft_wrap=True)
         if mismatches:
             raise typer.Exit(1)

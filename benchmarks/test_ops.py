@@ -10,7 +10,7 @@ from .operations import Case
 
 
 def test_operation(benchmark, case: Case, label: str, quick: bool):
-    if reason := cases.absent(label, quick):
+    if reason := cases.absent(case, label, quick):
         pytest.skip(reason)
     operation = cases.build(case)
     run = operation.variants[label]

@@ -70,13 +70,11 @@ DDPM_FN void normal_pair(uint32_t bits0, uint32_t bits1, float& z0, float& z1) {
     float cosine = add(mul(add(mul(x2, 2.44385519e-05f), -0.00138873688f), x2), 0.0416666456f);
     cosine = add(mul(add(mul(cosine, x2), -0.5f), x2), 1.0f);
     // Quadrants 0..3 turn (cos, sin) by quarter turns: (c, s), (-s, c), (-c, -s), (s, -c).
-    const uint32_t quadrant = bits1 >> 30;
-    const float first = (quadrant & 1u) ? sine : cosine;
-    const float second = (quadrant & 1u) ? cosine : sine;
-    const uint32_t sign0 = ((quadrant ^ (quadrant >> 1)) & 1u) << 31;
-    const uint32_t sign1 = (quadrant >> 1) << 31;
-    z0 = mul(radius, as_float(as_bits(first) ^ sign0));
-    z1 = mul(radius, as_float(as_bits(second) ^ sign1));
+    const bool odd = bits1 & 0x40000000u;
+    const float first = odd ? sine : cosine;
+    const float second = odd ? cosine : sine;
+    z0 = mul(radius, as_float(as_bits(first) ^ ((bits1 ^ (bits1 << 1)) & 0x80000000u)));
+    z1 = mul(radius, as_float(as_bits(second) ^ (bits1 & 0x80000000u)));
 }
 
 // What the noise of one sample is drawn from: everything in the key and the counter but the element.

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from .errors import InputError
 
@@ -20,7 +21,7 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        Console(stderr=True, highlight=False).print("[bold red]Error:[/]", str(error), markup=True)
+        Console(stderr=True, highlight=False).print(f"[bold red]Error:[/] {escape(str(error))}")
         raise typer.Exit(2) from None
 
 

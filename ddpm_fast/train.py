@@ -15,6 +15,7 @@ from typing import Annotated
 
 import torch
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -130,7 +131,7 @@ def main(
         try:
             finished = run(trainer, out, arguments)
         except NonFiniteLoss as error:
-            console.print(f"[bold red]Stopped:[/] {error}")
+            console.print(f"[bold red]Stopped:[/] {escape(str(error))}")
             raise typer.Exit(1) from None
     if not finished:
         console.print(f"Stopped at step {trainer.step}, saved. Continue with: --out {out} --resume")
@@ -177,7 +178,7 @@ def _load(arguments: dict) -> Dataset:
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     for warning in caught:
-        console.print(f"[yellow]Warning:[/] {warning.message}")
+        console.print(f"[yellow]Warning:[/] {escape(str(warning.message))}")
     return dataset
 
 

@@ -23,7 +23,7 @@ void diffusion_loss(const LossArgs& args, int threads) {
     parallel_chunks(args.shape, planar, threads, [&](int64_t sample, int64_t chunk) {
         const float* const entry = args.table + 3 * args.t[sample];
         const LossRow row{entry[0], entry[1], entry[2]};
-        const NoiseKey key = key_of(args.noise, sample);
+        const BlockKey key = key_of(args.noise, sample);
         double sum = 0.0;
         for_each_run(args.shape, planar, sample, chunk, [&](const Run& run) {
             alignas(64) float output_buffer[kRun], x0_buffer[kRun], residual[kRun + kLanes];

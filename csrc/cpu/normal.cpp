@@ -7,7 +7,7 @@ namespace DDPM_ISA {
 void normal(const NormalArgs& args, int threads) {
     const bool planar = args.out.channels_last;
     parallel_chunks(args.shape, planar, threads, [&](int64_t sample, int64_t chunk) {
-        const NoiseKey key = key_of(args.noise, sample);
+        const BlockKey key = key_of(args.noise, sample);
         for_each_run(args.shape, planar, sample, chunk, [&](const Run& run) {
             NoiseBuffer buffer;
             store(args.out, args.shape, run, draw(key, run, buffer));

@@ -11,7 +11,7 @@ void q_sample(const QSampleArgs& args, int threads) {
     parallel_chunks(args.shape, planar, threads, [&](int64_t sample, int64_t chunk) {
         const float* const entry = args.table + 2 * args.t[sample];
         const QSampleRow row{entry[0], entry[1]};
-        const NoiseKey key = key_of(args.noise, sample);
+        const BlockKey key = key_of(args.noise, sample);
         for_each_run(args.shape, planar, sample, chunk, [&](const Run& run) {
             alignas(64) float x0_buffer[kRun], x_t[kRun];
             NoiseBuffer z_buffer;

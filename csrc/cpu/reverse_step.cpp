@@ -14,7 +14,7 @@ void reverse_step(const ReverseStepArgs& args, int threads) {
                         channels_last(args.x_model);
     const bool noisy = row.sigma != 0.0f;  // a step without noise draws none
     parallel_chunks(args.shape, planar, threads, [&](int64_t sample, int64_t chunk) {
-        const NoiseKey key = noisy ? key_of(args.noise, sample) : NoiseKey{};
+        const BlockKey key = noisy ? key_of(args.noise, sample) : BlockKey{};
         for_each_run(args.shape, planar, sample, chunk, [&](const Run& run) {
             alignas(64) float x_buffer[kRun], output_buffer[kRun], x0[kRun], next[kRun];
             NoiseBuffer extra;

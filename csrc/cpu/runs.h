@@ -29,21 +29,33 @@ static inline Walk walk(const Image& image, const Shape& shape, const Run& run) 
     return Walk{base + run.element, 1};
 }
 
+// The distances of one (contiguous) and three (channels_last colour) are told to the compiler, which then loads whole
+// registers and shuffles; any other costs a load an element.
+template <int kStride, class T, class Convert>
+static inline void load_every(const T* from, int64_t stride, int length, float* to, Convert convert) {
+    for (int i = 0; i < length; ++i) to[i] = convert(from[i * (kStride ? kStride : stride)]);
+}
+
 template <class T, class Convert>
 static inline void load_as(const T* from, int64_t stride, int length, float* to, Convert convert) {
-    if (stride == 1) {
-        for (int i = 0; i < length; ++i) to[i] = convert(from[i]);
-    } else {
-        for (int i = 0; i < length; ++i) to[i] = convert(from[i * stride]);
+    switch (stride) {
+        case 1: return load_every<1>(from, stride, length, to, convert);
+        case 3: return load_every<3>(from, stride, length, to, convert);
+        default: return load_every<0>(from, stride, length, to, convert);
     }
+}
+
+template <int kStride, class T, class Convert>
+static inline void store_every(T* to, int64_t stride, int length, const float* from, Convert convert) {
+    for (int i = 0; i < length; ++i) to[i * (kStride ? kStride : stride)] = convert(from[i]);
 }
 
 template <class T, class Convert>
 static inline void store_as(T* to, int64_t stride, int length, const float* from, Convert convert) {
-    if (stride == 1) {
-        for (int i = 0; i < length; ++i) to[i] = convert(from[i]);
-    } else {
-        for (int i = 0; i < length; ++i) to[i * stride] = convert(from[i]);
+    switch (stride) {
+        case 1: return store_every<1>(to, stride, length, from, convert);
+        case 3: return store_every<3>(to, stride, length, from, convert);
+        default: return store_every<0>(to, stride, length, from, convert);
     }
 }
 
@@ -98,7 +110,7 @@ struct NoiseBuffer {
     alignas(64) float values[kRun + 4 * kCounters];
 };
 
-static inline const float* draw(const NoiseKey& key, const Run& run, NoiseBuffer& buffer) {
+static inline const float* draw(const BlockKey& key, const Run& run, NoiseBuffer& buffer) {
     const uint32_t first = uint32_t(run.element / 4);
     const int lane = int(run.element % 4);
     const int counters = (lane + run.length + 3) / 4;
@@ -107,12 +119,13 @@ static inline const float* draw(const NoiseKey& key, const Run& run, NoiseBuffer
     return buffer.values + lane;
 }
 
-static inline NoiseKey key_of(const Noise& noise, int64_t sample) {
-    if (noise.given.data) return NoiseKey{};
-    return noise_key(uint64_t(*noise.seed), uint64_t(noise.sample_id[sample]), uint32_t(*noise.step), noise.stream);
+static inline BlockKey key_of(const Noise& noise, int64_t sample) {
+    if (noise.given.data) return BlockKey{};
+    return block_key(
+        noise_key(uint64_t(*noise.seed), uint64_t(noise.sample_id[sample]), uint32_t(*noise.step), noise.stream));
 }
 
-static inline const float* noise_of(const Noise& noise, const NoiseKey& key, const Shape& shape, const Run& run,
+static inline const float* noise_of(const Noise& noise, const BlockKey& key, const Shape& shape, const Run& run,
                                     NoiseBuffer& buffer) {
     return noise.given.data ? load(noise.given, shape, run, buffer.values) : draw(key, run, buffer);
 }

@@ -37,14 +37,19 @@ def draw(noise: Tensor | NoiseKey, image: Tensor, dtype: torch.dtype) -> Tensor:
     return noise.to(dtype)
 
 
-def rows_of(op: str, name: str, table: Tensor, index: Tensor) -> Tensor:
-    """table[index]. Raises InputError for an index outside it, on the CPU: looking on a GPU would wait for it."""
-    if index.device.type == "cpu":
-        rows = table.shape[0]
-        if len(outside := ((index < 0) | (index >= rows)).view(-1).nonzero()):
-            i = int(outside[0])
-            raise InputError(f"{op}: {name}[{i}] is {int(index.view(-1)[i])}, outside the table's range 0..{rows - 1}")
-    return table[index]
+def check_rows(op: str, name: str, table: Tensor, index: Tensor) -> None:
+    """Raises InputError for an index outside the table, on the CPU: looking on a GPU would wait for it."""
+    if index.device.type != "cpu":
+        return
+    index, rows = index.view(-1), table.shape[0]
+    if len(outside := ((index < 0) | (index >= rows)).nonzero()):
+        i = int(outside[0])
+        raise InputError(f"{op}: {name}[{i}] is {int(index[i])}, outside the table's range 0..{rows - 1}")
+
+
+def row_of(table: Tensor, step: Tensor) -> Tensor:
+    """table[step] for a scalar tensor, which as an index would be read back to the host first."""
+    return table.index_select(0, step.view(1))[0]
 
 
 def normal(key: NoiseKey, out: Tensor) -> None:
@@ -53,8 +58,8 @@ def normal(key: NoiseKey, out: Tensor) -> None:
 
 def q_sample(x0: Tensor, t: Tensor, table: Tensor, noise: Tensor | NoiseKey, out: Tensor) -> None:
     dtype = working_dtype(x0, out)
-    rows = rows_of("q_sample", "t", table, t)
-    signal, sigma = (per_sample(column, x0) for column in rows.to(dtype).unbind(1))
+    check_rows("q_sample", "t", table, t)
+    signal, sigma = (per_sample(column, x0) for column in table[t].to(dtype).unbind(1))
     out.copy_(signal * widen(x0, dtype) + sigma * draw(noise, x0, dtype))
 
 
@@ -68,7 +73,8 @@ def diffusion_loss(
     loss: Tensor,
 ) -> None:
     dtype = working_dtype(output, x0)
-    c_x0, c_noise, weight = rows_of("diffusion_loss", "t", table, t).to(dtype).unbind(1)
+    check_rows("diffusion_loss", "t", table, t)
+    c_x0, c_noise, weight = table[t].to(dtype).unbind(1)
     target = per_sample(c_x0, x0) * widen(x0, dtype) + per_sample(c_noise, x0) * draw(noise, x0, dtype)
     difference = output.to(dtype) - target
     if residual is not None:
@@ -92,8 +98,8 @@ def reverse_step(
     model_out: Tensor | None,
 ) -> None:
     dtype = working_dtype(x_t, output)
-    row = rows_of("reverse_step", "step", table, step).to(dtype)
-    a_x, a_out, b_x, b_x0, b_previous, sigma, clip = row.unbind()
+    check_rows("reverse_step", "step", table, step)
+    a_x, a_out, b_x, b_x0, b_previous, sigma, clip = row_of(table, step).to(dtype).unbind()
     x = x_t.to(dtype)
     x0 = torch.clamp(a_x * x + a_out * output.to(dtype), -clip, clip)
     following = b_x * x + b_x0 * x0

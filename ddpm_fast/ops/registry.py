@@ -144,6 +144,8 @@ def _loss_backward_run(residual, scale):
 
 def _loss_setup(ctx, inputs, output):
     ctx.save_for_backward(output[1], inputs[2], inputs[3])
+    # The residual gets no gradient; without this a zero one of the image's size is made for it every time.
+    ctx.set_materialize_grads(False)
 
 
 def _loss_backward(ctx, grad_loss, _):
@@ -203,7 +205,7 @@ def _step_setup(ctx, inputs, output):
 def _step_backward(ctx, grad_x, grad_x0, grad_model):
     x_t, output, table, step = ctx.saved_tensors
     dtype = reference.working_dtype(x_t, output)
-    a_x, a_out, b_x, b_x0, b_previous, _, clip = table[step].to(dtype).unbind()
+    a_x, a_out, b_x, b_x0, b_previous, _, clip = reference.row_of(table, step).to(dtype).unbind()
     zeros = x_t.new_zeros((), dtype=dtype)
     grad = zeros if grad_x is None else grad_x.to(dtype)
     if ctx.model_dtype is not None and grad_model is not None:
