@@ -110,7 +110,9 @@ def sample(
             x = ops.normal(initial, shape, memory_format=torch.channels_last)
             x_model = x.to(model_dtype)
             for i in range(len(timesteps)):
-                output = model(x_model, timesteps[step].expand(size), batch_labels)
+                # timesteps[step] would read the step back to the host.
+                t = timesteps.index_select(0, step.view(1)).expand(size)
+                output = model(x_model, t, batch_labels)
                 x, _, copy = ops.reverse_step(
                     *(x, output, coefficients, step, key),
                     model_dtype=None if model_dtype == torch.float32 else model_dtype,
