@@ -13,10 +13,11 @@ void q_sample(const QSampleArgs& args, int threads) {
         const QSampleRow row{entry[0], entry[1]};
         const BlockKey key = key_of(args.noise, sample);
         for_each_run(args.shape, planar, sample, chunk, [&](const Run& run) {
-            alignas(64) float x0_buffer[kRun], x_t[kRun];
+            alignas(64) float x0_buffer[kRun], x_t_buffer[kRun];
             NoiseBuffer z_buffer;
             const float* const x0 = load(args.x0, args.shape, run, x0_buffer);
             const float* const z = noise_of(args.noise, key, args.shape, run, z_buffer);
+            float* const x_t = destination(args.out, args.shape, run, x_t_buffer);
             for (int i = 0; i < run.length; ++i) x_t[i] = ddpm::q_sample(row, x0[i], z[i]);
             store(args.out, args.shape, run, x_t);
         });

@@ -16,8 +16,9 @@ void reverse_step(const ReverseStepArgs& args, int threads) {
     parallel_chunks(args.shape, planar, threads, [&](int64_t sample, int64_t chunk) {
         const BlockKey key = noisy ? key_of(args.noise, sample) : BlockKey{};
         for_each_run(args.shape, planar, sample, chunk, [&](const Run& run) {
-            alignas(64) float x_buffer[kRun], output_buffer[kRun], x0[kRun], next[kRun];
+            alignas(64) float x_buffer[kRun], output_buffer[kRun], x0[kRun], next_buffer[kRun];
             NoiseBuffer extra;
+            float* const next = destination(args.x_next, args.shape, run, next_buffer);
             const float* const x = load(args.x, args.shape, run, x_buffer);
             const float* const output = load(args.output, args.shape, run, output_buffer);
             for (int i = 0; i < run.length; ++i) {

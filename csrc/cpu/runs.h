@@ -85,13 +85,21 @@ static inline const float* load(const Image& image, const Shape& shape, const Ru
     return buffer;
 }
 
+// Where to compute a run of an output: in the output itself where that is contiguous fp32, which spares store() a
+// copy, otherwise in `buffer`.
+static inline float* destination(const Image& image, const Shape& shape, const Run& run, float* buffer) {
+    const Walk w = walk(image, shape, run);
+    return image.dtype == DType::f32 && w.stride == 1 ? static_cast<float*>(image.data) + w.offset : buffer;
+}
+
 static inline void store(const Image& image, const Shape& shape, const Run& run, const float* values) {
     const Walk w = walk(image, shape, run);
     switch (image.dtype) {
-        case DType::f32:
-            store_as(static_cast<float*>(image.data) + w.offset, w.stride, run.length, values,
-                     [](float v) { return v; });
+        case DType::f32: {
+            float* const to = static_cast<float*>(image.data) + w.offset;
+            if (to != values) store_as(to, w.stride, run.length, values, [](float v) { return v; });
             break;
+        }
         case DType::bf16:
             store_as(static_cast<uint16_t*>(image.data) + w.offset, w.stride, run.length, values,
                      [](float v) { return to_bf16(v); });
