@@ -48,6 +48,11 @@ def integers(text: str, name: str) -> tuple[int, ...]:
         raise InputError(f"{name} is {text!r}; expected integers separated by commas, such as 1,2,4") from None
 
 
+def norm_groups(channels: int) -> int:
+    """The most groups, up to the usual 32, that divide the channels and hold at least four each."""
+    return next((groups for groups in range(32, 0, -1) if channels % groups == 0 and channels >= 4 * groups), 1)
+
+
 @app.command()
 def main(
     context: typer.Context,
@@ -55,7 +60,9 @@ def main(
     out: Annotated[Path, typer.Option(help="folder for checkpoints, samples and curves")],
     image_size: Annotated[int | None, typer.Option(help="resize images to this side")] = None,
     channels: Annotated[int | None, typer.Option(help="1 (grey) or 3 (RGB); as found if not given")] = None,
-    classes: Annotated[bool, typer.Option(help="condition on classes: sub-folders, or an array file's labels")] = False,
+    classes: Annotated[
+        bool | None, typer.Option(help="condition on classes: sub-folders, or an array file's labels")
+    ] = None,
     strict: Annotated[bool, typer.Option(help="stop at a broken image file instead of skipping it")] = False,
     flip: Annotated[bool, typer.Option(help="mirror half of the images left-right")] = False,
     model_channels: Annotated[int, typer.Option(help="channels of the first level")] = 64,
@@ -99,7 +106,6 @@ def main(
         # Stored as what it came to: a run resumed elsewhere must not change its arithmetic.
         a["precision"] = "bf16" if choose_dtype(a["precision"], torch_device) == torch.bfloat16 else "fp32"
         dataset = _load(a)
-        conditional = a["classes"] or (dataset.label_names is not None or a["data"] in BUILTIN)
         network = UNetConfig(
             image_size=dataset.images.shape[-1],
             in_channels=dataset.images.shape[1],
@@ -109,9 +115,9 @@ def main(
             attention_resolutions=integers(a["attention"], "--attention"),
             num_heads=a["num_heads"],
             dropout=a["dropout"],
-            num_classes=(dataset.num_classes or 0) if conditional else 0,
+            num_classes=0 if a["classes"] is False else dataset.num_classes or 0,
             scale_shift=a["scale_shift"],
-            norm_groups=min(32, a["model_channels"] // 4),
+            norm_groups=norm_groups(a["model_channels"]),
         )
         diffusion = GaussianDiffusion(
             SCHEDULES[a["schedule"]](a["timesteps"]), prediction=a["prediction"], variance=a["variance"]
@@ -168,13 +174,14 @@ def _find_state(context: typer.Context, arguments: dict, out: Path, resume: bool
 
 def _load(arguments: dict) -> Dataset:
     """The dataset, with what was skipped shown as it is found."""
-    names = ("image_size", "channels", "classes", "strict")
+    names = ("image_size", "channels", "strict")
     with warnings.catch_warnings(record=True) as caught, Progress(transient=True, console=console) as bar:
         warnings.simplefilter("always")
         task = bar.add_task("loading images")
         dataset = load_dataset(
             arguments["data"],
             **{name: arguments[name] for name in names},
+            classes=bool(arguments["classes"]),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     for warning in caught:
@@ -222,7 +229,8 @@ def run(trainer: Trainer, out: Path, arguments: dict) -> bool:
                         reported = now
                         left = (now - started) / (step - first_step) * (arguments["steps"] - step)
                         console.print(
-                            f"step {step}/{arguments['steps']}  loss {loss:.4f}  {rate:.0f} images/s  {left / 60:.1f} min left"
+                            f"step {step}/{arguments['steps']}  loss {loss:.4f}  {rate:.0f} images/s  "
+                            f"{left / 60:.1f} min left"
                         )
                 else:
                     bar.update(task, completed=step)

@@ -95,8 +95,7 @@ def test_command_trains_saves_and_resumes_to_the_same_weights(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_save_first(tmp_path, number):
     process = subprocess.Popen(
-        [sys.executable, "-m", "ddpm_fast.train", *TINY, "--steps", "100000", "--save-every", "1"]
-        + ["--out", str(tmp_path)],
+        [sys.executable, "-m", "ddpm_fast.train", *TINY, "--steps", "99999", "--save-every", "1", "--out", tmp_path],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -223,6 +222,19 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(tmp_path):
     assert again.exit_code == 2 and "holds a run already" in again.stderr
     other = command("--data", "mnist5k", "--lr", "0.5", "--out", tmp_path, "--resume", check=False)
     assert other.exit_code == 2 and "--lr 0.5 differs from the 0.0002" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "classes"), [(None, 10), ("--classes", 10), ("--no-classes", 0)], ids=["if any", "yes", "no"]
+)
+def test_conditioning_follows_the_labels_unless_told_otherwise(tmp_path, option, classes):
+    command(*TINY, "--steps", 1, "--out", tmp_path, *([option] if option else []))
+    assert checkpoint.load_model(tmp_path / "model.safetensors").model.config.num_classes == classes
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(128, 32), (64, 16), (32, 8), (50, 10), (6, 1), (2, 1)])
+def test_norm_groups(channels, groups):
+    assert train.norm_groups(channels) == groups
 
 
 def test_broken_file_is_named_and_skipped_or_stops_the_run(tmp_path):
