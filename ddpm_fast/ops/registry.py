@@ -149,6 +149,8 @@ def _loss_setup(ctx, inputs, output):
 
 
 def _loss_backward(ctx, grad_loss, _):
+    if grad_loss is None:
+        return (None,) * 10
     residual, t, table = ctx.saved_tensors
     elements = residual[0].numel() if residual.shape[0] else 1
     scale = grad_loss * table[t, 2].to(grad_loss.dtype) * (2.0 / elements)
