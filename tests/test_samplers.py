@@ -109,24 +109,34 @@ def test_sample_is_the_same_alone_and_in_a_batch_up_to_the_networks_rounding(net
     assert (together[0] - together[3]).abs().max() > 0.1, "two samples of one class must differ"
 
 
-def test_without_a_network_the_batch_does_not_matter_at_all(network):
-    class Stub(torch.nn.Module):
-        """Elementwise, so that no batch dependence is left."""
+class Elementwise(torch.nn.Module):
+    """A network of one's own, in which no sample can see another."""
 
-        config = dataclasses.replace(network.config, num_classes=0)
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(0.3))
 
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.tensor(0.3))
+    def forward(self, x, t):
+        return x * self.weight
 
-        def forward(self, x, t, labels):
-            return x * self.weight
 
+@pytest.mark.parametrize("shape", [(2, 16, 16), (5,), (1, 3, 4, 5)], ids=["images", "vectors", "volumes"])
+def test_with_an_elementwise_network_the_batch_does_not_matter_at_all(shape):
     diffusion = GaussianDiffusion(Schedule.cosine(100))
-    together = sample(Stub(), diffusion, 64, steps=20, seed=3)
-    assert torch.equal(together, sample(Stub(), diffusion, 64, steps=20, seed=3, batch_size=10))
-    assert torch.equal(together[17:18], sample(Stub(), diffusion, 1, steps=20, seed=3, first_sample_id=17))
-    assert not torch.equal(together, sample(Stub(), diffusion, 64, steps=20, seed=4))
+    options = {"steps": 20, "seed": 3, "shape": shape}
+    together = sample(Elementwise(), diffusion, 64, **options)
+    assert together.shape == (64, *shape)
+    assert torch.equal(together, sample(Elementwise(), diffusion, 64, **options, batch_size=10))
+    assert torch.equal(together[17:18], sample(Elementwise(), diffusion, 1, **options, first_sample_id=17))
+    assert not torch.equal(together, sample(Elementwise(), diffusion, 64, **{**options, "seed": 4}))
+
+
+def test_shape_is_needed_for_a_network_of_ones_own_and_only_then(network):
+    diffusion = GaussianDiffusion(Schedule.cosine(100))
+    with pytest.raises(InputError, match="samples is not known"):
+        sample(Elementwise(), diffusion, 1)
+    with pytest.raises(InputError, match="leave shape out"):
+        sample(network, diffusion, 1, shape=(3, 16, 16))
 
 
 def test_low_precision_network_keeps_the_state_in_fp32(network):
