@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from . import __version__, ops
@@ -36,7 +37,7 @@ def main() -> None:
             f"{torch.get_num_threads()} threads on {platform.machine()}"
         )
         if native.unavailable:
-            console.print(f"C++ extension: [red]not there[/]. {native.unavailable}")
+            console.print(f"[red]No C++ kernels[/]: {escape(native.unavailable)}")
         else:
             idle = [name for name in native.isas() if name != native.isa()]
             console.print(

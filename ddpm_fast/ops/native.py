@@ -18,7 +18,7 @@ try:
 except ImportError as error:
     _C = None
     unavailable = (
-        f"the C++ extension is not there ({error}). Install the package with a C++ compiler at hand, from its source "
+        f"the C++ extension cannot be imported ({error}). Install the package with a C++ compiler at hand, from its source "
         "folder: pip install -e ."
     )
 
