@@ -18,8 +18,8 @@ try:
 except ImportError as error:
     _C = None
     unavailable = (
-        f"the C++ extension cannot be imported ({error}). Install the package with a C++ compiler at hand, from its source "
-        "folder: pip install -e ."
+        f"the C++ extension cannot be imported ({error}). Install the package with a C++ compiler at hand, from its "
+        "source folder: pip install -e ."
     )
 
 DTYPES = {torch.uint8: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
