@@ -29,6 +29,15 @@ static inline Walk walk(const Image& image, const Shape& shape, const Run& run) 
     return Walk{base + run.element, 1};
 }
 
+static inline int64_t bytes_of(DType dtype) { return dtype == DType::f32 ? 4 : dtype == DType::u8 ? 1 : 2; }
+
+// Asks for the run after this one. The normals of a run take 200 ns in which memory would otherwise stand idle, and the
+// loads after them would wait for it. Beyond the tensor's end a prefetch does nothing.
+static inline void prefetch_next(const void* run, int64_t bytes) {
+    const char* const next = static_cast<const char*>(run) + bytes;
+    for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(next + line);
+}
+
 // The distances of one (contiguous) and three (channels_last colour) are told to the compiler, which then loads whole
 // registers and shuffles; any other costs a load an element.
 template <int kStride, class T, class Convert>
@@ -62,6 +71,10 @@ static inline void store_as(T* to, int64_t stride, int length, const float* from
 // The run's elements in fp32: `buffer`, or the operand itself where it is already contiguous fp32.
 static inline const float* load(const Image& image, const Shape& shape, const Run& run, float* buffer) {
     const Walk w = walk(image, shape, run);
+    const int64_t size = bytes_of(image.dtype);
+    // All channels of a few are in the same lines: ask once, with the first.
+    if (run.channel == 0 && w.stride <= 4)
+        prefetch_next(static_cast<const char*>(image.data) + w.offset * size, run.length * w.stride * size);
     switch (image.dtype) {
         case DType::u8:
             load_as(static_cast<const uint8_t*>(image.data) + w.offset, w.stride, run.length, buffer,
