@@ -136,6 +136,13 @@ def stepped(x: Tensor, output: Tensor, row: Tensor, noise: Tensor) -> Tensor:
     return b_x * x + b_x0 * x0 + sigma * noise
 
 
+def freshly_compiled(formula):
+    """torch.compile of a formula for one case. After eight recompilations of one function dynamo gives up and runs it
+    uncompiled, which would make the baseline a straw man: so every case starts anew."""
+    torch.compiler.reset()
+    return torch.compile(formula, dynamic=False)
+
+
 class QSample(Operation):
     """x_t from x_0: noise, then DDPMScheduler.add_noise or what takes its place."""
 
@@ -154,7 +161,7 @@ class QSample(Operation):
 
     @functools.cached_property
     def compiled_formula(self):
-        return torch.compile(noised, dynamic=False)
+        return freshly_compiled(noised)
 
     def ours(self, noise: Tensor | None) -> tuple[Tensor, ...]:
         return (self.diffusion.q_sample(self.x0, self.t, self.next_key() if noise is None else noise),)
@@ -185,7 +192,7 @@ class TrainingLoss(QSample):
 
     @functools.cached_property
     def compiled_formula(self):
-        return torch.compile(noised_and_scored, dynamic=False)
+        return freshly_compiled(noised_and_scored)
 
     def with_gradient(self, x_t: Tensor, loss: Tensor) -> tuple[Tensor, ...]:
         return x_t, loss.detach(), *torch.autograd.grad(loss.mean(), self.output)
@@ -231,7 +238,7 @@ class ReverseStep(Operation):
 
     @functools.cached_property
     def compiled_formula(self):
-        return torch.compile(stepped, dynamic=False)
+        return freshly_compiled(stepped)
 
     def ours(self, noise: Tensor | None) -> tuple[Tensor, ...]:
         if noise is None:
