@@ -52,6 +52,11 @@ class NoiseKey:
 
     def __post_init__(self):
         for name, value, ndim in (("seed", self.seed, 0), ("step", self.step, 0), ("sample_id", self.sample_id, 1)):
+            if not isinstance(value, Tensor):
+                raise InputError(
+                    f"NoiseKey.{name} is a {type(value).__name__}; expected an int64 tensor. NoiseKey.of(seed, n) makes a "
+                    "key from integers."
+                )
             if value.dtype != torch.int64 or value.ndim != ndim:
                 raise InputError(
                     f"NoiseKey.{name} is {value.dtype} of shape {tuple(value.shape)}; expected int64 with {ndim} "

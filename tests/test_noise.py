@@ -263,6 +263,10 @@ ERRORS = {
     "step of 33 bits": (lambda: NoiseKey.of(0, 1, step=2**32), ["step 4294967296", "0..4294967295"]),
     "negative stream": (lambda: NoiseKey.of(0, 1, stream=-1), ["stream is -1", "0..255"]),
     "stream of 9 bits": (lambda: NoiseKey.of(0, 1, stream=256), ["stream is 256", "0..255"]),
+    "seed that is no tensor": (
+        lambda: NoiseKey(1, torch.arange(2), torch.tensor(0)),
+        ["NoiseKey.seed is a int", "int64 tensor", "NoiseKey.of"],
+    ),
     "seed that is no scalar": (
         lambda: NoiseKey(torch.tensor([1]), torch.arange(2), torch.tensor(0)),
         ["NoiseKey.seed", "(1,)", "int64 with 0 dimensions", "NoiseKey.of"],
