@@ -54,8 +54,8 @@ class NoiseKey:
         for name, value, ndim in (("seed", self.seed, 0), ("step", self.step, 0), ("sample_id", self.sample_id, 1)):
             if not isinstance(value, Tensor):
                 raise InputError(
-                    f"NoiseKey.{name} is a {type(value).__name__}; expected an int64 tensor. NoiseKey.of(seed, n) makes a "
-                    "key from integers."
+                    f"NoiseKey.{name} is a {type(value).__name__}; expected an int64 tensor. NoiseKey.of(seed, n) "
+                    "makes a key from integers."
                 )
             if value.dtype != torch.int64 or value.ndim != ndim:
                 raise InputError(
