@@ -88,12 +88,12 @@ class Operation:
         n = self.case.shape[0]
         return df.NoiseKey.of(0, n, first_sample_id=self.calls * n, stream=df.Stream.TRAINING)
 
-    def expected(self, noise: Tensor) -> tuple[Tensor, ...]:
-        """What every variant must give for this noise, in float64."""
-        raise NotImplementedError
+    @functools.cached_property
+    def scheduler(self):
+        return scheduler()
 
     def error(self, label: str) -> float:
-        """The largest deviation of a variant from float64, over each result's largest value."""
+        """The largest deviation of a variant from expected(noise), in float64, over each result's largest value."""
         noise = self.randn(torch.Generator().manual_seed(NOISE_SEED))
         pairs = zip(self.variants[label](noise), self.expected(noise), strict=True)
         errors = [(result.double() - truth).abs().max() / truth.abs().max() for result, truth in pairs]
@@ -154,10 +154,6 @@ class QSample(Operation):
         self.table = self.diffusion.tables(self.x0.device).q_sample
         self.bytes_per_element = self.x0.itemsize + self.compute_dtype.itemsize
         self.variants = dict(zip(self.labels, (self.ours, self.diffusers, self.eager, self.compiled), strict=True))
-
-    @functools.cached_property
-    def scheduler(self):
-        return scheduler()
 
     @functools.cached_property
     def compiled_formula(self):
@@ -231,10 +227,6 @@ class ReverseStep(Operation):
         self.key = df.NoiseKey.of(0, case.shape[0], stream=df.Stream.REVERSE)
         self.bytes_per_element = 3 * self.x.itemsize
         self.variants = dict(zip(self.labels, (self.ours, self.diffusers, self.eager, self.compiled), strict=True))
-
-    @functools.cached_property
-    def scheduler(self):
-        return scheduler()
 
     @functools.cached_property
     def compiled_formula(self):

@@ -12,7 +12,7 @@ import torch
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.noise import NoiseKey, Stream, normals
-from ddpm_fast.ops import backend_status, normal, q_sample, use_backend
+from ddpm_fast.ops import normal, q_sample, use_backend
 
 pytest.importorskip("triton", reason="the package triton is not installed: pip install triton")
 pytestmark = [
@@ -83,9 +83,6 @@ def test_an_empty_batch_launches_nothing():
 
 
 def test_an_op_without_a_triton_kernel_says_which_there_are():
-    missing = {"q_sample"} - set(next(status for status in backend_status() if status.name == "triton").ops)
-    if not missing:
-        pytest.skip("triton has every op")
     x0 = torch.zeros(1, 2)
     with use_backend("triton"), pytest.raises(InputError, match="it has no kernel for q_sample; it has normal"):
         q_sample(x0, torch.tensor([0]), torch.ones(1, 2), x0)
