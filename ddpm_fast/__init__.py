@@ -16,7 +16,7 @@ from .errors import InputError
 from .nn import EMA, UNet, UNetConfig
 from .noise import NoiseKey, Stream
 from .ops import use_backend
-from .samplers import sample
+from .sampling import sample
 from .schedule import Schedule
 
 __all__ = [

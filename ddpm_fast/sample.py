@@ -17,7 +17,8 @@ from . import checkpoint, images
 from .commands import choose_device, choose_dtype, console, plain_errors
 from .errors import InputError
 from .files import check_writable
-from .samplers import SAMPLERS, check_labels, make_table, sample
+from .samplers import SAMPLERS, make_table
+from .sampling import check_labels, sample
 
 GIF_FRAMES = 40
 GRID_PIXELS = 700  # small images are enlarged to about this side

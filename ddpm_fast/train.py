@@ -27,7 +27,7 @@ from .errors import InputError
 from .files import check_writable_folder
 from .nn import UNetConfig
 from .objective import PREDICTIONS, VARIANCES
-from .samplers import sample
+from .sampling import sample
 from .schedule import Schedule
 from .training import NonFiniteLoss, TrainConfig, Trainer
 
