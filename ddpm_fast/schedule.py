@@ -1,7 +1,9 @@
 """How much noise at which step: beta_t, and everything that follows from beta_t alone.
 
 Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (the forward process and its posterior); Nichol &
-Dhariwal 2021, "Improved DDPM" (the cosine schedule, and running a chain on a subset of its timesteps).
+Dhariwal 2021, "Improved DDPM" (the cosine schedule, and running a chain on a subset of its timesteps, whose
+choice is respacing.py's); Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed" (a
+last step of pure noise).
 
 Tables are float64 on the CPU; whoever uses them on a device casts last. In float32, a beta recomputed from
 alpha_bar is off by 4.9e-4 (relative; linear, T = 1000). `1 - alpha_bar` is a plain subtraction, as in the
@@ -10,13 +12,14 @@ four orders below float32's rounding.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ddpm_fast.errors import InputError
+from ddpm_fast.respacing import check_timesteps, kept_timesteps
 
 # sqrt(1 / alpha_bar) must be finite in float32, in which kernels form x_0.
 _SMALLEST_ALPHA_BAR = torch.finfo(torch.float32).max ** -2
@@ -24,7 +27,7 @@ _SMALLEST_ALPHA_BAR = torch.finfo(torch.float32).max ** -2
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Schedule:
-    """A chain of T noising steps: see `linear`, `cosine`, `from_betas`, `from_dict`. Tables are read-only.
+    """A chain of T noising steps, made by one of SCHEDULES, `from_betas` or `from_dict`. Tables are read-only.
 
     Every table is float64 [T] on the CPU; index t stands for the paper's step t + 1. [H] is Ho et al. 2020.
 
@@ -42,7 +45,9 @@ class Schedule:
                                     x_t = the first * x_0 + the second * eps [H eq. 4]
     sqrt_recip_alphas_cumprod, sqrt_recipm1_alphas_cumprod
                                     x_0 = the first * x_t - the second * eps: the roots of 1/alpha_bar and
-                                    1/alpha_bar - 1
+                                    1/alpha_bar - 1; both inf at the last step of a zero-terminal chain, where
+                                    x_t holds nothing of x_0
+    snr                             alpha_bar_t / (1 - alpha_bar_t); 0 at the last step of a zero-terminal chain
     """
 
     betas: Tensor
@@ -58,6 +63,7 @@ class Schedule:
     sqrt_one_minus_alphas_cumprod: Tensor = field(init=False)
     sqrt_recip_alphas_cumprod: Tensor = field(init=False)
     sqrt_recipm1_alphas_cumprod: Tensor = field(init=False)
+    snr: Tensor = field(init=False)
 
     def __post_init__(self):
         betas = self.betas
@@ -78,6 +84,7 @@ class Schedule:
             "sqrt_one_minus_alphas_cumprod": (1.0 - ab).sqrt(),
             "sqrt_recip_alphas_cumprod": (1.0 / ab).sqrt(),
             "sqrt_recipm1_alphas_cumprod": ((1.0 - ab) / ab).sqrt(),
+            "snr": ab / (1.0 - ab),
         }
         for name, table in tables.items():
             object.__setattr__(self, name, table)
@@ -89,15 +96,7 @@ class Schedule:
 
         Raises InputError for T <= 20: beta would reach 1 (20/T at the last step) and alpha_bar 0.
         """
-        _check_count("T", T)
-        if T <= 20:
-            raise InputError(
-                f"a linear schedule of T = {T} steps ends at beta = 20/T = {20 / T:.4g}, but beta must stay "
-                f"below 1: use T >= 21, or Schedule.cosine({T})"
-            )
-        first, last = 1000 / T * 1e-4, 1000 / T * 0.02
-        betas = torch.arange(T, dtype=torch.float64) * ((last - first) / (T - 1)) + first
-        betas[-1] = last
+        betas = _evenly(*_scaled_ends("linear", T, 1e-4, 0.02), T)
         return cls(betas, torch.arange(T), {"kind": "linear", "T": T})
 
     @classmethod
@@ -115,10 +114,38 @@ class Schedule:
         return cls(torch.tensor(betas, dtype=torch.float64), torch.arange(T), {"kind": "cosine", "T": T})
 
     @classmethod
+    def sigmoid(cls, T: int) -> "Schedule":
+        """alpha_bar_t = (sig(3) - sig(6t/T - 3)) / (sig(3) - sig(-3)), sig the logistic function, beta <= 0.999.
+
+        Jabri et al. 2022, "Scalable Adaptive Computation for Iterative Generation", with its start -3, end 3, tau
+        1; the cap is that of the code it is best known from (lucidrains' denoising-diffusion-pytorch) and acts at
+        the last step alone. What diffusers calls "sigmoid" is another schedule: beta a sigmoid of t (GeoDiff).
+        """
+        _check_count("T", T)
+        # 1 - alpha_bar_t / alpha_bar_{t-1}, with sig(x) - sig(y) = sinh((x - y)/2) / (2 cosh(x/2) cosh(y/2)) put
+        # in: nothing cancels, neither in the small betas at the start nor in the small alpha_bar at the end.
+        betas = [
+            math.sinh(3 / T) * math.cosh(1.5) / (math.sinh(3 * (T - t) / T) * math.cosh(3 * (t + 1) / T - 1.5))
+            for t in range(T)
+        ]
+        betas = torch.tensor(betas, dtype=torch.float64).clamp(max=0.999)
+        return cls(betas, torch.arange(T), {"kind": "sigmoid", "T": T})
+
+    @classmethod
+    def scaled_linear(cls, T: int) -> "Schedule":
+        """sqrt(beta) rises evenly from sqrt(0.00085) to sqrt(0.012), as in latent diffusion (Rombach et al. 2022).
+
+        beta is scaled by 1000/T, as in `linear`. Raises InputError for T <= 12: beta would reach 1.
+        """
+        first, last = _scaled_ends("scaled_linear", T, 0.00085, 0.012)
+        betas = _evenly(math.sqrt(first), math.sqrt(last), T) ** 2
+        return cls(betas, torch.arange(T), {"kind": "scaled_linear", "T": T})
+
+    @classmethod
     def from_betas(cls, betas) -> "Schedule":
         """The chain with the given betas: a non-empty 1-D tensor, array or list of numbers in (0, 1); copied.
 
-        Raises InputError naming the worst element and its index.
+        Raises InputError naming the worst element and its index. A last beta of 1 is for `zero_terminal_snr`.
         """
         betas = _checked_betas(betas)
         return cls(betas, torch.arange(len(betas)), {"kind": "betas", "betas": betas.tolist()})
@@ -126,28 +153,30 @@ class Schedule:
     @classmethod
     def from_dict(cls, d: dict) -> "Schedule":
         """The schedule that `to_dict` described. Raises InputError when d does not describe one."""
-        makers = {
-            "linear": (cls.linear, "T"),
-            "cosine": (cls.cosine, "T"),
-            "betas": (cls.from_betas, "betas"),
-        }
+        makers = {**SCHEDULES, "betas": cls.from_betas}
         kind = d.get("kind") if isinstance(d, dict) else None
         if kind not in list(makers):
             raise InputError(f"{d!r:.200} describes no schedule: expected a dict whose 'kind' is one of {list(makers)}")
-        make, argument = makers[kind]
-        if argument not in d or set(d) - {"kind", argument, "timesteps"}:
+        argument = "betas" if kind == "betas" else "T"
+        if argument not in d or set(d) - {"kind", argument, "zero_terminal_snr", "timesteps"}:
             raise InputError(
-                f"a {kind!r} schedule is described by the keys 'kind', {argument!r} and, if respaced, "
-                f"'timesteps'; got {sorted(map(str, d))}"
+                f"a {kind!r} schedule is described by the keys 'kind', {argument!r} and, where they apply, "
+                f"'zero_terminal_snr' and 'timesteps'; got {sorted(map(str, d))}"
             )
-        schedule = make(d[argument])
+        schedule = makers[kind](d[argument])
+        rescaled = d.get("zero_terminal_snr", False)
+        if not isinstance(rescaled, bool):
+            raise InputError(f"'zero_terminal_snr' of a schedule must be true or false, got {rescaled!r:.200}")
+        if rescaled:
+            schedule = schedule.zero_terminal_snr()
         if "timesteps" not in d:
             return schedule
-        return schedule._keep(_check_timesteps(d["timesteps"], len(schedule)))
+        return schedule._keep(check_timesteps(d["timesteps"], len(schedule)))
 
     def to_dict(self) -> dict:
         """How the schedule was made, in JSON's types: {"kind": "cosine", "T": 1000}, {"kind": "betas",
-        "betas": [...]}; a respaced one adds "timesteps", the steps of the original chain that it keeps."""
+        "betas": [...]}; a zero-terminal one adds "zero_terminal_snr": true; a respaced one adds "timesteps", the
+        steps of the original chain that it keeps (of the rescaled chain, where both are there)."""
         respaced = {"timesteps": self.timesteps.tolist()} if self._is_respaced else {}
         return {**self.source, **respaced}
 
@@ -167,11 +196,42 @@ class Schedule:
         Respacing a respaced schedule composes. Raises InputError when the spec asks for more steps than there
         are, has no integer stride, or lists timesteps that are unsorted, repeated or outside 0..T-1.
         """
-        kept = _kept_timesteps(spec, len(self))
+        kept = kept_timesteps(spec, len(self))
         if len(kept) == len(self):
             return self
-        original = Schedule.from_dict(self.source) if self._is_respaced else self
-        return original._keep(self.timesteps[kept].tolist())
+        return self._original._keep(self.timesteps[kept].tolist())
+
+    def zero_terminal_snr(self) -> "Schedule":
+        """The chain rescaled to end in pure noise: alpha_bar_{T-1} = 0 exactly, alpha_bar_0 unchanged, betas[-1] = 1.
+
+        sqrt(alpha_bar) is shifted and scaled, and the betas rebuilt from it (Lin et al. 2023, alg. 1). At the last
+        step x_t says nothing of x_0, so a network that predicts eps cannot be sampled from there: predict v or x0.
+        Of a respaced chain, the original is rescaled and the same steps kept; a rescaled chain stays as it is.
+
+        Raises InputError for a chain of one step, and for a respaced one that does not keep the original's last.
+        """
+        if self.has_zero_terminal_snr:
+            return self
+        original, last = self._original, self._original_T - 1
+        if last == 0:
+            raise InputError("alpha_bar of a chain of one step cannot both stay and become 0: use T >= 2")
+        if self.timesteps[-1] != last:
+            raise InputError(
+                f"{self.name} ends at step {self.timesteps[-1]} of the original chain, but alpha_bar becomes 0 at "
+                f"step {last} alone: respace to steps that include it"
+            )
+        root = original.sqrt_alphas_cumprod - original.sqrt_alphas_cumprod[-1]
+        # Scaling the root back to its old first value would leave these quotients as they are.
+        betas = torch.cat([original.betas[:1], 1.0 - (root[1:] / root[:-1]) ** 2])
+        betas[-1] = 1.0
+        source = {**original.source, "zero_terminal_snr": True}
+        rescaled = Schedule(_checked_betas(betas, last_may_be_1=True), original.timesteps, source)
+        return rescaled._keep(self.timesteps.tolist()) if self._is_respaced else rescaled
+
+    @property
+    def has_zero_terminal_snr(self) -> bool:
+        """Whether the last step is pure noise, with alpha_bar exactly 0."""
+        return self.alphas_cumprod[-1].item() == 0
 
     def q_sample_table(self) -> Tensor:
         """float64 [T, 2], columns (sqrt(alpha_bar), sqrt(1 - alpha_bar)): x_t's parts of x_0, eps."""
@@ -189,8 +249,9 @@ class Schedule:
 
     @property
     def name(self) -> str:
-        """For labels: cosine-1000, and cosine-1000/50 when 50 of the 1000 steps are kept."""
-        return f"{self.source['kind']}-{self._original_T}" + (f"/{len(self)}" if self._is_respaced else "")
+        """For labels: cosine-1000, cosine-1000/50 when 50 of the 1000 steps are kept, cosine-1000-zero-snr."""
+        rescaled = "-zero-snr" if "zero_terminal_snr" in self.source else ""
+        return f"{self.source['kind']}-{self._original_T}{rescaled}" + (f"/{len(self)}" if self._is_respaced else "")
 
     def __len__(self) -> int:
         return len(self.betas)
@@ -206,11 +267,24 @@ class Schedule:
     def _is_respaced(self) -> bool:
         return len(self) < self._original_T
 
+    @property
+    def _original(self) -> "Schedule":
+        return Schedule.from_dict(self.source) if self._is_respaced else self
+
     def _keep(self, timesteps: list[int]) -> "Schedule":
         index = torch.tensor(timesteps)
         ab = self.alphas_cumprod[index]
         betas = 1.0 - ab / torch.cat([ab.new_ones(1), ab[:-1]])
-        return Schedule(_checked_betas(betas), index, self.source)
+        return Schedule(_checked_betas(betas, last_may_be_1=bool(ab[-1] == 0)), index, self.source)
+
+
+# The schedules with a name and a length, for commands and files to choose from.
+SCHEDULES: dict[str, Callable[[int], Schedule]] = {
+    "linear": Schedule.linear,
+    "cosine": Schedule.cosine,
+    "sigmoid": Schedule.sigmoid,
+    "scaled_linear": Schedule.scaled_linear,
+}
 
 
 def _check_count(name: str, value) -> None:
@@ -218,7 +292,24 @@ def _check_count(name: str, value) -> None:
         raise InputError(f"{name} = {value!r} is not a number of steps: expected an int of at least 1")
 
 
-def _checked_betas(betas) -> Tensor:
+def _scaled_ends(kind: str, T: int, first: float, last: float) -> tuple[float, float]:
+    _check_count("T", T)
+    limit = round(1000 * last)
+    if limit >= T:
+        raise InputError(
+            f"a {kind} schedule of T = {T} steps ends at beta = {limit}/T = {limit / T:.4g}, but beta must stay "
+            f"below 1: use T >= {limit + 1}, or Schedule.cosine({T})"
+        )
+    return 1000 / T * first, 1000 / T * last
+
+
+def _evenly(first: float, last: float, T: int) -> Tensor:
+    values = torch.arange(T, dtype=torch.float64) * ((last - first) / (T - 1)) + first
+    values[-1] = last
+    return values
+
+
+def _checked_betas(betas, last_may_be_1: bool = False) -> Tensor:
     try:
         betas = torch.as_tensor(betas, dtype=torch.float64).detach().cpu().clone()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -227,98 +318,28 @@ def _checked_betas(betas) -> Tensor:
         raise InputError(f"betas must be 1-D and not empty, got shape {list(betas.shape)}: give one beta per step")
     # 1 - beta must differ from both 0 and 1 in float64, or 1 - alpha_bar_0 would be 0 and the tables NaN.
     wrong = ~((betas < 1) & (1 - betas < 1))
+    if last_may_be_1:
+        wrong[-1] &= betas[-1] != 1
     if wrong.any():
         # NaN and infinity are the worst; among finite ones, the farthest outside.
         distance = torch.maximum(-betas, betas - 1).nan_to_num(nan=math.inf).masked_fill(~wrong, -math.inf)
         i = int(distance.argmax())
+        pure_noise = i == len(betas) - 1 and betas[i] == 1
+        hint = "; a chain that ends in pure noise is made by .zero_terminal_snr()" if pure_noise else ""
         raise InputError(
             f"{int(wrong.sum())} of {len(betas)} betas lie outside (0, 1), the worst betas[{i}] = "
-            f"{betas[i].item()!r}: each must be finite, below 1, and at least 1.2e-16 (else 1 - beta is 1)"
+            f"{betas[i].item()!r}: each must be finite, below 1, and at least 1.2e-16 (else 1 - beta is 1){hint}"
         )
     return betas
 
 
 def _check_alphas_cumprod(ab: Tensor) -> None:
-    if ab[-1] < _SMALLEST_ALPHA_BAR:
-        t = int((ab < _SMALLEST_ALPHA_BAR).nonzero()[0])
+    small = ab < _SMALLEST_ALPHA_BAR
+    small[-1] &= ab[-1] != 0  # a last beta of 1, where no x_0 is formed from eps: zero terminal SNR
+    if small.any():
+        t = int(small.nonzero()[0])
         raise InputError(
             f"alpha_bar falls to {ab[t].item():.3g} at t = {t} (of T = {len(ab)}): below "
             f"{_SMALLEST_ALPHA_BAR:.2g} sqrt(1/alpha_bar) overflows float32 and x_0 cannot be formed; use "
             "fewer steps or smaller betas"
         )
-
-
-def _kept_timesteps(spec, T: int) -> list[int]:
-    if isinstance(spec, str) and spec.startswith("ddim"):
-        return _ddim_timesteps(_count(spec[4:], spec), T)
-    if isinstance(spec, str):
-        return _section_timesteps([_count(part, spec) for part in spec.split(",")], T)
-    if isinstance(spec, int) and not isinstance(spec, bool):
-        return _section_timesteps([spec], T)
-    if hasattr(spec, "__len__"):
-        return _check_timesteps(spec, T)
-    raise _unreadable(spec)
-
-
-def _count(text: str, spec: str) -> int:
-    if not text.strip().isdecimal():
-        raise _unreadable(spec)
-    return int(text)
-
-
-def _unreadable(spec) -> InputError:
-    return InputError(
-        f"cannot read the respacing {spec!r}: expected a number of steps (25 or '25'), one per section "
-        "('10,15,20'), 'ddim50', or a list of timesteps"
-    )
-
-
-def _ddim_timesteps(count: int, T: int) -> list[int]:
-    strides = {len(range(0, T, stride)): stride for stride in range(T, 0, -1)}
-    if count not in strides:
-        below, above = [n for n in strides if n < count], [n for n in strides if n > count]
-        near = [f"'ddim{n}'" for n in (*below[-1:], *above[:1])] + [f"'{count}'"] * (1 <= count <= T)
-        raise InputError(
-            f"'ddim{count}': no integer stride leaves {count} of {T} timesteps; {' or '.join(near)} would do"
-        )
-    return list(range(0, T, strides[count]))
-
-
-def _section_timesteps(counts: list[int], T: int) -> list[int]:
-    if min(counts) < 0 or sum(counts) == 0:
-        raise InputError(f"respacing to {','.join(map(str, counts))} keeps no timesteps: ask for at least 1")
-    if counts == [1]:
-        return [T - 1]
-    kept, start = [], 0
-    for i, count in enumerate(counts):
-        size = T // len(counts) + (i < T % len(counts))
-        if count > size:
-            where = f"section {i} of {len(counts)} has" if len(counts) > 1 else "the schedule has"
-            raise InputError(f"cannot keep {count} timesteps where {where} {size} (T = {T}): ask for {size} or fewer")
-        stride = (size - 1) / (count - 1) if count > 1 else 1.0
-        # Summed, not multiplied: the paper's code rounds the running sum, and the two differ where it lands
-        # near a half.
-        position = 0.0
-        for _ in range(count):
-            kept.append(start + round(position))
-            position += stride
-        start += size
-    return kept
-
-
-def _check_timesteps(timesteps, T: int) -> list[int]:
-    if hasattr(timesteps, "tolist"):
-        timesteps = timesteps.tolist()
-    if not isinstance(timesteps, Sequence) or not all(type(t) is int for t in timesteps):
-        raise InputError(f"timesteps must be a list of ints in 0..{T - 1}, got {timesteps!r:.200}")
-    if len(timesteps) == 0:
-        raise InputError(f"the list of timesteps is empty: give at least one in 0..{T - 1}")
-    for i, t in enumerate(timesteps):
-        if not 0 <= t < T:
-            raise InputError(f"timesteps[{i}] = {t} is outside 0..{T - 1}: this schedule has T = {T} steps")
-        if i and t <= timesteps[i - 1]:
-            what = "repeats" if t == timesteps[i - 1] else "is below"
-            raise InputError(
-                f"timesteps[{i}] = {t} {what} timesteps[{i - 1}] = {timesteps[i - 1]}: give them ascending, each once"
-            )
-    return list(timesteps)
