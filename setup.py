@@ -17,7 +17,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-KERNELS = ["normal", "q_sample", "diffusion_loss", "reverse_step"]
+KERNELS = ["normal", "q_sample", "diffusion_loss", "bound", "loss_backward", "reverse_step"]
 
 # -ffp-contract=off: a fused multiply-add would change results between machines (see csrc/portable.h).
 # The other two let sqrt and selects vectorise; neither changes a value.

@@ -151,7 +151,7 @@ class QSample(Operation):
         self.x0 = self.image()
         self.t = torch.randint(0, T, case.shape[:1], generator=self.generator)
         self.diffusion = df.GaussianDiffusion(df.Schedule.linear(T))
-        self.table = self.diffusion.tables(self.x0.device).q_sample
+        self.table = self.diffusion.table("q_sample", self.x0.device)
         self.bytes_per_element = self.x0.itemsize + self.compute_dtype.itemsize
         self.variants = dict(zip(self.labels, (self.ours, self.diffusers, self.eager, self.compiled), strict=True))
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "reverse_step.h"
 
 namespace py = pybind11;
 using namespace ddpm;
@@ -78,21 +79,35 @@ PYBIND11_MODULE(_C, m) {
         active_kernels().diffusion_loss(args, threads);
     });
 
-    m.def("diffusion_loss_backward", [](const ShapeTuple& s, const ImageTuple& residual, uintptr_t scale,
-                                        const ImageTuple& grad, int threads) {
-        const LossBackwardArgs args{shape(s), image(residual), pointer<const float>(scale), image(grad)};
+    // mse_x0 is null for hybrid_loss, which has none.
+    m.def("bound", [](bool hybrid, const ShapeTuple& s, int64_t groups, const ImageTuple& output, const ImageTuple& x0,
+                      uintptr_t t, uintptr_t table, int64_t rows, const NoiseTuple& z, const ImageTuple& gradient,
+                      uintptr_t loss, uintptr_t mse_x0, uintptr_t factors, int threads) {
+        BoundArgs args{shape(s), groups, image(output), image(x0), pointer<const int64_t>(t),
+                       pointer<const float>(table), noise(z), image(gradient), pointer<float>(loss),
+                       pointer<float>(mse_x0), pointer<float>(factors), nullptr};
+        check_rows(args.t, args.shape.samples, rows, "t");
+        const std::unique_ptr<double[]> partial(new double[2 * args.shape.samples * loss_chunks(args.shape)]);
+        args.partial = partial.get();
         py::gil_scoped_release release;
-        active_kernels().diffusion_loss_backward(args, threads);
+        (hybrid ? active_kernels().hybrid_loss : active_kernels().vlb_terms)(args, threads);
     });
 
-    m.def("reverse_step", [](const ShapeTuple& s, const ImageTuple& x, const ImageTuple& output,
+    m.def("loss_backward", [](const ShapeTuple& s, const ImageTuple& stored, int64_t groups, uintptr_t scale,
+                              const ImageTuple& grad, int threads) {
+        const LossBackwardArgs args{shape(s), image(stored), groups, pointer<const float>(scale), image(grad)};
+        py::gil_scoped_release release;
+        active_kernels().loss_backward(args, threads);
+    });
+
+    m.def("reverse_step", [](const ShapeTuple& s, int64_t groups, const ImageTuple& x, const ImageTuple& output,
                              const ImageTuple& x0_previous, uintptr_t table, int64_t rows, uintptr_t step,
                              const NoiseTuple& z, const ImageTuple& x_next, const ImageTuple& x0,
                              const ImageTuple& x_model, int threads) {
         const int64_t* const index = pointer<const int64_t>(step);
         check_rows(index, 1, rows, "step");
-        const ReverseStepArgs args{shape(s), image(x), image(output), image(x0_previous),
-                                   pointer<const float>(table) + 7 * *index, noise(z), image(x_next), image(x0),
+        const ReverseStepArgs args{shape(s), groups, image(x), image(output), image(x0_previous),
+                                   pointer<const float>(table) + kStepColumns * *index, noise(z), image(x_next), image(x0),
                                    image(x_model)};
         py::gil_scoped_release release;
         active_kernels().reverse_step(args, threads);

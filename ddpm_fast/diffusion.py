@@ -1,10 +1,12 @@
-"""What the papers ask of a diffusion: q(x_t | x_0), q(x_{t-1} | x_t, x_0), p(x_{t-1} | x_t), the loss.
+"""What the papers ask of a diffusion: q(x_t | x_0), q(x_{t-1} | x_t, x_0), p(x_{t-1} | x_t), the losses, the bound.
 
-Ho et al. 2020, "Denoising Diffusion Probabilistic Models", in that paper's names. A Schedule says how much
-noise is added, an Objective what the network's output means; this file joins their tables with tensors. What
-runs at every training step goes through the fused ops; the rest is plain torch.
+Ho et al. 2020, "Denoising Diffusion Probabilistic Models", and Nichol & Dhariwal 2021, "Improved DDPM", in those
+papers' names. A Schedule says how much noise is added, an Objective what the network's output means; this file joins
+their tables with tensors. What runs at every training step goes through the fused ops; the rest is plain torch.
+likelihood.py sums the bound over the chain.
 """
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -36,23 +38,24 @@ class PMeanVariance(NamedTuple):
     pred_x0: Tensor
 
 
-class DeviceTables(NamedTuple):
-    """The tables of a diffusion on one device in one dtype; rows are indexed by t."""
+class VlbTerms(NamedTuple):
+    """The variational bound's term at each sample's t, in bits/dim, and how far off the predictions are; [N] each."""
 
-    q_sample: Tensor  # [T, 2]
-    loss: Tensor  # [T, 3]
-    x0: Tensor  # [T, 2]
-    posterior: Tensor  # [T, 4]
-    variance: Tensor  # [T, 2]
+    bits_per_dim: Tensor
+    mse_x0: Tensor
+    mse_eps: Tensor
 
 
 class GaussianDiffusion:
-    """A Schedule bound to what the network predicts, its variance and its loss (the choices: see Objective).
+    """A Schedule bound to what the network predicts, its variance and its loss.
 
-    In every method N is the batch, data is [N, C, ...] with any number of trailing dimensions, and t is int64
-    [N] of indices into the schedule (a respaced schedule's network is told `schedule.timesteps[t]`). x_0 lies
-    in [-1, 1], or is uint8 and becomes x/127.5 - 1. Tables are built on the first use on a device and kept
-    there, after which nothing waits for the device; capture CUDA graphs after that first use.
+    prediction, variance, loss, loss_weighting, min_snr_gamma and vlb_weight are those of Objective. With a learned
+    variance the network's output is [N, 2C, ...]: the prediction, then what sets the variance.
+
+    In every method N is the batch, data is [N, C, ...] with any number of trailing dimensions, and t is int64 [N] of
+    indices into the schedule (a respaced schedule's network is told `schedule.timesteps[t]`). x_0 lies in [-1, 1], or
+    is uint8 and becomes x/127.5 - 1. Tables are built on the first use on a device and kept there, after which nothing
+    waits for the device; capture CUDA graphs after that first use.
 
     Methods raise InputError for a wrong shape, dtype or device, and for t outside 0..T-1 when t is on the CPU
     (on a GPU t is not read back, and an index outside is torch's or the kernel's to answer).
@@ -64,33 +67,39 @@ class GaussianDiffusion:
         prediction: str = "eps",
         variance: str = "fixed_large",
         loss: str = "simple",
+        loss_weighting: str = "none",
+        min_snr_gamma: float = 5.0,
+        vlb_weight: float = 0.001,
     ):
         if not isinstance(schedule, Schedule):
             raise InputError(f"expected a Schedule, got {type(schedule).__name__}: make one with Schedule.cosine(1000)")
         self.schedule = schedule
-        self.objective = Objective(prediction, variance, loss)
-        self._tables: dict[tuple[torch.device, torch.dtype], DeviceTables] = {}
+        self.objective = Objective(prediction, variance, loss, loss_weighting, min_snr_gamma, vlb_weight)
+        self.objective.check_schedule(schedule)
+        self._tables: dict[tuple, Tensor] = {}
 
     @property
     def num_timesteps(self) -> int:
         """T, the number of steps."""
         return len(self.schedule)
 
-    def tables(self, device: torch.device, dtype: torch.dtype = torch.float32) -> DeviceTables:
-        """The tables on a device, cast from float64; built once per device and dtype."""
-        key = (device, dtype)
+    def table(self, name: str, device: torch.device, dtype: torch.dtype = torch.float32, **choices) -> Tensor:
+        """A table of the schedule or the objective on a device, cast from float64; made once per device and dtype.
+
+        name: "snr" (Schedule.snr), "q_sample" or "posterior" (Schedule.<name>_table()), or "loss", "hybrid", "bound",
+        "x0", "variance" or "log_variance" (Objective.<name>_table(schedule, **choices)).
+        """
+        key = (name, device, dtype, *choices.items())
         if key not in self._tables:
-            s, o = self.schedule, self.objective
-            # If made while sampling under inference_mode, a later loss could not save them for its backward.
+            # If made while sampling under inference_mode, a later loss could not save it for its backward.
             with torch.inference_mode(False):
-                made = DeviceTables(
-                    q_sample=s.q_sample_table(),
-                    loss=o.loss_table(s),
-                    x0=o.x0_table(s),
-                    posterior=s.posterior_table(),
-                    variance=o.variance_table(s),
-                )
-                self._tables[key] = DeviceTables(*(table.to(device, dtype) for table in made))
+                if name == "snr":
+                    made = self.schedule.snr
+                elif name in ("q_sample", "posterior"):
+                    made = getattr(self.schedule, f"{name}_table")()
+                else:
+                    made = getattr(self.objective, f"{name}_table")(self.schedule, **choices)
+                self._tables[key] = made.to(device, dtype)
         return self._tables[key]
 
     def q_sample(self, x0: Tensor, t: Tensor, noise: "Tensor | NoiseKey", dtype: torch.dtype | None = None) -> Tensor:
@@ -99,7 +108,7 @@ class GaussianDiffusion:
         noise is a tensor shaped like x0, or a NoiseKey from which it is drawn without being stored. dtype is
         that of the result: by default x0's own, and float32 for uint8.
         """
-        table = self.tables(x0.device, _compute_dtype(x0)).q_sample
+        table = self.table("q_sample", x0.device, _compute_dtype(x0))
         return ops.q_sample(x0, t, table, noise, dtype=dtype)
 
     def q_posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Posterior:
@@ -112,45 +121,99 @@ class GaussianDiffusion:
         return self._q_posterior(*_promote(x0, x_t), t)
 
     def p_mean_variance(self, output: Tensor, x_t: Tensor, t: Tensor, clip: bool = True) -> PMeanVariance:
-        """p(x_{t-1} | x_t) given the network's output at (x_t, t) [H eq. 11].
+        """p(x_{t-1} | x_t) given the network's output at (x_t, t) [H eq. 11, N eq. 15].
 
         Computed and returned in float32, or in float64 if an input is float64. clip limits the predicted x_0
         to [-1, 1] before the mean is formed from it.
         """
         self._check(t, x_t=x_t, output=output)
         output, x_t = _promote(output, x_t)
-        tables = self.tables(x_t.device, x_t.dtype)
-        a_x, a_out = _rows(tables.x0, t, x_t)
-        pred_x0 = a_x * x_t + a_out * output
+        device, dtype, channels = x_t.device, x_t.dtype, x_t.shape[1]
+        a_x, a_out = _rows(self.table("x0", device, dtype), t, x_t)
+        pred_x0 = a_x * x_t + a_out * output[:, :channels]
         if clip:
             pred_x0 = pred_x0.clamp(-1, 1)
-        variance, log_variance = (column.expand(x_t.shape) for column in _rows(tables.variance, t, x_t))
+        if self.objective.learned:
+            base, slope = _rows(self.table("log_variance", device, dtype), t, x_t)
+            log_variance = base + slope * output[:, channels:]
+            variance = log_variance.exp()
+        else:
+            rows = _rows(self.table("variance", device, dtype), t, x_t)
+            variance, log_variance = (column.expand(x_t.shape) for column in rows)
         return PMeanVariance(self._q_posterior(pred_x0, x_t, t).mean, variance, log_variance, pred_x0)
 
     def training_losses(self, output: Tensor, x0: Tensor, t: Tensor, noise: "Tensor | NoiseKey") -> Tensor:
-        """Each sample's loss [N] for the network's output at (q_sample(x0, t, noise), t) [H eq. 14].
+        """Each sample's loss [N] for the network's output at (q_sample(x0, t, noise), t), of the kind that was chosen
+        (see Objective) [H eq. 14, N eq. 16].
 
         noise is what q_sample was given. float32, or float64 for a float64 output; differentiable with
-        respect to output.
+        respect to output. The bound in a loss leaves the predicted x_0 unclipped, as the papers' code does.
         """
-        table = self.tables(x0.device, _compute_dtype(output)).loss
-        return ops.diffusion_loss(output, x0, t, table, noise)
+        objective, dtype = self.objective, _compute_dtype(output)
+        self._check_groups(output, "x0", x0)
+        if objective.is_bound:
+            table = self.table("bound", x0.device, dtype, clip=False)
+            bits = ops.vlb_terms(output, x0, t, table, noise).bits_per_dim
+            return bits * self.num_timesteps if objective.loss == "rescaled_vlb" else bits
+        if objective.learned:
+            return ops.hybrid_loss(output, x0, t, self.table("hybrid", x0.device, dtype), noise)
+        return ops.diffusion_loss(output, x0, t, self.table("loss", x0.device, dtype), noise)
+
+    def vlb_terms(
+        self,
+        output: Tensor,
+        x0: Tensor,
+        t: Tensor,
+        noise: "Tensor | NoiseKey",
+        clip: bool = True,
+        decoder: str = "paper",
+    ) -> VlbTerms:
+        """The bound's term at each sample's t, in bits/dim [N], for the output at (q_sample(x0, t, noise), t):
+        L_t = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and at t = 0 L_0 = -log p(x_0 | x_1) [H eq. 5, 13].
+
+        With it the mean squared errors of the predicted x_0 (clipped to [-1, 1] first, with clip) and of the eps that
+        follows from it. decoder: of L_0; "paper" by the CDF approximation that published numbers rest on, "exact" by
+        the normal's own. float32, or float64 for a float64 output; bits_per_dim is differentiable with respect to
+        output.
+        """
+        self._check_groups(output, "x0", x0)
+        dtype = _compute_dtype(output)
+        table = self.table("bound", x0.device, dtype, clip=clip, decoder=decoder)
+        bits, mse_x0 = ops.vlb_terms(output, x0, t, table, noise)
+        # eps_hat - eps = -(x0_hat - x_0) sqrt(alpha_bar / (1 - alpha_bar)), both belonging to the same x_t.
+        return VlbTerms(bits, mse_x0, mse_x0 * self.table("snr", x0.device, dtype)[t])
+
+    def prior_bits_per_dim(self, x0: Tensor) -> Tensor:
+        """L_T = KL(q(x_T | x_0) || N(0, I)) of each sample [N], in bits/dim [H eq. 5]: what of x_0 is left at the end.
+
+        float32, or float64 for a float64 x0; 0 for a zero-terminal-SNR schedule.
+        """
+        self._check(None, x0=x0)
+        (x,) = _promote(x0)
+        alpha_bar = float(self.schedule.alphas_cumprod[-1])
+        # 1/2 (-1 - log(1 - ab) + (1 - ab) + ab x_0^2), where the first three cancel down to ab^2 / 4.
+        constant = 0.5 * (-alpha_bar - math.log1p(-alpha_bar)) if alpha_bar > 1e-4 else 0.25 * alpha_bar**2
+        return (constant + 0.5 * alpha_bar * x.flatten(1).square().mean(1)) / math.log(2)
 
     def respace(self, spec) -> "GaussianDiffusion":
         """The same diffusion over fewer steps: see Schedule.respace."""
         return GaussianDiffusion(self.schedule.respace(spec), **self.objective.to_dict())
 
     def to_dict(self) -> dict:
-        """In JSON's types: {"schedule": {...}, "prediction": ..., "variance": ..., "loss": ...}."""
+        """In JSON's types: {"schedule": {...}, "prediction": ..., "variance": ..., "loss": ..., ...}."""
         return {"schedule": self.schedule.to_dict(), **self.objective.to_dict()}
 
     @classmethod
     def from_dict(cls, d: dict) -> "GaussianDiffusion":
         """The diffusion that `to_dict` described. Raises InputError when d does not describe one."""
-        expected = ["schedule", "prediction", "variance", "loss"]
-        if not isinstance(d, dict) or set(d) != set(expected):
+        expected = {"schedule", "prediction", "variance", "loss"}
+        optional = set(Objective().to_dict()) - expected  # files from before these existed lack them
+        if not isinstance(d, dict) or not expected <= set(d) <= expected | optional:
             got = sorted(map(str, d)) if isinstance(d, dict) else type(d).__name__
-            raise InputError(f"a diffusion is described by a dict with the keys {expected}, got {got}")
+            raise InputError(
+                f"a diffusion is described by a dict with the keys {sorted(expected)} and, where they are not the "
+                f"default, {sorted(optional)}; got {got}"
+            )
         return cls(**{**d, "schedule": Schedule.from_dict(d["schedule"])})
 
     def __repr__(self) -> str:
@@ -158,13 +221,15 @@ class GaussianDiffusion:
         return f"GaussianDiffusion({self.schedule.name}, {o.prediction}, {o.variance}, {o.loss})"
 
     def _q_posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Posterior:
-        table = self.tables(x_t.device, x_t.dtype).posterior
+        table = self.table("posterior", x_t.device, x_t.dtype)
         coef1, coef2, variance, log_variance = _rows(table, t, x_t)
         return Posterior(coef1 * x0 + coef2 * x_t, variance.expand(x_t.shape), log_variance.expand(x_t.shape))
 
-    def _check(self, t: Tensor, **data: Tensor) -> None:
-        """Every tensor in data must have the first one's shape and device, and t be int64 [N] there."""
-        for name, x in {"t": t, **data}.items():
+    def _check(self, t: Tensor | None, **data: Tensor) -> None:
+        """Every tensor in data must have the first one's shape and device (an output: of as many groups of channels as
+        the variance asks for), and t, where there is one, be int64 [N] there."""
+        named = data if t is None else {"t": t, **data}
+        for name, x in named.items():
             if not isinstance(x, Tensor):
                 raise InputError(f"{name} is a {type(x).__name__}: expected a tensor")
         first_name, first = next(iter(data.items()))
@@ -174,14 +239,20 @@ class GaussianDiffusion:
             if not (x.is_floating_point() or (name == "x0" and x.dtype == torch.uint8)):
                 expected = "a floating dtype or uint8" if name == "x0" else "a floating dtype"
                 raise InputError(f"{name} is {x.dtype}: expected {expected}")
-            if x.shape != first.shape:
+            if name == "output":
+                self._check_groups(x, first_name, first)
+            elif x.shape != first.shape:
                 raise InputError(
                     f"{name} has shape {list(x.shape)}: expected that of {first_name}, {list(first.shape)}"
                 )
-        for name, x in {"t": t, **data}.items():
+        for name, x in named.items():
             if x.device != first.device:
                 raise InputError(f"{name} is on {x.device}, {first_name} on {first.device}: move one to the other")
-        n, T = len(first), len(self.schedule)
+        if t is not None:
+            self._check_t(t, first_name, len(first))
+
+    def _check_t(self, t: Tensor, first_name: str, n: int) -> None:
+        T = self.num_timesteps
         if t.dtype != torch.int64 or t.shape != (n,):
             raise InputError(
                 f"t is {t.dtype} {list(t.shape)}: expected int64 [{n}], one index per sample of {first_name}"
@@ -195,6 +266,28 @@ class GaussianDiffusion:
                     f"t[{i}] = {int(t[i])} is outside 0..{T - 1} ({len(wrong)} of {n} are): t indexes this "
                     f"schedule's {T} steps"
                 )
+
+    def _check_groups(self, output: Tensor, name: str, image: Tensor) -> None:
+        """output must have the image's shape, or twice its channels where the variance is learned."""
+        if output.ndim < 2 or image.ndim < 2:
+            raise InputError(f"output has shape {list(output.shape)}, {name} {list(image.shape)}: expected [N, C, ...]")
+        shape = list(image.shape)
+        doubled = [shape[0], 2 * shape[1], *shape[2:]]
+        expected, other = (doubled, shape) if self.objective.learned else (shape, doubled)
+        if list(output.shape) == expected:
+            return
+        advice = ""
+        if list(output.shape) == other and self.objective.learned:
+            advice = (
+                ". The second group of channels would set the variance: build the network with learned_variance=True, "
+                "or choose variance = 'fixed_small' or 'fixed_large'"
+            )
+        elif list(output.shape) == other:
+            advice = ". A network of twice the channels learns its variance: choose 'learned_range' (or 'learned')"
+        raise InputError(
+            f"output has shape {list(output.shape)}: expected {expected}, as {name} has {shape} and variance is "
+            f"{self.objective.variance!r}{advice}"
+        )
 
 
 def _rows(table: Tensor, t: Tensor, like: Tensor) -> tuple[Tensor, ...]:

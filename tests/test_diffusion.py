@@ -252,11 +252,12 @@ def test_training_after_sampling_under_inference_mode():
 
 def test_tables_are_made_once_per_device_and_dtype():
     diffusion = GaussianDiffusion(Schedule.cosine(10))
-    tables = diffusion.tables(torch.device("cpu"))
-    assert diffusion.tables(torch.device("cpu")) is tables
-    assert all(table.dtype == torch.float32 for table in tables)
-    assert all(table.dtype == torch.float64 for table in diffusion.tables(torch.device("cpu"), torch.float64))
-    assert all(table.device.type == "meta" for table in diffusion.tables(torch.device("meta")))
+    table = diffusion.table("bound", torch.device("cpu"), clip=True, decoder="exact")
+    assert diffusion.table("bound", torch.device("cpu"), clip=True, decoder="exact") is table
+    assert diffusion.table("bound", torch.device("cpu"), clip=False) is not table
+    assert table.dtype == torch.float32
+    assert diffusion.table("loss", torch.device("cpu"), torch.float64).dtype == torch.float64
+    assert diffusion.table("loss", torch.device("meta")).device.type == "meta"
 
 
 # --- bad input
@@ -280,7 +281,7 @@ T = torch.tensor([0, 9])
         ({"output": X.long()}, "output is torch.int64: expected a floating dtype"),
         (
             {"output": X.repeat(1, 2, 1, 1)},
-            r"output has shape \[2, 6, 4, 4\]: expected that of x_t, \[2, 3, 4, 4\]",
+            r"output has shape \[2, 6, 4, 4\]: expected \[2, 3, 4, 4\], as x_t has .*choose 'learned_range'",
         ),
         ({"output": X.to("meta")}, "output is on meta, x_t on cpu"),
     ],
@@ -316,7 +317,7 @@ def test_q_sample_and_training_losses_refuse_shapes_that_do_not_fit():
 
 
 def test_an_unknown_choice_or_a_missing_schedule_is_refused():
-    with pytest.raises(InputError, match="choose one of 'eps', 'v'"):
+    with pytest.raises(InputError, match="choose one of 'eps', 'x0', 'v'"):
         GaussianDiffusion(Schedule.cosine(10), prediction="score")
     with pytest.raises(InputError, match="expected a Schedule, got str"):
         GaussianDiffusion("cosine")

@@ -5,12 +5,10 @@
 // has its precision, and needs no second look at x_0 or at the noise.
 #include "../diffusion_loss.h"
 
-#include "runs.h"
+#include "sums.h"
 
 namespace ddpm {
 namespace DDPM_ISA {
-
-constexpr int kLanes = 16;  // the order of summation, the same on every instruction set
 
 static inline bool is_planar(const LossArgs& args) {
     return channels_last(args.output) || channels_last(args.x0) || channels_last(args.noise.given) ||
@@ -26,19 +24,14 @@ void diffusion_loss(const LossArgs& args, int threads) {
         const BlockKey key = key_of(args.noise, sample);
         double sum = 0.0;
         for_each_run(args.shape, planar, sample, chunk, [&](const Run& run) {
-            alignas(64) float output_buffer[kRun], x0_buffer[kRun], residual[kRun + kLanes];
+            alignas(64) float output_buffer[kRun], x0_buffer[kRun], residual[kRun];
             NoiseBuffer z_buffer;
             const float* const output = load(args.output, args.shape, run, output_buffer);
             const float* const x0 = load(args.x0, args.shape, run, x0_buffer);
             const float* const z = noise_of(args.noise, key, args.shape, run, z_buffer);
             for (int i = 0; i < run.length; ++i) residual[i] = loss_residual(row, output[i], x0[i], z[i]);
             if (args.residual.data) store(args.residual, args.shape, run, residual);
-            for (int i = 0; i < kLanes; ++i) residual[run.length + i] = 0.0f;
-            alignas(64) float lanes[kLanes] = {};
-            for (int i = 0; i < run.length; i += kLanes)
-                for (int lane = 0; lane < kLanes; ++lane)
-                    lanes[lane] = add(lanes[lane], mul(residual[i + lane], residual[i + lane]));
-            for (int lane = 0; lane < kLanes; ++lane) sum += double(lanes[lane]);
+            sum += sum_run(run.length, [&](int i) { return mul(residual[i], residual[i]); });
         });
         args.partial[sample * chunks + chunk] = sum;
     });
@@ -48,22 +41,6 @@ void diffusion_loss(const LossArgs& args, int threads) {
         const double weight = args.table[3 * args.t[sample] + 2];
         args.loss[sample] = float(weight * sum / double(args.shape.elements()));
     }
-}
-
-void diffusion_loss_backward(const LossBackwardArgs& args, int threads) {
-    Image from = args.residual, to = args.grad;
-    // Where both are channels_last, memory is walked in its own order: the result does not depend on the logical one.
-    if (from.channels_last && to.channels_last) from.channels_last = to.channels_last = false;
-    const bool planar = channels_last(from) || channels_last(to);
-    parallel_chunks(args.shape, planar, threads, [&](int64_t sample, int64_t chunk) {
-        const float scale = args.scale[sample];
-        for_each_run(args.shape, planar, sample, chunk, [&](const Run& run) {
-            alignas(64) float buffer[kRun], grad[kRun];
-            const float* const residual = load(from, args.shape, run, buffer);
-            for (int i = 0; i < run.length; ++i) grad[i] = mul(residual[i], scale);
-            store(to, args.shape, run, grad);
-        });
-    });
 }
 
 }  // namespace DDPM_ISA

@@ -68,16 +68,32 @@ inline int64_t loss_chunks(const Shape& shape) {
 
 struct LossBackwardArgs {
     Shape shape;
-    Image residual;
-    const float* scale;  // [N]
+    Image stored;        // what the loss's forward left
+    int64_t groups;      // of channels, each with its factor
+    const float* scale;  // [N, groups]
     Image grad;
 };
 
+struct BoundArgs {
+    Shape shape;         // of x_0
+    int64_t groups;      // 2: the output's second group of channels sets the variance; 1: it has none
+    Image output, x0;
+    const int64_t* t;    // [N]
+    const float* table;  // [T, 9] for vlb_terms, [T, 11] for hybrid_loss
+    Noise noise;
+    Image gradient;      // shaped like the output; data == nullptr: not wanted
+    float* loss;         // [N]: L_hybrid, or the bound's term in bits/dim
+    float* mse_x0;       // [N]: of vlb_terms alone
+    float* factors;      // [N, groups]: what makes the loss's gradient of `gradient`
+    double* partial;     // [N, loss_chunks(shape), 2]
+};
+
 struct ReverseStepArgs {
-    Shape shape;
+    Shape shape;         // of x
+    int64_t groups;      // of C channels in the output
     Image x, output;
     Image x0_previous;   // data == nullptr: none
-    const float* row;    // this step's row of the table, [7]
+    const float* row;    // this step's row of the table, [8]
     Noise noise;
     Image x_next;
     Image x0, x_model;   // data == nullptr: not wanted
@@ -88,7 +104,9 @@ struct Kernels {
     void (*normal)(const NormalArgs&, int threads);
     void (*q_sample)(const QSampleArgs&, int threads);
     void (*diffusion_loss)(const LossArgs&, int threads);
-    void (*diffusion_loss_backward)(const LossBackwardArgs&, int threads);
+    void (*hybrid_loss)(const BoundArgs&, int threads);
+    void (*vlb_terms)(const BoundArgs&, int threads);
+    void (*loss_backward)(const LossBackwardArgs&, int threads);
     void (*reverse_step)(const ReverseStepArgs&, int threads);
 };
 
@@ -103,7 +121,9 @@ bool use_isa(const char* name);
     void normal(const NormalArgs&, int threads);                         \
     void q_sample(const QSampleArgs&, int threads);                      \
     void diffusion_loss(const LossArgs&, int threads);                   \
-    void diffusion_loss_backward(const LossBackwardArgs&, int threads);  \
+    void hybrid_loss(const BoundArgs&, int threads);                     \
+    void vlb_terms(const BoundArgs&, int threads);                       \
+    void loss_backward(const LossBackwardArgs&, int threads);            \
     void reverse_step(const ReverseStepArgs&, int threads);              \
     }
 DDPM_DECLARE_KERNELS(generic)

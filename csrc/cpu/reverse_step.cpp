@@ -8,11 +8,15 @@ namespace ddpm {
 namespace DDPM_ISA {
 
 void reverse_step(const ReverseStepArgs& args, int threads) {
-    const StepRow row{args.row[0], args.row[1], args.row[2], args.row[3], args.row[4], args.row[5], args.row[6]};
+    const float* const r = args.row;
+    const StepRow row{r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7]};
     const bool planar = channels_last(args.x) || channels_last(args.output) || channels_last(args.x0_previous) ||
                         channels_last(args.noise.given) || channels_last(args.x_next) || channels_last(args.x0) ||
                         channels_last(args.x_model);
     const bool noisy = row.sigma != 0.0f;  // a step without noise draws none
+    const bool learned = noisy && row.spread != 0.0f;
+    Shape wide = args.shape;  // of the output
+    wide.channels *= args.groups;
     parallel_chunks(args.shape, planar, threads, [&](int64_t sample, int64_t chunk) {
         const BlockKey key = noisy ? key_of(args.noise, sample) : BlockKey{};
         for_each_run(args.shape, planar, sample, chunk, [&](const Run& run) {
@@ -20,7 +24,7 @@ void reverse_step(const ReverseStepArgs& args, int threads) {
             NoiseBuffer extra;
             float* const next = destination(args.x_next, args.shape, run, next_buffer);
             const float* const x = load(args.x, args.shape, run, x_buffer);
-            const float* const output = load(args.output, args.shape, run, output_buffer);
+            const float* const output = load(args.output, wide, run, output_buffer);
             for (int i = 0; i < run.length; ++i) {
                 x0[i] = predicted_x0(row, x[i], output[i]);
                 next[i] = step_mean(row, x[i], x0[i]);
@@ -29,7 +33,11 @@ void reverse_step(const ReverseStepArgs& args, int threads) {
                 const float* const previous = load(args.x0_previous, args.shape, run, extra.values);
                 for (int i = 0; i < run.length; ++i) next[i] = add(next[i], mul(row.b_previous, previous[i]));
             }
-            if (noisy) {
+            if (learned) {
+                const float* const v = load(args.output, wide, second_group(args.shape, run), output_buffer);
+                const float* const z = noise_of(args.noise, key, args.shape, run, extra);
+                for (int i = 0; i < run.length; ++i) next[i] = add(next[i], mul(step_deviation(row, v[i]), z[i]));
+            } else if (noisy) {
                 const float* const z = noise_of(args.noise, key, args.shape, run, extra);
                 for (int i = 0; i < run.length; ++i) next[i] = add(next[i], mul(row.sigma, z[i]));
             }

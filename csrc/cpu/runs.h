@@ -29,6 +29,11 @@ static inline Walk walk(const Image& image, const Shape& shape, const Run& run) 
     return Walk{base + run.element, 1};
 }
 
+// The same run in the second group of channels of an output [N, 2C, ...].
+static inline Run second_group(const Shape& shape, const Run& run) {
+    return Run{run.sample, run.element + shape.elements(), run.channel + shape.channels, run.position, run.length};
+}
+
 static inline int64_t bytes_of(DType dtype) { return dtype == DType::f32 ? 4 : dtype == DType::u8 ? 1 : 2; }
 
 // Asks for the run after this one. The normals of a run take 200 ns in which memory would otherwise stand idle, and the
@@ -38,8 +43,8 @@ static inline void prefetch_next(const void* run, int64_t bytes) {
     for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(next + line);
 }
 
-// The distances of one (contiguous) and three (channels_last colour) are told to the compiler, which then loads whole
-// registers and shuffles; any other costs a load an element.
+// The distances of one (contiguous), three and six (channels_last colour, with or without a learned variance) are told
+// to the compiler, which then loads whole registers and shuffles; any other costs a load an element.
 template <int kStride, class T, class Convert>
 static inline void load_every(const T* from, int64_t stride, int length, float* to, Convert convert) {
     for (int i = 0; i < length; ++i) to[i] = convert(from[i * (kStride ? kStride : stride)]);
@@ -50,6 +55,7 @@ static inline void load_as(const T* from, int64_t stride, int length, float* to,
     switch (stride) {
         case 1: return load_every<1>(from, stride, length, to, convert);
         case 3: return load_every<3>(from, stride, length, to, convert);
+        case 6: return load_every<6>(from, stride, length, to, convert);
         default: return load_every<0>(from, stride, length, to, convert);
     }
 }
@@ -64,6 +70,7 @@ static inline void store_as(T* to, int64_t stride, int length, const float* from
     switch (stride) {
         case 1: return store_every<1>(to, stride, length, from, convert);
         case 3: return store_every<3>(to, stride, length, from, convert);
+        case 6: return store_every<6>(to, stride, length, from, convert);
         default: return store_every<0>(to, stride, length, from, convert);
     }
 }
@@ -73,7 +80,7 @@ static inline const float* load(const Image& image, const Shape& shape, const Ru
     const Walk w = walk(image, shape, run);
     const int64_t size = bytes_of(image.dtype);
     // All channels of a few are in the same lines: ask once, with the first.
-    if (run.channel == 0 && w.stride <= 4)
+    if ((w.stride == 1 || run.channel == 0) && w.stride <= 8)
         prefetch_next(static_cast<const char*>(image.data) + w.offset * size, run.length * w.stride * size);
     switch (image.dtype) {
         case DType::u8:

@@ -21,14 +21,17 @@ from .backend import active_backend, backend_status, cannot_run_on, use_backend
 
 __all__ = [
     "ReverseStep",
+    "VlbTerms",
     "active_backend",
     "backend_status",
     "cannot_run_on",
     "diffusion_loss",
+    "hybrid_loss",
     "normal",
     "q_sample",
     "reverse_step",
     "use_backend",
+    "vlb_terms",
 ]
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -41,6 +44,13 @@ class ReverseStep(NamedTuple):
     x: Tensor
     x0: Tensor | None
     x_model: Tensor | None
+
+
+class VlbTerms(NamedTuple):
+    """The variational bound's term at each sample's t, [N] each."""
+
+    bits_per_dim: Tensor
+    mse_x0: Tensor
 
 
 def normal(
@@ -92,15 +102,43 @@ def diffusion_loss(output: Tensor, x0: Tensor, t: Tensor, table: Tensor, noise: 
     gradient with respect to output; x0 and noise get none. float64 output: float64 loss.
     Raises InputError for shapes, dtypes or devices that do not fit, and on the CPU for t outside 0..T-1.
     """
-    _check_image("diffusion_loss", "output", output, FLOATS)
-    _check_image("diffusion_loss", "x0", x0, (*FLOATS, torch.uint8))
+    _check_loss("diffusion_loss", output, x0, t, table, columns=3)
     _check_like("diffusion_loss", "x0", x0, "output", output)
-    _check_steps("diffusion_loss", output, t, table, columns=3)
-    if output[0:1].numel() == 0 and output.shape[0] > 0:
-        raise InputError(f"diffusion_loss: samples of shape {tuple(output.shape[1:])} have no elements to average over")
     with_residual = output.requires_grad and torch.is_grad_enabled()
     loss, _ = _ops.diffusion_loss(output, x0, t, table, *_noise_arguments("diffusion_loss", noise, x0), with_residual)
     return loss
+
+
+def hybrid_loss(output: Tensor, x0: Tensor, t: Tensor, table: Tensor, noise: Tensor | NoiseKey) -> Tensor:
+    """L_hybrid of each sample for a learned variance, fp32 [N] (Nichol & Dhariwal 2021, eq. 16).
+
+    The regression loss of diffusion_loss plus a multiple of the variational bound's term at t in bits/dim, whose
+    gradient reaches the variance alone. output: float [N, 2C, ...], the prediction and then v, which sets the variance;
+    x0 [N, C, ...], t, noise as for q_sample; table: fp32 [T, 11], Objective.hybrid_table. One pass computes the loss
+    and keeps what its gradient with respect to output needs, in output's dtype; x0 and noise get none.
+    Raises InputError for shapes, dtypes or devices that do not fit, and on the CPU for t outside 0..T-1.
+    """
+    _check_loss("hybrid_loss", output, x0, t, table, columns=11)
+    _check_groups("hybrid_loss", output, x0, (2,))
+    with_gradient = output.requires_grad and torch.is_grad_enabled()
+    loss, *_ = _ops.hybrid_loss(output, x0, t, table, *_noise_arguments("hybrid_loss", noise, x0), with_gradient)
+    return loss
+
+
+def vlb_terms(output: Tensor, x0: Tensor, t: Tensor, table: Tensor, noise: Tensor | NoiseKey) -> VlbTerms:
+    """The variational bound's term at each sample's t in bits/dim (Ho et al. 2020, eq. 5 and 13), fp32 [N]: the KL
+    divergence of the posterior from the model's step, or at t = 0 the negative log likelihood of x_0 given x_1.
+
+    output: float [N, C, ...], or [N, 2C, ...] with a learned variance; x0, t, noise as for q_sample; table: fp32
+    [T, 9], Objective.bound_table. mse_x0 is the mean squared error of the predicted x_0 (clipped as the table says);
+    that of eps is SNR_t times it. bits_per_dim is differentiable in output (in one pass too), mse_x0 is not.
+    Raises InputError for shapes, dtypes or devices that do not fit, and on the CPU for t outside 0..T-1.
+    """
+    _check_loss("vlb_terms", output, x0, t, table, columns=9)
+    _check_groups("vlb_terms", output, x0, (1, 2))
+    with_gradient = output.requires_grad and torch.is_grad_enabled()
+    bits, mse_x0, *_ = _ops.vlb_terms(output, x0, t, table, *_noise_arguments("vlb_terms", noise, x0), with_gradient)
+    return VlbTerms(bits, mse_x0.detach())
 
 
 def reverse_step(
@@ -116,21 +154,22 @@ def reverse_step(
 ) -> ReverseStep:
     """One step of any sampler (Ho et al. 2020, alg. 2, and its successors), by row `step` of its table.
 
-        x0 = clip(a_x x_t + a_out output);   x = b_x x_t + b_x0 x0 + b_previous x0_previous + sigma z
+        x0 = clip(a_x x_t + a_out out);   x = b_x x_t + b_x0 x0 + b_previous x0_previous + sigma e^(spread v) z
 
-    x_t, output: float [N, C, ...]. table: fp32 [S, 7] with columns a_x, a_out, b_x, b_x0, b_previous, sigma, clip
-    (x0 is held to [-clip, clip]; infinity for no clipping). step: int64 scalar tensor. noise: z, or a NoiseKey; a row
-    whose sigma is 0 draws none. x is in x_t's dtype; model_dtype asks for a second copy of it in the dtype the network
-    reads, return_x0 for x0 in fp32. Differentiable in x_t, output and x0_previous.
+    x_t: float [N, C, ...]. output: the same shape, out; or [N, 2C, ...], out and then v, which sets a learned variance.
+    table: fp32 [S, 8] with columns a_x, a_out, b_x, b_x0, b_previous, sigma, clip (x0 is held to [-clip, clip];
+    infinity for no clipping), spread (0: v is not read; it must be 0 where there is no v). step: int64 scalar tensor.
+    noise: z, or a NoiseKey; a row whose sigma is 0 draws none. x is in x_t's dtype; model_dtype asks for a second copy
+    of it in the dtype the network reads, return_x0 for x0 in fp32. Differentiable in x_t, output and x0_previous.
     Raises InputError for shapes, dtypes or devices that do not fit, and on the CPU for a step outside the table.
     """
     _check_image("reverse_step", "x_t", x_t, FLOATS)
     _check_image("reverse_step", "output", output, FLOATS)
-    _check_like("reverse_step", "output", output, "x_t", x_t)
+    _check_groups("reverse_step", output, x_t, (1, 2), "x_t")
     if x0_previous is not None:
         _check_image("reverse_step", "x0_previous", x0_previous, FLOATS)
         _check_like("reverse_step", "x0_previous", x0_previous, "x_t", x_t)
-    _check_table("reverse_step", table, 7, x_t.device)
+    _check_table("reverse_step", table, 8, x_t.device)
     if step.dtype != torch.int64 or step.ndim != 0 or step.device != x_t.device:
         raise InputError(
             f"reverse_step: step is {step.dtype} of shape {tuple(step.shape)} on {step.device}; "
@@ -152,6 +191,26 @@ def _check_image(op: str, name: str, image: Tensor, dtypes: tuple[torch.dtype, .
     if image.ndim < 2:
         raise InputError(f"{op}: {name} has shape {tuple(image.shape)}; expected [N, C, ...]")
     _check_elements(op, image.shape)
+
+
+def _check_loss(op: str, output: Tensor, x0: Tensor, t: Tensor, table: Tensor, columns: int) -> None:
+    _check_image(op, "output", output, FLOATS)
+    _check_image(op, "x0", x0, (*FLOATS, torch.uint8))
+    _check_steps(op, output, t, table, columns)
+    if output[0:1].numel() == 0 and output.shape[0] > 0:
+        raise InputError(f"{op}: samples of shape {tuple(output.shape[1:])} have no elements to average over")
+
+
+def _check_groups(op: str, output: Tensor, image: Tensor, allowed: tuple[int, ...], name: str = "x0") -> None:
+    """Raises InputError unless output has the image's shape, or with 2 allowed twice its channels, on its device."""
+    shapes = [(image.shape[0], groups * image.shape[1], *image.shape[2:]) for groups in allowed]
+    if tuple(output.shape) not in shapes:
+        raise InputError(
+            f"{op}: output has shape {tuple(output.shape)} and {name} {tuple(image.shape)}; expected an output of "
+            f"{' or '.join(map(str, shapes))} (twice the channels: the prediction, then what sets a learned variance)"
+        )
+    if output.device != image.device:
+        raise InputError(f"{op}: output is on {output.device} and {name} on {image.device}; they must share one")
 
 
 def _check_elements(op: str, shape: tuple[int, ...]) -> None:

@@ -96,9 +96,47 @@ def diffusion_loss(
         raise InputError(f"diffusion_loss: {error}") from None
 
 
-def diffusion_loss_backward(residual: Tensor, scale: Tensor, grad: Tensor) -> None:
-    _C.diffusion_loss_backward(
-        _shape(residual), _image(residual), scale.data_ptr(), _image(grad), torch.get_num_threads()
+def hybrid_loss(
+    output: Tensor,
+    x0: Tensor,
+    t: Tensor,
+    table: Tensor,
+    noise: Tensor | NoiseKey,
+    gradient: Tensor | None,
+    loss: Tensor,
+    factors: Tensor,
+) -> None:
+    _bound("hybrid_loss", output, x0, t, table, noise, gradient, loss, None, factors)
+
+
+def vlb_terms(
+    output: Tensor,
+    x0: Tensor,
+    t: Tensor,
+    table: Tensor,
+    noise: Tensor | NoiseKey,
+    gradient: Tensor | None,
+    bits: Tensor,
+    mse_x0: Tensor,
+    factors: Tensor,
+) -> None:
+    _bound("vlb_terms", output, x0, t, table, noise, gradient, bits, mse_x0, factors)
+
+
+def _bound(op, output, x0, t, table, noise, gradient, loss, mse_x0, factors) -> None:
+    try:
+        _C.bound(
+            *(op == "hybrid_loss", _shape(x0), factors.shape[1], _image(output), _image(x0)),
+            *(t.data_ptr(), table.data_ptr(), table.shape[0], _noise(noise), _image(gradient), loss.data_ptr()),
+            *(0 if mse_x0 is None else mse_x0.data_ptr(), factors.data_ptr(), torch.get_num_threads()),
+        )
+    except IndexError as error:
+        raise InputError(f"{op}: {error}") from None
+
+
+def loss_backward(stored: Tensor, scale: Tensor, grad: Tensor) -> None:
+    _C.loss_backward(
+        *(_shape(stored), _image(stored), scale.shape[1], scale.data_ptr(), _image(grad)), torch.get_num_threads()
     )
 
 
@@ -115,8 +153,9 @@ def reverse_step(
 ) -> None:
     try:
         _C.reverse_step(
-            *(_shape(x_t), _image(x_t), _image(output), _image(x0_previous), table.data_ptr(), table.shape[0]),
-            *(step.data_ptr(), _noise(noise), _image(x_out), _image(x0_out), _image(model_out)),
+            *(_shape(x_t), 2 if output.shape[1] > x_t.shape[1] else 1, _image(x_t), _image(output)),
+            *(_image(x0_previous), table.data_ptr(), table.shape[0], step.data_ptr(), _noise(noise)),
+            *(_image(x_out), _image(x0_out), _image(model_out)),
             torch.get_num_threads(),
         )
     except IndexError as error:
@@ -127,6 +166,8 @@ OPS = {
     "normal": normal,
     "q_sample": q_sample,
     "diffusion_loss": diffusion_loss,
-    "diffusion_loss_backward": diffusion_loss_backward,
+    "hybrid_loss": hybrid_loss,
+    "vlb_terms": vlb_terms,
+    "loss_backward": loss_backward,
     "reverse_step": reverse_step,
 }

@@ -7,6 +7,7 @@ results are the same bits as the kernels'.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,8 +83,165 @@ def diffusion_loss(
     loss.copy_(weight * difference.flatten(1).square().mean(dim=1))
 
 
-def diffusion_loss_backward(residual: Tensor, scale: Tensor, grad: Tensor) -> None:
-    grad.copy_(residual.to(working_dtype(residual)) * per_sample(scale, residual))
+class BoundTerm(NamedTuple):
+    """The bound's term at one t per element, in nats, and its derivatives by the error of x_0 and by log Sigma."""
+
+    nats: Tensor
+    by_error: Tensor
+    by_log_variance: Tensor
+
+
+def kl_term(pull: Tensor, error: Tensor, d: Tensor) -> BoundTerm:
+    """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) [H eq. 5], for log variances that differ by d: see csrc/bound.h."""
+    shrink = torch.exp(-d)
+    spread = torch.expm1(-d) + d
+    square = (pull * error) ** 2 * shrink
+    return BoundTerm(0.5 * (spread + square), pull * pull * error * shrink, 0.5 * (d - spread - square))
+
+
+def paper_decoder_term(x0: Tensor, error: Tensor, log_variance: Tensor) -> BoundTerm:
+    """-log p(x_0 | x_1) [H eq. 13]: what a normal of mean x_0 + error puts on the bin of width 2/255 around x_0, the
+    first and last being open; by the tanh approximation of OpenAI's code, with its floor of 1e-12."""
+    inverse, scale = torch.exp(-0.5 * log_variance), math.sqrt(2 / math.pi)
+    first, last = x0 < -0.999, x0 > 0.999
+    cdf, slope, edge = [], [], []
+    for shift, beyond in ((1 / 255, last), (-1 / 255, first)):
+        u = (inverse * (-error + shift)).clamp(-32, 32)
+        tanh = torch.tanh(scale * (u + 0.044715 * (u * u * u)))
+        density = 0.5 * scale * (1.0 - tanh * tanh) * (1.0 + 3 * 0.044715 * u * u)
+        outermost = torch.full_like(u, float(shift > 0))
+        cdf.append(torch.where(beyond, outermost, 0.5 * (1.0 + tanh)))
+        slope.append(density.masked_fill(beyond, 0.0))
+        edge.append(u)
+    probability = cdf[0] - cdf[1]
+    held = probability.clamp(min=1e-12)
+    weight = torch.where(probability < 1e-12, torch.zeros_like(held), 1.0 / held)
+    return BoundTerm(
+        -torch.log(held),
+        inverse * (slope[0] - slope[1]) * weight,
+        0.5 * (edge[0] * slope[0] - edge[1] * slope[1]) * weight,
+    )
+
+
+def exact_decoder_term(x0: Tensor, error: Tensor, log_variance: Tensor) -> BoundTerm:
+    """The same by the normal's CDF. In float64: the bins of a narrow normal are differences of nearly equal logarithms,
+    of which fp32 would keep three digits."""
+    dtype = error.dtype
+    x0, error, log_variance = x0.double(), error.double(), log_variance.double()
+    inverse, log_root = torch.exp(-0.5 * log_variance), 0.5 * math.log(2 * math.pi)
+    first, last = x0 < -0.999, x0 > 0.999
+    # By symmetry the bin lies above the mean: log(Q(a) - Q(b)), with Q the upper tail.
+    middle, half = inverse * error.abs(), inverse / 255
+    a, b = middle - half, middle + half
+    log_a, log_b = torch.special.log_ndtr(-a), torch.special.log_ndtr(-b)
+    log_bin = log_a + torch.log(-torch.expm1(log_b - log_a))
+    density_a, density_b = (torch.exp(-0.5 * u * u - log_root - log_bin) for u in (a, b))
+    bin_by_error = inverse * torch.sign(error) * (density_b - density_a)
+    bin_by_scale = b * density_b - a * density_a  # by log(1/deviation)
+    # The open bins: the CDF at y.
+    y = inverse * (torch.where(first, -error, error) + 1 / 255)
+    log_open = torch.special.log_ndtr(y)
+    density = torch.exp(-0.5 * y * y - log_root - log_open)
+    open_by_error = torch.where(first, -inverse, inverse) * density
+    is_open = first | last
+    nats = -torch.where(is_open, log_open, log_bin)
+    by_error = -torch.where(is_open, open_by_error, bin_by_error)
+    by_log_variance = 0.5 * torch.where(is_open, y * density, bin_by_scale)
+    return BoundTerm(*(part.to(dtype) for part in (nats, by_error, by_log_variance)))
+
+
+class _Bound(NamedTuple):
+    """The parts of hybrid_loss and vlb_terms, per element but for the last two, which are [N]."""
+
+    residual: Tensor
+    error: Tensor  # predicted x_0 - x_0, clipped
+    stopped: Tensor  # whether it was
+    term: BoundTerm
+    slope: Tensor  # of the log variance in v
+    error_scale: Tensor  # what by_error is divided by to be about 1
+
+
+def _bound(output, x0, t, table, noise) -> _Bound:
+    dtype = working_dtype(output, x0)
+    channels = x0.shape[1]
+    rows = table[t].to(dtype)
+    c_x0, c_noise, a_out, pull, log_beta, delta, slope, kind, clip = (
+        per_sample(column, x0) for column in rows[:, :9].unbind(1)
+    )
+    pixels = widen(x0, dtype)
+    residual = output[:, :channels].to(dtype) - (c_x0 * pixels + c_noise * draw(noise, x0, dtype))
+    error = a_out * residual
+    stopped = (pixels + error).abs() > clip
+    error = torch.where(stopped, torch.sign(pixels + error) * clip - pixels, error)
+    learned = output.shape[1] > channels
+    d = delta + slope * output[:, channels:].to(dtype) if learned else delta.expand_as(pixels)
+    kinds = [
+        kl_term(pull, error, d),
+        paper_decoder_term(pixels, error, log_beta + d),
+        exact_decoder_term(pixels, error, log_beta + d),
+    ]
+    term = BoundTerm(*(torch.where(kind == 0, k, torch.where(kind == 1, p, e)) for k, p, e in zip(*kinds, strict=True)))
+    error_scale = torch.where(kind == 0, pull * pull, torch.exp(-(log_beta + delta)))
+    return _Bound(residual, error, stopped, term, rows[:, 6], error_scale.flatten())
+
+
+def _store_gradient(gradient: Tensor, by_output: Tensor, by_v: Tensor) -> None:
+    """What a loss's backward scales: by_output beside by_v where the output has a second group of channels."""
+    parts = [by_output, by_v] if gradient.shape[1] > by_output.shape[1] else [by_output]
+    # fp16 ends at 65504; an untrained network's derivative may not.
+    largest = torch.finfo(gradient.dtype).max
+    gradient.copy_(torch.cat(parts, 1).clamp(-largest, largest))
+
+
+def hybrid_loss(
+    output: Tensor,
+    x0: Tensor,
+    t: Tensor,
+    table: Tensor,
+    noise: Tensor | NoiseKey,
+    gradient: Tensor | None,
+    loss: Tensor,
+    factors: Tensor,
+) -> None:
+    check_rows("hybrid_loss", "t", table, t)
+    made = _bound(output, x0, t, table, noise)
+    mse_weight, vlb_weight = table[t, 9:].to(loss.dtype).unbind(1)
+    elements = math.prod(x0.shape[1:])
+    bits = made.term.nats.flatten(1).mean(1) / math.log(2)
+    loss.copy_(mse_weight * made.residual.flatten(1).square().mean(1) + vlb_weight * bits)
+    factors[:, 0] = 2 * mse_weight / elements
+    factors[:, 1] = vlb_weight * made.slope / (elements * math.log(2))
+    if gradient is not None:
+        _store_gradient(gradient, made.residual, made.term.by_log_variance)
+
+
+def vlb_terms(
+    output: Tensor,
+    x0: Tensor,
+    t: Tensor,
+    table: Tensor,
+    noise: Tensor | NoiseKey,
+    gradient: Tensor | None,
+    bits: Tensor,
+    mse_x0: Tensor,
+    factors: Tensor,
+) -> None:
+    check_rows("vlb_terms", "t", table, t)
+    made = _bound(output, x0, t, table, noise)
+    per_element = 1 / (math.prod(x0.shape[1:]) * math.log(2))
+    bits.copy_(made.term.nats.flatten(1).mean(1) / math.log(2))
+    mse_x0.copy_(made.error.flatten(1).square().mean(1))
+    factors[:, 0] = table[t, 2].to(bits.dtype) * made.error_scale * per_element
+    if factors.shape[1] == 2:
+        factors[:, 1] = made.slope * per_element
+    if gradient is not None:
+        by_output = made.term.by_error / per_sample(made.error_scale, x0)
+        _store_gradient(gradient, by_output.masked_fill(made.stopped, 0.0), made.term.by_log_variance)
+
+
+def loss_backward(stored: Tensor, scale: Tensor, grad: Tensor) -> None:
+    scale = scale.repeat_interleave(stored.shape[1] // scale.shape[1], dim=1)
+    grad.copy_(stored.to(working_dtype(stored)) * scale.view(*scale.shape, *[1] * (stored.ndim - 2)))
 
 
 def reverse_step(
@@ -99,14 +257,18 @@ def reverse_step(
 ) -> None:
     dtype = working_dtype(x_t, output)
     check_rows("reverse_step", "step", table, step)
-    a_x, a_out, b_x, b_x0, b_previous, sigma, clip = row_of(table, step).to(dtype).unbind()
-    x = x_t.to(dtype)
-    x0 = torch.clamp(a_x * x + a_out * output.to(dtype), -clip, clip)
+    a_x, a_out, b_x, b_x0, b_previous, sigma, clip, spread = row_of(table, step).to(dtype).unbind()
+    x, channels = x_t.to(dtype), x_t.shape[1]
+    x0 = torch.clamp(a_x * x + a_out * output[:, :channels].to(dtype), -clip, clip)
     following = b_x * x + b_x0 * x0
     if x0_previous is not None:
         following = following + b_previous * x0_previous.to(dtype)
+    deviation = sigma
+    if output.shape[1] > channels:
+        v = output[:, channels:].to(dtype)
+        deviation = torch.where(spread == 0, sigma, sigma * torch.exp(spread * v))
     # A step without noise ignores what is in it, without asking the device whether it is one.
-    following = torch.where(sigma == 0, following, following + sigma * draw(noise, x_t, dtype))
+    following = torch.where(sigma == 0, following, following + deviation * draw(noise, x_t, dtype))
     x_out.copy_(following)
     if x0_out is not None:
         x0_out.copy_(x0)
@@ -118,6 +280,8 @@ OPS = {
     "normal": normal,
     "q_sample": q_sample,
     "diffusion_loss": diffusion_loss,
-    "diffusion_loss_backward": diffusion_loss_backward,
+    "hybrid_loss": hybrid_loss,
+    "vlb_terms": vlb_terms,
+    "loss_backward": loss_backward,
     "reverse_step": reverse_step,
 }

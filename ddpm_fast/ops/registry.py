@@ -135,10 +135,10 @@ def _loss(output, x0, t, table, noise, seed, sample_id, step_id, stream, with_re
     return loss, residual
 
 
-def _loss_backward_run(residual, scale):
-    grad = _like(residual)
-    run = backend.kernel("diffusion_loss_backward", residual.device, residual.dtype)
-    run(dense(residual), scale.contiguous(), grad)
+def _loss_backward_run(stored, scale):
+    grad = _like(stored)
+    run = backend.kernel("loss_backward", stored.device, stored.dtype)
+    run(dense(stored), scale.contiguous(), grad)
     return grad
 
 
@@ -154,7 +154,7 @@ def _loss_backward(ctx, grad_loss, _):
     residual, t, table = ctx.saved_tensors
     elements = residual[0].numel() if residual.shape[0] else 1
     scale = grad_loss * table[t, 2].to(grad_loss.dtype) * (2.0 / elements)
-    return (torch.ops.ddpm_fast.diffusion_loss_backward(residual, scale), *[None] * 9)
+    return (torch.ops.ddpm_fast.loss_backward(residual, scale[:, None]), *[None] * 9)
 
 
 _register(
@@ -164,11 +164,88 @@ _register(
     _loss_empty,
 )
 _register(
-    "diffusion_loss_backward(Tensor residual, Tensor scale) -> Tensor",
-    _loss_backward_run,
-    lambda residual, scale: _like(residual),
+    "loss_backward(Tensor stored, Tensor scale) -> Tensor", _loss_backward_run, lambda stored, scale: _like(stored)
 )
 torch.library.register_autograd("ddpm_fast::diffusion_loss", _loss_backward, setup_context=_loss_setup, lib=_library)
+
+
+# --- hybrid_loss and vlb_terms: the forward leaves derivatives of about 1 behind, and factors [N, groups] that make
+# gradients of them
+
+
+def _bound_empty(output, x0, with_gradient):
+    """(gradient, factors)"""
+    dtype = reference.working_dtype(output)
+    groups = 2 if output.shape[1] > x0.shape[1] else 1
+    factors = torch.empty((output.shape[0], groups), dtype=dtype, device=output.device)
+    return _like(output) if with_gradient else output.new_empty(0), factors
+
+
+def _bound_setup(ctx, inputs, output):
+    ctx.save_for_backward(*output[-2:])
+    # Neither what is stored nor a metric gets a gradient; without this zero ones are made of them every time.
+    ctx.set_materialize_grads(False)
+
+
+def _bound_backward(ctx, grad_loss, *_):
+    if grad_loss is None:
+        return (None,) * 10
+    gradient, factors = ctx.saved_tensors
+    return (torch.ops.ddpm_fast.loss_backward(gradient, grad_loss[:, None] * factors), *[None] * 9)
+
+
+def _hybrid_empty(output, x0, t, table, noise, seed, sample_id, step_id, stream, with_gradient):
+    loss = torch.empty(output.shape[0], dtype=reference.working_dtype(output), device=output.device)
+    return loss, *_bound_empty(output, x0, with_gradient)
+
+
+def _hybrid(output, x0, t, table, noise, seed, sample_id, step_id, stream, with_gradient):
+    loss, gradient, factors = _hybrid_empty(
+        output, x0, t, table, noise, seed, sample_id, step_id, stream, with_gradient
+    )
+    z = _noise(noise, seed, sample_id, step_id, stream)
+    backend.kernel("hybrid_loss", output.device, *_dtypes(output, x0, noise))(
+        *(dense(output), dense(x0), t.contiguous(), _coefficients(table, output, x0), z),
+        *(gradient if with_gradient else None, loss, factors),
+    )
+    return loss, gradient, factors
+
+
+_register(
+    f"hybrid_loss(Tensor output, Tensor x0, Tensor t, Tensor table, {_NOISE}, bool with_gradient) "
+    "-> (Tensor, Tensor, Tensor)",
+    _hybrid,
+    _hybrid_empty,
+)
+torch.library.register_autograd("ddpm_fast::hybrid_loss", _bound_backward, setup_context=_bound_setup, lib=_library)
+
+
+def _vlb_empty(output, x0, t, table, noise, seed, sample_id, step_id, stream, with_gradient):
+    bits, gradient, factors = _hybrid_empty(
+        output, x0, t, table, noise, seed, sample_id, step_id, stream, with_gradient
+    )
+    return bits, torch.empty_like(bits), gradient, factors
+
+
+def _vlb(output, x0, t, table, noise, seed, sample_id, step_id, stream, with_gradient):
+    bits, mse_x0, gradient, factors = _vlb_empty(
+        output, x0, t, table, noise, seed, sample_id, step_id, stream, with_gradient
+    )
+    z = _noise(noise, seed, sample_id, step_id, stream)
+    backend.kernel("vlb_terms", output.device, *_dtypes(output, x0, noise))(
+        *(dense(output), dense(x0), t.contiguous(), _coefficients(table, output, x0), z),
+        *(gradient if with_gradient else None, bits, mse_x0, factors),
+    )
+    return bits, mse_x0, gradient, factors
+
+
+_register(
+    f"vlb_terms(Tensor output, Tensor x0, Tensor t, Tensor table, {_NOISE}, bool with_gradient) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    _vlb,
+    _vlb_empty,
+)
+torch.library.register_autograd("ddpm_fast::vlb_terms", _bound_backward, setup_context=_bound_setup, lib=_library)
 
 
 # --- reverse_step: x0 and x_model are empty where they are not wanted
@@ -197,17 +274,18 @@ def _step(x_t, output, x0_previous, table, step, noise, seed, sample_id, step_id
 
 
 def _step_setup(ctx, inputs, output):
-    x_t, model_output, x0_previous, table, step = inputs[:5]
-    ctx.save_for_backward(x_t, model_output, table, step)
+    x_t, model_output, x0_previous, table, step, *noise = inputs[:9]
+    ctx.save_for_backward(x_t, model_output, table, step, *noise)
+    ctx.stream = inputs[9]
     ctx.previous_dtype = None if x0_previous is None else x0_previous.dtype
     ctx.with_x0, ctx.model_dtype = inputs[10], inputs[11]
     ctx.set_materialize_grads(False)
 
 
 def _step_backward(ctx, grad_x, grad_x0, grad_model):
-    x_t, output, table, step = ctx.saved_tensors
-    dtype = reference.working_dtype(x_t, output)
-    a_x, a_out, b_x, b_x0, b_previous, _, clip = reference.row_of(table, step).to(dtype).unbind()
+    x_t, output, table, step, *noise = ctx.saved_tensors
+    dtype, channels = reference.working_dtype(x_t, output), x_t.shape[1]
+    a_x, a_out, b_x, b_x0, b_previous, sigma, clip, spread = reference.row_of(table, step).to(dtype).unbind()
     zeros = x_t.new_zeros((), dtype=dtype)
     grad = zeros if grad_x is None else grad_x.to(dtype)
     if ctx.model_dtype is not None and grad_model is not None:
@@ -215,13 +293,18 @@ def _step_backward(ctx, grad_x, grad_x0, grad_model):
     through_x0 = grad * b_x0
     if ctx.with_x0 and grad_x0 is not None:
         through_x0 = through_x0 + grad_x0
-    unclipped = (a_x * x_t.to(dtype) + a_out * output.to(dtype)).abs() <= clip
+    unclipped = (a_x * x_t.to(dtype) + a_out * output[:, :channels].to(dtype)).abs() <= clip
     through_x0 = torch.where(unclipped, through_x0, zeros)
     grad_x_t = (grad * b_x + through_x0 * a_x).to(x_t.dtype)
     grad_previous = None
     if ctx.previous_dtype is not None:
         grad_previous = (grad * b_previous).to(ctx.previous_dtype).expand_as(x_t)
-    return grad_x_t, (through_x0 * a_out).to(output.dtype), grad_previous, *[None] * 9
+    grad_output = through_x0 * a_out
+    if output.shape[1] > channels:
+        z = reference.draw(_noise(*noise, ctx.stream), x_t, dtype)
+        deviation = sigma * torch.exp(spread * output[:, channels:].to(dtype))
+        grad_output = torch.cat([grad_output, grad * spread * deviation * z], 1)
+    return grad_x_t, grad_output.to(output.dtype), grad_previous, *[None] * 9
 
 
 _register(

@@ -1,0 +1,145 @@
+// The variational bound's term per sample and its gradient in one pass over the network's output and x_0: by itself
+// (vlb_terms), and as a part of L_hybrid (Nichol & Dhariwal 2021, eq. 16), which detaches the mean in it.
+//
+// The pass leaves derivatives behind that are about 1 whatever t is, in the output's dtype, and two factors a sample
+// that make gradients of them: at late steps the whole derivative by v is 1e-7 and would vanish in fp16.
+#include "../bound.h"
+
+#include "sums.h"
+
+namespace ddpm {
+namespace DDPM_ISA {
+
+constexpr float kLargestHalf = 65504.0f;
+
+static inline bool is_planar(const BoundArgs& args) {
+    return channels_last(args.output) || channels_last(args.x0) || channels_last(args.noise.given) ||
+           channels_last(args.gradient);
+}
+
+static inline BoundRow row_of(const float* entry) {
+    return BoundRow{{entry[0], entry[1], 0.0f}, entry[2], entry[3], entry[4], entry[5],
+                    entry[6],                   entry[8], Term(int(entry[7]))};
+}
+
+// What by_error is divided by before it is stored: its size, up to the error itself.
+static inline float error_scale(const BoundRow& row) {
+    return row.term == Term::kl ? mul(row.pull, row.pull) : exponential(-add(row.log_beta, row.delta));
+}
+
+// fp16 ends at 65504; an untrained network's derivative may not.
+static inline void saturate(const Image& image, float* values, int length) {
+    if (image.dtype != DType::f16) return;
+    for (int i = 0; i < length; ++i) values[i] = greater(lesser(values[i], kLargestHalf), -kLargestHalf);
+}
+
+// A run's terms and derivatives. `error` comes in as it follows from the residual and goes out as what is squared for
+// the MSE. The row by value and the pointers restricted: otherwise the compiler fears that they overlap, and the loop
+// takes five times as long.
+template <bool kHybrid, class Formula>
+static inline void apply(const BoundRow row, float slope, float shrink, int length, const float* __restrict x0,
+                         const float* __restrict v, const float* __restrict residual, float* __restrict error,
+                         float* __restrict term, float* __restrict by_v, float* __restrict by_output,
+                         Formula formula) {
+    for (int i = 0; i < length; ++i) {
+        const float e = kHybrid ? error[i] : clipped_error(row, x0[i], error[i]);
+        const BoundTerm made = formula(row, x0[i], e, add(row.delta, mul(slope, v[i])));
+        const bool stopped = !kHybrid && is_clipped(row, x0[i], error[i]);
+        term[i] = made.nats;
+        by_v[i] = made.by_log_variance;
+        by_output[i] = kHybrid ? residual[i] : stopped ? 0.0f : mul(made.by_error, shrink);
+        error[i] = kHybrid ? residual[i] : e;
+    }
+}
+
+template <bool kHybrid>
+static void bound(const BoundArgs& args, int threads) {
+    constexpr int kColumns = kHybrid ? kHybridColumns : kBoundColumns;
+    const bool planar = is_planar(args);
+    const bool learned = args.groups == 2;
+    const int64_t chunks = chunks_of(args.shape, planar);
+    Shape wide = args.shape;  // of the output, and of what is stored beside it
+    wide.channels *= args.groups;
+    parallel_chunks(args.shape, planar, threads, [&](int64_t sample, int64_t chunk) {
+        const BoundRow row = row_of(args.table + kColumns * args.t[sample]);
+        const BlockKey key = key_of(args.noise, sample);
+        const float shrink = divide(1.0f, error_scale(row));
+        double squares = 0.0, nats = 0.0;
+        for_each_run(args.shape, planar, sample, chunk, [&](const Run& run) {
+            alignas(64) float output_buffer[kRun], v_buffer[kRun], x0_buffer[kRun];
+            alignas(64) float error[kRun], residual[kRun], term[kRun], by_v[kRun], by_output[kRun];
+            NoiseBuffer z_buffer;
+            const Run second = second_group(args.shape, run);
+            const float* const output = load(args.output, wide, run, output_buffer);
+            const float* const v = learned ? load(args.output, wide, second, v_buffer) : output;
+            const float slope = learned ? row.slope : 0.0f;
+            const float* const x0 = load(args.x0, args.shape, run, x0_buffer);
+            const float* const z = noise_of(args.noise, key, args.shape, run, z_buffer);
+            for (int i = 0; i < run.length; ++i) {
+                residual[i] = loss_residual(row.target, output[i], x0[i], z[i]);
+                error[i] = mul(row.to_x0, residual[i]);
+            }
+            const auto evaluate = [&](auto formula) {
+                apply<kHybrid>(row, slope, shrink, run.length, x0, v, residual, error, term, by_v, by_output, formula);
+            };
+            // The choice outside of the loop, so that each loop vectorises.
+            switch (row.term) {
+                case Term::kl:
+                    evaluate([](const BoundRow& r, float, float e, float d) { return kl_term(r, e, d); });
+                    break;
+                case Term::paper_decoder:
+                    evaluate([](const BoundRow& r, float x, float e, float d) {
+                        return paper_decoder_term(x, e, add(r.log_beta, d));
+                    });
+                    break;
+                case Term::exact_decoder:
+                    evaluate([](const BoundRow& r, float x, float e, float d) {
+                        return exact_decoder_term(x, e, add(r.log_beta, d));
+                    });
+                    break;
+            }
+            squares += sum_run(run.length, [&](int i) { return mul(error[i], error[i]); });
+            nats += sum_run(run.length, [&](int i) { return term[i]; });
+            if (args.gradient.data) {
+                saturate(args.gradient, by_output, run.length);
+                store(args.gradient, wide, run, by_output);
+                if (learned) {
+                    saturate(args.gradient, by_v, run.length);
+                    store(args.gradient, wide, second, by_v);
+                }
+            }
+        });
+        args.partial[2 * (sample * chunks + chunk)] = squares;
+        args.partial[2 * (sample * chunks + chunk) + 1] = nats;
+    });
+    for (int64_t sample = 0; sample < args.shape.samples; ++sample) {
+        const float* const entry = args.table + kColumns * args.t[sample];
+        const BoundRow row = row_of(entry);
+        const double per_element = 1.0 / double(args.shape.elements());
+        const double bits = per_element * 1.4426950408889634;
+        double squares = 0.0, nats = 0.0;
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+            squares += args.partial[2 * (sample * chunks + chunk)];
+            nats += args.partial[2 * (sample * chunks + chunk) + 1];
+        }
+        float* const factor = args.factors + sample * args.groups;
+        if (kHybrid) {
+            const double mse_weight = entry[kBoundColumns], vlb_weight = entry[kBoundColumns + 1];
+            args.loss[sample] = float(mse_weight * squares * per_element + vlb_weight * nats * bits);
+            factor[0] = float(2.0 * mse_weight * per_element);
+            factor[1] = float(vlb_weight * bits * double(row.slope));
+        } else {
+            args.loss[sample] = float(nats * bits);
+            args.mse_x0[sample] = float(squares * per_element);
+            factor[0] = float(bits * double(row.to_x0) * double(error_scale(row)));
+            if (learned) factor[1] = float(bits * double(row.slope));
+        }
+    }
+}
+
+void hybrid_loss(const BoundArgs& args, int threads) { bound<true>(args, threads); }
+
+void vlb_terms(const BoundArgs& args, int threads) { bound<false>(args, threads); }
+
+}  // namespace DDPM_ISA
+}  // namespace ddpm
