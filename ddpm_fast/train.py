@@ -26,12 +26,12 @@ from .diffusion import GaussianDiffusion
 from .errors import InputError
 from .files import check_writable_folder
 from .nn import UNetConfig
-from .objective import PREDICTIONS, VARIANCES
+from .objective import LEARNED_VARIANCES, LOSSES, PREDICTIONS, VARIANCES, WEIGHTINGS
 from .sampling import sample
-from .schedule import Schedule
+from .schedule import SCHEDULES
+from .timesteps import TIMESTEP_SAMPLINGS
 from .training import NonFiniteLoss, TrainConfig, Trainer
 
-SCHEDULES = {"linear": Schedule.linear, "cosine": Schedule.cosine}
 PLAIN_REPORT_SECONDS = 30  # between lines of progress where there is no terminal to draw a bar on
 GRID_SAMPLES = 64
 # What may differ between a run and its continuation: these do not touch the weights.
@@ -73,9 +73,15 @@ def main(
     dropout: Annotated[float, typer.Option()] = 0.1,
     scale_shift: Annotated[bool, typer.Option(help="time and class scale and shift the norms")] = True,
     schedule: Annotated[str, typer.Option(help=f"of the noise: {', '.join(SCHEDULES)}")] = "cosine",
+    zero_terminal_snr: Annotated[bool, typer.Option("--zero-terminal-snr", help="end in pure noise")] = False,
     timesteps: Annotated[int, typer.Option(help="length of the chain")] = 1000,
     prediction: Annotated[str, typer.Option(help=f"what the network predicts: {', '.join(PREDICTIONS)}")] = "eps",
     variance: Annotated[str, typer.Option(help=f"of the reverse steps: {', '.join(VARIANCES)}")] = "fixed_large",
+    loss: Annotated[
+        str | None, typer.Option(help=f"{', '.join(LOSSES)}; simple, or hybrid with a learned variance, if not given")
+    ] = None,
+    loss_weighting: Annotated[str, typer.Option(help=f"of the error over t: {', '.join(WEIGHTINGS)}")] = "none",
+    timestep_sampling: Annotated[str, typer.Option(help=f"of t: {', '.join(TIMESTEP_SAMPLINGS)}")] = "uniform",
     steps: Annotated[int, typer.Option(help="training steps in all")] = 10_000,
     batch_size: Annotated[int, typer.Option()] = 64,
     lr: Annotated[float, typer.Option(help="learning rate after the warm-up")] = 2e-4,
@@ -105,6 +111,13 @@ def main(
         torch_device = choose_device(a["device"])
         # Stored as what it came to: a run resumed elsewhere must not change its arithmetic.
         a["precision"] = "bf16" if choose_dtype(a["precision"], torch_device) == torch.bfloat16 else "fp32"
+        a["loss"] = a["loss"] or ("hybrid" if a["variance"] in LEARNED_VARIANCES else "simple")
+        noising = SCHEDULES[a["schedule"]](a["timesteps"])
+        diffusion = GaussianDiffusion(
+            noising.zero_terminal_snr() if a["zero_terminal_snr"] else noising,
+            **{k: a[k] for k in ("prediction", "variance", "loss", "loss_weighting")},
+        )
+        config = TrainConfig(**{k: a[k] for k in TrainConfig.__dataclass_fields__})
         dataset = _load(a)
         network = UNetConfig(
             image_size=dataset.images.shape[-1],
@@ -118,11 +131,8 @@ def main(
             num_classes=0 if a["classes"] is False else dataset.num_classes or 0,
             scale_shift=a["scale_shift"],
             norm_groups=norm_groups(a["model_channels"]),
+            learned_variance=diffusion.objective.learned,
         )
-        diffusion = GaussianDiffusion(
-            SCHEDULES[a["schedule"]](a["timesteps"]), prediction=a["prediction"], variance=a["variance"]
-        )
-        config = TrainConfig(**{k: a[k] for k in TrainConfig.__dataclass_fields__})
         trainer = Trainer(network, diffusion, config, dataset, torch_device)
         check_writable_folder(out)
         if state is not None:
@@ -157,7 +167,9 @@ def _find_state(context: typer.Context, arguments: dict, out: Path, resume: bool
         return None
     if state is None:
         raise InputError(f"--resume: there is no checkpoint (step-*.safetensors) in {out}")
-    stored = checkpoint.read_training(state)[1]["arguments"]
+    # An option younger than the run: its default is what the run was started with.
+    defaults = {option.name: option.get_default(context) for option in context.command.params if not option.required}
+    stored = defaults | checkpoint.read_training(state)[1]["arguments"]
     for name, value in stored.items():
         given = context.get_parameter_source(name).name == "COMMANDLINE"
         if name in FREE_ON_RESUME and given:

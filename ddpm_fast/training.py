@@ -2,7 +2,8 @@
 (atomic checkpoints that resume bit for bit, a stop at the first non-finite loss).
 
 Everything random in step k is a function of (seed, k): which images, which timesteps, which noise, which labels are
-dropped, which activations. There is no generator state to save, so a resumed run is the uninterrupted one.
+dropped, which activations. There is no generator state to save, so a resumed run is the uninterrupted one. (Importance
+sampling chooses timesteps by the losses so far as well; those are saved.)
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .diffusion import GaussianDiffusion
 from .errors import InputError
 from .nn import EMA, UNet, UNetConfig
 from .noise import NoiseKey, Stream, uniform_integers
+from .timesteps import TIMESTEP_SAMPLINGS
 
 KEEP_CHECKPOINTS = 2
 _GOLDEN = 0x9E3779B97F4A7C15  # spreads consecutive steps over the dropout seeds
@@ -29,7 +31,7 @@ _GOLDEN = 0x9E3779B97F4A7C15  # spreads consecutive steps over the dropout seeds
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What determines the trained weights, beside the data and the network."""
+    """What determines the trained weights, beside the data, the network and the diffusion."""
 
     batch_size: int = 64
     lr: float = 2e-4
@@ -39,6 +41,7 @@ class TrainConfig:
     ema_decay: float = 0.9999
     label_drop: float = 0.1  # share of labels replaced by the null class, for guidance
     flip: bool = False
+    timestep_sampling: str = "uniform"  # or "stratified", "loss_second_moment": see ddpm_fast.timesteps
     seed: int = 0
     precision: str = "fp32"  # "bf16": forward and backward under autocast; weights and optimiser stay fp32
 
@@ -52,6 +55,10 @@ class TrainConfig:
                 raise InputError(f"{name} is {value}; expected a positive number")
         if not 0 <= self.label_drop <= 1:
             raise InputError(f"label_drop is {self.label_drop}; expected a share in [0, 1]")
+        if self.timestep_sampling not in TIMESTEP_SAMPLINGS:
+            raise InputError(
+                f"timestep_sampling is {self.timestep_sampling!r}; expected one of {', '.join(TIMESTEP_SAMPLINGS)}"
+            )
         if self.precision not in ("fp32", "bf16"):
             raise InputError(f"precision is {self.precision!r}; expected fp32 or bf16")
 
@@ -61,9 +68,10 @@ class NonFiniteLoss(RuntimeError):
 
 
 class Trainer:
-    """A network, its average, its optimiser and the step they have reached.
+    """A network, its average, its optimiser, what it knows of its timesteps, and the step they have reached.
 
-    Raises InputError if the dataset does not fit the network (size, channels, classes).
+    Raises InputError if the dataset does not fit the network (size, channels, classes), or the network's output the
+    diffusion's variance.
     """
 
     def __init__(
@@ -84,6 +92,12 @@ class Trainer:
             raise InputError(
                 f"{dataset.name} has {dataset.num_classes or 'no'} classes and the network {network.num_classes}"
             )
+        if network.learned_variance != diffusion.objective.learned:
+            raise InputError(
+                f"the diffusion's variance is {diffusion.objective.variance!r} and the network's learned_variance "
+                f"{network.learned_variance}: make the network with UNetConfig(learned_variance="
+                f"{diffusion.objective.learned}, ...), or choose another variance"
+            )
         self.config, self.diffusion, self.dataset, self.device = config, diffusion, dataset, device
         torch.manual_seed(config.seed)
         self.model = UNet(network).to(device)
@@ -92,19 +106,21 @@ class Trainer:
             self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.999), fused=True
         )
         self.timesteps = diffusion.schedule.timesteps.to(device)
+        self.timestep_sampler = TIMESTEP_SAMPLINGS[config.timestep_sampling](diffusion.num_timesteps, device)
         self.step = 0
 
     def train_step(self) -> tuple[Tensor, Tensor]:
         """One step on the next batch. Returns the loss and the gradient's norm, as tensors on the device.
 
-        Nothing waits for the device: whoever wants the numbers reads them when it suits.
+        The loss is an unbiased estimate of its mean over all timesteps, however they are drawn. Nothing waits for the
+        device: whoever wants the numbers reads them when it suits.
         """
         config, size = self.config, self.config.batch_size
         first = self.step * size  # examples are numbered from the start of training
         images, labels = self._batch(first)
 
         key = NoiseKey.of(config.seed, size, first_sample_id=first, stream=Stream.TRAINING, device=self.device)
-        t = uniform_integers(dataclasses.replace(key, stream=Stream.TIMESTEP), self.diffusion.num_timesteps)
+        t, weights = self.timestep_sampler.sample(dataclasses.replace(key, stream=Stream.TIMESTEP))
         if labels is not None:
             dice = uniform_integers(dataclasses.replace(key, stream=Stream.LABEL), 2**24)
             dropped = dice < round(config.label_drop * 2**24)
@@ -117,7 +133,9 @@ class Trainer:
         x_t = self.diffusion.q_sample(images, t, key)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             output = self.model(x_t, self.timesteps[t], labels)
-        loss = self.diffusion.training_losses(output, images, t, key).mean()
+        losses = self.diffusion.training_losses(output, images, t, key)
+        self.timestep_sampler.update(t, losses.detach())
+        loss = (weights * losses).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
@@ -160,6 +178,7 @@ class Trainer:
             **checkpoint.add_prefix(
                 "optim.", checkpoint.optimizer_to_tensors(self.optimizer, self.model.named_parameters())
             ),
+            **checkpoint.add_prefix("timesteps.", self.timestep_sampler.state_dict()),
         }
         path = checkpoint.checkpoint_path(folder, self.step)
         checkpoint.save_training(path, tensors, {"step": self.step, "arguments": arguments, **self.model_config()})
@@ -168,12 +187,14 @@ class Trainer:
         return path
 
     def load(self, path: Path) -> None:
-        """Continue from a training state. Raises InputError if it is damaged or of another network."""
+        """Continue from a training state. Raises InputError if it is damaged, of another network, or of another way of
+        drawing timesteps."""
         tensors, meta = checkpoint.read_training(path)
         if meta["unet"] != self.model.config.to_dict():
             raise InputError(
                 f"{path} is of another network than this run's: resume with the arguments it was started with"
             )
+        self.timestep_sampler.load_state_dict(checkpoint.take_prefix("timesteps.", tensors))
         self.model.load_state_dict(checkpoint.take_prefix("model.", tensors))
         self.ema.load_state_dict(checkpoint.take_prefix("ema.", tensors))
         checkpoint.load_optimizer_tensors(

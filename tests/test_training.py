@@ -1,6 +1,7 @@
 """The training loop's promises: resuming is bit for bit, a stop saves, a non-finite loss stops without harm."""
 
 import dataclasses
+import itertools
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from ddpm_fast.errors import InputError
 from ddpm_fast.nn import UNetConfig
 from ddpm_fast.noise import NoiseKey, Stream, normals, uniform_integers
 from ddpm_fast.schedule import Schedule
+from ddpm_fast.timesteps import TIMESTEP_SAMPLINGS
 from ddpm_fast.training import TrainConfig, Trainer
 
 CPU = torch.device("cpu")
@@ -40,33 +42,53 @@ def command(*arguments, check=True):
     return run
 
 
-def trainer(dataset=None, **options):
-    """A small trainer with every source of randomness in use: dropout, dropped labels, flips."""
-    network = UNetConfig(
+def small_network(learned_variance=False):
+    return UNetConfig(
         image_size=28, in_channels=1, model_channels=8, channel_mult=(1, 2), num_res_blocks=1,
-        attention_resolutions=(), num_classes=10, norm_groups=4, dropout=0.2,
+        attention_resolutions=(), num_classes=10, norm_groups=4, dropout=0.2, learned_variance=learned_variance,
     )  # fmt: skip
-    config = TrainConfig(batch_size=8, warmup=5, flip=True, label_drop=0.3, **options)
-    return Trainer(network, GaussianDiffusion(Schedule.cosine(100)), config, dataset or load_dataset("mnist5k"), CPU)
+
+
+def trainer(dataset=None, diffusion=None, **options):
+    """A small trainer with every source of randomness in use: dropout, dropped labels, flips."""
+    diffusion = diffusion or GaussianDiffusion(Schedule.cosine(100))
+    config = TrainConfig(**{"batch_size": 8, "warmup": 5, "flip": True, "label_drop": 0.3, **options})
+    network = small_network(diffusion.objective.learned)
+    return Trainer(network, diffusion, config, dataset or load_dataset("mnist5k"), CPU)
+
+
+def learned_variance(T):
+    """A diffusion so short that every timestep soon has its ten losses."""
+    return GaussianDiffusion(Schedule.cosine(T), variance="learned_range", loss="hybrid")
 
 
 def weights(path):
     return checkpoint.read_training(path)[0]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, precision):
-    straight = trainer(precision=precision)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="fp32"),
+        pytest.param({"precision": "bf16"}, id="bf16"),
+        pytest.param(
+            {"diffusion": learned_variance(4), "timestep_sampling": "loss_second_moment"},
+            id="learned variance, importance sampling",
+        ),
+    ],
+)
+def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, options):
+    straight = trainer(**options)
     for _ in range(20):
         straight.train_step()
     straight_path = straight.save(tmp_path / "straight", {})
 
-    first = trainer(precision=precision)
+    first = trainer(**options)
     for _ in range(10):
         first.train_step()
     half = first.save(tmp_path / "halves", {})
     torch.rand(1000)  # whatever else used the global generator must not matter
-    second = trainer(precision=precision)
+    second = trainer(**options)
     second.load(half)
     assert second.step == 10
     for _ in range(10):
@@ -78,6 +100,9 @@ def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, precision):
     for name, value in a.items():
         assert torch.equal(value, b[name]), name
     assert not torch.equal(a["model.conv_in.weight"], weights(half)["model.conv_in.weight"])
+    if "timestep_sampling" in options:
+        assert (weights(half)["timesteps.counts"] >= 10).all(), "the draws were still uniform"
+        assert not torch.equal(a["timesteps.history"], weights(half)["timesteps.history"])
 
 
 def test_command_trains_saves_and_resumes_to_the_same_weights(tmp_path):
@@ -130,6 +155,75 @@ def test_loss_falls():
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
 
 
+def test_loss_falls_with_a_learned_variance_and_importance_sampling():
+    digits = load_dataset("mnist5k")
+    few = Dataset(digits.images[:4], digits.labels[:4], [str(digit) for digit in range(10)], "four digits")
+    t = trainer(few, learned_variance(10), lr=2e-3, timestep_sampling="loss_second_moment")
+    losses = [t.train_step()[0].item() for _ in range(60)]
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+    assert len(set(t.timestep_sampler.probabilities().tolist())) == 10, "the draws were uniform throughout"
+
+
+def test_importance_weights_the_loss_and_remembers_it_unweighted(monkeypatch):
+    subject = trainer(timestep_sampling="loss_second_moment")
+    history = torch.linspace(0.1, 3, 100)[:, None].repeat(1, 10)
+    subject.timestep_sampler.load_state_dict({"history": history, "counts": torch.full((100,), 10)})
+    drawn, drawn_weights = subject.timestep_sampler.sample(NoiseKey.of(0, 8, stream=Stream.TIMESTEP))
+    seen = {}
+
+    def training_losses(output, x0, t, noise):
+        seen["t"], seen["losses"] = t, subject_losses(output, x0, t, noise)
+        return seen["losses"]
+
+    subject_losses = subject.diffusion.training_losses
+    monkeypatch.setattr(subject.diffusion, "training_losses", training_losses)
+    loss, _ = subject.train_step()
+    assert torch.equal(seen["t"], drawn) and drawn_weights.std() > 0.1
+    expected = sum(w * value for w, value in zip(drawn_weights.tolist(), seen["losses"].tolist(), strict=True)) / 8
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    for t in set(drawn.tolist()):
+        of_t = seen["losses"][drawn == t].detach()
+        assert torch.equal(subject.timestep_sampler.history[t, : len(of_t)], of_t)
+
+
+def allowed(prediction, variance, loss, weighting):
+    learned, bound = variance.startswith("learned"), loss.endswith("vlb")
+    return not (learned and loss == "simple") and not (bound and weighting != "none")
+
+
+NAMES = (
+    ("eps", "x0", "v"),
+    ("fixed_small", "fixed_large", "learned", "learned_range"),
+    ("simple", "hybrid", "vlb", "rescaled_vlb"),
+    ("none", "snr", "truncated_snr", "min_snr"),
+)
+# Each with one way of drawing timesteps, in turn.
+ALLOWED = (names for names in itertools.product(*NAMES) if allowed(*names))
+CHOICES = [(*names, way) for names, way in zip(ALLOWED, itertools.cycle(TIMESTEP_SAMPLINGS), strict=False)]
+
+
+@pytest.mark.parametrize(("prediction", "variance", "loss", "weighting", "sampling"), CHOICES)
+def test_every_allowed_combination_takes_a_finite_step(prediction, variance, loss, weighting, sampling):
+    schedules = [Schedule.linear(30)] + [Schedule.cosine(30).zero_terminal_snr()] * (prediction != "eps")
+    images = torch.arange(2 * 64, dtype=torch.uint8).view(2, 1, 8, 8)
+    for schedule in schedules:
+        diffusion = GaussianDiffusion(schedule, prediction, variance, loss, weighting)
+        learned = diffusion.objective.learned
+        network = UNetConfig(
+            image_size=8, in_channels=1, model_channels=4, channel_mult=(1,), num_res_blocks=1,
+            attention_resolutions=(), norm_groups=1, learned_variance=learned,
+        )  # fmt: skip
+        config = TrainConfig(batch_size=64, warmup=0, timestep_sampling=sampling)
+        subject = Trainer(network, diffusion, config, Dataset(images, None, None, "two"), CPU)
+        value, norm = subject.train_step()
+        assert value.isfinite() and norm.isfinite() and value > 0 and norm > 0
+        assert all(p.isfinite().all() for p in subject.model.parameters())
+        last = list(subject.model.parameters())[-1].grad  # of each output channel's bias
+        assert last.shape == (2 if learned else 1,)
+        if learned:
+            assert last[1] != 0, "the variance is not trained"
+
+
 def test_step_matches_the_algorithm_written_out_in_plain_torch():
     # One step of Ho et al. 2020, alg. 1 with AdamW by hand, in fp32, from the same draws.
     subject = trainer()
@@ -174,6 +268,7 @@ def test_step_matches_the_algorithm_written_out_in_plain_torch():
         ({"grad_clip": -1.0}, "grad_clip is -1"),
         ({"label_drop": 1.5}, "label_drop is 1.5"),
         ({"precision": "fp8"}, "expected fp32 or bf16"),
+        ({"timestep_sampling": "all"}, "'all'; expected one of uniform, stratified, loss_second_moment"),
         ({"seed": -1}, "seed is -1"),
     ],
 )
@@ -190,6 +285,23 @@ def test_dataset_that_does_not_fit_the_network():
         trainer(Dataset(images[:, :1].contiguous(), torch.tensor([0, 1, 0, 1]), None, "two"))
 
 
+@pytest.mark.parametrize("network_learns", [True, False])
+def test_network_whose_output_does_not_fit_the_variance(network_learns):
+    diffusion = GaussianDiffusion(Schedule.cosine(100)) if network_learns else learned_variance(100)
+    message = rf"variance is '{diffusion.objective.variance}'.*{network_learns}.*learned_variance={not network_learns}"
+    with pytest.raises(InputError, match=message):
+        Trainer(small_network(network_learns), diffusion, TrainConfig(), load_dataset("mnist5k"), CPU)
+
+
+def test_state_of_another_timestep_sampling_is_refused_with_nothing_changed(tmp_path):
+    path = trainer(timestep_sampling="loss_second_moment", seed=1).save(tmp_path, {})
+    other = trainer()
+    before = other.model.conv_in.weight.clone()
+    with pytest.raises(InputError, match="timestep sampling"):
+        other.load(path)
+    assert torch.equal(other.model.conv_in.weight, before)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -200,6 +312,10 @@ def test_dataset_that_does_not_fit_the_network():
         ([*TINY, "--out", "OUT", "--schedule", "quartic"], "linear, cosine"),
         ([*TINY, "--out", "OUT", "--schedule", "linear", "--timesteps", "10"], "T >= 21"),
         ([*TINY, "--out", "OUT", "--prediction", "noise"], "noise"),
+        ([*TINY, "--out", "OUT", "--zero-terminal-snr"], "Choose prediction = 'v'"),
+        ([*TINY, "--out", "OUT", "--variance", "learned", "--loss", "simple"], "choose loss = 'hybrid'"),
+        ([*TINY, "--out", "OUT", "--loss", "vlb", "--loss-weighting", "min_snr"], "choose loss_weighting = 'none'"),
+        ([*TINY, "--out", "OUT", "--timestep-sampling", "even"], "uniform, stratified, loss_second_moment"),
         ([*TINY, "--out", "OUT", "--steps", "0"], "--steps is 0"),
         ([*TINY, "--out", "OUT", "--precision", "fp12"], "expected auto, fp32, bf16"),
         ([*TINY, "--out", "OUT", "--device", "cuda"], "cannot be used here"),
@@ -222,6 +338,55 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(tmp_path):
     assert again.exit_code == 2 and "holds a run already" in again.stderr
     other = command("--data", "mnist5k", "--lr", "0.5", "--out", tmp_path, "--resume", check=False)
     assert other.exit_code == 2 and "--lr 0.5 differs from the 0.0002" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "loss"),
+    [
+        ((), "simple"),
+        (("--variance", "learned_range"), "hybrid"),
+        (("--variance", "learned_range", "--loss", "rescaled_vlb"), "rescaled_vlb"),
+        (("--loss", "vlb"), "vlb"),
+    ],
+    ids=["plain", "learned variance", "learned variance and a loss", "a loss"],
+)
+def test_loss_follows_the_variance_unless_told_otherwise(tmp_path, options, loss):
+    command(*TINY, *options, "--steps", 1, "--out", tmp_path)
+    config = checkpoint.load_model(tmp_path / "model.safetensors").config
+    assert config["diffusion"]["loss"] == loss
+    assert config["unet"]["learned_variance"] == ("--variance" in options)
+    assert checkpoint.read_training(checkpoint.latest_checkpoint(tmp_path))[1]["arguments"]["loss"] == loss
+
+
+def test_command_passes_the_choices_on(tmp_path):
+    choices = {"prediction": "v", "variance": "learned", "loss": "hybrid", "loss_weighting": "truncated_snr"}
+    options = [part for name, value in choices.items() for part in (f"--{name.replace('_', '-')}", value)]
+    more = ["--schedule", "sigmoid", "--zero-terminal-snr", "--timestep-sampling", "stratified", "--timesteps", 50]
+    command(*TINY, *options, *more, "--steps", 1, "--out", tmp_path)
+    model = checkpoint.load_model(tmp_path / "model.safetensors")
+    assert {name: model.config["diffusion"][name] for name in choices} == choices
+    expected = Schedule.sigmoid(50).zero_terminal_snr()
+    assert torch.equal(model.diffusion.schedule.betas, expected.betas)
+    assert model.config["training"]["timestep_sampling"] == "stratified"
+
+
+def test_run_older_than_an_option_resumes_with_its_default(tmp_path):
+    command(*TINY, "--steps", 6, "--out", tmp_path / "straight")
+    out = tmp_path / "old"
+    command(*TINY, "--steps", 3, "--out", out)
+    state = checkpoint.latest_checkpoint(out)
+    tensors, meta = checkpoint.read_training(state)
+    assert not any(name.startswith("timesteps.") for name in tensors)
+    for name in ("zero_terminal_snr", "loss", "loss_weighting", "timestep_sampling"):
+        del meta["arguments"][name]
+    checkpoint.save_training(state, tensors, meta)
+
+    resume = ["--data", "mnist5k", "--out", out, "--resume", "--steps", 6]
+    other = command(*resume, "--timestep-sampling", "stratified", check=False)
+    assert other.exit_code == 2 and "--timestep-sampling stratified differs from the uniform" in other.stderr
+    command(*resume)
+    a, b = (weights(checkpoint.latest_checkpoint(folder)) for folder in (tmp_path / "straight", out))
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize(
