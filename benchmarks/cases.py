@@ -7,6 +7,7 @@ import importlib.util
 
 import torch
 
+from .bound import HybridLoss, VlbTerms
 from .operations import Case, Copy, Normal, Operation, QSample, ReverseStep, TrainingLoss
 
 SIZES = ((128, 3, 32, 32), (16, 3, 256, 256))
@@ -15,6 +16,8 @@ QUICK_SIZES = ((4, 3, 16, 16), (2, 3, 40, 24))
 OPERATIONS: dict[str, type[Operation]] = {
     "q_sample": QSample,
     "training_loss": TrainingLoss,
+    "hybrid_loss": HybridLoss,
+    "vlb_terms": VlbTerms,
     "reverse_step": ReverseStep,
     "normal": Normal,
     "copy": Copy,
@@ -35,6 +38,10 @@ def cases(quick: bool) -> list[Case]:
             Case("q_sample", shape, channels_last=True),
             Case("training_loss", shape),
             Case("training_loss", shape, torch.uint8, channels_last=True),
+            Case("hybrid_loss", shape),
+            Case("hybrid_loss", shape, torch.bfloat16),
+            Case("hybrid_loss", shape, torch.uint8, channels_last=True),
+            Case("vlb_terms", shape),
             Case("reverse_step", shape),
             Case("reverse_step", shape, torch.bfloat16),
             Case("reverse_step", shape, channels_last=True),

@@ -10,10 +10,11 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddpm_fast import ops
 from ddpm_fast.errors import InputError
+from ddpm_fast.likelihood import BitsPerDim, bits_per_dim
 from ddpm_fast.objective import Objective
 from ddpm_fast.schedule import Schedule
 
@@ -191,9 +192,15 @@ class GaussianDiffusion:
         self._check(None, x0=x0)
         (x,) = _promote(x0)
         alpha_bar = float(self.schedule.alphas_cumprod[-1])
-        # 1/2 (-1 - log(1 - ab) + (1 - ab) + ab x_0^2), where the first three cancel down to ab^2 / 4.
-        constant = 0.5 * (-alpha_bar - math.log1p(-alpha_bar)) if alpha_bar > 1e-4 else 0.25 * alpha_bar**2
+        # 1/2 (-1 - log(1 - ab) + (1 - ab) + ab x_0^2), where the first three cancel down to ab^2 / 4 + ab^3 / 6.
+        small = alpha_bar**2 * (0.25 + alpha_bar / 6)
+        constant = 0.5 * (-alpha_bar - math.log1p(-alpha_bar)) if alpha_bar > 1e-4 else small
         return (constant + 0.5 * alpha_bar * x.flatten(1).square().mean(1)) / math.log(2)
+
+    def bits_per_dim(self, model: nn.Module, x0: Tensor, **options) -> BitsPerDim:
+        """The variational bound on -log p(x_0) of each image in bits/dim, with its parts: see likelihood.bits_per_dim,
+        whose options these are (steps, labels, seed, first_sample_id, clip, decoder, on_step)."""
+        return bits_per_dim(self, model, x0, **options)
 
     def respace(self, spec) -> "GaussianDiffusion":
         """The same diffusion over fewer steps: see Schedule.respace."""

@@ -33,6 +33,8 @@ class Stream(IntEnum):
     TIMESTEP = 3  # t of the training loss
     LABEL = 4  # which training labels are dropped, and which classes are sampled
     USER = 5  # q_sample and losses called by hand
+    KNOWN = 6  # eps of the pixels that inpainting knows
+    EVALUATION = 7  # eps of the variational bound
 
 
 @dataclass(frozen=True)
