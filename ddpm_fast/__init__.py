@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 from . import ops
 from .checkpoint import LoadedModel, available_models, load_model, save_model
 from .diffusion import GaussianDiffusion
+from .editing import decode, encode, image_to_image, inpaint, interpolate
 from .errors import InputError
 from .nn import EMA, UNet, UNetConfig
 from .noise import NoiseKey, Stream
@@ -30,6 +31,11 @@ __all__ = [
     "UNet",
     "UNetConfig",
     "available_models",
+    "decode",
+    "encode",
+    "image_to_image",
+    "inpaint",
+    "interpolate",
     "load_model",
     "ops",
     "sample",

@@ -1,4 +1,7 @@
-"""`python -m ddpm_fast.sample`: draw images from a model; by default 64 handwritten digits, from the one shipped."""
+"""`python -m ddpm_fast.sample`: draw images from a model; by default 64 handwritten digits, from the one shipped.
+
+With --init-image it edits a picture instead (sample_edit.py).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import sys
 import time
 import types
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -17,8 +20,10 @@ from . import checkpoint, images
 from .commands import choose_device, choose_dtype, console, plain_errors
 from .errors import InputError
 from .files import check_writable
-from .samplers import SAMPLERS, make_table
-from .sampling import check_labels, sample
+from .respacing import SPACINGS
+from .sample_edit import MODES, Edit, read_images, round_trip_error
+from .samplers import SAMPLERS
+from .sampling import Run, sample
 
 GIF_FRAMES = 40
 GRID_PIXELS = 700  # small images are enlarged to about this side
@@ -54,69 +59,128 @@ def parse_labels(text: str | None, n: int, classes: int, names: list[str] | None
     return [by_name[chosen[i % len(chosen)]] for i in range(n)]
 
 
+def check_null_class(loaded: checkpoint.LoadedModel, guidance: float | None) -> None:
+    """Raises InputError for guidance of a model whose training never dropped a label: its null class is noise."""
+    label_drop = (loaded.config.get("training") or {}).get("label_drop")
+    if guidance not in (None, 1) and label_drop == 0:
+        raise InputError(
+            f"--guidance: {loaded.path} was trained with --label-drop 0, so that its null class, which guidance leads "
+            "away from, was never trained: train with --label-drop 0.1, or leave --guidance out"
+        )
+
+
 @app.command()
 def main(
     model: Annotated[str, typer.Option(help="a shipped model's name, or a model.safetensors file")] = "mnist",
-    n: Annotated[int, typer.Option("--n", help="how many images")] = 64,
-    steps: Annotated[int | None, typer.Option(help="fewer are faster and coarser; 50 if not given")] = None,
-    sampler: Annotated[str, typer.Option(help=", ".join(SAMPLERS))] = "ddpm",
+    n: Annotated[int | None, typer.Option("--n", help="how many images; 64 if not given, fewer when editing")] = None,
+    steps: Annotated[str | None, typer.Option(help="a number (50 if not given), sections 10,15,20, or ddim50")] = None,
+    sampler: Annotated[str | None, typer.Option(help=f"{', '.join(SAMPLERS)}; ddpm if not given")] = None,
+    spacing: Annotated[str, typer.Option(help=f"of the steps: {', '.join(SPACINGS)}")] = "even",
+    eta: Annotated[float | None, typer.Option(help="ddim's noise, 0 (none, if not given) to 1")] = None,
+    guidance: Annotated[float | None, typer.Option(help="towards the labels; 1 is none, 2 to 4 is much")] = None,
+    guidance_rescale: Annotated[float, typer.Option(help="0 to 1, against overexposure by guidance")] = 0.0,
+    dynamic_threshold: Annotated[
+        float | None, typer.Option(help="a quantile such as 0.995 instead of the clip")
+    ] = None,
     seed: Annotated[int, typer.Option(help="another seed, other images")] = 0,
     first_sample_id: Annotated[int, typer.Option(help="sample ids start here: continues an earlier set")] = 0,
-    labels: Annotated[str | None, typer.Option(help="7 or 1,2,3 (in turn) or none; else every class in turn")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="7 or 1,2,3 (in turn) or none; else every class in turn (none when editing)")
+    ] = None,
+    init_image: Annotated[Path | None, typer.Option(help="edit this picture, or these of an .npz")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="of the edit, 0 to 1: how much noise; 0.5 if not given")
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="inpaint: a picture, white where the image is kept")] = None,
+    resamplings: Annotated[int | None, typer.Option(help="of inpainting, 1 or more: slower, more coherent")] = None,
+    jump_length: Annotated[int | None, typer.Option(help="of inpainting: steps to a resampling")] = None,
+    interpolate_with: Annotated[Path | None, typer.Option(help="the picture at the other end of a way")] = None,
+    round_trip: Annotated[bool, typer.Option("--round-trip", help="encode and decode it; prints the error")] = False,
     batch_size: Annotated[int, typer.Option(help="images at a time")] = 64,
     out: Annotated[str, typer.Option(help="a .png (grid), an .npz, or a folder of PNGs")] = "samples.png",
     gif: Annotated[Path | None, typer.Option(help="also write the denoising as an animation")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto (bf16 where that is faster)")] = "fp32",
 ) -> None:
-    """Draw images from a diffusion model."""
+    """Draw images from a diffusion model, or edit some with it."""
     with plain_errors():
-        if n < 1 or batch_size < 1:
+        edit = Edit.of(
+            init_image,
+            **{"strength": strength, "mask": mask, "resamplings": resamplings, "jump_length": jump_length},
+            **{"interpolate_with": interpolate_with, "round_trip": round_trip},
+        )
+        if (n is not None and n < 1) or batch_size < 1:
             raise InputError(f"--n is {n} and --batch-size {batch_size}; expected at least 1 of each")
+        if edit is not None and gif is not None:
+            raise InputError("--gif shows how images are drawn from noise: leave it out with --init-image")
         torch_device = choose_device(device)
         loaded = checkpoint.load_model(model, device=torch_device, dtype=choose_dtype(precision, torch_device))
-        config = loaded.model.config
-        steps = min(50, loaded.diffusion.num_timesteps) if steps is None else steps
-        classes = parse_labels(labels, n, config.num_classes, loaded.label_names)
+        config, diffusion = loaded.model.config, loaded.diffusion
+        pictures = None if edit is None else read_images(edit.init_image, loaded, "--init-image")
+        count = n or (64 if edit is None else MODES[edit.mode] or len(pictures))
+        text = "none" if edit is not None and labels is None else labels
+        classes = parse_labels(text, count, config.num_classes, loaded.label_names)
+        check_null_class(loaded, guidance)
+        if edit is not None:
+            edit.check_others(sampler, guidance, n, classes)
+        options = {
+            "sampler": sampler or ("ddim" if edit is not None and edit.round_trip else "ddpm"),
+            "steps": min(50, diffusion.num_timesteps) if steps is None else steps,
+            **{"spacing": spacing, "eta": eta, "guidance": guidance, "guidance_rescale": guidance_rescale},
+            **{"dynamic_threshold": dynamic_threshold, "seed": seed, "first_sample_id": first_sample_id},
+            **{"labels": classes, "batch_size": batch_size},
+        }
         # All that can be wrong is found before the sampling, not after it.
-        check_labels(loaded.model, classes, n)
-        make_table(loaded.diffusion, sampler, steps)
+        rows = len(Run(loaded.model, diffusion, count, **options).table.timesteps)
         images.check_output(out, channels=config.in_channels)
         if gif is not None:
             if gif.suffix.lower() != ".gif":
                 raise InputError(f"--gif is {gif}; expected a name ending in .gif")
             check_writable(gif)
 
-        frames: dict[int, list[Tensor]] = {}
-        batches = -(-n // batch_size)
+        scale = max(1, GRID_PIXELS // (config.image_size * max(1, round(count**0.5))))
         started = time.perf_counter()
-        with _bar() as bar:
-            task = bar.add_task("sampling", total=batches * steps, rate=0.0)
-
-            def on_step(first: int, i: int, x: Tensor) -> None:
-                if gif is not None and (i % max(1, steps // GIF_FRAMES) == 0 or i == steps - 1):
-                    frames.setdefault(i, []).append(x.cpu())
-                done = first // batch_size * steps + i + 1
-                rate = done / (batches * steps) * n / (time.perf_counter() - started)
-                bar.update(task, completed=done, rate=rate)
-
-            x = sample(
-                *(loaded.model, loaded.diffusion, n),
-                **{"sampler": sampler, "steps": steps, "seed": seed, "first_sample_id": first_sample_id},
-                **{"labels": classes, "batch_size": batch_size, "on_step": on_step},
-            ).cpu()
+        if edit is None:
+            x = _draw(loaded, count, options, rows, gif, scale)
+        else:
+            with console.status(edit.mode):
+                x = edit.run(loaded, pictures, count, options).cpu()
         seconds = time.perf_counter() - started
 
-        scale = max(1, GRID_PIXELS // (config.image_size * max(1, round(n**0.5))))
         images.save_samples(out, x, classes, first_index=first_sample_id, scale=scale)
         console.print(
-            f"{n} images of {config.in_channels}x{config.image_size}x{config.image_size} in {seconds:.1f} s "
-            f"({n / seconds:.1f} images/s; {steps} steps of {sampler}, {precision}, {torch_device})"
+            f"{count} images of {config.in_channels}x{config.image_size}x{config.image_size} in {seconds:.1f} s "
+            f"({count / seconds:.1f} images/s; {'' if edit is None else edit.mode + ', '}{rows} steps of "
+            f"{options['sampler']}, {precision}, {torch_device})"
         )
-        console.print(f"Wrote {Path(out).resolve()}", soft_wrap=True)
-        if gif is not None:
-            images.save_gif(gif, [torch.cat(parts) for _, parts in sorted(frames.items())], scale=scale)
-            console.print(f"Wrote {gif.resolve()}", soft_wrap=True)
+        if edit is not None and edit.round_trip:
+            console.print(round_trip_error(x, pictures))
+        for path in (Path(out), gif):
+            if path is not None:
+                console.print(f"Wrote {path.resolve()}", soft_wrap=True)
+
+
+def _draw(
+    loaded: checkpoint.LoadedModel, n: int, options: dict[str, Any], rows: int, gif: Path | None, scale: int
+) -> Tensor:
+    """n samples, with a progress bar, and the denoising as an animation if gif says where to."""
+    frames: dict[int, list[Tensor]] = {}
+    batch_size = options["batch_size"]
+    total = -(-n // batch_size) * rows
+    started = time.perf_counter()
+    with _bar() as bar:
+        task = bar.add_task("sampling", total=total, rate=0.0)
+
+        def on_step(first: int, i: int, x: Tensor) -> None:
+            if gif is not None and (i % max(1, rows // GIF_FRAMES) == 0 or i == rows - 1):
+                frames.setdefault(i, []).append(x.cpu())
+            done = first // batch_size * rows + i + 1
+            bar.update(task, completed=done, rate=done / total * n / (time.perf_counter() - started))
+
+        x = sample(loaded.model, loaded.diffusion, n, on_step=on_step, **options).cpu()
+    if gif is not None:
+        images.save_gif(gif, [torch.cat(parts) for _, parts in sorted(frames.items())], scale=scale)
+    return x
 
 
 def _bar() -> Progress:

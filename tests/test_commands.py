@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import ddpm_fast as df
 from ddpm_fast import checkpoint
+from ddpm_fast.images import to_uint8
 from ddpm_fast.nn import UNet, UNetConfig
 from ddpm_fast.sample import parse_labels
 
@@ -27,14 +28,19 @@ def run(module, *arguments):
     return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
 
 
-def save_small_model(path, classes=3, channels=3, names=None):
+def save_small_model(path, classes=3, channels=3, names=None, training=None):
     torch.manual_seed(0)
     config = UNetConfig(
         image_size=8, in_channels=channels, model_channels=8, channel_mult=(1, 2), num_res_blocks=1,
         attention_resolutions=(), num_classes=classes, norm_groups=4,
     )  # fmt: skip
     diffusion = df.GaussianDiffusion(df.Schedule.cosine(20), prediction="v", variance="fixed_small")
-    described = {"unet": config.to_dict(), "diffusion": diffusion.to_dict(), "label_names": names, "training": {}}
+    described = {
+        "unet": config.to_dict(),
+        "diffusion": diffusion.to_dict(),
+        "label_names": names,
+        "training": training or {},
+    }
     checkpoint.save_model(path, UNet(config).state_dict(), described)
     return path
 
@@ -87,6 +93,85 @@ def test_gif_shows_the_denoising(small, tmp_path):
     assert (np.asarray(movie.convert("RGB")) != last).any()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        (["--sampler", "dpmpp_2m", "--steps", "5", "--spacing", "quadratic"], ("dpmpp_2m", 5, "quadratic")),
+        (["--sampler", "ddim", "--steps", "3,4", "--eta", "0.5"], ("ddim", "3,4", None)),
+    ],
+    ids=["quadratic", "sections"],
+)
+def test_options_of_sampler_and_guidance_reach_the_library(small, tmp_path, arguments, options):
+    out = tmp_path / "s.npz"
+    guided = ("--guidance", 3, "--guidance-rescale", 0.4, "--dynamic-threshold", 0.9, "--labels", "hen")
+    result = run("sample", "--model", small, "--n", 3, *arguments, *guided, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    loaded, (sampler, steps, spacing) = df.load_model(small), options
+    x = df.sample(
+        *(loaded.model, loaded.diffusion, 3),
+        **{"sampler": sampler, "steps": steps, "spacing": spacing, "eta": 0.5 if sampler == "ddim" else None},
+        **{"labels": 2, "guidance": 3.0, "guidance_rescale": 0.4, "dynamic_threshold": 0.9},
+    )
+    assert np.array_equal(np.load(out)["images"], to_uint8(x))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Two colour pictures of 8x8, and a mask that keeps the upper half."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:4] = 255
+    for name, array in (("a", pixels[0]), ("b", pixels[1]), ("mask", mask)):
+        Image.fromarray(array).save(tmp_path / f"{name}.png")
+    np.savez(tmp_path / "both.npz", images=pixels)
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(mask == 255)
+
+
+EDITS = {
+    "image to image": (
+        ("--init-image", "both.npz", "--strength", 0.3, "--n", 3, "--labels", "dog"),
+        lambda m, d, x, mask, o: df.image_to_image(m, d, x[[0, 1, 0]], 0.3, labels=1, **o),
+    ),
+    "inpainting": (
+        ("--init-image", "a.png", "--mask", "mask.png", "--resamplings", 2, "--jump-length", 2, "--n", 2),
+        lambda m, d, x, mask, o: df.inpaint(m, d, x[[0, 0]], mask, resamplings=2, jump_length=2, **o),
+    ),
+    "interpolation": (
+        ("--init-image", "a.png", "--interpolate-with", "b.png", "--n", 4, "--sampler", "ddim"),
+        lambda m, d, x, mask, o: df.interpolate(m, d, x[0], x[1], 4, sampler="ddim", **o),
+    ),
+    "round trip": (
+        ("--init-image", "both.npz", "--round-trip"),
+        lambda m, d, x, mask, o: df.decode(m, d, df.encode(m, d, x, o["steps"]), o["steps"]),
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", list(EDITS))
+def test_edits_are_the_librarys(small, tmp_path, pictures, edit, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments, expected = EDITS[edit]
+    result = run("sample", "--model", small, *arguments, "--steps", 6, "--seed", 3, "--out", "s.npz")
+    assert result.exit_code == 0, result.stderr
+    loaded = df.load_model(small)
+    x = expected(loaded.model, loaded.diffusion, *pictures, {"steps": 6, "seed": 3})
+    assert np.array_equal(np.load("s.npz")["images"], to_uint8(x))
+    if edit == "round trip":
+        mse = (x - (pictures[0].float() / 127.5 - 1)).square().mean().item()
+        assert f"mean squared error {mse:.3g}" in result.stdout and "dB" in result.stdout
+
+
+def test_a_grey_model_takes_grey_saved_as_colour_and_refuses_colour(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    grey = save_small_model(tmp_path / "grey.safetensors", channels=1)
+    Image.new("RGB", (8, 8), (99, 99, 99)).save("grey.png")
+    Image.new("RGB", (8, 8), (99, 99, 98)).save("colour.png")
+    arguments = ("--model", grey, "--steps", 2, "--n", 1, "--init-image")
+    assert run("sample", *arguments, "grey.png").exit_code == 0
+    result = run("sample", *arguments, "colour.png")
+    assert result.exit_code == 2 and "colour.png is RGB; expected grey: convert it first" in result.stderr
+
+
 def test_labels():
     names = ["cat", "dog", "hen"]
     assert parse_labels(None, 5, 3, names) == [0, 1, 2, 0, 1]
@@ -105,7 +190,60 @@ def test_labels():
         (["--model", "CUT"], "cut.safetensors"),
         (["--model", "SMALL", "--labels", "7"], "7 is no class of this model; it has 0..2 or cat, dog, hen"),
         (["--model", "PLAIN", "--labels", "1"], "unconditional"),
-        (["--model", "SMALL", "--steps", "21"], "expected 1..20"),
+        (["--model", "SMALL", "--steps", "21"], "ask for 1..20"),
+        (["--model", "SMALL", "--steps", "many"], "cannot read the respacing 'many'"),
+        (["--model", "SMALL", "--spacing", "log"], "spacing 'log' is unknown; there are even, quadratic"),
+        (["--model", "SMALL", "--eta", "0.5"], "eta belongs to ddim"),
+        (["--model", "SMALL", "--guidance", "-1"], "guidance is -1.0; expected a finite number"),
+        (["--model", "SMALL", "--guidance", "2", "--labels", "none"], "guidance needs labels"),
+        (["--model", "SMALL", "--guidance-rescale", "0.5"], "guidance_rescale is 0.5 without guidance"),
+        (["--model", "SMALL", "--dynamic-threshold", "2"], "expected a quantile in (0, 1]"),
+        (["--model", "UNDROPPED", "--guidance", "2"], "trained with --label-drop 0"),
+        (
+            ["--model", "SMALL", "--strength", "0.5"],
+            "--strength is for editing a picture: give the picture with --init",
+        ),
+        (["--model", "SMALL", "--round-trip"], "--round-trip is for editing a picture"),
+        (["--model", "SMALL", "--init-image", "nosuch.png"], "--init-image: there is no file nosuch.png"),
+        (["--model", "SMALL", "--init-image", "TEXT"], "text.safetensors"),
+        (["--model", "SMALL", "--init-image", "WIDE"], "is 9x8 pixels, and this model draws 8x8: crop or scale it"),
+        (["--model", "SMALL", "--init-image", "TWO.npz"], "is 2 channels; expected RGB"),
+        (["--model", "SMALL", "--init-image", "PICTURE", "--strength", "0"], "strength is 0.0; expected a number in"),
+        (["--model", "SMALL", "--init-image", "PICTURE", "--gif", "x.gif"], "leave it out with --init-image"),
+        (["--model", "SMALL", "--init-image", "PICTURE", "--resamplings", "3"], "--resamplings is for inpainting"),
+        (
+            ["--model", "SMALL", "--init-image", "PICTURE", "--mask", "SMOOTH"],
+            "3 of the 64 pixels of",
+        ),
+        (
+            ["--model", "SMALL", "--init-image", "PICTURE", "--mask", "MASK", "--strength", "0.5"],
+            "inpainting goes all the way: leave it out",
+        ),
+        (
+            ["--model", "SMALL", "--init-image", "PICTURE", "--mask", "MASK", "--steps", "4"],
+            "jump_length is 5, but the plan has 4 steps",
+        ),
+        (
+            ["--model", "SMALL", "--init-image", "PICTURE", "--mask", "MASK", "--round-trip"],
+            "--mask and --round-trip are different edits: choose one",
+        ),
+        (
+            ["--model", "SMALL", "--init-image", "PICTURE", "--round-trip", "--sampler", "ddpm"],
+            "--round-trip is DDIM's, not ddpm's",
+        ),
+        (["--model", "SMALL", "--init-image", "PICTURE", "--round-trip", "--n", "2"], "leave --n out"),
+        (
+            ["--model", "SMALL", "--init-image", "PICTURE", "--round-trip", "--labels", "1", "--guidance", "2"],
+            "leave --guidance out",
+        ),
+        (
+            ["--model", "SMALL", "--init-image", "PICTURE", "--interpolate-with", "PICTURE", "--labels", "0,1"],
+            "an interpolation is of one class",
+        ),
+        (
+            ["--model", "SMALL", "--init-image", "PICTURE", "--interpolate-with", "PAIR.npz"],
+            "--init-image holds 1 and it 2: give files of one each",
+        ),
         (["--model", "SMALL", "--n", "0"], "--n is 0"),
         (["--model", "SMALL", "--sampler", "euler"], "there are ddpm"),
         (["--model", "SMALL", "--out", "x.jpg"], ".png (a grid)"),
@@ -126,9 +264,23 @@ def test_bad_input_ends_with_a_message_and_status_2_before_any_sampling(small, t
         "CUT": tmp_path / "cut.safetensors",
         "SMALL": small,
         "PLAIN": tmp_path / "plain.safetensors",
+        "UNDROPPED": tmp_path / "undropped.safetensors",
+        **{name: tmp_path / f"{name.lower()}.png" for name in ("PICTURE", "WIDE", "MASK", "SMOOTH")},
+        "TWO.npz": tmp_path / "two.npz",
+        "PAIR.npz": tmp_path / "pair.npz",
     }
     if "PLAIN" in arguments:
         save_small_model(places["PLAIN"], classes=0)
+    if "UNDROPPED" in arguments:
+        save_small_model(places["UNDROPPED"], training={"label_drop": 0.0})
+    Image.new("RGB", (8, 8), (9, 99, 200)).save(places["PICTURE"])
+    Image.new("RGB", (9, 8)).save(places["WIDE"])
+    mask = Image.new("L", (8, 8), 255)
+    mask.save(places["MASK"])
+    mask.paste(128, (0, 0, 3, 1))
+    mask.save(places["SMOOTH"])
+    np.savez(places["TWO.npz"], images=np.zeros((1, 8, 8, 2), np.uint8))
+    np.savez(places["PAIR.npz"], images=np.zeros((2, 8, 8, 3), np.uint8))
     # The default output goes where the command runs.
     arguments = [str(places.get(a, a)) for a in arguments]
     if "--out" not in arguments:

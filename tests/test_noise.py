@@ -246,7 +246,16 @@ def test_uniform_integers_are_the_first_word_scaled():
 
 
 def test_streams_are_a_contract():
-    names = {"INITIAL": 0, "REVERSE": 1, "TRAINING": 2, "TIMESTEP": 3, "LABEL": 4, "USER": 5}
+    names = {
+        "INITIAL": 0,
+        "REVERSE": 1,
+        "TRAINING": 2,
+        "TIMESTEP": 3,
+        "LABEL": 4,
+        "USER": 5,
+        "KNOWN": 6,
+        "EVALUATION": 7,
+    }
     assert {stream.name: stream.value for stream in Stream} == names
 
 

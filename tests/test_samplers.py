@@ -285,21 +285,6 @@ def test_first_step_is_always_at_the_last_timestep(spacing):
 
 
 @pytest.mark.parametrize(
-    ("sampler", "steps", "expected"),
-    [
-        ("ddpm", 3, [999, 500, 0]),
-        ("ddim", 3, [999, 500, 0]),
-        ("dpmpp_2m", 3, [999, 250, 0]),
-        ("dpmpp_2m_sde", "3", [999, 250, 0]),
-        ("dpmpp_2m", [0, 600, 999], [999, 600, 0]),
-        ("dpmpp_2m", "1,1,1", [999, 334, 0]),
-    ],
-)
-def test_spacing_of_its_own_is_quadratic_for_the_second_order_samplers(sampler, steps, expected):
-    assert make_table(GaussianDiffusion(Schedule.cosine(1000)), sampler, steps).timesteps.tolist() == expected
-
-
-@pytest.mark.parametrize(
     ("steps", "count"),
     [
         pytest.param(None, 1000, id="all"),

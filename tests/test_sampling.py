@@ -1,6 +1,7 @@
 """The sampling loop: the ancestral chain written out, and a sample that is the same in any company."""
 
 import dataclasses
+import inspect
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.nn import UNet, UNetConfig
 from ddpm_fast.noise import NoiseKey, Stream, normals
-from ddpm_fast.sampling import sample
+from ddpm_fast.samplers import SamplerTable, make_table
+from ddpm_fast.sampling import Run, reverse_chain, sample
 from ddpm_fast.schedule import Schedule
 
 
@@ -110,6 +112,108 @@ def test_labels_matter_and_none_is_the_null_class(network):
     assert torch.equal(null, sample(network, diffusion, 2, steps=5))
 
 
+class Recording(Elementwise):
+    """An elementwise network with `groups` x C output channels that keeps what it is called with."""
+
+    def __init__(self, groups=1):
+        super().__init__()
+        self.groups, self.calls = groups, []
+
+    def forward(self, x, t):
+        self.calls.append((t.tolist(), x.dtype))
+        return torch.cat([x * self.weight, torch.tanh(x.flip(1))][: self.groups], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options"),
+    [
+        ("ddpm", {}),
+        ("ddim", {}),
+        ("ddim", {"eta": 0.7, "clip": False}),
+        ("dpmpp_1", {}),
+        ("dpmpp_2m", {}),
+        ("dpmpp_2m", {"clip": False, "spacing": "quadratic"}),
+        ("dpmpp_2m_sde", {}),
+    ],
+)
+def test_every_sampler_is_its_table_written_out(sampler, options):
+    # x0 = clip(a_x x + a_out out), x = b_x x + b_x0 x0 + b_previous x0_previous + sigma z, in float64.
+    diffusion = GaussianDiffusion(Schedule.cosine(100))
+    model = Recording()
+    found = sample(model, diffusion, 4, sampler=sampler, steps=9, seed=2, shape=(3, 5), **options)
+    table = make_table(diffusion, sampler, 9, **options)
+    assert model.calls == [([t] * 4, torch.float32) for t in table.timesteps.tolist()]
+    x = normals(NoiseKey.of(2, 4, stream=Stream.INITIAL), 15).view(4, 3, 5).double()
+    x0 = torch.zeros_like(x)
+    for i, row in enumerate(table.coefficients.tolist()):
+        a_x, a_out, b_x, b_x0, b_previous, sigma, clip, _ = row
+        previous, x0 = x0, (a_x * x + a_out * model.weight.detach().double() * x).clamp(-clip, clip)
+        z = normals(NoiseKey.of(2, 4, step=i, stream=Stream.REVERSE), 15).view_as(x).double()
+        x = b_x * x + b_x0 * x0 + b_previous * previous + sigma * z
+    torch.testing.assert_close(found.double(), x, rtol=1e-3, atol=1e-4)
+
+
+def test_learned_variance_reaches_the_noise():
+    # Nichol & Dhariwal 2021, eq. 15: log Sigma between log beta~ and log beta, by the network's second C channels.
+    diffusion = GaussianDiffusion(Schedule.cosine(30), prediction="v", variance="learned_range", loss="hybrid")
+    found = sample(Recording(groups=2), diffusion, 4, seed=2, shape=(3, 5))
+    schedule = diffusion.schedule
+    x = normals(NoiseKey.of(2, 4, stream=Stream.INITIAL), 15).view(4, 3, 5).double()
+    for i, t in enumerate(reversed(range(30))):
+        ab = schedule.alphas_cumprod[t]
+        out, v = x * torch.tensor(0.3).double(), torch.tanh(x.flip(1))
+        x0 = (ab.sqrt() * x - (1 - ab).sqrt() * out).clamp(-1, 1)
+        f = (v + 1) / 2
+        log_variance = f * schedule.betas[t].log() + (1 - f) * schedule.posterior_log_variance_clipped[t]
+        z = normals(NoiseKey.of(2, 4, step=i, stream=Stream.REVERSE), 15).view_as(x).double()
+        x = schedule.posterior_mean_coef1[t] * x0 + schedule.posterior_mean_coef2[t] * x
+        x = x + (t > 0) * (log_variance / 2).exp() * z
+    torch.testing.assert_close(found.double(), x, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("variance", "groups", "message"),
+    [
+        ("learned_range", 1, r"has 2 channels; a diffusion with a learned variance expects 2C = 4"),
+        ("fixed_small", 2, r"has 4 channels; a diffusion with a fixed variance expects C = 2"),
+    ],
+)
+def test_output_channels_that_do_not_fit_the_diffusion(network, variance, groups, message):
+    diffusion = GaussianDiffusion(Schedule.cosine(20), variance=variance, loss="hybrid")
+    with pytest.raises(InputError, match=message):
+        sample(Recording(groups), diffusion, 2, shape=(2, 3))
+    model = UNet(dataclasses.replace(network.config, learned_variance=groups == 2))
+    drawn = []
+    with pytest.raises(InputError, match=message):
+        sample(model, diffusion, 2, on_step=lambda *_: drawn.append(1))
+    assert not drawn
+
+
+def test_a_row_without_a_network_moves_the_state_alone():
+    # As in RePaint's plan: one step of noising between two steps of denoising.
+    diffusion = GaussianDiffusion(Schedule.cosine(10))
+    table = make_table(diffusion, "ddim", 2)
+    jump = torch.tensor([[0, 0, 0.6, 0, 0, 0.8, float("inf"), 0]], dtype=torch.float64)
+    plan = SamplerTable(torch.cat([table.coefficients[:1], jump, table.coefficients]), torch.tensor([9, 9, 9, 0]))
+    key, asked = NoiseKey.of(0, 2, stream=Stream.REVERSE), []
+
+    def predict(x, t):
+        asked.append(t.tolist())
+        return 0.3 * x
+
+    x = torch.randn(2, 3, 4)
+    states = list(reverse_chain(predict, plan, x, key))
+    assert asked == [[9, 9], [9, 9], [0, 0]]
+    z = normals(NoiseKey.of(0, 2, step=1, stream=Stream.REVERSE), 12).view_as(x)
+    torch.testing.assert_close(states[1], 0.6 * states[0] + 0.8 * z)
+
+
+def test_run_and_sample_have_the_same_defaults():
+    signatures = [inspect.signature(f).parameters.values() for f in (Run.__init__, sample)]
+    ours, theirs = ({p.name: p.default for p in parameters if p.name != "self"} for parameters in signatures)
+    assert ours == theirs
+
+
 def test_no_samples(network):
     assert sample(network, GaussianDiffusion(Schedule.cosine(100)), 0, steps=5).shape == (0, 2, 16, 16)
 
@@ -125,8 +229,11 @@ def test_sampling_leaves_the_models_mode(network):
     ("options", "message"),
     [
         ({"sampler": "euler"}, "sampler 'euler' is unknown; there are ddpm"),
-        ({"steps": 0}, r"expected 1..100"),
-        ({"steps": 101}, r"expected 1..100"),
+        ({"steps": 0}, r"ask for 1..100"),
+        ({"steps": 101}, r"ask for 1..100"),
+        ({"steps": "ten"}, "cannot read the respacing 'ten'"),
+        ({"spacing": "karras"}, "spacing 'karras' is unknown"),
+        ({"eta": 0.5}, "eta belongs to ddim"),
         ({"labels": 4}, r"the classes 0..2"),
         ({"labels": -1}, r"the classes 0..2"),
         ({"labels": [0, 1, 2]}, r"expected one class, or 2"),
