@@ -97,7 +97,7 @@ def test_gif_shows_the_denoising(small, tmp_path):
     ("arguments", "options"),
     [
         (["--sampler", "dpmpp_2m", "--steps", "5", "--spacing", "quadratic"], ("dpmpp_2m", 5, "quadratic")),
-        (["--sampler", "ddim", "--steps", "3,4", "--eta", "0.5"], ("ddim", "3,4", None)),
+        (["--sampler", "ddim", "--steps", "3,4", "--eta", "0.5"], ("ddim", "3,4", "even")),
     ],
     ids=["quadratic", "sections"],
 )

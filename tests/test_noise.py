@@ -206,7 +206,7 @@ def _noisy_calls(key: NoiseKey, memory_format: torch.memory_format) -> dict[str,
     image = (
         torch.linspace(-1, 1, 3 * 9 * 11).view(1, 3, 9, 11).repeat(n, 1, 1, 1).contiguous(memory_format=memory_format)
     )
-    row = torch.tensor([[1.5, -0.5, 0.3, 0.7, 0.0, 0.4, 1.0]])
+    row = torch.tensor([[1.5, -0.5, 0.3, 0.7, 0.0, 0.4, 1.0, 0.0]])
     return {
         "normal": normal(key, (3, 9, 11), memory_format=memory_format),
         "q_sample": q_sample(image, torch.zeros(n, dtype=torch.int64), torch.tensor([[0.6, 0.8]]), key),
