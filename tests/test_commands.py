@@ -301,7 +301,7 @@ def test_info_says_what_is_active_and_why_the_rest_is_not():
         assert "CUDA: none" in result.stdout
 
 
-@pytest.mark.parametrize("module", ["sample", "train", "info"])
+@pytest.mark.parametrize("module", ["sample", "train", "info", "evaluate", "plot"])
 def test_commands_start_with_python_dash_m(module):
     result = subprocess.run([sys.executable, "-m", f"ddpm_fast.{module}", "--help"], capture_output=True, text=True)
     assert result.returncode == 0 and "Usage" in result.stdout, result.stderr
