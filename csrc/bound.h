@@ -64,13 +64,13 @@ DDPM_FN BoundTerm kl_term(const BoundRow& row, float e, float d) {
 // published likelihoods are as much a matter of its fp32 rounding and its floor of 1e-12 as of the normal.
 DDPM_FN BoundTerm paper_decoder_term(float x0, float e, float log_variance) {
     constexpr float kCube = 0.044715f, kScale = 0.797884583f, kFloor = 1e-12f;
-    const float inverse = exponential(mul(-0.5f, log_variance));
+    const float inverse = rounded_exponential(mul(-0.5f, log_variance));
     const float centred = -e;
     // Beyond 32 deviations the CDF is 0 or 1 in fp32; held there, u^3 cannot overflow.
     const float above = greater(lesser(mul(inverse, add(centred, 0.00392156886f)), 32.0f), -32.0f);
     const float below = greater(lesser(mul(inverse, add(centred, -0.00392156886f)), 32.0f), -32.0f);
-    const float t1 = hyperbolic_tangent(mul(kScale, add(above, mul(kCube, mul(mul(above, above), above)))));
-    const float t0 = hyperbolic_tangent(mul(kScale, add(below, mul(kCube, mul(mul(below, below), below)))));
+    const float t1 = rounded_tanh(mul(kScale, add(above, mul(kCube, mul(mul(above, above), above)))));
+    const float t0 = rounded_tanh(mul(kScale, add(below, mul(kCube, mul(mul(below, below), below)))));
     const float cdf1 = mul(0.5f, add(1.0f, t1)), cdf0 = mul(0.5f, add(1.0f, t0));
     const float density1 = mul(mul(mul(0.5f, kScale), add(1.0f, -mul(t1, t1))),
                                add(1.0f, mul(3.0f * kCube, mul(above, above))));
@@ -80,7 +80,7 @@ DDPM_FN BoundTerm paper_decoder_term(float x0, float e, float log_variance) {
     const float upper = last ? 1.0f : cdf1, lower = first ? 0.0f : cdf0;
     const float slope1 = last ? 0.0f : density1, slope0 = first ? 0.0f : density0;
     const float probability = add(upper, -lower);
-    const float held = probability > kFloor ? probability : kFloor;
+    const float held = probability < kFloor ? kFloor : probability;  // a NaN stays one
     const float scale = probability < kFloor ? 0.0f : divide(1.0f, held);
     const float by_centre = mul(mul(inverse, add(slope1, -slope0)), scale);
     const float by_spread = mul(mul(0.5f, add(mul(above, slope1), -mul(below, slope0))), scale);

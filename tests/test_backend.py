@@ -42,6 +42,7 @@ def test_status_names_every_backend_with_its_ops():
     status = {line.name: line for line in backend_status()}
     assert list(status) == ["cpu", "triton", "reference"]  # fastest first
     assert set(status["cpu"].ops) == set(status["reference"].ops)
+    assert {"diffusion_loss", "hybrid_loss", "vlb_terms", "loss_backward", "reverse_step"} <= set(status["cpu"].ops)
     assert set(triton_backend.OPS) <= set(status["reference"].ops)
     assert status["reference"].unavailable == ""
 

@@ -1,5 +1,5 @@
 """GaussianDiffusion against the papers' code (tests/golden), the Markov chain whose closed form q_sample is,
-Bayes' rule for Gaussians, and bad input."""
+Bayes' rule for Gaussians, and bad input. The losses and variances: see test_diffusion_losses.py."""
 
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,6 @@ from ddpm_fast.schedule import Schedule
 
 GOLDEN = Path(__file__).parent / "golden"
 CHAINS = ["linear_1000", "cosine_1000", "cosine_4000"]
-VARIANCES = ["fixed_small", "fixed_large"]
 
 
 @cache
@@ -57,33 +56,6 @@ def test_q_posterior_matches_the_papers_code(chain, dtype):
     # The posterior's variance is its logarithm's exponential except at t = 0, where it is 0.
     close(posterior.variance[1:], g["q_posterior_log_variance"][1:].to(dtype).exp())
     assert (posterior.variance[0] == 0).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("clip", [True, False], ids=["clip", "noclip"])
-@pytest.mark.parametrize("variance", VARIANCES)
-@pytest.mark.parametrize("chain", CHAINS)
-def test_p_mean_variance_matches_the_papers_code(chain, variance, clip, dtype):
-    g = golden(chain)
-    expected = f"epsilon/{variance}/{'clip' if clip else 'noclip'}"
-    p = diffusion_of(chain, variance=variance).p_mean_variance(
-        g["model_output"].to(dtype), g["q_sample"].to(dtype), g["t"], clip=clip
-    )
-    assert all(part.dtype == dtype for part in p)
-    for part in ("mean", "log_variance", "pred_x0"):
-        close(getattr(p, part), g[f"{expected}/{part}"].to(dtype))
-    close(p.variance[1:], g[f"{expected}/log_variance"][1:].to(dtype).exp())
-
-
-@pytest.mark.parametrize("variance", VARIANCES)
-@pytest.mark.parametrize("chain", CHAINS)
-def test_training_losses_match_the_papers_code(chain, variance):
-    g = golden(chain)
-    output = g["model_output"].clone().requires_grad_()
-    losses = diffusion_of(chain, variance=variance).training_losses(output, g["x0"], g["t"], g["noise"])
-    losses.mean().backward()
-    close(losses.detach(), g[f"epsilon/{variance}/loss_mse"])
-    close(output.grad, g[f"epsilon/{variance}/loss_mse_grad"])
 
 
 def test_v_losses_are_those_of_the_definition():

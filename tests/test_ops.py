@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.ops import diffusion_loss, normal, q_sample, reverse_step, use_backend
+from ddpm_fast.ops import diffusion_loss, native, normal, q_sample, reverse_step, use_backend
 
 F32, BF16, F16, F64, U8 = torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.uint8
 FLOATS = (F32, BF16, F16)
@@ -20,10 +20,18 @@ Q_TABLE = torch.tensor([[0.9999, 0.0141], [0.8, 0.6], [0.1, 0.995]])
 LOSS_TABLE = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 5.0], [-0.6, 0.8, 0.25]])  # eps, x0 and v
 STEP_TABLE = torch.tensor(
     [
-        [20291.0, -20290.9, 0.002, 0.998, 0.0, 0.999, 1.0],  # the first step of a cosine schedule
-        [1.25, -0.75, 0.5, 0.4, 0.0, 0.2, 1.0],
-        [1.25, -0.75, 0.6, 0.7, -0.3, 0.0, math.inf],  # multi-step, no noise, no clipping
-        [0.9, -0.3, 0.3, 0.7, 0.2, 0.1, 1.5],
+        [20291.0, -20290.9, 0.002, 0.998, 0.0, 0.999, 1.0, 0.0],  # the first step of a cosine schedule
+        [1.25, -0.75, 0.5, 0.4, 0.0, 0.2, 1.0, 0.0],
+        [1.25, -0.75, 0.6, 0.7, -0.3, 0.0, math.inf, 0.0],  # multi-step, no noise, no clipping
+        [0.9, -0.3, 0.3, 0.7, 0.2, 0.1, 1.5, 0.0],
+    ]
+)
+LEARNED_TABLE = torch.tensor(
+    [
+        [1.25, -0.75, 0.5, 0.4, 0.0, 0.2, 1.0, 0.35],  # learned_range: sigma e^(spread v) between two fixed ones
+        [0.9, -0.3, 0.3, 0.7, 0.2, 1.0, math.inf, 0.5],  # learned: v is the log variance
+        [0.9, -0.3, 0.3, 0.7, 0.2, 0.0, 1.5, 0.5],  # the last step draws no noise
+        [0.9, -0.3, 0.3, 0.7, 0.2, 0.1, 1.5, 0.0],  # a fixed variance beside a network that learns one
     ]
 )
 SHAPES = {
@@ -79,9 +87,11 @@ def loss_formula(output, x0, t, table, z, dtype=F64):
 
 def step_formula(x, output, row, z, previous=None, dtype=F64):
     """(x_next, x0)"""
-    a_x, a_out, b_x, b_x0, b_previous, sigma, clip = row.to(dtype)
-    x0 = (a_x * x.to(dtype) + a_out * output.to(dtype)).clamp(-clip, clip)
-    following = b_x * x.to(dtype) + b_x0 * x0 + sigma * z.to(dtype)
+    a_x, a_out, b_x, b_x0, b_previous, sigma, clip, spread = row.to(dtype)
+    out, v = output[:, : x.shape[1]].to(dtype), output[:, x.shape[1] :].to(dtype)
+    x0 = (a_x * x.to(dtype) + a_out * out).clamp(-clip, clip)
+    deviation = sigma * (spread * v).exp() if v.shape == x.shape else sigma
+    following = b_x * x.to(dtype) + b_x0 * x0 + deviation * z.to(dtype)
     return (following if previous is None else following + b_previous * previous.to(dtype)), x0
 
 
@@ -164,6 +174,25 @@ def test_reverse_step_dtypes(x_t, output, previous, backend):
             close(step.x_model, exact, in_fp32.to(model))
 
 
+@pytest.mark.parametrize("noise", ["key", F32, BF16], ids=str)
+@pytest.mark.parametrize("output", FLOATS, ids=str)
+@pytest.mark.parametrize("x_t", FLOATS, ids=str)
+def test_reverse_step_with_a_learned_variance(x_t, output, noise, backend):
+    shape = (3, 3, 11, 5)
+    x, out, before = image(shape, x_t), image((3, 6, 11, 5), output, seed=1), image(shape, seed=2)
+    given, z = noise_for(noise, shape)
+    for i, model in itertools.product(range(len(LEARNED_TABLE)), [None, F16]):
+        step = reverse_step(
+            *(x, out, LEARNED_TABLE, torch.tensor(i), given), x0_previous=before, return_x0=True, model_dtype=model
+        )
+        exact, exact_x0 = step_formula(x, out, LEARNED_TABLE[i], z, before)
+        in_fp32, x0_in_fp32 = step_formula(x, out, LEARNED_TABLE[i], z, before, F32)
+        close(step.x, exact, in_fp32.to(x_t))
+        close(step.x0, exact_x0, x0_in_fp32)
+        if model is not None:
+            close(step.x_model, exact, in_fp32.to(model))
+
+
 def test_float64_is_exact_and_falls_to_the_reference():
     x, out, t, z = (image((3, 4, 5), F64, seed=i) for i in (0, 1)), None, timesteps(3), image((3, 4, 5), F64, seed=2)
     x, out = x
@@ -176,6 +205,9 @@ def test_float64_is_exact_and_falls_to_the_reference():
     step = reverse_step(x, out, tables[2], torch.tensor(1), z, return_x0=True)
     assert step.x0.dtype == F64
     torch.testing.assert_close(step.x, step_formula(x, out, tables[2][1], z)[0], rtol=1e-15, atol=1e-15)
+    both, row = torch.cat([out, x], 1), LEARNED_TABLE.double()
+    step = reverse_step(x, both, row, torch.tensor(1), z)
+    torch.testing.assert_close(step.x, step_formula(x, both, row[1], z)[0], rtol=1e-15, atol=1e-15)
 
 
 @pytest.mark.parametrize("operand", ["noise", "x0_previous", "model_dtype"])
@@ -262,12 +294,30 @@ def test_reverse_step_shapes_and_formats(word, backend):
             expect_format(result, x)
 
 
+@pytest.mark.parametrize("word", SHAPES)
+def test_reverse_step_with_a_learned_variance_shapes_and_formats(word, backend):
+    shape = SHAPES[word]
+    doubled = (shape[0], 2 * shape[1], *shape[2:])
+    for layouts in itertools.product(layouts_of(shape), repeat=3):
+        x, z = image(shape, layout=layouts[0]), image(shape, seed=3, layout=layouts[2])
+        out = image(doubled, seed=1, layout=layouts[1])
+        step = reverse_step(x, out, LEARNED_TABLE, torch.tensor(0), z, return_x0=True, model_dtype=BF16)
+        exact, exact_x0 = step_formula(x, out, LEARNED_TABLE[0], z)
+        plain, plain_x0 = step_formula(x, out, LEARNED_TABLE[0], z, dtype=F32)
+        close(step.x, exact, plain)
+        close(step.x0, exact_x0, plain_x0)
+        close(step.x_model, exact, plain.bfloat16())
+        for result in step:
+            expect_format(result, x)
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 8, 8), (0, 5), (2, 0, 4), (2, 3, 0, 4)], ids=str)
 def test_empty(shape, backend):
     x, t = image(shape), timesteps(shape[0])
     key = NoiseKey.of(0, shape[0])
     assert q_sample(x, t, Q_TABLE, key).shape == shape
     assert reverse_step(x, x, STEP_TABLE, torch.tensor(0), key).x.shape == shape
+    assert reverse_step(x, torch.cat([x, x], 1), LEARNED_TABLE, torch.tensor(0), key).x.shape == shape
     if shape[0] == 0:
         assert diffusion_loss(x, x, t, LOSS_TABLE, key).shape == (0,)
 
@@ -316,7 +366,19 @@ def test_cpp_equals_the_reference_bit_for_bit_in_fp32(isa):
         assert torch.equal(a.view(torch.int32), b.view(torch.int32))
 
 
-@pytest.mark.parametrize("op", ["q_sample", "diffusion_loss", "reverse_step"])
+def test_a_learned_variance_has_the_same_bits_on_every_instruction_set(isa):
+    x, out, key = image((2, 3, 33, 31)), 5 * image((2, 6, 33, 31), seed=1), NoiseKey.of(3, 2)
+
+    def results():
+        return [reverse_step(x, out, LEARNED_TABLE, torch.tensor(i), key).x.view(torch.int32) for i in range(4)]
+
+    actual = results()
+    native.use_isa("generic")
+    for a, b in zip(actual, results(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("op", ["q_sample", "diffusion_loss", "reverse_step", "reverse_step, learned variance"])
 def test_a_key_stands_for_the_normals_it_names(op, backend):
     x, out, t = image((3, 3, 9, 7)), image((3, 3, 9, 7), seed=1), timesteps(3)
     key = NoiseKey.of(4, 3, first_sample_id=2**33)
@@ -324,6 +386,9 @@ def test_a_key_stands_for_the_normals_it_names(op, backend):
         "q_sample": lambda noise: q_sample(x, t, Q_TABLE, noise),
         "diffusion_loss": lambda noise: diffusion_loss(out, x, t, LOSS_TABLE, noise),
         "reverse_step": lambda noise: reverse_step(x, out, STEP_TABLE, torch.tensor(1), noise).x,
+        "reverse_step, learned variance": lambda noise: (
+            reverse_step(*(x, torch.cat([out, x], 1), LEARNED_TABLE, torch.tensor(0), noise)).x
+        ),
     }[op]
     assert torch.equal(call(key), call(normal(key, (3, 9, 7))))
 
@@ -350,11 +415,41 @@ def test_a_step_without_sigma_draws_no_noise(backend):
     poison = torch.full_like(x, math.nan)
     step = reverse_step(x, out, STEP_TABLE, torch.tensor(2), poison)
     close(step.x, *(step_formula(x, out, STEP_TABLE[2], torch.zeros_like(x), dtype=d)[0] for d in (F64, F32)))
+    both = torch.cat([out, poison], 1)  # nor does it look at the variance that was learned
+    step = reverse_step(x, both, LEARNED_TABLE, torch.tensor(2), poison)
+    close(step.x, *(step_formula(x, out, LEARNED_TABLE[2], torch.zeros_like(x), dtype=d)[0] for d in (F64, F32)))
+
+
+def test_a_row_without_spread_ignores_v(backend):
+    x, out, z = (image((2, 3, 8, 8), seed=i) for i in range(3))
+    both = torch.cat([out, torch.full_like(out, math.nan)], 1)
+    step = torch.tensor(3)
+    assert torch.equal(reverse_step(x, both, LEARNED_TABLE, step, z).x, reverse_step(x, out, LEARNED_TABLE, step, z).x)
+
+
+def test_a_row_with_spread_reads_nothing_beyond_an_output_without_v(backend):
+    x, z = image((1, 3, 8, 8)), image((1, 3, 8, 8), seed=2)
+    memory = torch.cat([image((1, 3, 8, 8), seed=1), torch.full((1, 3, 8, 8), 50.0)])
+    out = memory[:1]  # what lies behind it in memory is not its v
+    step = torch.tensor(0)
+    fixed = LEARNED_TABLE.clone()
+    fixed[:, 7] = 0
+    assert torch.equal(reverse_step(x, out, LEARNED_TABLE, step, z).x, reverse_step(x, out, fixed, step, z).x)
+
+
+@pytest.mark.parametrize("v", [1e4, -1e4])
+def test_an_absurd_log_variance_gives_a_finite_step(v, backend):
+    x = torch.ones(1, 3)
+    out = torch.cat([x, torch.full_like(x, v)], 1)
+    step = reverse_step(x, out, LEARNED_TABLE, torch.tensor(1), x)
+    assert not step.x.isnan().any()
+    if v < 0:  # the deviation is 0 to all purposes
+        close(step.x, *(step_formula(x, out, LEARNED_TABLE[1], x, dtype=d)[0] for d in (F64, F32)))
 
 
 def test_x0_is_formed_and_clipped_in_fp32(backend):
     # sqrt(1 / alpha_bar_T) of a cosine schedule with T = 4000 is beyond fp16's largest number.
-    row = torch.tensor([[81165.0, -81165.0, 0.0, 1.0, 0.0, 0.0, 1.0]])
+    row = torch.tensor([[81165.0, -81165.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0]])
     x, out = torch.tensor([[2.0, 2.0, 0.5]], dtype=F16), torch.tensor([[2.0, -2.0, 1.0]], dtype=F16)
     assert reverse_step(x, out, row, torch.tensor(0), x).x.tolist() == [[0.0, 1.0, -1.0]]
 

@@ -1,5 +1,7 @@
 """The ops as PyTorch's compiler sees them: opcheck, and torch.compile without a graph break."""
 
+import math
+
 import pytest
 import torch
 
@@ -10,15 +12,23 @@ _ops = torch.ops.ddpm_fast
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 Q_TABLE = torch.tensor([[0.8, 0.6], [0.1, 0.995]])
 LOSS_TABLE = torch.tensor([[0.0, 1.0, 1.0], [-0.6, 0.8, 0.25]])
-STEP_TABLE = torch.tensor([[1.25, -0.75, 0.5, 0.4, -0.3, 0.2, 1.0]])
+STEP_TABLE = torch.tensor([[1.25, -0.75, 0.5, 0.4, -0.3, 0.2, 1.0, 0.35]])
+# Rows of a decoder and of a KL divergence, each predicting x0 and eps; hybrid_loss adds its two weights.
+BOUND_TABLE = torch.tensor(
+    [
+        [0.0, 1.0, -0.1, 20.0, -6.0, 0.2, 0.3, 1.0, math.inf],
+        [1.0, 0.0, 1.0, 0.5, -4.0, 0.1, 0.2, 0.0, math.inf],
+    ]
+)
+HYBRID_TABLE = torch.cat([BOUND_TABLE, torch.tensor([[1.0, 0.5], [2.0, 0.5]])], 1)
 T = torch.tensor([0, 1])
 STEP = torch.tensor(0)
 KEY = NoiseKey.of(3, 2, first_sample_id=9)
 DRAWN = (None, KEY.seed, KEY.sample_id, KEY.step, KEY.stream)
 
 
-def image(seed=0, dtype=torch.float32, memory_format=torch.contiguous_format, grad=False):
-    x = torch.randn((2, 3, 6, 5), generator=torch.Generator().manual_seed(seed)).to(dtype)
+def image(seed=0, dtype=torch.float32, memory_format=torch.contiguous_format, grad=False, channels=3):
+    x = torch.randn((2, channels, 6, 5), generator=torch.Generator().manual_seed(seed)).to(dtype)
     return x.contiguous(memory_format=memory_format).requires_grad_(grad)
 
 
@@ -48,7 +58,24 @@ OPCHECKS = {
         _ops.diffusion_loss,
         (like(0, torch.float16, grad=grad), like(1), T, LOSS_TABLE, *given(like(2)), grad),
     ),
-    "diffusion_loss_backward": lambda like, grad: (_ops.diffusion_loss_backward, (like(0), torch.rand(2))),
+    "loss_backward": lambda like, grad: (_ops.loss_backward, (like(0), torch.rand(2, 1))),
+    "loss_backward, two groups": lambda like, grad: (_ops.loss_backward, (like(0, channels=6), torch.rand(2, 2))),
+    "hybrid_loss": lambda like, grad: (
+        _ops.hybrid_loss,
+        (like(0, grad=grad, channels=6), like(1), T, HYBRID_TABLE, *DRAWN, grad),
+    ),
+    "hybrid_loss, fp16": lambda like, grad: (
+        _ops.hybrid_loss,
+        (like(0, torch.float16, grad=grad, channels=6), like(1), T, HYBRID_TABLE, *given(like(2)), grad),
+    ),
+    "vlb_terms": lambda like, grad: (
+        _ops.vlb_terms,
+        (like(0, grad=grad), like(1), T, BOUND_TABLE, *DRAWN, grad),
+    ),
+    "vlb_terms, learned variance in fp16": lambda like, grad: (
+        _ops.vlb_terms,
+        (like(0, torch.float16, grad=grad, channels=6), like(1), T, BOUND_TABLE, *given(like(2)), grad),
+    ),
     "reverse_step": lambda like, grad: (
         _ops.reverse_step,
         (like(0, grad=grad), like(1, grad=grad), None, STEP_TABLE, STEP, *DRAWN, False, None),
@@ -57,8 +84,19 @@ OPCHECKS = {
         _ops.reverse_step,
         (like(0, grad=grad), like(1, grad=grad), like(2, grad=grad), STEP_TABLE, STEP, *DRAWN, True, torch.bfloat16),
     ),
+    "reverse_step, learned variance": lambda like, grad: (
+        _ops.reverse_step,
+        (like(0, grad=grad), like(1, grad=grad, channels=6), None, STEP_TABLE, STEP, *DRAWN, False, None),
+    ),
+    "reverse_step, learned variance in fp16, all there is": lambda like, grad: (
+        _ops.reverse_step,
+        (
+            *(like(0, grad=grad), like(1, torch.float16, grad=grad, channels=6), like(2, grad=grad)),
+            *(STEP_TABLE, STEP, *given(like(3)), True, torch.bfloat16),
+        ),
+    ),
 }
-WITHOUT_GRADIENT = ("normal", "diffusion_loss_backward")
+WITHOUT_GRADIENT = ("normal", "loss_backward", "loss_backward, two groups")
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
@@ -71,8 +109,8 @@ WITHOUT_GRADIENT = ("normal", "diffusion_loss_backward")
     ],
 )
 def test_opcheck(word, grad, memory_format):
-    def like(seed, dtype=torch.float32, grad=False):
-        return image(seed, dtype, FORMATS[memory_format], grad)
+    def like(seed, dtype=torch.float32, grad=False, channels=3):
+        return image(seed, dtype, FORMATS[memory_format], grad, channels)
 
     op, arguments = OPCHECKS[word](like, grad)
     torch.library.opcheck(op.default, arguments)
@@ -85,16 +123,26 @@ def train_step(output, x0, seed, sample_id, step):
     return x_t, ops.diffusion_loss(output * x_t, x0, T, LOSS_TABLE, key).mean()
 
 
+def bound_step(output, x0, seed, sample_id, step):
+    """The same with a learned variance: L_hybrid, and the bound of the same output."""
+    key = NoiseKey(seed, sample_id, step)
+    both = torch.cat([output, output * x0], 1)
+    hybrid = ops.hybrid_loss(both, x0, T, HYBRID_TABLE, key)
+    fixed, learned = (ops.vlb_terms(out, x0, T, BOUND_TABLE, key) for out in (output, both))
+    return both, hybrid.mean(), fixed.bits_per_dim.mean(), learned.bits_per_dim.mean(), learned.mse_x0.mean()
+
+
 def sample_step(x, output, seed, sample_id, step):
     key = NoiseKey(seed, sample_id, step)
     first = ops.normal(key, (3, 6, 5), memory_format=torch.channels_last)
     result = ops.reverse_step(
-        *(x + first, output, STEP_TABLE, STEP, key), x0_previous=x, return_x0=True, model_dtype=torch.bfloat16
+        *(x + first, torch.cat([output, x], 1), STEP_TABLE, STEP, key),
+        **{"x0_previous": x, "return_x0": True, "model_dtype": torch.bfloat16},
     )
     return result.x, result.x0, result.x_model
 
 
-COMPILED = {"train_step": train_step, "sample_step": sample_step}
+COMPILED = {"train_step": train_step, "bound_step": bound_step, "sample_step": sample_step}
 
 
 def results_and_gradients(run, arguments):
@@ -113,7 +161,7 @@ def check_compiled(function, backend, memory_format, tolerance):
     for actual, wanted in zip((*results, *gradients), (*expected, *expected_gradients), strict=True):
         torch.testing.assert_close(actual, wanted, rtol=tolerance, atol=tolerance)
         assert actual.stride() == wanted.stride()
-        if actual.ndim == 4 and function is train_step:
+        if actual.ndim == 4 and function is not sample_step:
             assert actual.is_contiguous(memory_format=memory_format)
 
 
@@ -125,8 +173,13 @@ def test_compiled_without_a_graph_break(word, memory_format):
 
 @pytest.mark.slow
 def test_inductor_keeps_channels_last_and_the_numbers():
-    # Inductor may contract its own multiplications and additions, so the last place is its own.
-    check_compiled(train_step, "inductor", torch.channels_last, tolerance=1e-6)
+    def all_losses(*arguments):
+        return (*train_step(*arguments), *bound_step(*arguments))
+
+    # Inductor may contract its own multiplications and additions, so the last place is its own. What it keeps on disk
+    # names the ops of the day it was compiled.
+    with torch._inductor.config.patch(force_disable_caches=True):
+        check_compiled(all_losses, "inductor", torch.channels_last, tolerance=1e-6)
 
 
 def test_a_compiled_step_sees_its_tensors_change():

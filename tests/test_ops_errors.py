@@ -5,14 +5,16 @@ import torch
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.ops import diffusion_loss, normal, q_sample, reverse_step
+from ddpm_fast.ops import diffusion_loss, hybrid_loss, normal, q_sample, reverse_step, vlb_terms
 
 X = torch.zeros(2, 3, 4, 4)
 PIXELS = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
 T = torch.tensor([0, 1])
 KEY = NoiseKey.of(0, 2)
 STEP = torch.tensor(0)
-Q_TABLE, LOSS_TABLE, STEP_TABLE = torch.ones(5, 2), torch.ones(5, 3), torch.ones(5, 7)
+Q_TABLE, LOSS_TABLE, STEP_TABLE = torch.ones(5, 2), torch.ones(5, 3), torch.ones(5, 8)
+BOUND_TABLE, HYBRID_TABLE = torch.ones(5, 9), torch.ones(5, 11)
+DOUBLED = torch.zeros(2, 6, 4, 4)
 META = X.to("meta")
 HUGE = torch.zeros(1).expand(2, 2**34 + 1)
 FLOATS = "torch.float32, torch.bfloat16, torch.float16, torch.float64"
@@ -24,6 +26,14 @@ def q(x0=X, t=T, table=Q_TABLE, noise=KEY, dtype=None):
 
 def loss(output=X, x0=X, t=T, table=LOSS_TABLE, noise=KEY):
     return diffusion_loss(output, x0, t, table, noise)
+
+
+def hybrid(output=DOUBLED, x0=X, t=T, table=HYBRID_TABLE, noise=KEY):
+    return hybrid_loss(output, x0, t, table, noise)
+
+
+def bound(output=X, x0=X, t=T, table=BOUND_TABLE, noise=KEY):
+    return vlb_terms(output, x0, t, table, noise)
 
 
 def reverse(x_t=X, output=X, table=STEP_TABLE, step=STEP, noise=KEY, **others):
@@ -96,9 +106,53 @@ ERRORS = {
     "loss: a key for fewer samples": (lambda: loss(noise=NoiseKey.of(0, 1)), ["names 1 samples and the batch has 2"]),
     "step: pixels": (lambda: reverse(x_t=PIXELS), ["reverse_step: x_t is torch.uint8", FLOATS]),
     "step: integer output": (lambda: reverse(output=PIXELS), ["reverse_step: output is torch.uint8", FLOATS]),
-    "step: learned variance left in the output": (
-        lambda: reverse(output=torch.zeros(2, 6, 4, 4)),
-        ["reverse_step: output has shape (2, 6, 4, 4) and x_t (2, 3, 4, 4)", "must be equal"],
+    "hybrid: an output without a variance": (
+        lambda: hybrid(output=X),
+        ["hybrid_loss: output has shape (2, 3, 4, 4) and x0 (2, 3, 4, 4)", "expected an output of (2, 6, 4, 4)"],
+    ),
+    "hybrid: pixels as output": (lambda: hybrid(output=PIXELS), ["hybrid_loss: output is torch.uint8", FLOATS]),
+    "hybrid: integer images": (lambda: hybrid(x0=X.long()), ["hybrid_loss: x0 is torch.int64", "torch.uint8"]),
+    "hybrid: images elsewhere": (lambda: hybrid(x0=META), ["hybrid_loss: output is on cpu and x0 on meta"]),
+    "hybrid: the bound's table": (
+        lambda: hybrid(table=BOUND_TABLE),
+        ["hybrid_loss: table is torch.float32 of shape (5, 9)", "[rows, 11]"],
+    ),
+    "hybrid: float timesteps": (lambda: hybrid(t=T.float()), ["hybrid_loss: t is torch.float32", "int64 [2]"]),
+    "hybrid: noise of the output's shape": (
+        lambda: hybrid(noise=DOUBLED),
+        ["hybrid_loss: noise has shape (2, 6, 4, 4) and the image (2, 3, 4, 4)"],
+    ),
+    "hybrid: a key for fewer samples": (
+        lambda: hybrid(noise=NoiseKey.of(0, 1)),
+        ["hybrid_loss: the NoiseKey names 1 samples and the batch has 2"],
+    ),
+    "hybrid: nothing to average": (
+        lambda: hybrid(output=DOUBLED[:, :, :0], x0=X[:, :, :0]),
+        ["hybrid_loss: samples of shape (6, 0, 4)", "no elements to average over"],
+    ),
+    "vlb: three times the channels": (
+        lambda: bound(output=torch.zeros(2, 9, 4, 4)),
+        ["vlb_terms: output has shape (2, 9, 4, 4)", "expected an output of (2, 3, 4, 4) or (2, 6, 4, 4)"],
+    ),
+    "vlb: integer output": (lambda: bound(output=PIXELS), ["vlb_terms: output is torch.uint8", FLOATS]),
+    "vlb: output without channels": (lambda: bound(output=X[:, 0, 0, 0]), ["output has shape (2,)", "[N, C, ...]"]),
+    "vlb: output elsewhere": (lambda: bound(output=META), ["vlb_terms: table is on cpu and the images on meta"]),
+    "vlb: the loss's table": (
+        lambda: bound(table=LOSS_TABLE),
+        ["vlb_terms: table is torch.float32 of shape (5, 3)", "[rows, 9]"],
+    ),
+    "vlb: timesteps elsewhere": (lambda: bound(t=T.to("meta")), ["vlb_terms: t is on meta", "share one"]),
+    "vlb: no noise": (lambda: bound(noise=None), ["vlb_terms: noise is a NoneType", "NoiseKey"]),
+    "vlb: nothing to average": (
+        lambda: bound(output=X[:, :, :0], x0=X[:, :, :0]),
+        ["vlb_terms: samples of shape (3, 0, 4)", "no elements to average over"],
+    ),
+    "step: output of half as many channels again": (
+        lambda: reverse(output=torch.zeros(2, 4, 4, 4)),
+        [
+            "reverse_step: output has shape (2, 4, 4, 4) and x_t (2, 3, 4, 4)",
+            "expected an output of (2, 3, 4, 4) or (2, 6, 4, 4)",
+        ],
     ),
     "step: output elsewhere": (lambda: reverse(output=META), ["output is on meta and x_t on cpu"]),
     "step: integer previous x0": (lambda: reverse(x0_previous=PIXELS), ["reverse_step: x0_previous is torch.uint8"]),
@@ -108,7 +162,7 @@ ERRORS = {
     ),
     "step: a table of six columns": (
         lambda: reverse(table=STEP_TABLE[:, :6]),
-        ["reverse_step: table is torch.float32 of shape (5, 6)", "[rows, 7]"],
+        ["reverse_step: table is torch.float32 of shape (5, 6)", "[rows, 8]"],
     ),
     "step: table elsewhere": (lambda: reverse(table=STEP_TABLE.to("meta")), ["table is on meta", "move it there once"]),
     "step: one step a sample": (
@@ -138,9 +192,9 @@ def test_refused(word):
 
 
 @pytest.mark.parametrize("t", [[0, -1], [0, 5], [0, 2**62], [0, -(2**63)]], ids=str)
-@pytest.mark.parametrize("op", ["q_sample", "diffusion_loss"])
+@pytest.mark.parametrize("op", ["q_sample", "diffusion_loss", "hybrid_loss", "vlb_terms"])
 def test_timesteps_outside_the_table(op, t, backend):
-    call = {"q_sample": q, "diffusion_loss": loss}[op]
+    call = {"q_sample": q, "diffusion_loss": loss, "hybrid_loss": hybrid, "vlb_terms": bound}[op]
     refused(lambda: call(t=torch.tensor(t)), [f"{op}: t[1] is {t[1]}, outside the table's range 0..4"])
 
 
@@ -155,7 +209,7 @@ def test_step_outside_the_table(step, backend):
 def test_the_last_row_is_inside(backend):
     last = torch.tensor([4, 4])
     assert q(t=last).shape == X.shape
-    assert loss(t=last).shape == (2,)
+    assert loss(t=last).shape == hybrid(t=last).shape == bound(t=last).bits_per_dim.shape == (2,)
     assert reverse(step=torch.tensor(4)).x.shape == X.shape
 
 

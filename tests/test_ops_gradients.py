@@ -11,7 +11,14 @@ from ddpm_fast.ops import diffusion_loss, normal, q_sample, reverse_step, use_ba
 
 F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 LOSS_TABLE = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 5.0], [-0.6, 0.8, 0.25]])
-STEP_TABLE = torch.tensor([[1.25, -0.75, 0.5, 0.4, -0.3, 0.2, 1.0], [1.25, -0.75, 0.6, 0.7, 0.1, 0.0, math.inf]])
+STEP_TABLE = torch.tensor(
+    [
+        [1.25, -0.75, 0.5, 0.4, -0.3, 0.2, 1.0, 0.0],
+        [1.25, -0.75, 0.6, 0.7, 0.1, 0.0, math.inf, 0.0],
+        [1.25, -0.75, 0.5, 0.4, -0.3, 0.2, 1.0, 0.35],
+        [1.25, -0.75, 0.6, 0.7, 0.1, 0.0, math.inf, 0.5],
+    ]
+)
 
 
 def randn(*shape, seed=0, dtype=F32):
@@ -121,6 +128,46 @@ def test_gradcheck_reverse_step(outputs, step):
     assert torch.autograd.gradcheck(call, (x, out, before) if outputs != "x0" else (x, out, before.detach()))
 
 
+@pytest.mark.parametrize("step", [0, 2, 3], ids=["fixed", "learned", "learned, no noise"])
+@pytest.mark.parametrize("noise", ["given", "key"])
+@pytest.mark.parametrize("outputs", ["x", "x0", "all"])
+def test_gradcheck_reverse_step_with_a_learned_variance(outputs, noise, step):
+    x, before, out = (randn(2, c, 5, seed=c, dtype=F64).requires_grad_() for c in (2, 2, 4))
+    z = randn(2, 2, 5, seed=3, dtype=F64) if noise == "given" else NoiseKey.of(5, 2)
+
+    def call(x, out, before):
+        result = reverse_step(
+            *(x, out, STEP_TABLE.double(), torch.tensor(step), z),
+            **{"x0_previous": before, "return_x0": True, "model_dtype": F64},
+        )
+        return tuple(result) if outputs == "all" else getattr(result, outputs)
+
+    assert torch.autograd.gradcheck(call, (x, out, before) if outputs != "x0" else (x, out, before.detach()))
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
+def test_the_gradient_of_a_learned_variance_is_its_noise(dtype, backend):
+    x, out, z = randn(2, 3, 6, 5), randn(2, 6, 6, 5, seed=1, dtype=dtype), randn(2, 3, 6, 5, seed=2)
+    grad, sigma, spread = randn(2, 3, 6, 5, seed=3), 0.2, 0.35
+    out = out.contiguous(memory_format=torch.channels_last).requires_grad_()
+    reverse_step(x, out, STEP_TABLE, torch.tensor(2), z).x.backward(grad)
+    v = out.detach()[:, 3:].double()
+    exact = grad.double() * z.double() * spread * sigma * (spread * v).exp()
+    error = (out.grad[:, 3:].double() - exact).abs()
+    assert (error <= exact.abs() * (torch.finfo(dtype).eps + 1e-6) + torch.finfo(dtype).smallest_normal).all()
+    assert out.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("step", [0, 3], ids=["no spread", "no noise"])
+def test_what_a_step_does_not_read_gives_no_bad_gradient(step, backend):
+    x, z = randn(2, 3, 4), randn(2, 3, 4, seed=1)
+    v = torch.full_like(x, math.nan) if step == 0 else x
+    out = torch.cat([x, v], 1).requires_grad_()
+    noise = torch.full_like(x, math.nan) if step == 3 else z
+    reverse_step(x, out, STEP_TABLE, torch.tensor(step), noise).x.sum().backward()
+    assert out.grad.isfinite().all() and (out.grad[:, 3:] == 0).all()
+
+
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
 def test_low_precision_gradients_are_computed_in_fp32_and_rounded_once(dtype, backend):
     x0, z = (randn(2, 3, 50, seed=i, dtype=dtype).requires_grad_() for i in range(2))
@@ -133,7 +180,7 @@ def test_low_precision_gradients_are_computed_in_fp32_and_rounded_once(dtype, ba
 
 def test_reverse_step_gradient_where_fp16_would_overflow(backend):
     # a_x x alone is beyond fp16's 65504, yet x0 = a_x x + a_out out lies within the clip for the first element.
-    row = torch.tensor([[81165.0, -81164.0, 0.0, 1e-3, 0.0, 0.0, 5.0]])
+    row = torch.tensor([[81165.0, -81164.0, 0.0, 1e-3, 0.0, 0.0, 5.0, 0.0]])
     x = torch.tensor([[2.0, 2.0]], dtype=F16, requires_grad=True)
     out = torch.tensor([[2.0, 1.0]], dtype=F16)
     reverse_step(x, out, row, torch.tensor(0), out).x.sum().backward()

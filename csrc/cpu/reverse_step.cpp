@@ -14,7 +14,7 @@ void reverse_step(const ReverseStepArgs& args, int threads) {
                         channels_last(args.noise.given) || channels_last(args.x_next) || channels_last(args.x0) ||
                         channels_last(args.x_model);
     const bool noisy = row.sigma != 0.0f;  // a step without noise draws none
-    const bool learned = noisy && row.spread != 0.0f;
+    const bool learned = noisy && args.groups == 2 && row.spread != 0.0f;
     Shape wide = args.shape;  // of the output
     wide.channels *= args.groups;
     parallel_chunks(args.shape, planar, threads, [&](int64_t sample, int64_t chunk) {

@@ -303,7 +303,9 @@ def _step_backward(ctx, grad_x, grad_x0, grad_model):
     if output.shape[1] > channels:
         z = reference.draw(_noise(*noise, ctx.stream), x_t, dtype)
         deviation = sigma * torch.exp(spread * output[:, channels:].to(dtype))
-        grad_output = torch.cat([grad_output, grad * spread * deviation * z], 1)
+        # As in the forward, a step without noise ignores what is in it, and one without spread what is in v.
+        grad_v = torch.where((sigma == 0) | (spread == 0), zeros, grad * spread * deviation * z)
+        grad_output = torch.cat([grad_output, grad_v], 1)
     return grad_x_t, grad_output.to(output.dtype), grad_previous, *[None] * 9
 
 
