@@ -33,22 +33,31 @@ static inline void saturate(const Image& image, float* values, int length) {
     for (int i = 0; i < length; ++i) values[i] = greater(lesser(values[i], kLargestHalf), -kLargestHalf);
 }
 
-// A run's terms and derivatives. `error` comes in as it follows from the residual and goes out as what is squared for
-// the MSE. The row by value and the pointers restricted: otherwise the compiler fears that they overlap, and the loop
-// takes five times as long.
+// What a run reads, in fp32.
+struct Inputs {
+    const float *output, *v, *x0, *z;
+};
+
+// A run's terms, derivatives, and what is squared for the MSE. The row by value and the pointers restricted: otherwise
+// the compiler fears that they overlap, and the loop takes five times as long.
 template <bool kHybrid, class Formula>
-static inline void apply(const BoundRow row, float slope, float shrink, int length, const float* __restrict x0,
-                         const float* __restrict v, const float* __restrict residual, float* __restrict error,
-                         float* __restrict term, float* __restrict by_v, float* __restrict by_output,
-                         Formula formula) {
+static inline void apply(const BoundRow row, float slope, float shrink, int length, const Inputs& in,
+                         float* __restrict error, float* __restrict term, float* __restrict by_output,
+                         float* __restrict by_v, Formula formula) {
+    const float* __restrict const output = in.output;
+    const float* __restrict const v = in.v;
+    const float* __restrict const x0 = in.x0;
+    const float* __restrict const z = in.z;
     for (int i = 0; i < length; ++i) {
-        const float e = kHybrid ? error[i] : clipped_error(row, x0[i], error[i]);
+        const float residual = loss_residual(row.target, output[i], x0[i], z[i]);
+        const float unclipped = mul(row.to_x0, residual);
+        const float e = kHybrid ? unclipped : clipped_error(row, x0[i], unclipped);
+        const bool stopped = !kHybrid && is_clipped(row, x0[i], unclipped);
         const BoundTerm made = formula(row, x0[i], e, add(row.delta, mul(slope, v[i])));
-        const bool stopped = !kHybrid && is_clipped(row, x0[i], error[i]);
         term[i] = made.nats;
+        error[i] = kHybrid ? residual : e;
+        by_output[i] = kHybrid ? residual : stopped ? 0.0f : mul(made.by_error, shrink);
         by_v[i] = made.by_log_variance;
-        by_output[i] = kHybrid ? residual[i] : stopped ? 0.0f : mul(made.by_error, shrink);
-        error[i] = kHybrid ? residual[i] : e;
     }
 }
 
@@ -67,20 +76,22 @@ static void bound(const BoundArgs& args, int threads) {
         double squares = 0.0, nats = 0.0;
         for_each_run(args.shape, planar, sample, chunk, [&](const Run& run) {
             alignas(64) float output_buffer[kRun], v_buffer[kRun], x0_buffer[kRun];
-            alignas(64) float error[kRun], residual[kRun], term[kRun], by_v[kRun], by_output[kRun];
+            alignas(64) float error[kRun], term[kRun], by_output_buffer[kRun], by_v_buffer[kRun];
             NoiseBuffer z_buffer;
             const Run second = second_group(args.shape, run);
-            const float* const output = load(args.output, wide, run, output_buffer);
-            const float* const v = learned ? load(args.output, wide, second, v_buffer) : output;
+            const bool stored = args.gradient.data;
+            float* const by_output =
+                stored ? destination(args.gradient, wide, run, by_output_buffer) : by_output_buffer;
+            float* const by_v =
+                stored && learned ? destination(args.gradient, wide, second, by_v_buffer) : by_v_buffer;
+            Inputs in;
+            in.output = load(args.output, wide, run, output_buffer);
+            in.v = learned ? load(args.output, wide, second, v_buffer) : in.output;
+            in.x0 = load(args.x0, args.shape, run, x0_buffer);
+            in.z = noise_of(args.noise, key, args.shape, run, z_buffer);
             const float slope = learned ? row.slope : 0.0f;
-            const float* const x0 = load(args.x0, args.shape, run, x0_buffer);
-            const float* const z = noise_of(args.noise, key, args.shape, run, z_buffer);
-            for (int i = 0; i < run.length; ++i) {
-                residual[i] = loss_residual(row.target, output[i], x0[i], z[i]);
-                error[i] = mul(row.to_x0, residual[i]);
-            }
             const auto evaluate = [&](auto formula) {
-                apply<kHybrid>(row, slope, shrink, run.length, x0, v, residual, error, term, by_v, by_output, formula);
+                apply<kHybrid>(row, slope, shrink, run.length, in, error, term, by_output, by_v, formula);
             };
             // The choice outside of the loop, so that each loop vectorises.
             switch (row.term) {
@@ -100,7 +111,7 @@ static void bound(const BoundArgs& args, int threads) {
             }
             squares += sum_run(run.length, [&](int i) { return mul(error[i], error[i]); });
             nats += sum_run(run.length, [&](int i) { return term[i]; });
-            if (args.gradient.data) {
+            if (stored) {
                 saturate(args.gradient, by_output, run.length);
                 store(args.gradient, wide, run, by_output);
                 if (learned) {

@@ -1,4 +1,5 @@
-// Sums over a run in an order that is the same on every instruction set: sixteen lanes in fp32, then in double.
+// Sums over a run in an order that is the same on every instruction set: sixty-four lanes in fp32, which hide the
+// latency of an addition behind four others, folded in halves.
 #pragma once
 
 #include "runs.h"
@@ -6,7 +7,7 @@
 namespace ddpm {
 namespace DDPM_ISA {
 
-constexpr int kLanes = 16;
+constexpr int kLanes = 64;
 
 // The sum of value(i) for i in 0 .. length - 1.
 template <class Value>
@@ -16,9 +17,10 @@ static inline double sum_run(int length, Value value) {
     for (; i + kLanes <= length; i += kLanes)
         for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = add(lanes[lane], value(i + lane));
     for (int lane = 0; i + lane < length; ++lane) lanes[lane] = add(lanes[lane], value(i + lane));
-    double sum = 0.0;
-    for (int lane = 0; lane < kLanes; ++lane) sum += double(lanes[lane]);
-    return sum;
+#pragma GCC unroll 6
+    for (int half = kLanes / 2; half >= 1; half /= 2)
+        for (int lane = 0; lane < half; ++lane) lanes[lane] = add(lanes[lane], lanes[lane + half]);
+    return double(lanes[0]);
 }
 
 }  // namespace DDPM_ISA

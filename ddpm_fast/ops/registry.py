@@ -58,6 +58,36 @@ def _register(schema: str, run, fake) -> None:
     torch.library.register_fake(f"ddpm_fast::{name}", fake, lib=_library)
 
 
+def _differentiable(name: str, setup, backward) -> None:
+    """Gives an op its gradient, as torch.library.register_autograd does and with the same arguments.
+
+    That one lists the schema's arguments anew at each call, to fill in defaults (ours have none) and pass keywords on
+    (ours take none): 60 us of a 165 us loss, forward and backward.
+    """
+    op = getattr(torch.ops.ddpm_fast, name).default
+
+    def run(*inputs):
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*inputs)
+
+    def forward(ctx, *inputs):
+        output = run(*inputs)
+        setup(ctx, inputs, output)
+        return output
+
+    function = type(
+        f"{name}_gradient",
+        (torch.autograd.Function,),
+        {"forward": staticmethod(forward), "backward": staticmethod(backward)},
+    )
+
+    def choose(*inputs):
+        wanted = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+        return function.apply(*inputs) if wanted else run(*inputs)
+
+    _library.impl(name, choose, "Autograd")
+
+
 # --- normal
 
 
@@ -114,7 +144,7 @@ _register(
     _q_sample,
     lambda x0, t, table, noise, seed, sample_id, step_id, stream, dtype: _like(x0, dtype),
 )
-torch.library.register_autograd("ddpm_fast::q_sample", _q_sample_backward, setup_context=_q_sample_setup, lib=_library)
+_differentiable("q_sample", _q_sample_setup, _q_sample_backward)
 
 
 # --- diffusion_loss: the forward leaves output - target behind, in output's dtype; the backward scales it
@@ -166,7 +196,7 @@ _register(
 _register(
     "loss_backward(Tensor stored, Tensor scale) -> Tensor", _loss_backward_run, lambda stored, scale: _like(stored)
 )
-torch.library.register_autograd("ddpm_fast::diffusion_loss", _loss_backward, setup_context=_loss_setup, lib=_library)
+_differentiable("diffusion_loss", _loss_setup, _loss_backward)
 
 
 # --- hybrid_loss and vlb_terms: the forward leaves derivatives of about 1 behind, and factors [N, groups] that make
@@ -217,7 +247,7 @@ _register(
     _hybrid,
     _hybrid_empty,
 )
-torch.library.register_autograd("ddpm_fast::hybrid_loss", _bound_backward, setup_context=_bound_setup, lib=_library)
+_differentiable("hybrid_loss", _bound_setup, _bound_backward)
 
 
 def _vlb_empty(output, x0, t, table, noise, seed, sample_id, step_id, stream, with_gradient):
@@ -245,7 +275,7 @@ _register(
     _vlb,
     _vlb_empty,
 )
-torch.library.register_autograd("ddpm_fast::vlb_terms", _bound_backward, setup_context=_bound_setup, lib=_library)
+_differentiable("vlb_terms", _bound_setup, _bound_backward)
 
 
 # --- reverse_step: x0 and x_model are empty where they are not wanted
@@ -315,4 +345,4 @@ _register(
     _step,
     _step_empty,
 )
-torch.library.register_autograd("ddpm_fast::reverse_step", _step_backward, setup_context=_step_setup, lib=_library)
+_differentiable("reverse_step", _step_setup, _step_backward)
