@@ -143,8 +143,7 @@ def main(
         if edit is None:
             x = _draw(loaded, count, options, rows, gif, scale)
         else:
-            with console.status(edit.mode):
-                x = edit.run(loaded, pictures, count, options).cpu()
+            x = _edit(edit, loaded, pictures, count, options)
         seconds = time.perf_counter() - started
 
         images.save_samples(out, x, classes, first_index=first_sample_id, scale=scale)
@@ -181,6 +180,20 @@ def _draw(
     if gif is not None:
         images.save_gif(gif, [torch.cat(parts) for _, parts in sorted(frames.items())], scale=scale)
     return x
+
+
+def _edit(edit: Edit, loaded: checkpoint.LoadedModel, pictures: Tensor, n: int, options: dict[str, Any]) -> Tensor:
+    """n edited images, with the steps counted as they are made: how many there are is the edit's affair."""
+    started = time.perf_counter()
+    counter = TextColumn("{task.description}: step {task.completed}, {task.fields[rate]:.1f}/s")
+    with Progress(counter, BarColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(edit.mode, total=None, rate=0.0)
+
+        def on_step(first: int, i: int, x: Tensor) -> None:
+            bar.advance(task)
+            bar.update(task, rate=bar.tasks[task].completed / (time.perf_counter() - started))
+
+        return edit.run(loaded, pictures, n, {**options, "on_step": on_step}).cpu()
 
 
 def _bar() -> Progress:
