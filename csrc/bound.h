@@ -120,8 +120,8 @@ DDPM_FN BoundTerm exact_decoder_term(float x0, float e, float log_variance) {
     const float series = mul(w2, add(c2, mul(w2, c4)));
     const float narrow_log = add(add(logarithm(width), add(mul(-0.5f, m2), -kLogRoot)), logarithm(add(1.0f, series)));
     const float correction = divide(1.0f, add(1.0f, series));
-    const float narrow_by_m = add(-m, mul(mul(mul(m, w2), add(1.0f / 12.0f, mul(w2, mul(add(m2, -3.0f), 1.0f / 480.0f)))),
-                                          correction));
+    const float bend = add(1.0f / 12.0f, mul(w2, mul(add(m2, -3.0f), 1.0f / 480.0f)));
+    const float narrow_by_m = add(-m, mul(mul(mul(m, w2), bend), correction));
     const float narrow_by_w = add(divide(1.0f, width),
                                   mul(mul(width, add(mul(2.0f, c2), mul(4.0f, mul(w2, c4)))), correction));
 

@@ -1,7 +1,7 @@
 // exp, log and tanh from portable.h's arithmetic: no libm, so that they vectorise, cost no double precision on a GPU
 // and give the same bits everywhere. Largest errors against float64: exp 8.1e-8 and log 1.1e-7 of the value (log 8.4e-8
-// absolute where it is below 1). The rounded ones carry a second float and give the nearest fp32 number but for 1 value
-// in 100: where published numbers hang on the rounding.
+// absolute where it is below 1). The rounded ones carry a second float and give the nearest fp32 number in 19 of 20
+// values and more: where published numbers hang on the rounding.
 #pragma once
 
 #include "portable.h"
@@ -100,7 +100,8 @@ DDPM_FN float rounded_exponential(float x) {
     return add(high, low);
 }
 
-// tanh x likewise (19 of 20 around the switch at 5/8, else 998 of 1000): 1 - 2e/(1 + e) with e = e^-2|x|, in two floats until the last sum.
+// tanh x likewise (19 of 20 around the switch at 5/8, else 998 of 1000): 1 - 2e/(1 + e) with e = e^-2|x|, in two floats
+// until the last sum.
 DDPM_FN float rounded_tanh(float x) {
     const float u = mul(x, x);
     float s = 0.00214753905f;  // (tanh x - x) / x^3 in x^2, for |x| <= 5/8

@@ -16,6 +16,7 @@ from ddpm_fast import ops
 from ddpm_fast.errors import InputError
 from ddpm_fast.likelihood import BitsPerDim, bits_per_dim
 from ddpm_fast.objective import Objective
+from ddpm_fast.ops.reference import widen, working_dtype
 from ddpm_fast.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class GaussianDiffusion:
         noise is a tensor shaped like x0, or a NoiseKey from which it is drawn without being stored. dtype is
         that of the result: by default x0's own, and float32 for uint8.
         """
-        table = self.table("q_sample", x0.device, _compute_dtype(x0))
+        table = self.table("q_sample", x0.device, working_dtype(x0))
         return ops.q_sample(x0, t, table, noise, dtype=dtype)
 
     def q_posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Posterior:
@@ -150,8 +151,8 @@ class GaussianDiffusion:
         noise is what q_sample was given. float32, or float64 for a float64 output; differentiable with
         respect to output. The bound in a loss leaves the predicted x_0 unclipped, as the papers' code does.
         """
-        objective, dtype = self.objective, _compute_dtype(output)
         self._check_groups(output, "x0", x0)
+        objective, dtype = self.objective, working_dtype(output)
         if objective.is_bound:
             table = self.table("bound", x0.device, dtype, clip=False)
             bits = ops.vlb_terms(output, x0, t, table, noise).bits_per_dim
@@ -178,7 +179,7 @@ class GaussianDiffusion:
         output.
         """
         self._check_groups(output, "x0", x0)
-        dtype = _compute_dtype(output)
+        dtype = working_dtype(output)
         table = self.table("bound", x0.device, dtype, clip=clip, decoder=decoder)
         bits, mse_x0 = ops.vlb_terms(output, x0, t, table, noise)
         # eps_hat - eps = -(x0_hat - x_0) sqrt(alpha_bar / (1 - alpha_bar)), both belonging to the same x_t.
@@ -276,6 +277,9 @@ class GaussianDiffusion:
 
     def _check_groups(self, output: Tensor, name: str, image: Tensor) -> None:
         """output must have the image's shape, or twice its channels where the variance is learned."""
+        for what, x in (("output", output), (name, image)):
+            if not isinstance(x, Tensor):
+                raise InputError(f"{what} is a {type(x).__name__}: expected a tensor")
         if output.ndim < 2 or image.ndim < 2:
             raise InputError(f"output has shape {list(output.shape)}, {name} {list(image.shape)}: expected [N, C, ...]")
         shape = list(image.shape)
@@ -302,11 +306,7 @@ def _rows(table: Tensor, t: Tensor, like: Tensor) -> tuple[Tensor, ...]:
     return table.index_select(0, t).view(len(t), table.shape[1], *[1] * (like.ndim - 1)).unbind(1)
 
 
-def _compute_dtype(*data: Tensor) -> torch.dtype:
-    return torch.float64 if any(x.dtype == torch.float64 for x in data) else torch.float32
-
-
 def _promote(*data: Tensor) -> list[Tensor]:
     """All in float64 if one is, else in float32; uint8 becomes x/127.5 - 1."""
-    dtype = _compute_dtype(*data)
-    return [x.to(dtype) / 127.5 - 1 if x.dtype == torch.uint8 else x.to(dtype) for x in data]
+    dtype = working_dtype(*data)
+    return [widen(x, dtype) for x in data]

@@ -231,8 +231,8 @@ def _resampled(
     Returns the plan, float64 [S', 2] the levels after its rows, and whether a row is a step (and not a jump).
     """
     steps = len(table.timesteps)
-    if resamplings < 1 or jump_length < 1:
-        raise InputError(f"resamplings is {resamplings} and jump_length {jump_length}; expected at least 1 of each")
+    if not all(isinstance(count, int) and count >= 1 for count in (resamplings, jump_length)):
+        raise InputError(f"resamplings is {resamplings} and jump_length {jump_length}; expected ints of at least 1")
     if resamplings > 1 and jump_length >= steps:
         raise InputError(
             f"jump_length is {jump_length}, but the plan has {steps} steps: give a jump_length below {steps}, more "

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import checkpoint
 from .canvas import check_picture, save_figure
-from .commands import choose_device, choose_dtype, console, plain_errors
+from .commands import DTYPE_NAMES, check_null_class, choose_device, choose_dtype, console, plain_errors
 from .data import BUILTIN, Dataset, load_dataset
 from .errors import InputError
 from .figures import draw_bound
@@ -37,7 +37,8 @@ def load_images(source: str, model: checkpoint.LoadedModel) -> Dataset:
     not fit the model."""
     config = model.model.config
     # A folder's sub-folders are its classes where the model has classes; array files say so themselves.
-    by_folder = config.num_classes > 0 and Path(source).is_dir()
+    folder = Path(source)
+    by_folder = config.num_classes > 0 and folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())
     dataset = load_dataset(source, classes=by_folder)
     expected = (config.in_channels, config.image_size, config.image_size)
     found = tuple(dataset.images.shape[1:])
@@ -111,17 +112,23 @@ def nll(
         if decoder not in DECODERS:
             raise InputError(f"--decoder {decoder!r} does not exist: choose one of {', '.join(DECODERS)}")
         torch_device = choose_device(device)
-        loaded = checkpoint.load_model(model, device=torch_device, dtype=choose_dtype(precision, torch_device))
+        dtype = choose_dtype(precision, torch_device)
+        loaded = checkpoint.load_model(model, device=torch_device, dtype=dtype)
         T = loaded.diffusion.num_timesteps
+        if full and steps is not None:
+            raise InputError(f"--full takes all {T} terms and --steps {steps} of them: leave one out")
         steps = T if full else min(50, T) if steps is None else steps
         if not min(2, T) <= steps <= T:
             raise InputError(f"--steps is {steps}; expected {min(2, T)}..{T} (the model's T), or --full")
+        if out.suffix.lower() != ".json":
+            raise InputError(f"--out is {out}; expected a name ending in .json (--plot is for a picture)")
         check_writable(out)
         if plot is not None:
             check_picture(plot)
         dataset = load_images(data, loaded)
         conditional = loaded.model.config.num_classes > 0
         if conditional and dataset.labels is None:
+            check_null_class(loaded, f"{dataset.name} has no labels, so the null class is asked")
             console.print(f"{dataset.name} has no labels: the model's null class is asked.")
 
         count = len(dataset) if n is None else min(n, len(dataset))
@@ -156,7 +163,7 @@ def nll(
             data=dataset.name,
             decoder=decoder,
             seed=seed,
-            precision=precision,
+            precision=DTYPE_NAMES[dtype],
         )
         with atomic_path(out) as path:
             path.write_text(json.dumps(report, indent=1) + "\n")

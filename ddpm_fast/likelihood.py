@@ -7,7 +7,7 @@ evaluation, so there is also an unbiased estimate from fewer of them, which says
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
+from .network import check_labels, evaluating, placement
 from .noise import NoiseKey, Stream, uniform_integers
 from .respacing import sampling_timesteps
 
@@ -49,7 +50,7 @@ def bits_per_dim(
     x0: Tensor,
     *,
     steps: int | None = None,
-    labels: Tensor | None = None,
+    labels: int | Sequence[int] | Tensor | None = None,
     seed: int = 0,
     first_sample_id: int = 0,
     clip: bool = True,
@@ -61,9 +62,10 @@ def bits_per_dim(
     model: called as model(x_t, t) or model(x_t, t, labels), in the dtype of its parameters. steps: None for every term,
     one evaluation of the network each: the bound itself. A number S below T estimates it from S terms: L_0, and one t
     drawn for each image from each of S - 1 stretches of the chain, short ones near t = 0 where the terms are large.
-    The noise and the drawn t depend on (seed, first_sample_id + i, t or stretch) alone, not on the batch. labels: int64
-    [N]. clip, decoder: see GaussianDiffusion.vlb_terms. on_step(done, S) is called after each evaluation.
-    Raises InputError for steps outside 2..T (1..T for T = 1), and for images or outputs that do not fit.
+    The noise and the drawn t depend on (seed, first_sample_id + i, t or stretch) alone, not on the batch. labels: a
+    class for all, or one each. clip, decoder: see GaussianDiffusion.vlb_terms. on_step(done, S) is called after each
+    evaluation.
+    Raises InputError for steps outside 2..T (1..T for T = 1), and for labels, images or outputs that do not fit.
     """
     T = diffusion.num_timesteps
     if steps is not None and not min(2, T) <= steps <= T:
@@ -73,11 +75,11 @@ def bits_per_dim(
     ends = sampling_timesteps(steps, T, "quadratic" if steps is not None else "even")
     key = NoiseKey.of(seed, n, first_sample_id=first_sample_id, stream=Stream.EVALUATION, device=device)
     told = diffusion.schedule.timesteps.to(device)
-    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+    dtype = placement(model)[1] or torch.float32
+    labels = check_labels(model, labels, n)
+    labels = None if labels is None else labels.to(device)
     columns = []
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for s, end in enumerate(ends):
             first = ends[s - 1] + 1 if s else 0
             t = first + uniform_integers(replace(key, stream=Stream.TIMESTEP), end - first + 1)
@@ -88,8 +90,6 @@ def bits_per_dim(
             key.step.add_(1)
             if on_step is not None:
                 on_step(s + 1, len(ends))
-    finally:
-        model.train(training)
     terms, mse_x0, mse_eps, timesteps = (torch.stack(column, 1) for column in zip(*columns, strict=True))
     counts = torch.tensor([1, *(b - a for a, b in itertools.pairwise(ends))], device=device, dtype=terms.dtype)
     return BitsPerDim(prior + terms @ counts, prior, terms, mse_x0, mse_eps, timesteps, counts)

@@ -83,8 +83,8 @@ class NoiseKey:
         device: torch.device | str = "cpu",
     ) -> NoiseKey:
         """The key of samples first_sample_id .. first_sample_id + n - 1, from plain integers."""
-        if not -(2**63) <= seed < 2**64:
-            raise InputError(f"seed {seed} does not fit in 64 bits")
+        if not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
+            raise InputError(f"seed {seed} does not fit in 64 bits; expected an int")
         if n < 0 or first_sample_id < 0 or first_sample_id + n > MAX_SAMPLE_ID:
             raise InputError(
                 f"samples {first_sample_id}..{first_sample_id + n - 1}: ids must lie in 0..{MAX_SAMPLE_ID - 1}"

@@ -105,8 +105,8 @@ class Objective:
     loss_weighting, of the MSE: "none"; "snr": that of |eps - eps_hat|^2 = SNR |x_0 - x0_hat|^2, whatever is predicted;
     "truncated_snr": max(SNR, 1) |x_0 - x0_hat|^2; "min_snr": min(SNR, min_snr_gamma) |x_0 - x0_hat|^2. In terms of the
     output these are divided by SNR for eps and by SNR + 1 for v, as in lucidrains' code (whose default, without
-    min-SNR, is "snr") and in diffusers' scripts (where it is "none"). Only
-    "min_snr" is bounded for x0, where the SNR reaches 24,221 (cosine-1000, t = 0).
+    min-SNR, is "snr") and in diffusers' scripts (where it is "none"). For x0 the first two are unbounded: the SNR is
+    24,221 at t = 0 of cosine-1000.
 
     Raises InputError for a name that does not exist, a combination that means nothing, and a gamma or vlb_weight that
     is no positive number.

@@ -7,7 +7,6 @@ ddpm_fast.evaluate nll` wrote. chain: of a model's reverse process.
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,13 +18,11 @@ from torch import Tensor
 
 from . import checkpoint
 from .canvas import check_channels, check_picture, save_figure
-from .commands import choose_device, console, plain_errors
-from .data import load_dataset
-from .data.files import Entry, read_pictures
+from .commands import choose_device, console, parse_labels, plain_errors
+from .data import load_dataset, read_picture
 from .errors import InputError
 from .figures import draw_bound, draw_chain, draw_noising, draw_schedules, draw_snr, draw_variances
 from .respacing import sampling_timesteps
-from .sample import parse_labels
 from .samplers import SAMPLERS, make_table
 from .sampling import sample
 from .schedule import SCHEDULES, Schedule
@@ -104,11 +101,8 @@ def read_image(data: str, index: int, image: Path | None) -> Tensor:
     if image is not None:
         if not image.is_file():
             raise InputError(f"--image: there is no file {image}; give a picture")
-        read = partial(read_pictures, [Entry(str(image), partial(open, image, "rb"))])
-        pictures = read(None, None, True, None).images
-        if max(pictures.shape[2:]) > LARGEST_SIDE:
-            pictures = read(LARGEST_SIDE, None, True, None).images
-        return torch.from_numpy(pictures[0])
+        picture = read_picture(image, "--image")
+        return read_picture(image, "--image", LARGEST_SIDE) if max(picture.shape[1:]) > LARGEST_SIDE else picture
     found = load_dataset(data).images
     if not 0 <= index < len(found):
         raise InputError(f"--index is {index}; {data} has the images 0..{len(found) - 1}")

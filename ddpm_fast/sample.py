@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from . import checkpoint, images
-from .commands import choose_device, choose_dtype, console, plain_errors
+from .commands import DTYPE_NAMES, check_null_class, choose_device, choose_dtype, console, parse_labels, plain_errors
 from .errors import InputError
 from .files import check_writable
 from .respacing import SPACINGS
@@ -39,34 +39,6 @@ class _CallableModule(types.ModuleType):
 
 
 sys.modules[__name__].__class__ = _CallableModule
-
-
-def parse_labels(text: str | None, n: int, classes: int, names: list[str] | None) -> list[int] | None:
-    """The classes of n samples. None: every class in turn. "none": unconditional. Otherwise classes by number or name,
-    separated by commas, in turn. Raises InputError for one that the model does not have."""
-    if text == "none" or (text is None and classes == 0):
-        return None
-    if classes == 0:
-        raise InputError("--labels: this model is unconditional (it was trained without classes); leave it out")
-    if text is None:
-        return [i % classes for i in range(n)]
-    by_name = {name: i for i, name in enumerate(names or [])} | {str(i): i for i in range(classes)}
-    chosen = [part.strip() for part in text.split(",") if part.strip()]
-    unknown = [part for part in chosen if part not in by_name]
-    if unknown or not chosen:
-        known = f"0..{classes - 1}" + (f" or {', '.join(names)}" if names else "")
-        raise InputError(f"--labels: {', '.join(unknown) or 'nothing'} is no class of this model; it has {known}")
-    return [by_name[chosen[i % len(chosen)]] for i in range(n)]
-
-
-def check_null_class(loaded: checkpoint.LoadedModel, guidance: float | None) -> None:
-    """Raises InputError for guidance of a model whose training never dropped a label: its null class is noise."""
-    label_drop = (loaded.config.get("training") or {}).get("label_drop")
-    if guidance not in (None, 1) and label_drop == 0:
-        raise InputError(
-            f"--guidance: {loaded.path} was trained with --label-drop 0, so that its null class, which guidance leads "
-            "away from, was never trained: train with --label-drop 0.1, or leave --guidance out"
-        )
 
 
 @app.command()
@@ -114,13 +86,17 @@ def main(
         if edit is not None and gif is not None:
             raise InputError("--gif shows how images are drawn from noise: leave it out with --init-image")
         torch_device = choose_device(device)
-        loaded = checkpoint.load_model(model, device=torch_device, dtype=choose_dtype(precision, torch_device))
+        dtype = choose_dtype(precision, torch_device)
+        loaded = checkpoint.load_model(model, device=torch_device, dtype=dtype)
         config, diffusion = loaded.model.config, loaded.diffusion
         pictures = None if edit is None else read_images(edit.init_image, loaded, "--init-image")
         count = n or (64 if edit is None else MODES[edit.mode] or len(pictures))
         text = "none" if edit is not None and labels is None else labels
         classes = parse_labels(text, count, config.num_classes, loaded.label_names)
-        check_null_class(loaded, guidance)
+        if guidance not in (None, 1):
+            check_null_class(loaded, "--guidance leads away from the null class")
+        if classes is None:
+            check_null_class(loaded, "without labels the null class is asked")
         if edit is not None:
             edit.check_others(sampler, guidance, n, classes)
         options = {
@@ -143,14 +119,14 @@ def main(
         if edit is None:
             x = _draw(loaded, count, options, rows, gif, scale)
         else:
-            x = _edit(edit, loaded, pictures, count, options)
+            x, rows = _edit(edit, loaded, pictures, count, options)
         seconds = time.perf_counter() - started
 
         images.save_samples(out, x, classes, first_index=first_sample_id, scale=scale)
         console.print(
             f"{count} images of {config.in_channels}x{config.image_size}x{config.image_size} in {seconds:.1f} s "
             f"({count / seconds:.1f} images/s; {'' if edit is None else edit.mode + ', '}{rows} steps of "
-            f"{options['sampler']}, {precision}, {torch_device})"
+            f"{options['sampler']}, {DTYPE_NAMES[dtype]}, {torch_device})"
         )
         if edit is not None and edit.round_trip:
             console.print(round_trip_error(x, pictures))
@@ -182,18 +158,23 @@ def _draw(
     return x
 
 
-def _edit(edit: Edit, loaded: checkpoint.LoadedModel, pictures: Tensor, n: int, options: dict[str, Any]) -> Tensor:
-    """n edited images, with the steps counted as they are made: how many there are is the edit's affair."""
-    started = time.perf_counter()
+def _edit(
+    edit: Edit, loaded: checkpoint.LoadedModel, pictures: Tensor, n: int, options: dict[str, Any]
+) -> tuple[Tensor, int]:
+    """n edited images, and the steps that each took, counted as they are made: how many is the edit's affair."""
+    started, steps = time.perf_counter(), 0
     counter = TextColumn("{task.description}: step {task.completed}, {task.fields[rate]:.1f}/s")
     with Progress(counter, BarColumn(), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(edit.mode, total=None, rate=0.0)
 
         def on_step(first: int, i: int, x: Tensor) -> None:
+            nonlocal steps
+            steps += first == 0
             bar.advance(task)
             bar.update(task, rate=bar.tasks[task].completed / (time.perf_counter() - started))
 
-        return edit.run(loaded, pictures, n, {**options, "on_step": on_step}).cpu()
+        x = edit.run(loaded, pictures, n, {**options, "on_step": on_step}).cpu()
+    return x, steps
 
 
 def _bar() -> Progress:

@@ -4,7 +4,6 @@ and calls editing.py."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from torch import Tensor
 
 from . import editing
 from .checkpoint import LoadedModel
+from .data import read_picture
 from .data.arrays import read_arrays
-from .data.files import Entry, read_pictures
 from .errors import InputError
 
 MODES = {  # the number of images if --n is not given; None: as many as there are pictures
@@ -127,10 +126,12 @@ def read_images(path: Path, loaded: LoadedModel, option: str, channels: int | No
     if not path.is_file():
         raise InputError(f"{option}: there is no file {path}; give a picture, or an .npz with `images`")
     if path.suffix.lower() in (".npz", ".npy"):
-        images = torch.from_numpy(read_arrays(path, None, None, None).images)
+        try:
+            images = torch.from_numpy(read_arrays(path, None, None, None).images)
+        except InputError as error:
+            raise InputError(f"{option}: {error}") from error
     else:
-        entry = Entry(str(path), partial(open, path, "rb"))
-        images = torch.from_numpy(read_pictures([entry], None, None, True, None).images)
+        images = read_picture(path, option)[None]
     height, width = images.shape[2:]
     if (height, width) != (config.image_size, config.image_size):
         raise InputError(

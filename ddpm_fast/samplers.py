@@ -28,11 +28,6 @@ class SamplerTable(NamedTuple):
     coefficients: Tensor
     timesteps: Tensor
 
-    @property
-    def needs_x0_previous(self) -> bool:
-        """Whether a row looks at the x_0 that the step before it predicted (the first row never does)."""
-        return bool((self.coefficients[:, 4] != 0).any())
-
 
 def ddpm_table(diffusion: GaussianDiffusion, clip: bool = True) -> SamplerTable:
     """Ancestral sampling over every step of the diffusion's schedule, from T-1 to 0 [H alg. 2].

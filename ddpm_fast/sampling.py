@@ -16,6 +16,7 @@ from . import ops
 from .diffusion import GaussianDiffusion
 from .errors import InputError
 from .guidance import Predict, check_guidance, check_output, check_threshold, dynamic_threshold, predictor
+from .network import check_labels, evaluating, placement
 from .nn import UNet
 from .noise import NoiseKey, Stream
 from .samplers import SamplerTable, make_table
@@ -115,7 +116,7 @@ class Run:
         shape: tuple[int, ...] | None = None,
         on_step: Callable[[int, int, Tensor], None] | None = None,
     ):
-        if n < 0 or (batch_size is not None and batch_size < 1):
+        if not isinstance(n, int) or n < 0 or (batch_size is not None and batch_size < 1):
             raise InputError(f"n is {n} and batch_size {batch_size}; expected n >= 0 and batch_size >= 1 or None")
         self.n, self.batch_size, self.on_step = n, batch_size or max(n, 1), on_step
         self.model, self.diffusion, self.threshold = model, diffusion, dynamic_threshold
@@ -126,9 +127,8 @@ class Run:
         self.guidance = {"guidance": guidance, "rescale": guidance_rescale, "null_label": null_label}
         self.labels = check_labels(model, labels, n)
         self.shape = _sample_shape(model, shape)
-        parameter = next(model.parameters(), None)
-        self.device = torch.device("cpu") if parameter is None else parameter.device
-        self.model_dtype = None if parameter is None else parameter.dtype
+        self.device, self.model_dtype = placement(model)
+        self.memory_format = torch.channels_last if len(self.shape) == 3 else torch.contiguous_format
         self.key = NoiseKey.of(seed, n, first_sample_id=first_sample_id, device=self.device)
 
     @torch.inference_mode()
@@ -145,11 +145,8 @@ class Run:
         draw the noise of the first.
         """
         table = table or self.table
-        memory_format = torch.channels_last if len(self.shape) == 3 else torch.contiguous_format
         batches = [torch.empty((0, *self.shape), device=self.device)]
-        training = self.model.training
-        self.model.eval()
-        try:
+        with evaluating(self.model):
             for first in range(0, self.n, self.batch_size):
                 part = slice(first, min(first + self.batch_size, self.n))
                 ids = self.key.sample_id[part]
@@ -159,7 +156,7 @@ class Run:
                 labels = None if self.labels is None else self.labels[part].to(self.device)
                 predict = predictor(self.model, labels, learned=self.diffusion.objective.learned, **self.guidance)
                 x, paste = start(key, part)
-                x = x.contiguous(memory_format=memory_format)
+                x = x.contiguous(memory_format=self.memory_format)
                 chain = reverse_chain(
                     *(predict, table, x, replace(key, stream=Stream.REVERSE)),
                     **{"model_dtype": self.model_dtype, "threshold": self.threshold, "paste": paste},
@@ -168,14 +165,11 @@ class Run:
                     if self.on_step is not None:
                         self.on_step(first, i, x)
                 batches.append(x)
-        finally:
-            self.model.train(training)
         return torch.cat(batches)
 
     def noise(self, key: NoiseKey, part: slice) -> tuple[Tensor, None]:
         """Pure noise, where sampling starts: a start for draw."""
-        memory_format = torch.channels_last if len(self.shape) == 3 else torch.contiguous_format
-        return ops.normal(key, self.shape, memory_format=memory_format), None
+        return ops.normal(key, self.shape, memory_format=self.memory_format), None
 
 
 def sample(
@@ -237,25 +231,3 @@ def _sample_shape(model: nn.Module, shape: tuple[int, ...] | None) -> tuple[int,
     if own is not None and shape is not None and tuple(shape) != own:
         raise InputError(f"shape is {tuple(shape)}, but this U-Net draws {own}: leave shape out")
     return own or tuple(shape)
-
-
-def check_labels(model: nn.Module, labels: int | Sequence[int] | Tensor | None, n: int) -> Tensor | None:
-    """The labels as int64 [n] on the CPU, or None. Raises InputError if they do not fit n, or a U-Net's classes."""
-    if labels is None:
-        return None
-    tensor = torch.as_tensor(labels, dtype=torch.int64, device="cpu")
-    if tensor.ndim == 0:
-        tensor = tensor.expand(n)
-    if tensor.shape != (n,):
-        raise InputError(f"labels have shape {tuple(tensor.shape)}; expected one class, or {n}, one a sample")
-    if not isinstance(model, UNet):
-        return tensor
-    classes = model.config.num_classes
-    if classes == 0:
-        raise InputError("this model is unconditional (it was trained without classes): leave the labels out")
-    if n and not 0 <= int(tensor.min()) <= int(tensor.max()) <= classes:
-        raise InputError(
-            f"labels run from {int(tensor.min())} to {int(tensor.max())}; this model has the classes 0..{classes - 1} "
-            f"(and {classes} for none)"
-        )
-    return tensor

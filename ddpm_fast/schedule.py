@@ -48,6 +48,7 @@ class Schedule:
                                     1/alpha_bar - 1; both inf at the last step of a zero-terminal chain, where
                                     x_t holds nothing of x_0
     snr                             alpha_bar_t / (1 - alpha_bar_t); 0 at the last step of a zero-terminal chain
+    has_zero_terminal_snr           bool: whether the last step is pure noise, with alpha_bar exactly 0
     """
 
     betas: Tensor
@@ -64,6 +65,7 @@ class Schedule:
     sqrt_recip_alphas_cumprod: Tensor = field(init=False)
     sqrt_recipm1_alphas_cumprod: Tensor = field(init=False)
     snr: Tensor = field(init=False)
+    has_zero_terminal_snr: bool = field(init=False)
 
     def __post_init__(self):
         betas = self.betas
@@ -85,6 +87,8 @@ class Schedule:
             "sqrt_recip_alphas_cumprod": (1.0 / ab).sqrt(),
             "sqrt_recipm1_alphas_cumprod": ((1.0 - ab) / ab).sqrt(),
             "snr": ab / (1.0 - ab),
+            # Asked for when tables are made, which may be while a compiler traces: reading it back then would not do.
+            "has_zero_terminal_snr": ab[-1].item() == 0,
         }
         for name, table in tables.items():
             object.__setattr__(self, name, table)
@@ -227,11 +231,6 @@ class Schedule:
         source = {**original.source, "zero_terminal_snr": True}
         rescaled = Schedule(_checked_betas(betas, last_may_be_1=True), original.timesteps, source)
         return rescaled._keep(self.timesteps.tolist()) if self._is_respaced else rescaled
-
-    @property
-    def has_zero_terminal_snr(self) -> bool:
-        """Whether the last step is pure noise, with alpha_bar exactly 0."""
-        return self.alphas_cumprod[-1].item() == 0
 
     def q_sample_table(self) -> Tensor:
         """float64 [T, 2], columns (sqrt(alpha_bar), sqrt(1 - alpha_bar)): x_t's parts of x_0, eps."""

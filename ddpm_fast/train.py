@@ -56,8 +56,10 @@ def norm_groups(channels: int) -> int:
 @app.command()
 def main(
     context: typer.Context,
-    data: Annotated[str, typer.Option(help=f"{', '.join(BUILTIN)}, a folder of images, a .zip of them, .npz or .npy")],
     out: Annotated[Path, typer.Option(help="folder for checkpoints, samples and curves")],
+    data: Annotated[
+        str | None, typer.Option(help=f"{', '.join(BUILTIN)}, a folder of images, a .zip of them, .npz or .npy")
+    ] = None,
     image_size: Annotated[int | None, typer.Option(help="resize images to this side")] = None,
     channels: Annotated[int | None, typer.Option(help="1 (grey) or 3 (RGB); as found if not given")] = None,
     classes: Annotated[
@@ -103,9 +105,11 @@ def main(
         arguments = {k: str(v) if isinstance(v, Path) else v for k, v in context.params.items()}
         state = _find_state(context, arguments, out, resume)
         a = arguments
-        for name in ("steps", "log_every", "save_every"):
-            if a[name] < 1:
-                raise InputError(f"--{name.replace('_', '-')} is {a[name]}; expected at least 1")
+        if a["data"] is None:
+            raise InputError(f"--data is missing: give {', '.join(BUILTIN)}, or a folder of images")
+        for name, least in (("steps", 1), ("log_every", 1), ("save_every", 1), ("sample_every", 0)):
+            if a[name] < least:
+                raise InputError(f"--{name.replace('_', '-')} is {a[name]}; expected at least {least}")
         if a["schedule"] not in SCHEDULES:
             raise InputError(f"schedule {a['schedule']!r} is unknown; there are {', '.join(SCHEDULES)}")
         torch_device = choose_device(a["device"])
@@ -172,6 +176,8 @@ def _find_state(context: typer.Context, arguments: dict, out: Path, resume: bool
     stored = defaults | checkpoint.read_training(state)[1]["arguments"]
     for name, value in stored.items():
         given = context.get_parameter_source(name).name == "COMMANDLINE"
+        if name == "precision" and arguments[name] == "auto":
+            given = False  # stored as what it came to
         if name in FREE_ON_RESUME and given:
             continue
         if given and name != "data" and arguments[name] != value:

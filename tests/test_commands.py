@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 import ddpm_fast as df
 from ddpm_fast import checkpoint
+from ddpm_fast.commands import parse_labels
 from ddpm_fast.images import to_uint8
 from ddpm_fast.nn import UNet, UNetConfig
-from ddpm_fast.sample import parse_labels
 
 
 @pytest.fixture(autouse=True)
@@ -244,6 +244,9 @@ def test_labels():
             ["--model", "SMALL", "--init-image", "PICTURE", "--interpolate-with", "PAIR.npz"],
             "--init-image holds 1 and it 2: give files of one each",
         ),
+        (["--model", "UNDROPPED", "--labels", "none"], "its null class was never trained"),
+        (["--model", "UNDROPPED", "--init-image", "PICTURE"], "without labels the null class is asked"),
+        (["--model", "SMALL", "--init-image", "TEXT"], "--init-image: cannot read the image"),
         (["--model", "SMALL", "--n", "0"], "--n is 0"),
         (["--model", "SMALL", "--sampler", "euler"], "there are ddpm"),
         (["--model", "SMALL", "--out", "x.jpg"], ".png (a grid)"),

@@ -359,3 +359,30 @@ def test_a_zero_terminal_schedule_with_eps_is_refused():
 def test_an_unknown_decoder_is_refused():
     with pytest.raises(InputError, match="decoder = 'erf' does not exist: choose one of 'paper', 'exact'"):
         GaussianDiffusion(Schedule.cosine(10)).vlb_terms(X, X, T, X, decoder="erf")
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"variance": "learned_range", "loss": "hybrid"},
+        {"loss": "vlb"},
+        {"variance": "learned", "loss": "rescaled_vlb"},
+        {"loss_weighting": "min_snr"},
+    ],
+    ids=lambda choices: " ".join(choices.values()),
+)
+def test_a_loss_compiles_into_one_graph_before_its_first_use(choices):
+    torch._dynamo.reset()
+    diffusion = GaussianDiffusion(Schedule.cosine(10), "v", **choices)
+    output, t, x0 = (
+        torch.randn(2, 6 if "variance" in choices else 3, 4, 4),
+        torch.tensor([0, 9]),
+        torch.rand(2, 3, 4, 4),
+    )
+    compiled = torch.compile(diffusion.training_losses, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(output, x0, t, x0), diffusion.training_losses(output, x0, t, x0))
+
+
+def test_an_output_that_is_no_tensor_is_refused():
+    with pytest.raises(InputError, match="output is a NoneType: expected a tensor"):
+        GaussianDiffusion(Schedule.cosine(10)).training_losses(None, torch.rand(2, 3), torch.tensor([0, 1]), None)

@@ -346,6 +346,7 @@ def test_edits_take_guidance_and_low_precision(unet):
         (lambda m, x: inpaint(m, DIFFUSION, x, "half"), "the mask is str; expected a tensor of shape"),
         (lambda m, x: inpaint(m, DIFFUSION, x, x[0, 0] * 0 + 0.5), "64 of the mask's 64 values are neither 0 nor 1"),
         (lambda m, x: inpaint(m, DIFFUSION, x, x > 0, resamplings=0), "resamplings is 0 and jump_length 5"),
+        (lambda m, x: inpaint(m, DIFFUSION, x, x > 0, resamplings=2.5), "resamplings is 2.5 .* expected ints"),
         (lambda m, x: inpaint(m, DIFFUSION, x, x > 0, steps=5), "jump_length is 5, but the plan has 5 steps: give a"),
         (lambda m, x: interpolate(m, DIFFUSION, x[0], x[1], 1), "n is 1; expected at least 2"),
         (lambda m, x: interpolate(m, DIFFUSION, x[0], x[1, :, 1:], 3), r"a is torch.float32 \[1, 8, 8\] and b"),

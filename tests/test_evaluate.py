@@ -103,6 +103,23 @@ def test_the_first_n_images(files):
     assert json.loads((files / "nll.json").read_text())["images"] == 3
 
 
+def test_a_folder_without_sub_folders_has_no_labels(files):
+    with np.load(files / "plain.npz") as arrays:
+        for i, image in enumerate(arrays["images"][..., 0]):
+            (files / "flat").mkdir(exist_ok=True)
+            Image.fromarray(image).save(files / "flat" / f"{i}.png")
+    result = run(files, "--full", data="flat")
+    assert result.exit_code == 0 and "null class is asked" in result.output
+    flat = json.loads((files / "nll.json").read_text())["total_bits_per_dim"]
+    run(files, "--full", data="plain.npz")
+    assert flat == json.loads((files / "nll.json").read_text())["total_bits_per_dim"]
+
+
+def test_numbers_do_not_go_into_a_picture(files):
+    result = run(files, out="numbers.png")
+    assert result.exit_code == 2 and "expected a name ending in .json" in " ".join(result.stderr.split())
+
+
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_the_plot(files, suffix):
     picture = files / f"bound.{suffix}"
@@ -116,6 +133,7 @@ def test_the_plot(files, suffix):
     [
         (["--steps", 21], "labelled.npz", "--steps is 21; expected 2..20"),
         (["--steps", 1], "labelled.npz", "--steps is 1; expected 2..20"),
+        (["--steps", 5, "--full"], "labelled.npz", "--full takes all 20 terms and --steps 5 of them"),
         (["--decoder", "tanh"], "labelled.npz", "choose one of paper, exact"),
         (["--n", 1], "labelled.npz", "a standard error needs at least 2"),
         (["--batch-size", 0], "labelled.npz", "--batch-size is 0"),

@@ -336,8 +336,17 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(tmp_path):
     command(*TINY, "--steps", 1, "--out", tmp_path)
     again = command(*TINY, "--steps", 1, "--out", tmp_path, check=False)
     assert again.exit_code == 2 and "holds a run already" in again.stderr
-    other = command("--data", "mnist5k", "--lr", "0.5", "--out", tmp_path, "--resume", check=False)
+    other = command("--lr", "0.5", "--out", tmp_path, "--resume", check=False)
     assert other.exit_code == 2 and "--lr 0.5 differs from the 0.0002" in other.stderr
+
+
+def test_resuming_needs_neither_the_data_again_nor_minds_how_the_precision_was_said(tmp_path):
+    command(*TINY, "--precision", "auto", "--steps", 1, "--out", tmp_path)
+    again = command(*TINY, "--precision", "auto", "--steps", 2, "--out", tmp_path, "--resume")
+    assert "Resuming at step 1" in again.stdout
+    assert "Resuming at step 2" in command("--steps", 3, "--out", tmp_path, "--resume").stdout
+    new = command("--steps", 1, "--out", tmp_path / "new", check=False)
+    assert new.exit_code == 2 and "--data is missing" in new.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 // (vlb_terms), and as a part of L_hybrid (Nichol & Dhariwal 2021, eq. 16), which detaches the mean in it.
 //
 // The pass leaves derivatives behind in the output's dtype, without what is the same for all of a sample, and two
-// factors a sample that make gradients of them: at late steps the whole derivative by v is 1e-7 and would vanish in fp16.
+// factors a sample that make gradients of them: at late steps the whole derivative by v is 1e-7 and would vanish in
+// fp16.
 #include "../bound.h"
 
 #include "sums.h"

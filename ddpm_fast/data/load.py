@@ -7,6 +7,7 @@ and one more pass.
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,20 @@ def load_dataset(
     if classes and labels is None:
         raise InputError(f"classes were asked for, but {path} has no labels; save `labels` in an .npz too")
     return _dataset(images, labels, label_names, name, [])
+
+
+def read_picture(path: Path, option: str, image_size: int | None = None) -> torch.Tensor:
+    """The picture of any image format in a file: uint8 [C, H, W], grey (1) if it is, else RGB (3).
+
+    image_size: the side of a square to scale and cut it to. Raises InputError that names the command's option for a
+    file that is no picture.
+    """
+    try:
+        images = read_pictures([Entry(str(path), partial(open, path, "rb"))], image_size, None, True, None).images
+    except InputError as error:
+        reason = error.__cause__ or error
+        raise InputError(f"{option}: cannot read the image {path} ({reason}); give a picture") from error
+    return torch.from_numpy(images[0])
 
 
 def _from_files(

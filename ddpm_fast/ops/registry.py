@@ -62,7 +62,7 @@ def _differentiable(name: str, setup, backward) -> None:
     """Gives an op its gradient, as torch.library.register_autograd does and with the same arguments.
 
     That one lists the schema's arguments anew at each call, to fill in defaults (ours have none) and pass keywords on
-    (ours take none): 60 us of a 165 us loss, forward and backward.
+    (ours take none): 40 us of the 166 us that a tiny loss takes, forward and backward.
     """
     op = getattr(torch.ops.ddpm_fast, name).default
 
