@@ -15,9 +15,10 @@ using namespace ddpm;
 
 namespace {
 
-using ImageTuple = std::tuple<uintptr_t, int, bool>;                                           // pointer, dtype, channels_last
-using ShapeTuple = std::tuple<int64_t, int64_t, int64_t>;                                      // samples, channels, positions
-using NoiseTuple = std::tuple<ImageTuple, uintptr_t, uintptr_t, uintptr_t, uint32_t>;          // given, seed, ids, step, stream
+using ImageTuple = std::tuple<uintptr_t, int, bool>;       // pointer, dtype, channels_last
+using ShapeTuple = std::tuple<int64_t, int64_t, int64_t>;  // samples, channels, positions
+// given, seed, ids, step, stream
+using NoiseTuple = std::tuple<ImageTuple, uintptr_t, uintptr_t, uintptr_t, uint32_t>;
 
 template <class T>
 T* pointer(uintptr_t address) {
@@ -107,8 +108,8 @@ PYBIND11_MODULE(_C, m) {
         const int64_t* const index = pointer<const int64_t>(step);
         check_rows(index, 1, rows, "step");
         const ReverseStepArgs args{shape(s), groups, image(x), image(output), image(x0_previous),
-                                   pointer<const float>(table) + kStepColumns * *index, noise(z), image(x_next), image(x0),
-                                   image(x_model)};
+                                   pointer<const float>(table) + kStepColumns * *index, noise(z), image(x_next),
+                                   image(x0), image(x_model)};
         py::gil_scoped_release release;
         active_kernels().reverse_step(args, threads);
     });

@@ -3,8 +3,8 @@
 // Philox is two 32 x 32 -> 64-bit products a round. x86 has that product for the low halves of 64-bit lanes
 // (pmuludq), so each 32-bit word is given a 64-bit lane of its own: the high half of a product is a shift, the low half
 // is the lane itself (whatever stands above it, the next product does not look), and nothing is ever shuffled. Left to
-// itself, g++ 12 packs the words into 32-bit lanes and spends two thirds of its time unpacking them: 1.58 ns a normal on
-// AVX-512 against 0.85 for this (AVX2: 2.41 and 1.22; SSE2: 2.96 and 2.17).
+// itself, g++ 12 packs the words into 32-bit lanes and spends two thirds of its time unpacking them: 1.58 ns a normal
+// on AVX-512 against 0.85 for this (AVX2: 2.41 and 1.22; SSE2: 2.96 and 2.17).
 #pragma once
 
 #include "../philox.h"

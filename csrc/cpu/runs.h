@@ -162,9 +162,9 @@ static inline int64_t chunks_of(const Shape& shape, bool planar) {
     return planar ? (shape.positions + kRun - 1) / kRun : (shape.elements() + kChunk - 1) / kChunk;
 }
 
-// Calls visit(run) for the runs of one chunk. `planar` says that some operand is channels_last, so that a run must
-// stay within one channel for its elements to be evenly spaced in memory. Planar chunks are tiles of kRun positions through all channels, so
-// that the cache lines of a channels_last operand are used for every channel while they are near.
+// Calls visit(run) for the runs of one chunk. `planar` says that some operand is channels_last, so that a run must stay
+// within one channel for its elements to be evenly spaced in memory. Planar chunks are tiles of kRun positions through
+// all channels, so that the cache lines of a channels_last operand are used for every channel while they are near.
 template <class Visit>
 static inline void for_each_run(const Shape& shape, bool planar, int64_t sample, int64_t chunk, Visit visit) {
     if (planar) {

@@ -184,9 +184,7 @@ def _bound(output, x0, t, table, noise) -> _Bound:
         exact_decoder_term(pixels, error, log_beta + d),
     ]
     term = BoundTerm(*(torch.where(kind == 0, k, torch.where(kind == 1, p, e)) for k, p, e in zip(*kinds, strict=True)))
-    error_scale = torch.where(
-        kind == 0, pull * pull, torch.exp(-(log_beta + delta))
-    )
+    error_scale = torch.where(kind == 0, pull * pull, torch.exp(-(log_beta + delta)))
     return _Bound(residual, error, stopped, term, rows[:, 6], error_scale.flatten())
 
 
