@@ -126,7 +126,8 @@ def main(
         console.print(
             f"{count} images of {config.in_channels}x{config.image_size}x{config.image_size} in {seconds:.1f} s "
             f"({count / seconds:.1f} images/s; {'' if edit is None else edit.mode + ', '}{rows} steps of "
-            f"{options['sampler']}, {DTYPE_NAMES[dtype]}, {torch_device})"
+            f"{options['sampler']}, {DTYPE_NAMES[dtype]}, {torch_device})",
+            soft_wrap=True,
         )
         if edit is not None and edit.round_trip:
             console.print(round_trip_error(x, pictures))

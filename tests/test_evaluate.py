@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from networks import random_unet
 from PIL import Image
 from typer.testing import CliRunner
 
 from ddpm_fast import checkpoint
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.evaluate import app
-from ddpm_fast.nn import UNet, UNetConfig
 from ddpm_fast.schedule import Schedule
 
 
@@ -19,20 +19,12 @@ from ddpm_fast.schedule import Schedule
 def files(tmp_path_factory):
     """A small conditional model of random weights, and images with and without labels for it."""
     folder = tmp_path_factory.mktemp("evaluate")
-    torch.manual_seed(0)
-    config = UNetConfig(
-        image_size=8, in_channels=1, model_channels=8, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(),
-        num_classes=3, norm_groups=4,
-    )  # fmt: skip
-    model = UNet(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if not parameter.any():
-                parameter.normal_(0, 0.1)
-    diffusion = GaussianDiffusion(Schedule.cosine(20), "v", "fixed_small")
-    checkpoint.save_model(
-        folder / "model.safetensors", model.state_dict(), {"unet": config.to_dict(), "diffusion": diffusion.to_dict()}
+    model = random_unet(
+        0.1, image_size=8, in_channels=1, model_channels=8, channel_mult=(1,), num_classes=3, norm_groups=4
     )
+    diffusion = GaussianDiffusion(Schedule.cosine(20), "v", "fixed_small")
+    config = {"unet": model.config.to_dict(), "diffusion": diffusion.to_dict()}
+    checkpoint.save_model(folder / "model.safetensors", model.state_dict(), config)
     images = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 1), dtype=np.uint8)
     np.savez(folder / "labelled.npz", images=images, labels=np.array([0, 1, 2, 0, 1, 2, 0]))
     np.savez(folder / "plain.npz", images=images)

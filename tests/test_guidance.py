@@ -6,11 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from networks import random_unet
 
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.guidance import dynamic_threshold, predictor, rescale_to
-from ddpm_fast.nn import UNet, UNetConfig
+from ddpm_fast.nn import UNet
 from ddpm_fast.noise import NoiseKey, Stream, normals
 from ddpm_fast.samplers import make_table
 from ddpm_fast.sampling import sample
@@ -46,17 +47,7 @@ def same_numbers_every_time():
 
 @pytest.fixture(scope="module")
 def unet():
-    torch.manual_seed(0)
-    config = UNetConfig(
-        image_size=8, in_channels=2, model_channels=8, channel_mult=(1, 2), num_res_blocks=1,
-        attention_resolutions=(), num_classes=3, norm_groups=4,
-    )  # fmt: skip
-    model = UNet(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if not parameter.any():
-                parameter.normal_(0, 0.05)
-    return model.eval()
+    return random_unet(image_size=8, in_channels=2, model_channels=8, channel_mult=(1, 2), num_classes=3, norm_groups=4)
 
 
 @pytest.mark.parametrize("groups", [1, 2], ids=["fixed variance", "learned variance"])

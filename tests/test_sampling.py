@@ -5,10 +5,11 @@ import inspect
 
 import pytest
 import torch
+from networks import random_unet
 
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
-from ddpm_fast.nn import UNet, UNetConfig
+from ddpm_fast.nn import UNet
 from ddpm_fast.noise import NoiseKey, Stream, normals
 from ddpm_fast.samplers import SamplerTable, make_table
 from ddpm_fast.sampling import Run, reverse_chain, sample
@@ -18,17 +19,10 @@ from ddpm_fast.schedule import Schedule
 @pytest.fixture(scope="module")
 def network():
     """A small conditional network whose output depends on its input."""
-    torch.manual_seed(0)
-    config = UNetConfig(
-        image_size=16, in_channels=2, model_channels=16, channel_mult=(1, 2), num_res_blocks=1,
-        attention_resolutions=(8,), num_classes=3, norm_groups=8,
-    )  # fmt: skip
-    model = UNet(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if not parameter.any():
-                parameter.normal_(0, 0.05)
-    return model.eval()
+    return random_unet(
+        **{"image_size": 16, "in_channels": 2, "model_channels": 16, "channel_mult": (1, 2)},
+        **{"attention_resolutions": (8,), "num_classes": 3, "norm_groups": 8},
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 50])
