@@ -1,13 +1,19 @@
 """Fixtures for whatever must hold on several backends and instruction sets. Each restores what it changed."""
 
+import os
+
 import pytest
 
 from ddpm_fast.ops import native, use_backend
 
+BACKENDS = ["reference", "cpu"]
+if os.environ.get("TRITON_INTERPRET") == "1":  # its kernels take the tests' CPU tensors then
+    BACKENDS.append(pytest.param("triton", marks=pytest.mark.interpreter))
 
-@pytest.fixture(params=["reference", "cpu"])
+
+@pytest.fixture(params=BACKENDS)
 def backend(request):
-    """Runs the test on plain torch and on the C++ kernels."""
+    """Runs the test on plain torch, on the C++ kernels, and under Triton's interpreter on its kernels too."""
     with use_backend(request.param):
         yield request.param
 
