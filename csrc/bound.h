@@ -30,6 +30,19 @@ struct BoundRow {
     Term term;
 };
 
+DDPM_FN BoundRow bound_row(const float* entry) {
+    return BoundRow{{entry[0], entry[1], 0.0f}, entry[2], entry[3], entry[4], entry[5],
+                    entry[6],                   entry[8], Term(int(entry[7]))};
+}
+
+// What a derivative by e is divided by before it is stored: its size, up to the error itself.
+DDPM_FN float error_scale(const BoundRow& row) {
+    return row.term == Term::kl ? mul(row.pull, row.pull) : exponential(-add(row.log_beta, row.delta));
+}
+
+// fp16 ends at 65504; an untrained network's derivative may not.
+DDPM_FN float held_in_half(float value) { return greater(lesser(value, 65504.0f), -65504.0f); }
+
 // A term's value, and its derivatives by e (predicted x_0 - x_0) and by log Sigma.
 struct BoundTerm {
     float nats, by_error, by_log_variance;

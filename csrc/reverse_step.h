@@ -15,6 +15,10 @@ struct StepRow {
     float spread;                  // of a variance that is learned; 0: v is not read
 };
 
+DDPM_FN StepRow step_row(const float* entry) {
+    return StepRow{entry[0], entry[1], entry[2], entry[3], entry[4], entry[5], entry[6], entry[7]};
+}
+
 // Written as comparisons, so that a NaN stays a NaN.
 DDPM_FN float predicted_x0(const StepRow& row, float x, float out) {
     const float x0 = add(mul(row.a_x, x), mul(row.a_out, out));

@@ -11,7 +11,11 @@ enum class DType : int32_t { u8 = 0, f32 = 1, bf16 = 2, f16 = 3 };
 // An 8-bit pixel 0..255 as the network sees it, in [-1, 1].
 DDPM_FN float from_u8(uint8_t pixel) {
 #if defined(__CUDA_ARCH__)
-    return __fadd_rn(__fdiv_rn(float(pixel), 127.5f), -1.0f);
+    // The quotient by its reciprocal and one correction, which rounds all 256 of them correctly: four instructions where
+    // a division takes eight and a branch.
+    constexpr float kReciprocal = 0.00784313772f;
+    const float quotient = __fmul_rn(float(pixel), kReciprocal);
+    return __fadd_rn(__fmaf_rn(__fmaf_rn(-quotient, 127.5f, float(pixel)), kReciprocal, quotient), -1.0f);
 #else
     return float(pixel) / 127.5f - 1.0f;
 #endif
@@ -26,11 +30,17 @@ DDPM_FN uint16_t to_bf16(float value) {
 }
 
 DDPM_FN float from_f16(uint16_t bits) {
+#if defined(__CUDA_ARCH__)
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+#else
     const uint32_t magnitude = uint32_t(bits & 0x7FFFu) << 13;
     // The exponent's bias differs by 112; multiplying by 2^112 mends it for normal and subnormal numbers alike.
     const uint32_t finite = as_bits(as_float(magnitude) * 5.19229686e+33f);
     const uint32_t value = magnitude >= 0x0F800000u ? (magnitude | 0x7F800000u) : finite;
     return as_float(value | uint32_t(bits & 0x8000u) << 16);
+#endif
 }
 
 DDPM_FN uint16_t to_f16(float value) {
@@ -44,6 +54,27 @@ DDPM_FN uint16_t to_f16(float value) {
     half = magnitude >= 0x477FF000u ? 0x7C00u : half;  // 65520 and above round to infinity
     half = magnitude > 0x7F800000u ? 0x7E00u : half;   // NaN
     return uint16_t(half | sign);
+}
+
+// Two numbers as one word, the first in its lower half: a GPU has an instruction for it.
+DDPM_FN uint32_t to_bf16_pair(float low, float high) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    uint32_t word;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+#else
+    return uint32_t(to_bf16(low)) | uint32_t(to_bf16(high)) << 16;
+#endif
+}
+
+DDPM_FN uint32_t to_f16_pair(float low, float high) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    uint32_t word;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+#else
+    return uint32_t(to_f16(low)) | uint32_t(to_f16(high)) << 16;
+#endif
 }
 
 }  // namespace ddpm

@@ -15,7 +15,7 @@ from . import __version__, ops
 from .checkpoint import available_models
 from .commands import console, fast_bf16, plain_errors
 from .data import BUILTIN
-from .ops import native
+from .ops import cuda, native
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -54,9 +54,11 @@ def main() -> None:
 
         table = Table("backend", "ops", "status", title="Backends, fastest first", title_justify="left")
         for status in ops.backend_status():
-            reason = (
-                status.unavailable or ops.cannot_run_on(status.name, torch.device("cpu")) or "ready for CPU tensors"
-            )
+            kind = "cuda" if status.name == "cuda" or torch.cuda.is_available() and status.name == "triton" else "cpu"
+            ready = f"ready for {kind.upper()} tensors"
+            if status.name == "cuda" and not status.unavailable:
+                ready += f" (built for compute capabilities {cuda.capabilities()})"
+            reason = status.unavailable or ops.cannot_run_on(status.name, torch.device(kind)) or ready
             table.add_row(status.name, ", ".join(status.ops) or "-", reason)
         console.print(table)
 

@@ -3,17 +3,29 @@
 import os
 
 import pytest
+from emulated_cuda import COMPILER, emulated_cuda
 
 from ddpm_fast.ops import native, use_backend
 
-BACKENDS = ["reference", "cpu"]
+HOST_BACKENDS = ["reference", "cpu"]
+BACKENDS = list(HOST_BACKENDS)
+if COMPILER:
+    BACKENDS.append("emulated_cuda")
 if os.environ.get("TRITON_INTERPRET") == "1":  # its kernels take the tests' CPU tensors then
     BACKENDS.append(pytest.param("triton", marks=pytest.mark.interpreter))
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request):
-    """Runs the test on plain torch, on the C++ kernels, and under Triton's interpreter on its kernels too."""
+    """Runs the test on plain torch, on the C++ kernels, on the CUDA kernels' source compiled for the CPU, and under
+    Triton's interpreter on its kernels too."""
+    with emulated_cuda() if request.param == "emulated_cuda" else use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=HOST_BACKENDS)
+def host_backend(request):
+    """Runs the test on the backends that can look at values before they start."""
     with use_backend(request.param):
         yield request.param
 

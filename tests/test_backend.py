@@ -1,8 +1,10 @@
 """Choosing a backend: by default, by name, for a block, from the environment; and what is said when it cannot be."""
 
 import os
+import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch
 import ddpm_fast
 from ddpm_fast.errors import InputError
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.ops import active_backend, backend_status, native, normal, q_sample, use_backend
+from ddpm_fast.ops import active_backend, backend_status, cuda, native, normal, q_sample, use_backend
 from ddpm_fast.ops import triton as triton_backend
 
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
@@ -40,8 +42,8 @@ def test_the_extension_is_here():
 
 def test_status_names_every_backend_with_its_ops():
     status = {line.name: line for line in backend_status()}
-    assert list(status) == ["cpu", "triton", "reference"]  # fastest first
-    assert set(status["cpu"].ops) == set(status["reference"].ops)
+    assert list(status) == ["cuda", "cpu", "triton", "reference"]  # fastest first
+    assert set(status["cuda"].ops) == set(status["cpu"].ops) == set(status["reference"].ops)
     assert {"diffusion_loss", "hybrid_loss", "vlb_terms", "loss_backward", "reverse_step"} <= set(status["cpu"].ops)
     assert set(triton_backend.OPS) <= set(status["reference"].ops)
     assert status["reference"].unavailable == ""
@@ -95,7 +97,7 @@ def test_the_chosen_backend_is_the_one_that_runs(monkeypatch):
 
 def test_unknown_name_changes_nothing():
     use_backend("reference")
-    with pytest.raises(InputError, match="backend 'cuda9' is unknown; there are cpu, triton, reference"):
+    with pytest.raises(InputError, match="backend 'cuda9' is unknown; there are cuda, cpu, triton, reference"):
         use_backend("cuda9")
     assert active_backend("normal") == "reference"
 
@@ -135,6 +137,66 @@ def test_the_extension_that_goes_after_it_was_chosen(monkeypatch):
         normal(NoiseKey.of(0, 1), (4,))
 
 
+def test_cuda_kernels_refuse_cpu_tensors(monkeypatch):
+    monkeypatch.setattr(cuda, "unavailable", "")
+    x0 = torch.zeros(1, 2)
+    with use_backend("cuda"), pytest.raises(InputError, match="kernels are for CUDA tensors and these are on cpu"):
+        q_sample(x0, torch.tensor([0]), torch.ones(1, 2), x0)
+
+
+def test_the_extension_without_its_cuda_kernels():
+    done = in_subprocess(
+        "from ddpm_fast import _C; vars(_C).pop('cuda', None)\n"
+        "from ddpm_fast.ops import cuda, use_backend; print(cuda.unavailable)\n"
+        "use_backend('cuda')"
+    )
+    assert "was built without nvcc. Put CUDA's nvcc on the PATH and reinstall" in done.stdout
+    assert "InputError: backend 'cuda' is not available: the C++ extension was built without nvcc" in done.stderr
+
+
+BUILT = SimpleNamespace(archs=[80, 90], ptx=80, driver_version=lambda: 13000, runtime_version=lambda: 13000)
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "reason"),
+    [
+        ((8, 0), {}, ""),
+        ((8, 9), {}, ""),  # machine code for an earlier minor version
+        ((12, 0), {}, ""),  # PTX
+        ((7, 5), {}, r"built for compute capabilities 8.0, 9.0 and cuda:0 \(a GPU\) has 7.5: set .*ARCHS=75"),
+        ((8, 0), {"archs": [86], "ptx": 86}, "set DDPM_FAST_CUDA_ARCHS=80"),
+        ((9, 0), {"driver_version": lambda: 12040}, r"built with CUDA 13.0 and this driver supports 12.4: update"),
+        ((9, 0), {"driver_version": lambda: 13010}, ""),
+    ],
+)
+def test_what_a_gpu_needs_of_the_cuda_kernels(monkeypatch, capability, built, reason):
+    monkeypatch.setattr(cuda, "_kernels", SimpleNamespace(**{**vars(BUILT), **built}))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a GPU")
+    for function in (cuda._driver_refusal, cuda._device_refusal):
+        function.cache_clear()
+    try:
+        found = cuda.refusal(torch.device("cuda", 0))
+    finally:
+        for function in (cuda._driver_refusal, cuda._device_refusal):
+            function.cache_clear()
+    assert re.search(reason, found) if reason else found == ""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_the_cuda_kernels_import_and_say_what_is_missing():
+    cuda._driver_refusal.cache_clear()
+    missing = "this torch was built without CUDA|torch finds no GPU or driver"
+    assert cuda.unavailable or re.search(missing, cuda.refusal(torch.device("cuda", 0)))
+    if cuda.unavailable:
+        return
+    # The module is here with its kernels; a launch reports the runtime's own error.
+    key = (0, 1, False), 0, 0, 0, 0
+    with pytest.raises(RuntimeError, match=r"normal could not be launched on cuda:0: .+ddpm_fast\.info"):
+        native._C.cuda.normal((1, 1, 4), key, (16, 1, False), (0, 0, 0))
+
+
 def test_without_triton(monkeypatch):
     monkeypatch.setattr(
         triton_backend, "unavailable", "the package triton is not there. Install it: pip install triton"
@@ -167,7 +229,7 @@ def test_instruction_sets_by_name():
     [
         ({"DDPM_FAST_BACKEND": "reference"}, "reference"),
         ({"DDPM_FAST_BACKEND": "", "DDPM_FAST_CPU_ISA": "generic"}, "cpu"),
-        ({"DDPM_FAST_BACKEND": "abacus"}, "backend 'abacus' is unknown; there are cpu, triton, reference"),
+        ({"DDPM_FAST_BACKEND": "abacus"}, "backend 'abacus' is unknown; there are cuda, cpu, triton, reference"),
         ({"DDPM_FAST_CPU_ISA": "mmx"}, "DDPM_FAST_CPU_ISA=mmx: this machine runs generic"),
     ],
     ids=lambda value: " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",

@@ -193,13 +193,13 @@ def test_refused(word):
 
 @pytest.mark.parametrize("t", [[0, -1], [0, 5], [0, 2**62], [0, -(2**63)]], ids=str)
 @pytest.mark.parametrize("op", ["q_sample", "diffusion_loss", "hybrid_loss", "vlb_terms"])
-def test_timesteps_outside_the_table(op, t, backend):
+def test_timesteps_outside_the_table(op, t, host_backend):
     call = {"q_sample": q, "diffusion_loss": loss, "hybrid_loss": hybrid, "vlb_terms": bound}[op]
     refused(lambda: call(t=torch.tensor(t)), [f"{op}: t[1] is {t[1]}, outside the table's range 0..4"])
 
 
 @pytest.mark.parametrize("step", [-1, 5, 2**62])
-def test_step_outside_the_table(step, backend):
+def test_step_outside_the_table(step, host_backend):
     refused(
         lambda: reverse(step=torch.tensor(step)),
         [f"reverse_step: step[0] is {step}, outside the table's range 0..4"],

@@ -11,27 +11,14 @@
 namespace ddpm {
 namespace DDPM_ISA {
 
-constexpr float kLargestHalf = 65504.0f;
-
 static inline bool is_planar(const BoundArgs& args) {
     return channels_last(args.output) || channels_last(args.x0) || channels_last(args.noise.given) ||
            channels_last(args.gradient);
 }
 
-static inline BoundRow row_of(const float* entry) {
-    return BoundRow{{entry[0], entry[1], 0.0f}, entry[2], entry[3], entry[4], entry[5],
-                    entry[6],                   entry[8], Term(int(entry[7]))};
-}
-
-// What by_error is divided by before it is stored: its size, up to the error itself.
-static inline float error_scale(const BoundRow& row) {
-    return row.term == Term::kl ? mul(row.pull, row.pull) : exponential(-add(row.log_beta, row.delta));
-}
-
-// fp16 ends at 65504; an untrained network's derivative may not.
 static inline void saturate(const Image& image, float* values, int length) {
     if (image.dtype != DType::f16) return;
-    for (int i = 0; i < length; ++i) values[i] = greater(lesser(values[i], kLargestHalf), -kLargestHalf);
+    for (int i = 0; i < length; ++i) values[i] = held_in_half(values[i]);
 }
 
 // What a run reads, in fp32.
@@ -63,15 +50,14 @@ static inline void apply(const BoundRow row, float slope, float shrink, int leng
 }
 
 template <bool kHybrid>
-static void bound(const BoundArgs& args, int threads) {
+static void bound(const BoundArgs& args, double* partial, int threads) {
     constexpr int kColumns = kHybrid ? kHybridColumns : kBoundColumns;
     const bool planar = is_planar(args);
     const bool learned = args.groups == 2;
     const int64_t chunks = chunks_of(args.shape, planar);
-    Shape wide = args.shape;  // of the output, and of what is stored beside it
-    wide.channels *= args.groups;
+    const Shape wide = widened(args.shape, args.groups);  // of the output, and of what is stored beside it
     parallel_chunks(args.shape, planar, threads, [&](int64_t sample, int64_t chunk) {
-        const BoundRow row = row_of(args.table + kColumns * args.t[sample]);
+        const BoundRow row = bound_row(args.table.entries + kColumns * args.t[sample]);
         const BlockKey key = key_of(args.noise, sample);
         const float shrink = divide(1.0f, error_scale(row));
         double squares = 0.0, nats = 0.0;
@@ -121,18 +107,18 @@ static void bound(const BoundArgs& args, int threads) {
                 }
             }
         });
-        args.partial[2 * (sample * chunks + chunk)] = squares;
-        args.partial[2 * (sample * chunks + chunk) + 1] = nats;
+        partial[2 * (sample * chunks + chunk)] = squares;
+        partial[2 * (sample * chunks + chunk) + 1] = nats;
     });
     for (int64_t sample = 0; sample < args.shape.samples; ++sample) {
-        const float* const entry = args.table + kColumns * args.t[sample];
-        const BoundRow row = row_of(entry);
+        const float* const entry = args.table.entries + kColumns * args.t[sample];
+        const BoundRow row = bound_row(entry);
         const double per_element = 1.0 / double(args.shape.elements());
         const double bits = per_element * 1.4426950408889634;
         double squares = 0.0, nats = 0.0;
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-            squares += args.partial[2 * (sample * chunks + chunk)];
-            nats += args.partial[2 * (sample * chunks + chunk) + 1];
+            squares += partial[2 * (sample * chunks + chunk)];
+            nats += partial[2 * (sample * chunks + chunk) + 1];
         }
         float* const factor = args.factors + sample * args.groups;
         if (kHybrid) {
@@ -149,9 +135,9 @@ static void bound(const BoundArgs& args, int threads) {
     }
 }
 
-void hybrid_loss(const BoundArgs& args, int threads) { bound<true>(args, threads); }
+void hybrid_loss(const BoundArgs& args, double* partial, int threads) { bound<true>(args, partial, threads); }
 
-void vlb_terms(const BoundArgs& args, int threads) { bound<false>(args, threads); }
+void vlb_terms(const BoundArgs& args, double* partial, int threads) { bound<false>(args, partial, threads); }
 
 }  // namespace DDPM_ISA
 }  // namespace ddpm

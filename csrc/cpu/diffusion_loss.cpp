@@ -15,11 +15,11 @@ static inline bool is_planar(const LossArgs& args) {
            channels_last(args.residual);
 }
 
-void diffusion_loss(const LossArgs& args, int threads) {
+void diffusion_loss(const LossArgs& args, double* partial, int threads) {
     const bool planar = is_planar(args);
     const int64_t chunks = chunks_of(args.shape, planar);
     parallel_chunks(args.shape, planar, threads, [&](int64_t sample, int64_t chunk) {
-        const float* const entry = args.table + 3 * args.t[sample];
+        const float* const entry = args.table.entries + 3 * args.t[sample];
         const LossRow row{entry[0], entry[1], entry[2]};
         const BlockKey key = key_of(args.noise, sample);
         double sum = 0.0;
@@ -33,12 +33,12 @@ void diffusion_loss(const LossArgs& args, int threads) {
             if (args.residual.data) store(args.residual, args.shape, run, residual);
             sum += sum_run(run.length, [&](int i) { return mul(residual[i], residual[i]); });
         });
-        args.partial[sample * chunks + chunk] = sum;
+        partial[sample * chunks + chunk] = sum;
     });
     for (int64_t sample = 0; sample < args.shape.samples; ++sample) {
         double sum = 0.0;
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += args.partial[sample * chunks + chunk];
-        const double weight = args.table[3 * args.t[sample] + 2];
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += partial[sample * chunks + chunk];
+        const double weight = args.table.entries[3 * args.t[sample] + 2];
         args.loss[sample] = float(weight * sum / double(args.shape.elements()));
     }
 }

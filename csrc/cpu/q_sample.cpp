@@ -9,7 +9,7 @@ namespace DDPM_ISA {
 void q_sample(const QSampleArgs& args, int threads) {
     const bool planar = channels_last(args.x0) || channels_last(args.noise.given) || channels_last(args.out);
     parallel_chunks(args.shape, planar, threads, [&](int64_t sample, int64_t chunk) {
-        const float* const entry = args.table + 2 * args.t[sample];
+        const float* const entry = args.table.entries + 2 * args.t[sample];
         const QSampleRow row{entry[0], entry[1]};
         const BlockKey key = key_of(args.noise, sample);
         for_each_run(args.shape, planar, sample, chunk, [&](const Run& run) {

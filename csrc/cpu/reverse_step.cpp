@@ -8,15 +8,13 @@ namespace ddpm {
 namespace DDPM_ISA {
 
 void reverse_step(const ReverseStepArgs& args, int threads) {
-    const float* const r = args.row;
-    const StepRow row{r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7]};
+    const StepRow row = step_row(args.table.entries + kStepColumns * *args.step);
     const bool planar = channels_last(args.x) || channels_last(args.output) || channels_last(args.x0_previous) ||
                         channels_last(args.noise.given) || channels_last(args.x_next) || channels_last(args.x0) ||
                         channels_last(args.x_model);
     const bool noisy = row.sigma != 0.0f;  // a step without noise draws none
     const bool learned = noisy && args.groups == 2 && row.spread != 0.0f;
-    Shape wide = args.shape;  // of the output
-    wide.channels *= args.groups;
+    const Shape wide = widened(args.shape, args.groups);
     parallel_chunks(args.shape, planar, threads, [&](int64_t sample, int64_t chunk) {
         const BlockKey key = noisy ? key_of(args.noise, sample) : BlockKey{};
         for_each_run(args.shape, planar, sample, chunk, [&](const Run& run) {

@@ -1,4 +1,4 @@
-"""Which code runs an op: the C++ kernels, Triton's, or plain torch.
+"""Which code runs an op: the C++ kernels for CUDA or the CPU, Triton's, or plain torch.
 
 The default is the fastest backend that is there and handles the call's device and dtypes; use_backend() or the
 environment variable DDPM_FAST_BACKEND chooses one by name, and then nothing else is tried: if it cannot run the call,
@@ -17,8 +17,8 @@ import torch
 
 from ..errors import InputError
 
-NAMES = ("cpu", "triton", "reference")  # fastest first
-_MODULES = {"cpu": "native", "triton": "triton", "reference": "reference"}
+NAMES = ("cuda", "cpu", "triton", "reference")  # fastest first
+_MODULES = {"cpu": "native"}  # the others are named as their modules are
 
 
 class Status(NamedTuple):
@@ -31,7 +31,7 @@ class Status(NamedTuple):
 
 @cache
 def _module(name: str):
-    return importlib.import_module(f".{_MODULES[name]}", __package__)
+    return importlib.import_module(f".{_MODULES.get(name, name)}", __package__)
 
 
 def _unavailable(name: str) -> str:
@@ -45,9 +45,7 @@ def backend_status() -> list[Status]:
 
 def cannot_run_on(name: str, device: torch.device) -> str:
     """Why an available backend cannot run on tensors of this device, or the empty string."""
-    if name == "cpu" and device.type != "cpu":
-        return f"its kernels are for CPU tensors and these are on {device}"
-    return _module(name).refusal(device) if name == "triton" else ""
+    return "" if name == "reference" else _module(name).refusal(device)
 
 
 def _refusal(name: str, op: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str:
@@ -108,8 +106,8 @@ def active_backend(op: str, device: torch.device | str = "cpu", *dtypes: torch.d
 
 def kernel(op: str, device: torch.device, *dtypes: torch.dtype) -> Callable[..., None]:
     """The function that runs `op`, by the rule of active_backend."""
-    if _chosen is None and device.type == "cpu":  # the common case, without building the reasons
-        module = _module("cpu")
-        if not module.unavailable and all(dtype in module.DTYPES for dtype in dtypes):
+    if _chosen is None and device.type in ("cpu", "cuda"):  # the common case, without building the reasons
+        module = _module(device.type)
+        if not module.unavailable and not module.refusal(device) and all(dtype in module.DTYPES for dtype in dtypes):
             return module.OPS[op]
     return _module(active_backend(op, device, *dtypes)).OPS[op]

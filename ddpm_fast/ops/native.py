@@ -1,8 +1,12 @@
-"""The ops on the C++ kernels of csrc/: tensors in, raw pointers out. Arguments were checked in ops/__init__.py."""
+"""The ops on the C++ kernels of csrc/: tensors in, raw pointers out. Arguments were checked in ops/__init__.py.
+
+This module is the backend for CPU tensors; cuda.py puts the same calls to the kernels for GPUs.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -45,16 +49,26 @@ def use_isa(name: str) -> None:
         raise InputError(f"instruction set {name!r}: this machine runs {', '.join(_C.isas())}")
 
 
+def refusal(device: torch.device) -> str:
+    """Why these kernels cannot run on tensors of this device, or the empty string."""
+    return "" if device.type == "cpu" else f"its kernels are for CPU tensors and these are on {device}"
+
+
 def _image(image: Tensor | None) -> tuple[int, int, bool]:
     return _NO_IMAGE if image is None else (image.data_ptr(), DTYPES[image.dtype], is_channels_last(image))
 
 
-def _shape(image: Tensor) -> tuple[int, int, int]:
-    n, channels = image.shape[:2]
+def shape_of(image: Tensor) -> tuple[int, int, int]:
+    """(samples, channels, positions): the product of the trailing dimensions."""
+    n, channels = (image.shape[0], 1) if image.ndim < 2 else image.shape[:2]
     positions = 1
     for size in image.shape[2:]:
         positions *= size
     return n, channels, positions
+
+
+def _table(table: Tensor) -> tuple[int, int]:
+    return table.data_ptr(), table.shape[0]
 
 
 def _noise(noise: Tensor | NoiseKey) -> tuple:
@@ -63,111 +77,107 @@ def _noise(noise: Tensor | NoiseKey) -> tuple:
     return _image(noise), 0, 0, 0, 0
 
 
-def normal(key: NoiseKey, out: Tensor) -> None:
-    shape = (out.shape[0], 1, out[:1].numel()) if out.ndim < 2 else _shape(out)
-    _C.normal(shape, _noise(key), _image(out), torch.get_num_threads())
+class NativeOps:
+    """The ops as functions of tensors, on one of the extension's two sets of kernels: a subclass knows where to run."""
 
+    def run(self, op: str, image: Tensor, *arguments) -> None:
+        """Runs the exported function `op` on the arguments; image has the shape that the call is about."""
+        raise NotImplementedError
 
-def q_sample(x0: Tensor, t: Tensor, table: Tensor, noise: Tensor | NoiseKey, out: Tensor) -> None:
-    try:
-        _C.q_sample(
-            *(_shape(x0), _image(x0), t.data_ptr(), table.data_ptr(), table.shape[0], _noise(noise), _image(out)),
-            torch.get_num_threads(),
+    def normal(self, key: NoiseKey, out: Tensor) -> None:
+        self.run("normal", out, _noise(key), _image(out))
+
+    def q_sample(self, x0: Tensor, t: Tensor, table: Tensor, noise: Tensor | NoiseKey, out: Tensor) -> None:
+        self.run("q_sample", x0, _image(x0), t.data_ptr(), _table(table), _noise(noise), _image(out))
+
+    def diffusion_loss(
+        self,
+        output: Tensor,
+        x0: Tensor,
+        t: Tensor,
+        table: Tensor,
+        noise: Tensor | NoiseKey,
+        residual: Tensor | None,
+        loss: Tensor,
+    ) -> None:
+        self.run(
+            *("diffusion_loss", x0, _image(output), _image(x0), t.data_ptr(), _table(table), _noise(noise)),
+            *(_image(residual), loss.data_ptr()),
         )
-    except IndexError as error:
-        raise InputError(f"q_sample: {error}") from None
 
-
-def diffusion_loss(
-    output: Tensor,
-    x0: Tensor,
-    t: Tensor,
-    table: Tensor,
-    noise: Tensor | NoiseKey,
-    residual: Tensor | None,
-    loss: Tensor,
-) -> None:
-    try:
-        _C.diffusion_loss(
-            *(_shape(output), _image(output), _image(x0), t.data_ptr(), table.data_ptr(), table.shape[0]),
-            *(_noise(noise), _image(residual), loss.data_ptr(), torch.get_num_threads()),
+    def hybrid_loss(
+        self,
+        output: Tensor,
+        x0: Tensor,
+        t: Tensor,
+        table: Tensor,
+        noise: Tensor | NoiseKey,
+        gradient: Tensor | None,
+        loss: Tensor,
+        factors: Tensor,
+    ) -> None:
+        self.run(
+            *("hybrid_loss", x0, factors.shape[1], _image(output), _image(x0), t.data_ptr(), _table(table)),
+            *(_noise(noise), _image(gradient), loss.data_ptr(), 0, factors.data_ptr()),
         )
-    except IndexError as error:
-        raise InputError(f"diffusion_loss: {error}") from None
 
-
-def hybrid_loss(
-    output: Tensor,
-    x0: Tensor,
-    t: Tensor,
-    table: Tensor,
-    noise: Tensor | NoiseKey,
-    gradient: Tensor | None,
-    loss: Tensor,
-    factors: Tensor,
-) -> None:
-    _bound("hybrid_loss", output, x0, t, table, noise, gradient, loss, None, factors)
-
-
-def vlb_terms(
-    output: Tensor,
-    x0: Tensor,
-    t: Tensor,
-    table: Tensor,
-    noise: Tensor | NoiseKey,
-    gradient: Tensor | None,
-    bits: Tensor,
-    mse_x0: Tensor,
-    factors: Tensor,
-) -> None:
-    _bound("vlb_terms", output, x0, t, table, noise, gradient, bits, mse_x0, factors)
-
-
-def _bound(op, output, x0, t, table, noise, gradient, loss, mse_x0, factors) -> None:
-    try:
-        _C.bound(
-            *(op == "hybrid_loss", _shape(x0), factors.shape[1], _image(output), _image(x0)),
-            *(t.data_ptr(), table.data_ptr(), table.shape[0], _noise(noise), _image(gradient), loss.data_ptr()),
-            *(0 if mse_x0 is None else mse_x0.data_ptr(), factors.data_ptr(), torch.get_num_threads()),
+    def vlb_terms(
+        self,
+        output: Tensor,
+        x0: Tensor,
+        t: Tensor,
+        table: Tensor,
+        noise: Tensor | NoiseKey,
+        gradient: Tensor | None,
+        bits: Tensor,
+        mse_x0: Tensor,
+        factors: Tensor,
+    ) -> None:
+        self.run(
+            *("vlb_terms", x0, factors.shape[1], _image(output), _image(x0), t.data_ptr(), _table(table)),
+            *(_noise(noise), _image(gradient), bits.data_ptr(), mse_x0.data_ptr(), factors.data_ptr()),
         )
-    except IndexError as error:
-        raise InputError(f"{op}: {error}") from None
 
+    def loss_backward(self, stored: Tensor, scale: Tensor, grad: Tensor) -> None:
+        self.run("loss_backward", stored, scale.shape[1], _image(stored), scale.data_ptr(), _image(grad))
 
-def loss_backward(stored: Tensor, scale: Tensor, grad: Tensor) -> None:
-    _C.loss_backward(
-        *(_shape(stored), _image(stored), scale.shape[1], scale.data_ptr(), _image(grad)), torch.get_num_threads()
-    )
-
-
-def reverse_step(
-    x_t: Tensor,
-    output: Tensor,
-    x0_previous: Tensor | None,
-    table: Tensor,
-    step: Tensor,
-    noise: Tensor | NoiseKey,
-    x_out: Tensor,
-    x0_out: Tensor | None,
-    model_out: Tensor | None,
-) -> None:
-    try:
-        _C.reverse_step(
-            *(_shape(x_t), 2 if output.shape[1] > x_t.shape[1] else 1, _image(x_t), _image(output)),
-            *(_image(x0_previous), table.data_ptr(), table.shape[0], step.data_ptr(), _noise(noise)),
+    def reverse_step(
+        self,
+        x_t: Tensor,
+        output: Tensor,
+        x0_previous: Tensor | None,
+        table: Tensor,
+        step: Tensor,
+        noise: Tensor | NoiseKey,
+        x_out: Tensor,
+        x0_out: Tensor | None,
+        model_out: Tensor | None,
+    ) -> None:
+        self.run(
+            *("reverse_step", x_t, 2 if output.shape[1] > x_t.shape[1] else 1, _image(x_t), _image(output)),
+            *(_image(x0_previous), _table(table), step.data_ptr(), _noise(noise)),
             *(_image(x_out), _image(x0_out), _image(model_out)),
-            torch.get_num_threads(),
         )
-    except IndexError as error:
-        raise InputError(f"reverse_step: {error}") from None
+
+    def table(self) -> dict[str, Callable[..., None]]:
+        """The ops by name."""
+        return {
+            "normal": self.normal,
+            "q_sample": self.q_sample,
+            "diffusion_loss": self.diffusion_loss,
+            "hybrid_loss": self.hybrid_loss,
+            "vlb_terms": self.vlb_terms,
+            "loss_backward": self.loss_backward,
+            "reverse_step": self.reverse_step,
+        }
 
 
-OPS = {
-    "normal": normal,
-    "q_sample": q_sample,
-    "diffusion_loss": diffusion_loss,
-    "hybrid_loss": hybrid_loss,
-    "vlb_terms": vlb_terms,
-    "loss_backward": loss_backward,
-    "reverse_step": reverse_step,
-}
+class _CpuOps(NativeOps):
+    def run(self, op: str, image: Tensor, *arguments) -> None:
+        try:
+            getattr(_C, op)(shape_of(image), *arguments, torch.get_num_threads())
+        except IndexError as error:
+            raise InputError(f"{op}: {error}") from None
+
+
+OPS = _CpuOps().table()

@@ -1,0 +1,100 @@
+// What the kernels are given, on the CPU and on the GPU alike: raw pointers and sizes. Whoever calls has checked them.
+#pragma once
+
+#include "storage.h"
+
+namespace ddpm {
+
+// A tensor [N, C, ...]: dense, either contiguous or channels_last.
+struct Image {
+    void* data;
+    DType dtype;
+    bool channels_last;
+};
+
+struct Shape {
+    int64_t samples, channels, positions;  // positions: the product of the trailing dimensions
+    DDPM_METHOD int64_t elements() const { return channels * positions; }
+};
+
+// An output [N, groups * C, ...] beside an image [N, C, ...].
+DDPM_FN Shape widened(const Shape& shape, int64_t groups) {
+    return Shape{shape.samples, groups * shape.channels, shape.positions};
+}
+
+DDPM_FN bool channels_last(const Image& image) { return image.data && image.channels_last; }
+
+// Noise is either given (data != nullptr) or drawn from its counter.
+struct Noise {
+    Image given;
+    const int64_t* seed;       // [1]
+    const int64_t* sample_id;  // [N]
+    const int64_t* step;       // [1]
+    uint32_t stream;
+};
+
+// A table's rows; a kernel on the GPU, which cannot raise an error, answers an index outside with NaN.
+struct Table {
+    const float* entries;  // [rows, columns]
+    int64_t rows;
+};
+
+struct NormalArgs {
+    Shape shape;
+    Noise noise;
+    Image out;
+};
+
+struct QSampleArgs {
+    Shape shape;
+    Image x0;
+    const int64_t* t;  // [N]
+    Table table;       // 2 columns
+    Noise noise;
+    Image out;
+};
+
+struct LossArgs {
+    Shape shape;
+    Image output, x0;
+    const int64_t* t;  // [N]
+    Table table;       // 3 columns
+    Noise noise;
+    Image residual;    // data == nullptr: not wanted
+    float* loss;       // [N]
+};
+
+struct LossBackwardArgs {
+    Shape shape;
+    Image stored;        // what the loss's forward left
+    int64_t groups;      // of channels, each with its factor
+    const float* scale;  // [N, groups]
+    Image grad;
+};
+
+struct BoundArgs {
+    Shape shape;       // of x_0
+    int64_t groups;    // 2: the output's second group of channels sets the variance; 1: it has none
+    Image output, x0;
+    const int64_t* t;  // [N]
+    Table table;       // 9 columns for vlb_terms, 11 for hybrid_loss
+    Noise noise;
+    Image gradient;    // shaped like the output; data == nullptr: not wanted
+    float* loss;       // [N]: L_hybrid, or the bound's term in bits/dim
+    float* mse_x0;     // [N]: of vlb_terms alone
+    float* factors;    // [N, groups]: what makes the loss's gradient of `gradient`
+};
+
+struct ReverseStepArgs {
+    Shape shape;          // of x
+    int64_t groups;       // of C channels in the output
+    Image x, output;
+    Image x0_previous;    // data == nullptr: none
+    Table table;          // 8 columns
+    const int64_t* step;  // [1]: the row
+    Noise noise;
+    Image x_next;
+    Image x0, x_model;    // data == nullptr: not wanted
+};
+
+}  // namespace ddpm
