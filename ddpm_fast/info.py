@@ -54,7 +54,7 @@ def main() -> None:
 
         table = Table("backend", "ops", "status", title="Backends, fastest first", title_justify="left")
         for status in ops.backend_status():
-            kind = "cuda" if status.name == "cuda" or torch.cuda.is_available() and status.name == "triton" else "cpu"
+            kind = "cuda" if status.name == "cuda" or (torch.cuda.is_available() and status.name == "triton") else "cpu"
             ready = f"ready for {kind.upper()} tensors"
             if status.name == "cuda" and not status.unavailable:
                 ready += f" (built for compute capabilities {cuda.capabilities()})"

@@ -57,7 +57,8 @@ def _device_refusal(index: int) -> str:
         return ""
     return (
         f"its kernels were built for compute capabilities {capabilities()} and cuda:{index} "
-        f"({torch.cuda.get_device_name(index)}) has {major}.{minor}: set DDPM_FAST_CUDA_ARCHS={10 * major + minor} and {_REINSTALL}"
+        f"({torch.cuda.get_device_name(index)}) has {major}.{minor}: set DDPM_FAST_CUDA_ARCHS={10 * major + minor} "
+        f"and {_REINSTALL}"
     )
 
 
