@@ -40,7 +40,7 @@ METRICS = {
 }
 MARK = "spin_kernel"  # of torch.cuda._sleep: one is launched before the kernels of each variant
 WARMUP = 2
-TIMEOUT_S = 400
+TIMEOUT_S = 240  # of ncu
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -201,9 +201,9 @@ def noised_and_scored(x0: Tensor, t: Tensor, table: Tensor, output: Tensor, nois
 
 
 def stepped(x: Tensor, output: Tensor, row: Tensor, noise: Tensor) -> Tensor:
-    """A row of ddpm_fast.samplers.ddpm_table in plain torch [Ho et al. 2020, alg. 2]."""
+    """A row of ddpm_fast.samplers.ddpm_table in plain torch [Ho et al. 2020, alg. 2], in the state's dtype."""
     a_x, a_out, b_x, b_x0, _, sigma, clip, _ = row.unbind()
-    x0 = (a_x * x + a_out * output).clamp(-clip, clip)
+    x0 = (a_x * x + a_out * output.to(x.dtype)).clamp(-clip, clip)
     return b_x * x + b_x0 * x0 + sigma * noise
 
 
