@@ -1,5 +1,4 @@
-"""Which operations are measured at which sizes and where, and when a result may be timed: for test_ops.py, ratios.py and
-kernels.py."""
+"""Which operations are measured at which sizes and where, and when a result may be timed."""
 
 from __future__ import annotations
 

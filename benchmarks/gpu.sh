@@ -14,7 +14,8 @@ cd "$(dirname "$self")/.." || exit 2
 
 SECTIONS=(build tests sanitizer ops loop profile)
 SKIPPED=77
-declare -A SHOWN=([build]=400 [tests]=600 [sanitizer]=400 [ops]=5000 [loop]=2200 [profile]=1400) # characters at the end
+# Characters of each section that the summary repeats: no more than 12,000 in all.
+declare -A SHOWN=([build]=400 [tests]=500 [sanitizer]=300 [ops]=6500 [loop]=2200 [profile]=700)
 
 usage() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$self"; }
 say() { printf '%s\n' "$*"; }
@@ -94,6 +95,7 @@ profile() {
 
 out="" quick=() chosen=() inside=""
 PYTHON=${PYTHON:-python3} limit=${DDPM_FAST_SECTION_SECONDS:-540}
+PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin # nvcc, ncu and compute-sanitizer, where the PATH lacks them
 while (($#)); do
     case $1 in
         --out) out=${2:-}; shift ;;
@@ -117,7 +119,14 @@ fi
 mkdir -p "$out" || exit 2
 out=$(realpath "$out")
 if [[ -n $inside ]]; then
-    "$inside"
+    case $inside in
+        build) build ;;
+        tests) tests ;;
+        sanitizer) sanitizer ;;
+        ops) ops ;;
+        loop) loop ;;
+        profile) profile ;;
+    esac
     exit
 fi
 
@@ -156,6 +165,6 @@ done
     for section in "${SECTIONS[@]}"; do
         if [[ -n ${result[$section]:-} ]]; then printf '%-10s %s\n' "$section" "${result[$section]}"; fi
     done
-    say "files in $out: $(find "$out" -maxdepth 1 -type f -printf '%f ' | sort)"
+    say "files in $out: $(find "$out" -maxdepth 1 -type f -printf '%f\n' | sort | tr '\n' ' ')"
 } | tee -a "$out/gpu.log"
 exit "$failed"

@@ -25,9 +25,8 @@ from rich.markup import escape
 
 from ddpm_fast.commands import choose_device, console, plain_errors
 from ddpm_fast.errors import InputError
-from ddpm_fast.files import atomic_path, check_writable
 
-from . import cases, machine
+from . import cases, machine, report
 
 METRICS = {
     "instructions": "smsp__inst_executed.sum",  # of warps
@@ -46,7 +45,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def read(path: Path | None) -> dict:
-    """What main() wrote: {case: {label: [kernel]}}; empty without a file. Raises InputError for a file that is not it."""
+    """What main() wrote: {case: {label: [kernel]}}; empty without a file. Raises InputError for any other file."""
     if path is None:
         return {}
     try:
@@ -57,9 +56,18 @@ def read(path: Path | None) -> dict:
 
 def instructions(counted: dict, case: cases.Case, label: str) -> float | None:
     """Warp instructions of one call of a variant, all its kernels together; None where they were not counted."""
-    kernels = counted.get(str(case), {}).get(label, [])
-    counts = [kernel.get("instructions") for kernel in kernels]
-    return sum(counts) if counts and None not in counts else None
+    return _sum(counted, case, label, "instructions")
+
+
+def seconds(counted: dict, case: cases.Case, label: str) -> float | None:
+    """The time of all kernels of one call of a variant, by ncu with a cold L2; None where it was not taken."""
+    nanoseconds = _sum(counted, case, label, "nanoseconds")
+    return None if nanoseconds is None else 1e-9 * nanoseconds
+
+
+def _sum(counted: dict, case: cases.Case, label: str, name: str) -> float | None:
+    values = [kernel.get(name) for kernel in counted.get(str(case), {}).get(label, [])]
+    return sum(values) if values and None not in values else None
 
 
 def from_ncu(text: str) -> list[dict]:
@@ -104,8 +112,10 @@ def from_trace(trace: dict) -> list[dict]:
 
 
 def by_variant(kernels: list[dict], order: Iterable[tuple[str, str]]) -> dict:
-    """{case: {label: [kernel]}} of kernels in the order of their launch, a mark before each variant's. Raises InputError
-    if the marks are not as many as the variants: then nothing can be said of any."""
+    """{case: {label: [kernel]}} of kernels in the order of their launch, a mark before each variant's.
+
+    Raises InputError if the marks are not as many as the variants: then nothing can be said of any.
+    """
     order, groups = list(order), []
     for kernel in kernels:
         if MARK in kernel["name"]:
@@ -198,7 +208,7 @@ def cells(found: dict) -> list[list[str]]:
         [
             *(case, label, kernel["name"].split("(")[0].removeprefix("void ")[:60]),
             *("x".join(map(str, kernel["grid"])), "x".join(map(str, kernel["block"]))),
-            machine.duration(1e-9 * kernel["nanoseconds"]) if kernel.get("nanoseconds") else "-",
+            report.duration(1e-9 * kernel["nanoseconds"]) if kernel.get("nanoseconds") else "-",
             *(shown(kernel, "dram_percent", "{:.0f}%"), shown(kernel, "issue_percent", "{:.0f}%")),
             *(shown(kernel, "instructions", "{:.0f}"), shown(kernel, "registers", "{:.0f}")),
         ]
@@ -210,12 +220,12 @@ def cells(found: dict) -> list[list[str]]:
 
 @app.command()
 def main(
-    out: Annotated[Path, typer.Option(help="Where the counts go, as JSON.")],
-    only: Annotated[str, typer.Option(help="Only the cases whose name holds this, such as 'q_sample uint8'.")] = "",
+    out: report.Out,
+    only: report.Only = "",
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes.")] = False,
-    device: Annotated[str, typer.Option(help="A GPU.")] = "cuda",
-    backend: Annotated[list[str], typer.Option(help="Look at this backend (may be repeated).")] = [],  # noqa: B006
-    page: Annotated[Path | None, typer.Option("--markdown", help="Where the counts go as a Markdown page too.")] = None,
+    device: report.Device = "cuda",
+    backend: report.Backends = [],  # noqa: B006
+    page: report.Page = None,
     inside_ncu: Annotated[bool, typer.Option("--inside-ncu", hidden=True)] = False,
 ) -> None:
     """Count what the GPU executes in one call of ours on each backend, for every case."""
@@ -233,8 +243,7 @@ def main(
         if inside_ncu:
             call_each(chosen, place, marked_for_ncu)
             return
-        for path in filter(None, (out, page)):
-            check_writable(path)
+        report.check(out, page)
         how, why = "torch.profiler", "ncu is not on the PATH"
         if shutil.which("ncu"):
             options = ["--out", str(out), "--only", only, "--device", device, *(["--quick"] if quick else [])]
@@ -248,16 +257,10 @@ def main(
             console.print(f"[yellow]No instructions counted:[/] {escape(why)}", soft_wrap=True)
             kernels = profiled_by_torch(chosen, place)
         found = by_variant(kernels, [(str(case), label) for case, label in chosen])
-        report = {**machine.environment(place), "how": how, "why_not_ncu": why, "cases": found}
-        with atomic_path(out) as path:
-            path.write_text(json.dumps(report, indent=1) + "\n")
-        table = machine.markdown_table(COLUMNS, cells(found))
-        if page is not None:
-            with atomic_path(page) as path:
-                path.write_text(f"# Kernels\n\n{machine.title(report)}; by {how}. {report['date']}.\n\n{table}")
-        for row in cells(found):
-            console.print(escape(" ".join(row)), soft_wrap=True)
-        console.print(f"Wrote {out}" + (f" and {page}" if page else ""), soft_wrap=True)
+        made = {**machine.environment(place), "how": how, "why_not_ncu": why, "cases": found}
+        table = report.markdown_table(COLUMNS, cells(found))
+        text = f"# Kernels\n\n{report.title(made)}; by {how}. {made['date']}.\n\n{table}"
+        report.write(made, text, out, page)
 
 
 if __name__ == "__main__":

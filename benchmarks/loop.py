@@ -1,8 +1,8 @@
-"""Sampling and training end to end, with the CIFAR-10 network of Ho et al. 2020: `python -m benchmarks.loop --out FILE.json`.
+"""Sampling and training end to end: `python -m benchmarks.loop --out FILE.json`.
 
-Its weights are random, which its speed does not depend on. Beside ours stand the loops that one would write otherwise,
-on the same network: plain torch as the reference codes have it, and diffusers' own loop with its own network of the
-same architecture.
+The network is the CIFAR-10 one of Ho et al. 2020. Its weights are random, which its speed does not depend on. Beside
+ours stand the loops that one would write otherwise: plain torch on the same network, as the reference codes have it,
+and diffusers' own loop with its own network of the same architecture.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ import contextlib
 import copy
 import dataclasses
 import importlib.util
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -28,11 +26,10 @@ import ddpm_fast as df
 from ddpm_fast.commands import DTYPE_NAMES, choose_device, console, plain_errors
 from ddpm_fast.data import Dataset, batch_indices
 from ddpm_fast.errors import InputError
-from ddpm_fast.files import atomic_path, check_writable
 from ddpm_fast.samplers import SamplerTable, make_table
 from ddpm_fast.training import TrainConfig, Trainer
 
-from . import machine, timing
+from . import machine, report, timing
 from .operations import T, noised, scheduler, stepped
 
 _HO = {"downsample_padding": "asymmetric", "norm_eps": 1e-6, "time_denominator": "half-1", "time_order": "sin|cos"}
@@ -261,26 +258,25 @@ def cells(line: dict) -> list[str]:
     low, high = line["speedup_95"]
     return [
         *(f"{line['what']} {line['dtype']} batch {line['batch']}", line["measured"]),
-        *(machine.duration(ours["median_s"]), f"{ours['images_per_s']:.4g}", f"{line['errors'][line['measured']]:.0e}"),
-        *(line["baseline"], machine.duration(other["median_s"]), f"{other['images_per_s']:.4g}"),
+        *(report.duration(ours["median_s"]), f"{ours['images_per_s']:.4g}", f"{line['errors'][line['measured']]:.0e}"),
+        *(line["baseline"], report.duration(other["median_s"]), f"{other['images_per_s']:.4g}"),
         *(f"{line['speedup']:.2f}", f"{low:.2f}..{high:.2f}"),
     ]
 
 
 @app.command()
 def main(
-    out: Annotated[Path, typer.Option(help="Where the results go, as JSON.")],
-    page: Annotated[Path | None, typer.Option("--markdown", help="Where the results go as a Markdown page too.")] = None,
+    out: report.Out,
+    page: report.Page = None,
     quick: Annotated[bool, typer.Option("--quick", help="A tiny network, few steps: does it run and match?")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    device: report.Device = "auto",
     only: Annotated[str, typer.Option(help="Only what holds this, such as 'sampling bf16'.")] = "",
-    minutes: Annotated[float | None, typer.Option(help="Start nothing after so many minutes; the run fails.")] = None,
+    minutes: report.Minutes = None,
 ) -> None:
     """Time sampling and training beside the loops one would write otherwise, in turns; write the results to a file."""
     with plain_errors():
         started, place, sizes = time.monotonic(), choose_device(device), QUICK if quick else Sizes()
-        for path in filter(None, (out, page)):
-            check_writable(path)
+        report.check(out, page)
         tasks: dict[str, Callable[[], list[dict]]] = {}
         for dtype, name in DTYPE_NAMES.items():
             tasks[f"training {name}"] = lambda name=name: training(sizes, name, place)
@@ -304,7 +300,7 @@ def main(
             if place.type == "cuda":
                 with contextlib.suppress(RuntimeError):  # of a GPU that is beyond help: the next task says so
                     torch.cuda.empty_cache()
-        report = {
+        made = {
             **where,
             "device": str(place),
             "sizes": {**dataclasses.asdict(sizes), "network": sizes.network.to_dict()},
@@ -316,13 +312,10 @@ def main(
             "failures": failures,
             "results": results,
         }
-        with atomic_path(out) as path:
-            path.write_text(json.dumps(report, indent=1) + "\n")
-        if page is not None:
-            head = f"# Loops\n\n{machine.title(report)}; {sizes.rounds} rounds, medians. {report['date']}.\n"
-            head += f"images/s in sampling: of chains of {sizes.steps} steps.\n\n"
-            with atomic_path(page) as path:
-                path.write_text(head + machine.markdown_table(COLUMNS, map(cells, results)))
+        text = f"# Loops\n\n{report.title(made)}; {sizes.rounds} rounds, medians. {made['date']}.\n"
+        text += f"images/s in sampling: of chains of {sizes.steps} steps.\n\n"
+        text += report.markdown_table(COLUMNS, map(cells, results)) + "".join(f"\n{x}\n" for x in absent + failures)
+        report.write(made, text, out, page)
         for line in results:
             what, ours, step, rate, error, baseline, other, _, speedup, interval = cells(line)
             console.print(
@@ -334,7 +327,6 @@ def main(
             console.print("[yellow]Absent:[/]", escape(message), soft_wrap=True)
         for message in failures:
             console.print("[red]Failed:[/]", escape(message), soft_wrap=True)
-        console.print(f"Wrote {out}" + (f" and {page}" if page else ""), soft_wrap=True)
         if failures:
             raise typer.Exit(1)
 

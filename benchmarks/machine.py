@@ -13,7 +13,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Sequence
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ from . import timing
 SCHEDULERS = 4  # of an SM, on every generation since 2017
 COPY_BYTES = {"cuda": 2**31, "cpu": 2**26}  # many times the L2, or the caches of most CPUs
 COPY_ROUNDS = 20
+BUSY_SECONDS = 0.5  # until the clocks are up
 _SMI = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw", "power.limit", "temperature.gpu")
 
 
@@ -62,25 +63,10 @@ def environment(device: torch.device) -> dict:
     }
 
 
-def title(report: dict) -> str:
-    """The machine and the versions of a report in a line."""
-    machine, versions = report["machine"], report["versions"]
-    libraries = f"torch {versions['torch']}, diffusers {versions['diffusers'] or 'not installed'}"
-    if "gpu" not in machine:
-        return f"{machine['cpu']}, {machine['isa']}, {machine['threads']} threads; {libraries}"
-    card = machine["gpu"]
-    return f"{card['name']}, driver {card['state'].get('driver_version')}; {libraries}, triton {versions['triton']}"
-
-
 def gpu(device: torch.device) -> dict:
     """The GPU: what it is, and its clocks while it is busy (an idle one clocks down)."""
     properties = torch.cuda.get_device_properties(device)
-    x = torch.zeros(2**28, dtype=torch.uint8, device=device)
-    y = torch.empty_like(x)
-    for _ in range(5000):  # about a second in the queue while nvidia-smi looks
-        y.copy_(x)
-    state = nvidia_smi(getattr(properties, "uuid", None))
-    torch.cuda.synchronize(device)
+    state = nvidia_smi(f"GPU-{getattr(properties, 'uuid', '')}", device)
     clock = state.get("clocks.sm")
     return {
         "name": properties.name,
@@ -89,16 +75,38 @@ def gpu(device: torch.device) -> dict:
         "l2_bytes": properties.L2_cache_size,
         "memory_bytes": properties.total_memory,
         "state": state,
-        "sm_clock_hz": float(clock) * 1e6 if clock and clock.replace(".", "").isdigit() else None,
+        "sm_clock_hz": 1e6 * float(clock) if clock and clock.isdigit() else None,
     }
 
 
-def nvidia_smi(uuid: object) -> dict[str, str]:
-    """The driver's version, clocks in MHz, power and temperature as nvidia-smi gives them; empty where it does not."""
-    chosen = [f"--id=GPU-{uuid}"] if uuid else []
-    line = _output("nvidia-smi", f"--query-gpu={','.join(_SMI)}", "--format=csv,noheader,nounits", *chosen)
-    values = [value.strip() for value in line.splitlines()[0].split(",")] if line else []
-    return dict(zip(_SMI, values, strict=True)) if len(values) == len(_SMI) else {}
+def nvidia_smi(uuid: str, device: torch.device) -> dict[str, str]:
+    """The driver's version, clocks in MHz, power and temperature as nvidia-smi gives them of a GPU that copies until it
+    has answered; empty where it does not."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(_SMI)}", "--format=csv,noheader,nounits", f"--id={uuid}"]
+    source = torch.zeros(2**28, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+
+    def copy() -> None:
+        for _ in range(100):
+            target.copy_(source)
+        torch.cuda.synchronize(device)
+
+    until = time.monotonic() + BUSY_SECONDS
+    while time.monotonic() < until:
+        copy()
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    except OSError:
+        return {}
+    while process.poll() is None:
+        copy()
+    return smi_state(process.communicate()[0])
+
+
+def smi_state(text: str) -> dict[str, str]:
+    """What nvidia-smi was asked for, by its own names; empty if the text is not one line of as many values."""
+    values = [value.strip() for value in text.strip().split(",")]
+    return dict(zip(_SMI, values, strict=True)) if len(values) == len(_SMI) and "\n" not in text.strip() else {}
 
 
 def copy_bandwidth(device: torch.device) -> float:
@@ -128,20 +136,6 @@ def floor(nbytes: float, bandwidth: float, instructions: float | None, rate: flo
     moved = nbytes / bandwidth
     issued = instructions / rate if instructions and rate else 0.0
     return Floor(issued, "instructions") if issued > moved else Floor(moved, "bytes")
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; the first column's text starts at the left, numbers stand at the right."""
-    lines = [list(header), ["---", *["---:"] * (len(header) - 1)], *map(list, rows)]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", r"\|") for cell in line) + " |" for line in lines) + "\n"
-
-
-def duration(seconds: float) -> str:
-    """A time in the unit that suits it."""
-    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}" if seconds < 1000 * scale else f"{seconds / scale:.0f} {unit}"
-    return f"{seconds / 1e-6:.3g} us"
 
 
 def _output(*command: str) -> str:

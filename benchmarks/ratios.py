@@ -1,5 +1,6 @@
-"""How much faster than each baseline, from interleaved rounds: `python -m benchmarks.ratios --out FILE.json`, on the CPU
-or with `--device cuda` on a GPU.
+"""How much faster than each baseline, from interleaved rounds: `python -m benchmarks.ratios --out FILE.json`.
+
+On the CPU, or with `--device cuda` on a GPU.
 
 Machines are noisy, and noise is common to what runs within the same milliseconds. So the variants of a case take turns
 (A B C A B C ...), each round gives one ratio for each baseline, and their median is the claim, with the 95% interval of
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import time
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -24,9 +24,8 @@ from rich.table import Table
 
 from ddpm_fast.commands import choose_device, console, plain_errors
 from ddpm_fast.errors import InputError
-from ddpm_fast.files import atomic_path, check_writable
 
-from . import cases, kernels, machine, timing
+from . import cases, kernels, machine, report, timing
 from .operations import Operation
 
 MAX_SETS = 512  # more would rotate through sizes at which only the launches count
@@ -67,7 +66,7 @@ def batches(
         if setting.graph and label == "diffusers":
             skipped[label] = "its loop counts steps on the host, which a graph would freeze: only as plain calls"
             continue
-        calls = [lambda variant=each.variant(label): variant(None) for each in operations]
+        calls = [functools.partial(each.variant(label), None) for each in operations]
         within = functools.partial(operation.running, label)
         try:
             with within():
@@ -139,6 +138,7 @@ class Ceilings:
             "floor_is": floor.bound_by,
             "floor_share": floor.seconds / seconds,
             "copy_share": nbytes / self.bandwidth / seconds,
+            "kernels_s": kernels.seconds(self.counted, operation.case, label),
             "warp_instructions": instructions,
             "issue_share": issued,
         }
@@ -157,44 +157,44 @@ def cells(line: dict) -> list[str]:
     issued = "-" if line["issue_share"] is None else f"{line['issue_share']:.0%}"
     return [
         *(line["case"], line["setting"], line["measured"]),
-        *(machine.duration(ours["median_s"]), f"{ours['ns_per_element']:.3g}", f"{ours['gb_per_s']:.0f}"),
-        *(f"{line['copy_share']:.0%}", issued, machine.duration(line["floor_s"]), line["floor_is"]),
-        *(f"{ours['error']:.0e}", line["baseline"], machine.duration(other["median_s"]), f"{other['error']:.0e}"),
+        *(report.duration(ours["median_s"]), f"{ours['ns_per_element']:.3g}", f"{ours['gb_per_s']:.3g}"),
+        *(f"{line['copy_share']:.0%}", issued, report.duration(line["floor_s"]), line["floor_is"]),
+        *(f"{ours['error']:.0e}", line["baseline"], report.duration(other["median_s"]), f"{other['error']:.0e}"),
         *(f"{line['speedup']:.2f}", f"{low:.2f}..{high:.2f}"),
     ]
 
 
 def brief(results: list[dict]) -> list[str]:
-    """The results in a line for each case and measured variant, in the setting to quote: time, share of the floor, and
-    what each baseline takes of it."""
-    grouped: dict[tuple[str, str], list[dict]] = {}
+    """The results in a line for each case, in the setting to quote (diffusers, which has no graph, from the plain
+    calls): time and share of the floor of each measured variant, and what each baseline takes of the first's time."""
+    by_case: dict[str, list[dict]] = {}
     for line in results:
-        key = line["case"], line["measured"]
-        if key in grouped and grouped[key][-1]["setting"] != line["setting"]:
-            # diffusers, which has no graph, is quoted from the plain calls.
-            grouped[key] = [old for old in grouped[key] if old["baseline"] == "diffusers"]
-        grouped.setdefault(key, []).append(line)
+        by_case.setdefault(line["case"], []).append(line)
     lines = []
-    for (case, ours), group in grouped.items():
-        last = group[-1]
-        ratios = ", ".join(
-            f"{line['baseline']} {line['speedup']:.2f}x" + " (calls)" * (line["setting"] != last["setting"])
-            for line in group
+    for case, group in by_case.items():
+        setting = group[-1]["setting"]
+        quoted = [line for line in group if line["setting"] == setting]
+        ours = {line["measured"]: line for line in quoted}
+        times = ", ".join(
+            f"{label} {report.duration(line[label]['median_s'])} ({line['floor_share']:.0%} {line['floor_is']})"
+            for label, line in ours.items()
         )
-        lines.append(
-            f"{case} [{ours}; {last['setting']}] {machine.duration(last[ours]['median_s'])}, "
-            f"{last['floor_share']:.0%} of the floor ({last['floor_is']}); {ratios}"
+        plain = [line for line in group if line["baseline"] == "diffusers" and line not in quoted]
+        ratios = " ".join(
+            f"{line['baseline']} {line['speedup']:.2f}x" + " (calls)" * (line in plain)
+            for line in [*quoted, *plain]
+            if line["measured"] == quoted[0]["measured"]
         )
+        lines.append(f"{case} [{setting}] {times}; {ratios}")
     return lines
 
 
-def _table(report: dict) -> Table:
-    machine_and_versions = f"{machine.title(report)}; {report['rounds']} rounds, medians"
-    table = Table(*COLUMNS[:3], title=machine_and_versions)
+def _table(made: dict) -> Table:
+    table = Table(*COLUMNS[:3], title=f"{report.title(made)}; {made['rounds']} rounds, medians")
     for name in COLUMNS[3:]:
         table.add_column(name, justify="right")
     previous = None
-    for line in report["results"]:
+    for line in made["results"]:
         case, *rest = cells(line)
         if case != previous:
             table.add_section()
@@ -203,36 +203,35 @@ def _table(report: dict) -> Table:
     return table
 
 
-def markdown(report: dict) -> str:
-    """The report as a page."""
-    lines = [f"# Fused ops\n\n{machine.title(report)}; {report['rounds']} rounds, medians. {report['date']}.\n"]
-    lines.append(f"A large copy moves {1e-9 * report['copy_bytes_per_s']:.0f} GB/s (bytes read and written).")
-    if rate := report["issue_rate"]:
+def markdown(made: dict) -> str:
+    """The results as a page."""
+    lines = [f"# Fused ops\n\n{report.title(made)}; {made['rounds']} rounds, medians. {made['date']}.\n"]
+    lines.append(f"A large copy moves {1e-9 * made['copy_bytes_per_s']:.0f} GB/s (bytes read and written).")
+    if rate := made["issue_rate"]:
         lines.append(f"The GPU issues {1e-12 * rate:.2f} T warp instructions/s at most (32-bit integer ones, half).")
-    lines.append("\n" + machine.markdown_table(COLUMNS, map(cells, report["results"])))
-    for reason, names in report["absent"].items():
+    lines.append("\n" + report.markdown_table(COLUMNS, map(cells, made["results"])))
+    for reason, names in made["absent"].items():
         lines.append(f"Absent from {len(names)} cases: {reason}\n")
-    lines += [f"Not timed: {message}\n" for message in report["mismatches"]]
+    lines += [f"Not timed: {message}\n" for message in made["mismatches"]]
     return "\n".join(lines)
 
 
 @app.command()
 def main(
-    out: Annotated[Path, typer.Option(help="Where the results go, as JSON.")],
+    out: report.Out,
     rounds: Annotated[int, typer.Option(help="Rounds per comparison.")] = 60,
-    only: Annotated[str, typer.Option(help="Only the cases whose name holds this, such as 'q_sample uint8'.")] = "",
+    only: report.Only = "",
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes, 3 rounds: does it run and match?")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
-    backend: Annotated[list[str], typer.Option(help="Measure this backend (may be repeated).")] = [],  # noqa: B006
-    page: Annotated[Path | None, typer.Option("--markdown", help="Where the results go as a Markdown page too.")] = None,
+    device: report.Device = "cpu",
+    backend: report.Backends = [],  # noqa: B006
+    page: report.Page = None,
     counted: Annotated[Path | None, typer.Option("--kernels", help="What benchmarks.kernels counted.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Start no case after so many minutes; the run fails.")] = None,
+    minutes: report.Minutes = None,
 ) -> None:
     """Time the fused ops against every baseline in turns; print the ratios and write them to a file."""
     with plain_errors():
         started = time.monotonic()
-        for path in filter(None, (out, page)):
-            check_writable(path)
+        report.check(out, page)
         if rounds < 1:
             raise InputError(f"rounds is {rounds}; expected at least 1")
         place = choose_device(device)
@@ -277,7 +276,7 @@ def main(
                             mismatches.append(f"{case}: {label}: {reason}")
                         else:
                             leave_out(case, label, reason)
-        report = {
+        made = {
             **where,
             "device": str(place),
             "rounds": rounds,
@@ -287,15 +286,10 @@ def main(
             "mismatches": mismatches,
             "results": results,
         }
-        with atomic_path(out) as path:
-            path.write_text(json.dumps(report, indent=1) + "\n")
-        if page is not None:
-            with atomic_path(page) as path:
-                path.write_text(markdown(report))
-
+        report.write(made, markdown(made), out, page)
         if place.type == "cpu":
             # A table wrapped to the 80 columns of a log file cannot be read.
-            Console(highlight=False, width=max(console.width, 210)).print(_table(report))
+            Console(highlight=False, width=max(console.width, 210)).print(_table(made))
         for line in brief(results) if place.type != "cpu" else []:
             console.print(escape(line), soft_wrap=True)
         for reason, names in missing.items():
@@ -304,7 +298,6 @@ def main(
             )
         for message in mismatches:
             console.print("[red]Not timed:[/]", escape(message), soft_wrap=True)
-        console.print(f"Wrote {out}" + (f" and {page}" if page else ""), soft_wrap=True)
         if mismatches:
             raise typer.Exit(1)
 

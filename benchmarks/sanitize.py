@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from typing import Annotated
 
 import torch
 import typer
@@ -20,7 +19,7 @@ from ddpm_fast import ops
 from ddpm_fast.commands import choose_device, console, plain_errors
 from ddpm_fast.errors import InputError
 
-from . import cases
+from . import cases, report
 
 SHAPES = (
     (1, 1, 1),  # one element
@@ -75,8 +74,8 @@ def run_all(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, dev
 
 @app.command()
 def main(
-    device: Annotated[str, typer.Option(help="cuda, cpu or auto.")] = "auto",
-    backend: Annotated[list[str], typer.Option(help="Only this backend (may be repeated).")] = [],  # noqa: B006
+    device: report.Device = "auto",
+    backend: report.Backends = [],  # noqa: B006
 ) -> None:
     """Run every op on each backend that is there. Fails if none is."""
     with plain_errors():

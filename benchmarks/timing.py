@@ -1,6 +1,6 @@
 """How long calls take, on the CPU and on a GPU: variants that take turns, and what may be concluded from their times.
 
-On the CPU a call is timed by itself. On a GPU, where calls only enter a queue and take microseconds, a run of many calls
+On the CPU a call is timed by itself. On a GPU, where calls only enter a queue and take microseconds, a run of many
 is timed between two events: calls from Python, which a loop without CUDA graphs makes, or replays of a graph of them,
 which leave the kernels and the gaps between them.
 """
