@@ -35,7 +35,8 @@ build() {
     say "DDPM_FAST_CUDA_ARCHS=$DDPM_FAST_CUDA_ARCHS"
     "$PYTHON" -m pip install -e . --no-deps --no-build-isolation || exit 1
     if has nvidia-smi; then nvidia-smi -q -d CLOCK; fi
-    "$PYTHON" -m ddpm_fast.info
+    "$PYTHON" -m ddpm_fast.info || exit 1
+    "$PYTHON" -c 'import ddpm_fast; ddpm_fast.use_backend("cuda")' # fails, with the reason, if it is not there
 }
 
 tests() {

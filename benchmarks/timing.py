@@ -19,7 +19,7 @@ import torch
 WARMUP = 3
 RESAMPLES = 10_000
 L2_TIMES = 4  # a rotation goes through so many times the L2 before it comes back to the same tensors
-BATCH_SECONDS = 1e-3  # what is timed at once: a thousand times the resolution of an event
+BATCH_SECONDS = 4e-3  # what is timed at once: a hundred times what the first launch takes to reach an idle GPU
 MAX_REPEATS = 1000
 GRAPH_CALLS = 50  # in a graph, at least: the launch of the graph itself, some microseconds, is divided by it
 
@@ -62,8 +62,8 @@ def batch(calls: Sequence[Call], device: torch.device) -> Batch:
 def graph_batch(calls: Sequence[Call], device: torch.device) -> Batch:
     """Replays of a CUDA graph of the calls in their order, several rounds of them where they are few.
 
-    Every call keeps its results, and so has memory of its own for them: that of a call before it would be in the L2.
-    Raises RuntimeError for calls that cannot be captured.
+    Where several calls take turns each keeps its results, and so has memory of its own for them: that of the call
+    before it would be in the L2. Raises RuntimeError for calls that cannot be captured.
     """
     several = [*calls] * math.ceil(GRAPH_CALLS / len(calls))
     side = torch.cuda.Stream(device)
@@ -72,11 +72,14 @@ def graph_batch(calls: Sequence[Call], device: torch.device) -> Batch:
         for call in several[:WARMUP]:
             call()
     torch.cuda.current_stream(device).wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
+    graph, kept = torch.cuda.CUDAGraph(), []
     with torch.cuda.graph(graph):
-        kept = [call() for call in several]
+        for call in several:
+            kept.append(call())
+            if len(calls) == 1:
+                kept.clear()
 
-    def replay(_kept: object = kept) -> None:  # the results live as long as the graph that writes them
+    def replay(_kept: list = kept) -> None:  # the results live as long as the graph that writes them
         graph.replay()
 
     return _repeated(replay, len(several), device)

@@ -58,7 +58,7 @@ def test_settings_by_size():
 
 
 def test_repeats_fill_the_time_of_a_batch():
-    assert timing.repeats_for(0.3e-3) == 4
+    assert timing.repeats_for(0.3e-3) == 14
     assert timing.repeats_for(1.0) == 1
     assert timing.repeats_for(0.0) == timing.MAX_REPEATS
 
@@ -121,7 +121,7 @@ COLUMNS = (
 )
 NCU = f"""==PROF== Connected to process 7 (/usr/bin/python3)
 ==PROF== Profiling "spin_kernel" - 0: 0%....50%....100% - 1 pass
-{COLUMNS},"Device","CC","Section Name","Metric Name","Metric Unit","Metric Value"
+{COLUMNS},"CC","Section Name","Metric Name","Metric Unit","Metric Value"
 "0","7","python3","127.0.0.1","spin_kernel(long)","1","7","(1, 1, 1)","(1, 1, 1)","0","9.0","Command line profiler \
 metrics","smsp__inst_executed.sum","inst","52"
 "1","7","python3","127.0.0.1","_q_sample_kernel","1","7","(128, 1, 1)","(96, 4, 1)","0","9.0","Command line profiler \
@@ -310,7 +310,7 @@ def test_a_graph_takes_the_sets_in_turn(pretended):
 
 def test_a_batch_fills_its_time(pretended):
     batch = timing.batch([lambda: time.sleep(1e-4)], pretended)
-    assert 2 <= batch.calls <= 10
+    assert 8 <= batch.calls <= 40
 
 
 @pytest.mark.parametrize("setting", [ratios.Setting(), ratios.Setting(graph=True), ratios.Setting(True, 3)], ids=str)
@@ -352,13 +352,7 @@ def test_what_cannot_be_captured_is_left_out_with_its_reason(pretended, monkeypa
 def test_a_line_for_each_case():
     def line(setting, measured, baseline, speedup):
         numbers = {"speedup": speedup, "floor_share": 0.5, "floor_is": "bytes", measured: {"median_s": 2e-6}}
-        return {
-            "case": "a",
-            "setting": setting,
-            "measured": measured,
-            "baseline": baseline,
-            "speedup": speedup,
-        } | numbers
+        return {"case": "a", "setting": setting, "measured": measured, "baseline": baseline} | numbers
 
     results = [
         *(line("calls", "cuda", "diffusers", 9.0), line("calls", "cuda", "torch", 8.0)),
@@ -371,10 +365,8 @@ def test_a_line_for_each_case():
 # --- programs
 
 
-@pytest.mark.parametrize(
-    "setting", [[], ["--backend", "reference", "--backend", "cpu"]], ids=["default", "two backends"]
-)
-def test_ratios(setting, tmp_path):
+@pytest.mark.parametrize("backends", [[], ["--backend", "reference", "--backend", "cpu"]], ids=["default", "two"])
+def test_ratios(backends, tmp_path):
     places = ["--out", str(tmp_path / "r.json"), "--markdown", str(tmp_path / "r.md")]
     made = CliRunner().invoke(ratios.app, ["--quick", "--only", "reverse_step", *places, *backends])
     assert made.exit_code == 0, made.output
