@@ -3,7 +3,7 @@
 Under Nsight Compute (ncu), where it is there: instructions executed, bytes that reach the memory, and how busy both
 kept the GPU, in one call of each variant with a cold L2. Otherwise names, launch sizes and times by torch.profiler. The
 length of a kernel's machine code would not do as a count of instructions: correctly rounded roots and 64-bit divisions
-bring paths with them that hardly ever run (in `normal`, a fifth of it).
+bring paths with them that hardly ever run (in Triton's `normal` on sm_90, 98 instructions of 608).
 """
 
 from __future__ import annotations
