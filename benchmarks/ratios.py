@@ -185,7 +185,7 @@ def brief(results: list[dict]) -> list[str]:
             for line in [*quoted, *plain]
             if line["measured"] == quoted[0]["measured"]
         )
-        lines.append(f"{case} [{setting}] {times}; {ratios}")
+        lines.append(f"{case} [{setting.split()[-1]}] {times}; {ratios}".replace("instructions", "instr."))
     return lines
 
 

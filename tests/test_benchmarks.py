@@ -194,6 +194,22 @@ END
         kernels.profiled_by_ncu([])
 
 
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_each_variant_is_warm_and_alone_when_it_is_profiled(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
+    case = Case("reverse_step", (2, 3, 4, 4))
+    operation = cases.build(case, CPU)
+    operation.key.step.zero_()
+    steps = []
+    kernels.call_each(
+        [(case, "cpu"), (case, "reference")], CPU, lambda run: (steps.append(int(operation.key.step)), run())
+    )
+    assert steps == [2, 5], "two calls to warm up, then the one that counts"
+    # Without a GPU a trace holds no kernel; that it can be made and read is what counts here.
+    assert kernels.profiled_by_torch([(case, "cpu")], CPU) == []
+
+
 def test_kernels_needs_a_gpu(tmp_path):
     made = CliRunner().invoke(kernels.app, ["--device", "cpu", "--out", str(tmp_path / "k.json")])
     assert made.exit_code == 2 and "only a GPU's kernels" in made.stderr
@@ -243,9 +259,7 @@ def test_gpu_cases_are_some_of_each_kind():
 
 
 def test_a_backend_that_is_not_there_is_absent_with_a_reason():
-    if not torch.cuda.is_available():
-        for name in cases.OURS["cuda"]:
-            assert name in cases.absent(CASE, name, False, "cpu")
+    assert "backend 'cuda'" in cases.absent(CASE, "cuda", False, "cpu")
     with pytest.raises(InputError, match="backend 'gpu' is unknown"):
         cases.our_backends(["gpu"], CPU)
 
@@ -430,8 +444,8 @@ def test_gpu_sh_refuses_what_it_does_not_know(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: run benchmarks/gpu.sh itself")
-def test_gpu_sh_without_a_gpu(tmp_path):
+def test_gpu_sh_without_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     made = gpu_sh("--out", str(tmp_path), "profile", "tests", "loop")
     assert made.returncode == 0
     summary = made.stdout.split("summary")[1]
@@ -439,3 +453,33 @@ def test_gpu_sh_without_a_gpu(tmp_path):
         assert f"--- {section}: skipped: no CUDA device" in summary
     assert "--- ops" not in summary
     assert (tmp_path / "gpu.log").read_text() == made.stdout
+
+
+if torch.cuda.is_available():
+
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("sets", [1, 3])
+    @pytest.mark.parametrize("make", [timing.batch, timing.graph_batch])
+    def test_a_batch_makes_as_many_calls_as_it_says(make, sets):
+        device = torch.device("cuda")
+        counters = [torch.zeros((), dtype=torch.int64, device=device) for _ in range(sets)]
+        batch = make([lambda counter=counter: counter.add_(1) for counter in counters], device)
+        before = sum(int(counter) for counter in counters)
+        seconds = timing.seconds_of(batch.run, device)
+        assert sum(int(counter) for counter in counters) - before == batch.calls
+        assert 0 < seconds < 1
+
+    @pytest.mark.gpu
+    def test_the_ceilings_of_this_gpu():
+        card = machine.gpu(torch.device("cuda"))
+        assert card["l2_bytes"] > MIB and card["multiprocessors"] > 0
+        assert machine.copy_bandwidth(torch.device("cuda")) > 1e10
+
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("only", ["q_sample uint8 4x3", "hybrid_loss float32 4x3"])
+    def test_ratios_on_this_gpu(only, tmp_path):
+        options = ["--quick", "--device", "cuda", "--only", only, "--out", str(tmp_path / "r.json")]
+        made = CliRunner().invoke(ratios.app, options)
+        assert made.exit_code == 0, made.output
+        results = json.loads((tmp_path / "r.json").read_text())["results"]
+        assert {line["setting"] for line in results} == {"calls", "graph"}
