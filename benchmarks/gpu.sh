@@ -3,9 +3,10 @@
 #
 #   bash benchmarks/gpu.sh --out DIR [--quick] [build] [tests] [sanitizer] [ops] [loop] [profile]
 #
-# All sections, or those named, in this order. Needs Python (python3, or $PYTHON) with torch and the build's needs, and no
-# network; what is missing is said and left out. Each section ends within DDPM_FAST_SECTION_SECONDS (540). DIR gets
-# gpu.log, tests.xml, and ops, loop and profile as .json and .md; the last lines printed are a summary.
+# All sections, or those named, in this order; a fresh machine needs build first. It takes Python (python3, or $PYTHON)
+# with torch and what the build needs, and no network; tools that are missing are said and left out. Each section ends
+# within DDPM_FAST_SECTION_SECONDS (540). DIR gets gpu.log, tests.xml, and ops, loop and profile as .json and .md; the
+# last lines printed are a summary.
 # --quick: tiny sizes and few rounds, on the CPU too where there is no GPU: does all of it run?
 # The GPU's settings are left as they are.
 set -uo pipefail

@@ -26,7 +26,7 @@ from ddpm_fast.ops import native
 from . import timing
 
 SCHEDULERS = 4  # of an SM, on every generation since 2017
-COPY_BYTES = {"cuda": 2**31, "cpu": 2**26}  # many times the L2, or the caches of most CPUs
+COPY_BYTES = {"cuda": 2**30, "cpu": 2**26}  # many times the L2, or the caches of most CPUs
 COPY_ROUNDS = 20
 BUSY_SECONDS = 0.5  # until the clocks are up
 _SMI = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw", "power.limit", "temperature.gpu")

@@ -243,7 +243,7 @@ def main(
         bandwidth = machine.copy_bandwidth(place)
         ceilings = Ceilings(ours, bandwidth, card, kernels.read(counted))
         console.print(f"A large copy: {1e-9 * bandwidth:.0f} GB/s, read and written")
-        results, missing, mismatches = [], {}, []
+        results, missing, mismatches, unmeasured = [], {}, [], set()
 
         def leave_out(case: cases.Case, label: str, reason: str) -> None:
             missing.setdefault(f"{label}: {reason}", []).append(str(case))
@@ -257,6 +257,7 @@ def main(
                 if reason := cases.absent(case, label, quick, place):
                     leave_out(case, label, reason)
                     labels.remove(label)
+                    unmeasured.update({label} & set(ours))
             console.print(f"{case}: {', '.join(labels)}")
             with out_of_memory(place, f"{case}: ", mismatches):
                 operation = cases.build(case, place)
@@ -298,7 +299,9 @@ def main(
             )
         for message in mismatches:
             console.print("[red]Not timed:[/]", escape(message), soft_wrap=True)
-        if mismatches:
+        if unmeasured:
+            console.print(f"[red]Not measured in all cases:[/] {', '.join(sorted(unmeasured))}")
+        if mismatches or unmeasured:
             raise typer.Exit(1)
 
 

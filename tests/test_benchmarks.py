@@ -390,6 +390,24 @@ def test_ratios(backends, tmp_path):
     assert page.count("\n| reverse_step") == len(results) and "Absent" in page
 
 
+def test_a_backend_that_cannot_run_fails_the_run(tmp_path):
+    options = [
+        "--quick",
+        "--only",
+        "normal",
+        "--backend",
+        "cpu",
+        "--backend",
+        "triton",
+        "--out",
+        str(tmp_path / "r.json"),
+    ]
+    made = CliRunner().invoke(ratios.app, options, env={"TRITON_INTERPRET": None})
+    assert made.exit_code == 1 and "Not measured in all cases: triton" in made.output
+    written = json.loads((tmp_path / "r.json").read_text())
+    assert {line["measured"] for line in written["results"]} == {"cpu"} and written["absent"]
+
+
 def test_the_time_limit_fails_a_run(tmp_path):
     options = ["--quick", "--only", "vlb_terms", "--minutes", "0", "--out", str(tmp_path / "r.json")]
     made = CliRunner().invoke(ratios.app, options)
