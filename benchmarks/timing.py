@@ -72,17 +72,41 @@ def graph_batch(calls: Sequence[Call], device: torch.device) -> Batch:
         for call in several[:WARMUP]:
             call()
     torch.cuda.current_stream(device).wait_stream(side)
-    graph, kept = torch.cuda.CUDAGraph(), []
-    with torch.cuda.graph(graph):
+    kept: list = []
+
+    def once() -> None:
         for call in several:
             kept.append(call())
             if len(calls) == 1:
                 kept.clear()
 
+    graph = _captured(once, device)
+
     def replay(_kept: list = kept) -> None:  # the results live as long as the graph that writes them
         graph.replay()
 
     return _repeated(replay, len(several), device)
+
+
+def _captured(run: Call, device: torch.device) -> torch.cuda.CUDAGraph:
+    """What run() launches, recorded. Raises RuntimeError, with PyTorch in order again, for what cannot be."""
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    # The outer stream, because torch.cuda.graph leaves its own behind if the capture fails.
+    with torch.cuda.stream(torch.cuda.current_stream(device)):
+        try:
+            with torch.cuda.graph(graph, pool=pool):
+                run()
+        except RuntimeError:
+            # Up to PyTorch 2.11 the allocator still thinks that it captures, fails at every empty_cache(), and keeps a
+            # pointer to the graph (pytorch/pytorch#180395). If it does not, this raises.
+            with contextlib.suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+                _unfinished.append(graph)
+            raise
+    return graph
+
+
+_unfinished: list[torch.cuda.CUDAGraph] = []
 
 
 def _repeated(run: Call, calls: int, device: torch.device) -> Batch:

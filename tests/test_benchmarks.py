@@ -304,7 +304,8 @@ class Graph:
 def pretended(monkeypatch):
     monkeypatch.setattr(Graph, "made", ())
     fakes = {"Event": Event, "Stream": Stream, "CUDAGraph": Graph, "current_stream": Stream}
-    fakes |= {"stream": contextlib.nullcontext, "graph": contextlib.nullcontext, "synchronize": lambda device: None}
+    fakes |= {"stream": contextlib.nullcontext, "synchronize": lambda device: None, "current_device": lambda: 0}
+    fakes |= {"graph_pool_handle": lambda: (0, 1), "graph": lambda graph, pool: contextlib.nullcontext()}
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     return torch.device("cuda")
@@ -349,17 +350,20 @@ def test_results_of_a_gpu(pretended, setting):
 
 def test_what_cannot_be_captured_is_left_out_with_its_reason(pretended, monkeypatch):
     @contextlib.contextmanager
-    def fails(graph):
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+    def fails(graph, pool):
         yield
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
+    mended = []
     monkeypatch.setattr(torch.cuda, "graph", fails)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *place: mended.append(place), raising=False)
     operation = cases.build(Case("vlb_terms", (2, 3, 8, 8)), CPU).replica()
     operation.device = pretended
     ceilings = ratios.Ceilings(("ddpm_fast",), 1e12, None, {})
     errors = {"ddpm_fast": 0.0, "composed": 0.0, "diffusers": 0.0}
     results, skipped = ratios.compare(operation, ratios.Setting(graph=True), errors, 3, ceilings)
     assert not results and skipped["composed"] == "graph: operation not permitted when stream is capturing"
+    assert mended == [(0, (0, 1))] * 2, "the allocator was left capturing"
     assert "host" in skipped["diffusers"]
 
 
@@ -486,6 +490,16 @@ if torch.cuda.is_available():
         seconds = timing.seconds_of(batch.run, device)
         assert sum(int(counter) for counter in counters) - before == batch.calls
         assert 0 < seconds < 1
+
+    @pytest.mark.gpu
+    def test_after_a_capture_that_failed_others_succeed():
+        device = torch.device("cuda")
+        x, stream = torch.ones(4, device=device), torch.cuda.current_stream()
+        with pytest.raises(RuntimeError):
+            timing.graph_batch([lambda: x.sum().item()], device)
+        assert torch.cuda.current_stream() == stream
+        torch.cuda.empty_cache()
+        assert timing.graph_batch([lambda: x + 1], device).calls >= timing.GRAPH_CALLS
 
     @pytest.mark.gpu
     def test_the_ceilings_of_this_gpu():
