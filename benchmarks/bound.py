@@ -9,23 +9,38 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 import ddpm_fast as df
 
-from .operations import NOISE_SEED, Case, Operation, T, exact, freshly_compiled, noised, scaled
+from .operations import NOISE_SEED, Case, Operation, T, exact, freshly_compiled, noised, per_sample_mean, scaled
+
+
+class Tables(NamedTuple):
+    """The schedule's tables that the formulas read, float64 [T] each, on the images' device."""
+
+    steps: float
+    posterior_mean_coef1: Tensor
+    posterior_mean_coef2: Tensor
+    posterior_log_variance_clipped: Tensor
+    log_betas: Tensor
+    sqrt_recip_alphas_cumprod: Tensor
+    sqrt_recipm1_alphas_cumprod: Tensor
+
+    @classmethod
+    def of(cls, schedule: df.Schedule, device: torch.device) -> Tables:
+        names = [name for name in cls._fields if name not in ("steps", "log_betas")]
+        tables = {name: getattr(schedule, name).to(device) for name in names}
+        return cls(steps=float(len(schedule)), log_betas=schedule.betas.log().to(device), **tables)
 
 
 def spread(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
     """A table's entries at t, one value an element."""
     values = table[t].to(torch.promote_types(like.dtype, torch.float32))
     return values.view(-1, *[1] * (like.ndim - 1)).expand(like.shape)
-
-
-def per_sample_mean(x: Tensor) -> Tensor:
-    return x.mean(dim=tuple(range(1, x.ndim)))
 
 
 def gaussian_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:
@@ -52,12 +67,12 @@ def decoder_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor
     return torch.where(x < -0.999, first, torch.where(x > 0.999, last, middle))
 
 
-def bound_terms(s: df.Schedule, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, clip: bool) -> tuple[Tensor, ...]:
+def bound_terms(s: Tables, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, clip: bool) -> tuple[Tensor, ...]:
     """(the bound's term in bits/dim [N], the predicted x_0) of an eps network with the learned range of variances."""
     eps, v = output.chunk(2, dim=1)
     posterior_mean = spread(s.posterior_mean_coef1, t, x_t) * x0 + spread(s.posterior_mean_coef2, t, x_t) * x_t
     posterior_log_variance = spread(s.posterior_log_variance_clipped, t, x_t)
-    low, high = spread(s.posterior_log_variance_clipped, t, x_t), spread(s.betas.log(), t, x_t)
+    low, high = spread(s.posterior_log_variance_clipped, t, x_t), spread(s.log_betas, t, x_t)
     fraction = (v + 1) / 2
     log_variance = fraction * high + (1 - fraction) * low
     pred_x0 = spread(s.sqrt_recip_alphas_cumprod, t, x_t) * x_t - spread(s.sqrt_recipm1_alphas_cumprod, t, x_t) * eps
@@ -69,15 +84,15 @@ def bound_terms(s: df.Schedule, output: Tensor, x0: Tensor, x_t: Tensor, t: Tens
     return torch.where(t == 0, nll, kl), pred_x0
 
 
-def composed_hybrid(s: df.Schedule, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+def composed_hybrid(s: Tables, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     eps, v = output.chunk(2, dim=1)
     frozen = torch.cat([eps.detach(), v], dim=1)
     bits, _ = bound_terms(s, frozen, x0, x_t, t, clip=False)
-    return per_sample_mean((noise - eps) ** 2) + bits * (len(s) / 1000.0)
+    return per_sample_mean((noise - eps) ** 2) + bits * (s.steps / 1000.0)
 
 
 def composed_terms(
-    s: df.Schedule, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor
+    s: Tables, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(bits/dim, MSE of x_0, MSE of eps), [N] each."""
     bits, pred_x0 = bound_terms(s, output, x0, x_t, t, clip=True)
@@ -93,43 +108,43 @@ class VlbTerms(Operation):
     draws the noise again.
     """
 
-    labels: tuple[str, ...] = ("ddpm_fast", "composed", "torch.compile")
+    baselines: dict[str, str] = {"composed": "composed", "torch.compile": "compiled"}  # noqa: RUF012
+    formula = staticmethod(composed_terms)
 
-    def __init__(self, case: Case):
-        super().__init__(case)
+    def __init__(self, case: Case, device: torch.device):
+        super().__init__(case, device)
         self.x0 = self.image()
         # Away from t = 0, whose likelihoods in the tails are decided by rounding.
-        self.t = torch.randint(1, T, case.shape[:1], generator=self.generator)
+        self.t = torch.randint(1, T, case.shape[:1], generator=self.generator, device=device)
         self.diffusion = df.GaussianDiffusion(df.Schedule.linear(T), variance="learned_range", loss="hybrid")
-        self.output = torch.cat([self.randn(self.generator), self.randn(self.generator).clamp(-1, 1)], 1)
-        self.output = self.output.contiguous(memory_format=self.memory_format)
-        self.key = df.NoiseKey.of(NOISE_SEED, case.shape[0])
+        self.tables = Tables.of(self.diffusion.schedule, device)
+        self.exact_table = self.diffusion.schedule.q_sample_table().to(device)
+        eps, v = self.randn(self.generator), self.randn(self.generator).clamp(-1, 1)
+        self.output = self.as_output(torch.cat([eps, v], 1))
+        self.key = self.new_key(NOISE_SEED, df.Stream.EVALUATION)
         self.noise = df.ops.normal(self.key, case.shape[1:], dtype=self.compute_dtype, memory_format=self.memory_format)
         self.x_t = self.diffusion.q_sample(self.x0, self.t, self.noise)
-        self.bytes_per_element = self.x0.itemsize + 2 * self.compute_dtype.itemsize
-        self.variants = dict(zip(self.labels, (self.ours, self.composed, self.compiled), strict=True))
-
-    formula = staticmethod(composed_terms)
+        self.bytes_per_element = self.x0.itemsize + 2 * self.output_dtype.itemsize
 
     @functools.cached_property
     def compiled_formula(self):
-        return freshly_compiled(functools.partial(self.formula, self.diffusion.schedule))
+        return freshly_compiled(functools.partial(self.formula, self.tables))
 
-    def ours(self, noise: Tensor | None) -> tuple[Tensor, ...]:
+    def ours(self, noise: None) -> tuple[Tensor, ...]:
         return tuple(self.diffusion.vlb_terms(self.output, self.x0, self.t, self.key))
 
     def composed(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        return self.formula(self.diffusion.schedule, self.output, scaled(self.x0), self.x_t, self.t, self.noise)
+        return self.formula(self.tables, self.output, scaled(self.x0), self.x_t, self.t, self.noise)
 
     def compiled(self, noise: Tensor | None) -> tuple[Tensor, ...]:
         return self.compiled_formula(self.output, scaled(self.x0), self.x_t, self.t, self.noise)
 
     def expected(self, noise: Tensor) -> tuple[Tensor, ...]:
-        return self.formula(self.diffusion.schedule, *self.wide_inputs())
+        return self.formula(self.tables, *self.wide_inputs())
 
     def wide_inputs(self) -> tuple[Tensor, ...]:
         x0, noise = exact(self.x0), self.noise.double()
-        x_t = noised(x0, self.t, self.diffusion.schedule.q_sample_table(), noise)
+        x_t = noised(x0, self.t, self.exact_table, noise)
         return self.output.detach().double(), x0, x_t, self.t, noise
 
 
@@ -137,19 +152,18 @@ class HybridLoss(VlbTerms):
     """L_hybrid of each sample, and the gradient of its mean in the output [Nichol & Dhariwal 2021, eq. 16]."""
 
     grad = True
+    formula = staticmethod(composed_hybrid)
 
-    def __init__(self, case: Case):
-        super().__init__(case)
+    def __init__(self, case: Case, device: torch.device):
+        super().__init__(case, device)
         self.output.requires_grad_()
         # x_0 and both groups of the output; what the forward keeps for the backward (written, read), the gradient
-        self.bytes_per_element = self.x0.itemsize + (2 + 2 + 2 + 2) * self.compute_dtype.itemsize
-
-    formula = staticmethod(composed_hybrid)
+        self.bytes_per_element = self.x0.itemsize + (2 + 2 + 2 + 2) * self.output_dtype.itemsize
 
     def with_gradient(self, loss: Tensor, output: Tensor) -> tuple[Tensor, ...]:
         return loss.detach(), *torch.autograd.grad(loss.mean(), output)
 
-    def ours(self, noise: Tensor | None) -> tuple[Tensor, ...]:
+    def ours(self, noise: None) -> tuple[Tensor, ...]:
         losses = self.diffusion.training_losses(self.output, self.x0, self.t, self.key)
         return self.with_gradient(losses, self.output)
 
@@ -163,4 +177,4 @@ class HybridLoss(VlbTerms):
         output, *others = self.wide_inputs()
         with torch.enable_grad():
             output.requires_grad_()
-            return self.with_gradient(self.formula(self.diffusion.schedule, output, *others), output)
+            return self.with_gradient(self.formula(self.tables, output, *others), output)

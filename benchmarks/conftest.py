@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
+
+from ddpm_fast.commands import choose_device
 
 from . import cases
 
@@ -13,6 +16,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run every benchmark once at small sizes and compare the results, without timing",
     )
+    parser.addoption("--device", default="cpu", help="where the benchmarks run: cpu (the default), cuda or auto")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -22,10 +26,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if {"case", "label"} <= set(metafunc.fixturenames):
+        device = choose_device(metafunc.config.getoption("device"))
         pairs = [
             pytest.param(case, label, id=f"{case}-{label}".replace(" ", "-"))
-            for case in cases.cases(metafunc.config.getoption("quick"))
-            for label in cases.labels(case)
+            for case in cases.cases(metafunc.config.getoption("quick"), device)
+            for kind in cases.labels(case, cases.OURS[device.type])
+            for label in kind
         ]
         metafunc.parametrize(("case", "label"), pairs)
 
@@ -33,3 +39,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def quick(request: pytest.FixtureRequest) -> bool:
     return request.config.getoption("quick")
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return choose_device(request.config.getoption("device"))

@@ -1,13 +1,16 @@
-"""What is measured: each operation of ddpm_fast with every way of computing it.
+"""What is measured: each operation of ddpm_fast with every way of computing it, on the CPU or a GPU.
 
-The ways ("variants") of an operation do the same work on the same tensors: ddpm_fast's fused op, the peer library
-diffusers, plain torch, and plain torch under torch.compile. A variant called with a noise tensor uses that, so that
-its result can be compared with float64 before anything is timed; called with None it draws its own noise, in the way
-its own documentation's loop does, which is what is timed.
+The ways ("variants") of an operation do the same work on the same tensors: ddpm_fast's fused op on each of its
+backends, the peer library diffusers, plain torch, and plain torch under torch.compile. A baseline called with a noise
+tensor uses that, so that its result can be compared with float64 before anything is timed; called with None it draws
+its own noise, in the way its own documentation's loop does, which is what is timed. Ours is compared as it is timed: it
+draws from its key, and float64 is given what the key names.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
 import math
 from collections.abc import Callable
@@ -18,75 +21,133 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import ddpm_fast as df
+from ddpm_fast.ops import backend
 from ddpm_fast.samplers import ddpm_table
 
 T = 1000
 TIMESTEP = 500  # of the reverse step: every t > 0 costs the same
 NOISE_SEED = 1
 # Of the largest value. Plain torch rounds to bf16 after every operation, which costs it some of the 8 bits.
-TOLERANCE = {torch.float32: 1e-5, torch.uint8: 1e-5, torch.bfloat16: 2**-6}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-6}
 
 Variant = Callable[[Tensor | None], tuple[Tensor, ...]]
 
 
 class Case(NamedTuple):
-    """One operation at one size. dtype: of x_0 and of what is made from it (uint8 x_0 makes float32)."""
+    """One operation at one size. dtype: of x_0 and of what is made from it (uint8 x_0 makes float32). network: as it is
+    around a U-Net in bf16, whose output is bf16 and channels_last and whose input is bf16."""
 
     operation: str
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
+    network: bool = False
 
     @property
     def elements(self) -> int:
         return math.prod(self.shape)
 
     def __str__(self) -> str:
-        layout = " channels_last" if self.channels_last else ""
+        layout = " channels_last" * self.channels_last + " network" * self.network
         return f"{self.operation} {str(self.dtype).removeprefix('torch.')} {'x'.join(map(str, self.shape))}{layout}"
 
 
 class Operation:
-    """The inputs of a case, its variants with the measured one first, and the result that float64 gives.
+    """The inputs of a case on a device, its variants, and the result that float64 gives.
 
-    bytes_per_element: what must be read and written however it is computed, each tensor once an op. normals: how many
-    are drawn per element. grad: whether autograd is on while it is timed.
+    baselines: what stands beside ours, and the method that computes it. bytes_per_element: what must be read and
+    written however it is computed, each tensor once an op. normals: how many are drawn per element. grad: whether
+    autograd is on while it is timed.
     """
 
-    labels: tuple[str, ...] = ("ddpm_fast", "diffusers", "torch", "torch.compile")
+    baselines: dict[str, str] = {"diffusers": "diffusers", "torch": "eager", "torch.compile": "compiled"}  # noqa: RUF012
     bytes_per_element: int
     normals = 1
     grad = False
-    variants: dict[str, Variant]  # by label
 
-    def __init__(self, case: Case):
-        self.case = case
+    def __init__(self, case: Case, device: torch.device):
+        self.case, self.device = case, device
         self.memory_format = torch.channels_last if case.channels_last else torch.contiguous_format
-        self.generator = torch.Generator().manual_seed(0)
+        self.generator = torch.Generator(device).manual_seed(0)
         self.compute_dtype = torch.float32 if case.dtype == torch.uint8 else case.dtype
-        self.tolerance = TOLERANCE[case.dtype]  # the largest error that still counts as the same result
-        self.calls = 0
+        self.output_dtype = torch.bfloat16 if case.network else self.compute_dtype
+        self.output_format = torch.channels_last if case.network else self.memory_format
+        self.tolerance = TOLERANCE[self.output_dtype]  # the largest error that still counts as the same result
+        self.key = self.new_key(0, df.Stream.TRAINING)
+
+    @classmethod
+    def labels(cls, ours: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """(what is measured, what it is measured against): ours under the names of cases.OURS, and the baselines."""
+        return ours, tuple(cls.baselines)
+
+    def variant(self, label: str) -> Variant:
+        return getattr(self, self.baselines.get(label, "ours"))
+
+    @contextlib.contextmanager
+    def running(self, label: str):
+        """The backend and the gradient mode in which a variant is called."""
+        chosen = df.use_backend(label) if label in backend.NAMES else contextlib.nullcontext()
+        with chosen, torch.set_grad_enabled(self.grad):
+            yield
+
+    def replica(self) -> Operation:
+        """The same case with the same values in memory of its own. What was compiled is shared."""
+        made = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(made, name, value.detach().clone().requires_grad_(value.requires_grad))
+        seed, ids, step = (tensor.clone() for tensor in (self.key.seed, self.key.sample_id, self.key.step))
+        made.key = df.NoiseKey(seed, ids, step, self.key.stream)
+        return made
 
     def randn(self, generator: torch.Generator) -> Tensor:
-        z = torch.randn(self.case.shape, generator=generator, dtype=self.compute_dtype)
+        z = torch.randn(self.case.shape, generator=generator, dtype=self.compute_dtype, device=self.device)
         return z.contiguous(memory_format=self.memory_format)
 
     def image(self) -> Tensor:
+        options = {"generator": self.generator, "device": self.device}
         if self.case.dtype == torch.uint8:
-            x = torch.randint(0, 256, self.case.shape, generator=self.generator, dtype=torch.uint8)
+            x = torch.randint(0, 256, self.case.shape, dtype=torch.uint8, **options)
         else:
-            x = (torch.rand(self.case.shape, generator=self.generator) * 2 - 1).to(self.case.dtype)
+            x = (torch.rand(self.case.shape, **options) * 2 - 1).to(self.case.dtype)
         return x.contiguous(memory_format=self.memory_format)
+
+    def as_output(self, x: Tensor) -> Tensor:
+        """A tensor as the network gives it."""
+        return x.to(self.output_dtype).contiguous(memory_format=self.output_format)
 
     def draw(self, noise: Tensor | None) -> Tensor:
         """The baselines' own noise. In plain order always: torch's randn_like is 5x slower for channels_last."""
-        return torch.randn(self.case.shape, dtype=self.compute_dtype) if noise is None else noise
+        return torch.randn(self.case.shape, dtype=self.compute_dtype, device=self.device) if noise is None else noise
 
-    def next_key(self) -> df.NoiseKey:
-        """A new training step's noise, named as ddpm_fast.training names it."""
-        self.calls += 1
-        n = self.case.shape[0]
-        return df.NoiseKey.of(0, n, first_sample_id=self.calls * n, stream=df.Stream.TRAINING)
+    def new_key(self, seed: int, stream: int) -> df.NoiseKey:
+        return df.NoiseKey.of(seed, self.case.shape[0], stream=stream, device=self.device)
+
+    def next_samples(self) -> df.NoiseKey:
+        """The key moved on to the next batch of training, in place: NoiseKey.of would wait for a GPU."""
+        self.key.sample_id.add_(self.case.shape[0])
+        return self.key
+
+    def next_step(self) -> df.NoiseKey:
+        """The key moved on to the sampler's next step, in place, as ddpm_fast.sample does."""
+        self.key.step.add_(1)
+        return self.key
+
+    def drawing(self, formula: Callable) -> Callable:
+        """torch.compile of formula(*inputs, noise), as run(noise, *inputs).
+
+        On a GPU None is drawn inside, where inductor fuses it; its own generator on the CPU was four times slower than
+        all of the plain variant, so that there the noise comes from outside.
+        """
+        shape, dtype, device = self.case.shape, self.compute_dtype, self.device
+
+        def run(noise: Tensor | None, *inputs: Tensor):
+            return formula(*inputs, torch.randn(shape, dtype=dtype, device=device) if noise is None else noise)
+
+        compiled = freshly_compiled(run)
+        if device.type == "cuda":
+            return compiled
+        return lambda noise, *inputs: compiled(self.draw(noise), *inputs)
 
     @functools.cached_property
     def scheduler(self):
@@ -94,8 +155,14 @@ class Operation:
 
     def error(self, label: str) -> float:
         """The largest deviation of a variant from expected(noise), in float64, over each result's largest value."""
-        noise = self.randn(torch.Generator().manual_seed(NOISE_SEED))
-        pairs = zip(self.variants[label](noise), self.expected(noise), strict=True)
+        if label in self.baselines:
+            noise = self.randn(torch.Generator(self.device).manual_seed(NOISE_SEED))
+            results = self.variant(label)(noise)
+        else:
+            results = self.variant(label)(None)
+            with df.use_backend("reference"):
+                noise = df.ops.normal(self.key, self.case.shape[1:], memory_format=self.memory_format)
+        pairs = zip(results, self.expected(noise), strict=True)
         errors = [(result.double() - truth).abs().max() / truth.abs().max() for result, truth in pairs]
         return float(torch.stack(errors).max())  # unlike Python's max, NaN if one of them is
 
@@ -118,6 +185,10 @@ def exact(x0: Tensor) -> Tensor:
     return x0.double() / 127.5 - 1 if x0.dtype == torch.uint8 else x0.double()
 
 
+def per_sample_mean(x: Tensor) -> Tensor:
+    return x.mean(dim=tuple(range(1, x.ndim)))
+
+
 def noised(x0: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> Tensor:
     """q_sample in plain torch [Ho et al. 2020, eq. 4]; in float64 if the table is."""
     signal, sigma = table[t][:, :, None, None, None].unbind(1)
@@ -125,14 +196,14 @@ def noised(x0: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> Tensor:
     return x_t if table.dtype == torch.float64 else x_t.to(noise.dtype)
 
 
-def noised_and_scored(x0: Tensor, t: Tensor, table: Tensor, noise: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-    return noised(x0, t, table, noise), (output - noise).square().flatten(1).mean(1)
+def noised_and_scored(x0: Tensor, t: Tensor, table: Tensor, output: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    return noised(x0, t, table, noise), per_sample_mean((output - noise).square())
 
 
 def stepped(x: Tensor, output: Tensor, row: Tensor, noise: Tensor) -> Tensor:
-    """A row of ddpm_fast.samplers.ddpm_table in plain torch [Ho et al. 2020, alg. 2]."""
+    """A row of ddpm_fast.samplers.ddpm_table in plain torch [Ho et al. 2020, alg. 2], in the state's dtype."""
     a_x, a_out, b_x, b_x0, _, sigma, clip, _ = row.unbind()
-    x0 = (a_x * x + a_out * output).clamp(-clip, clip)
+    x0 = (a_x * x + a_out * output.to(x.dtype)).clamp(-clip, clip)
     return b_x * x + b_x0 * x0 + sigma * noise
 
 
@@ -146,33 +217,34 @@ def freshly_compiled(formula):
 class QSample(Operation):
     """x_t from x_0: noise, then DDPMScheduler.add_noise or what takes its place."""
 
-    def __init__(self, case: Case):
-        super().__init__(case)
+    def __init__(self, case: Case, device: torch.device):
+        super().__init__(case, device)
         self.x0 = self.image()
-        self.t = torch.randint(0, T, case.shape[:1], generator=self.generator)
+        self.t = torch.randint(0, T, case.shape[:1], generator=self.generator, device=device)
         self.diffusion = df.GaussianDiffusion(df.Schedule.linear(T))
-        self.table = self.diffusion.table("q_sample", self.x0.device)
-        self.bytes_per_element = self.x0.itemsize + self.compute_dtype.itemsize
-        self.variants = dict(zip(self.labels, (self.ours, self.diffusers, self.eager, self.compiled), strict=True))
+        self.exact_table = self.diffusion.schedule.q_sample_table().to(device)
+        self.table = self.exact_table.float()
+        self.bytes_per_element = self.x0.itemsize + self.output_dtype.itemsize
 
     @functools.cached_property
     def compiled_formula(self):
-        return freshly_compiled(noised)
+        dtype = self.output_dtype
+        return self.drawing(lambda x0, t, table, noise: noised(x0, t, table, noise).to(dtype))
 
-    def ours(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        return (self.diffusion.q_sample(self.x0, self.t, self.next_key() if noise is None else noise),)
+    def ours(self, noise: None) -> tuple[Tensor, ...]:
+        return (self.diffusion.q_sample(self.x0, self.t, self.next_samples(), self.output_dtype),)
 
     def diffusers(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        return (self.scheduler.add_noise(scaled(self.x0), self.draw(noise), self.t),)
+        return (self.scheduler.add_noise(scaled(self.x0), self.draw(noise), self.t).to(self.output_dtype),)
 
     def eager(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        return (noised(self.x0, self.t, self.table, self.draw(noise)),)
+        return (noised(self.x0, self.t, self.table, self.draw(noise)).to(self.output_dtype),)
 
     def compiled(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        return (self.compiled_formula(self.x0, self.t, self.table, self.draw(noise)),)
+        return (self.compiled_formula(noise, self.x0, self.t, self.table),)
 
     def expected(self, noise: Tensor) -> tuple[Tensor, ...]:
-        return (noised(exact(self.x0), self.t, self.diffusion.schedule.q_sample_table(), noise.double()),)
+        return (noised(exact(self.x0), self.t, self.exact_table, noise.double()),)
 
 
 class TrainingLoss(QSample):
@@ -180,119 +252,132 @@ class TrainingLoss(QSample):
 
     grad = True
 
-    def __init__(self, case: Case):
-        super().__init__(case)
-        self.output = self.randn(self.generator).requires_grad_()
-        # x_0 twice; x_t, the output, what the forward keeps for the backward (written and read), the gradient
-        self.bytes_per_element = 2 * self.x0.itemsize + 5 * self.compute_dtype.itemsize
+    def __init__(self, case: Case, device: torch.device):
+        super().__init__(case, device)
+        self.output = self.as_output(self.randn(self.generator)).requires_grad_()
+        # x_0 twice; x_t; the output, what the forward keeps for the backward (written and read), the gradient
+        self.bytes_per_element = 2 * self.x0.itemsize + self.compute_dtype.itemsize + 4 * self.output_dtype.itemsize
 
     @functools.cached_property
     def compiled_formula(self):
-        return freshly_compiled(noised_and_scored)
+        return self.drawing(noised_and_scored)
 
     def with_gradient(self, x_t: Tensor, loss: Tensor) -> tuple[Tensor, ...]:
         return x_t, loss.detach(), *torch.autograd.grad(loss.mean(), self.output)
 
-    def ours(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        z = self.next_key() if noise is None else noise
-        x_t = self.diffusion.q_sample(self.x0, self.t, z)
-        return self.with_gradient(x_t, self.diffusion.training_losses(self.output, self.x0, self.t, z))
+    def ours(self, noise: None) -> tuple[Tensor, ...]:
+        key = self.next_samples()
+        x_t = self.diffusion.q_sample(self.x0, self.t, key)
+        return self.with_gradient(x_t, self.diffusion.training_losses(self.output, self.x0, self.t, key))
 
     def diffusers(self, noise: Tensor | None) -> tuple[Tensor, ...]:
         z = self.draw(noise)
         x_t = self.scheduler.add_noise(scaled(self.x0), z, self.t)
-        return self.with_gradient(x_t, F.mse_loss(self.output, z, reduction="none").flatten(1).mean(1))
+        return self.with_gradient(x_t, per_sample_mean(F.mse_loss(self.output.to(z.dtype), z, reduction="none")))
 
     def eager(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        return self.with_gradient(*noised_and_scored(self.x0, self.t, self.table, self.draw(noise), self.output))
+        return self.with_gradient(*noised_and_scored(self.x0, self.t, self.table, self.output, self.draw(noise)))
 
     def compiled(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        return self.with_gradient(*self.compiled_formula(self.x0, self.t, self.table, self.draw(noise), self.output))
+        return self.with_gradient(*self.compiled_formula(noise, self.x0, self.t, self.table, self.output))
 
     def expected(self, noise: Tensor) -> tuple[Tensor, ...]:
         residual = self.output.detach().double() - noise.double()
-        return *super().expected(noise), residual.square().flatten(1).mean(1), 2 * residual / self.case.elements
+        return *super().expected(noise), per_sample_mean(residual.square()), 2 * residual / self.case.elements
 
 
 class ReverseStep(Operation):
-    """x_{t-1} from x_t and the network's output, fixed_small variance, x_0 clipped: DDPMScheduler.step or its like."""
+    """x_{t-1} from x_t and the network's output, fixed_small variance, x_0 clipped: DDPMScheduler.step or its like.
 
-    def __init__(self, case: Case):
-        super().__init__(case)
-        self.x, self.output = self.randn(self.generator), self.randn(self.generator)
+    Around a network in bf16 the state stays in float32, and the network gets a copy of it.
+    """
+
+    def __init__(self, case: Case, device: torch.device):
+        super().__init__(case, device)
+        self.x, self.output = self.randn(self.generator), self.as_output(self.randn(self.generator))
         diffusion = df.GaussianDiffusion(df.Schedule.linear(T), variance="fixed_small")
-        self.exact_table = ddpm_table(diffusion).coefficients
+        self.exact_table = ddpm_table(diffusion).coefficients.to(device)
         self.table = self.exact_table.float()
-        self.step = torch.tensor(T - 1 - TIMESTEP)
-        self.key = df.NoiseKey.of(0, case.shape[0], stream=df.Stream.REVERSE)
-        self.bytes_per_element = 3 * self.x.itemsize
-        self.variants = dict(zip(self.labels, (self.ours, self.diffusers, self.eager, self.compiled), strict=True))
+        self.row = T - 1 - TIMESTEP
+        self.step = torch.tensor(self.row, device=device)
+        self.key = self.new_key(0, df.Stream.REVERSE)
+        self.bytes_per_element = 2 * self.x.itemsize + self.output.itemsize * (2 if case.network else 1)
+
+    def with_copy(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (x, x.to(self.output_dtype)) if self.case.network else (x,)
 
     @functools.cached_property
     def compiled_formula(self):
-        return freshly_compiled(stepped)
+        return self.drawing(lambda x, output, row, noise: self.with_copy(stepped(x, output, row, noise)))
 
-    def ours(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        if noise is None:
-            self.key.step.add_(1)  # as ddpm_fast.sample does
-        z = self.key if noise is None else noise
-        return (df.ops.reverse_step(self.x, self.output, self.table, self.step, z).x,)
+    def ours(self, noise: None) -> tuple[Tensor, ...]:
+        model_dtype = self.output_dtype if self.case.network else None
+        made = df.ops.reverse_step(
+            *(self.x, self.output, self.table, self.step, self.next_step()), model_dtype=model_dtype
+        )
+        return (made.x, made.x_model) if self.case.network else (made.x,)
 
     def diffusers(self, noise: Tensor | None) -> tuple[Tensor, ...]:
         # It takes no noise, but a generator in the same state draws the noise that error() made.
-        generator = None if noise is None else torch.Generator().manual_seed(NOISE_SEED)
-        t = self.scheduler.timesteps[T - 1 - TIMESTEP]
+        generator = None if noise is None else torch.Generator(self.device).manual_seed(NOISE_SEED)
+        t = self.scheduler.timesteps[self.row]
         return (self.scheduler.step(self.output, t, self.x, generator=generator).prev_sample,)
 
+    # A row by its number: the loops that are compared with count their steps on the host.
     def eager(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        return (stepped(self.x, self.output, self.table[self.step], self.draw(noise)),)
+        return self.with_copy(stepped(self.x, self.output, self.table[self.row], self.draw(noise)))
 
     def compiled(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        return (self.compiled_formula(self.x, self.output, self.table[self.step], self.draw(noise)),)
+        return self.compiled_formula(noise, self.x, self.output, self.table[self.row])
 
     def expected(self, noise: Tensor) -> tuple[Tensor, ...]:
-        return (stepped(self.x.double(), self.output.double(), self.exact_table[self.step], noise.double()),)
+        row = self.exact_table[self.row]
+        x = stepped(self.x.double(), self.output.double(), row, noise.double())
+        return (x, x) if self.case.network else (x,)
 
 
 class Normal(Operation):
     """Standard normals, written to a new tensor. Nothing is given, so they are held to N(0, 1) by their moments."""
 
-    labels = ("ddpm_fast", "torch")
+    baselines: dict[str, str] = {"torch": "eager"}  # noqa: RUF012
 
-    def __init__(self, case: Case):
-        super().__init__(case)
+    def __init__(self, case: Case, device: torch.device):
+        super().__init__(case, device)
         self.tolerance = 6.0  # standard errors
-        self.key = df.NoiseKey.of(0, case.shape[0])
         self.bytes_per_element = self.compute_dtype.itemsize
-        self.variants = {"ddpm_fast": self.ours, "torch": self.eager}
 
-    def ours(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        self.key.step.add_(1)
-        return (df.ops.normal(self.key, self.case.shape[1:], dtype=self.compute_dtype),)
+    def ours(self, noise: None) -> tuple[Tensor, ...]:
+        return (df.ops.normal(self.next_step(), self.case.shape[1:], dtype=self.compute_dtype),)
 
     def eager(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        return (torch.randn(self.case.shape, dtype=self.compute_dtype),)
+        return (self.draw(noise),)
 
     def error(self, label: str) -> float:
-        z = self.variants[label](None)[0].double()
+        z = self.variant(label)(None)[0].double()
         return max(abs(float(z.mean())), abs(float(z.square().mean()) - 1) / 2**0.5) * self.case.elements**0.5
 
 
 class Copy(Operation):
     """The ceiling: a read and a write of every element, into a tensor that exists and into a new one."""
 
-    labels = ("copy_", "clone")
+    baselines: dict[str, str] = {"copy_": "into", "clone": "anew"}  # noqa: RUF012
     normals = 0
 
-    def __init__(self, case: Case):
-        super().__init__(case)
+    def __init__(self, case: Case, device: torch.device):
+        super().__init__(case, device)
         self.source = self.image()
         self.target = torch.zeros_like(self.source)
         self.bytes_per_element = 2 * self.source.itemsize
-        self.variants = {
-            "copy_": lambda noise: (self.target.copy_(self.source),),
-            "clone": lambda noise: (self.source.clone(),),
-        }
+
+    @classmethod
+    def labels(cls, ours: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return ("copy_",), ("clone",)
+
+    def into(self, noise: Tensor | None) -> tuple[Tensor, ...]:
+        return (self.target.copy_(self.source),)
+
+    def anew(self, noise: Tensor | None) -> tuple[Tensor, ...]:
+        return (self.source.clone(),)
 
     def expected(self, noise: Tensor) -> tuple[Tensor, ...]:
         return (self.source.double(),)

@@ -1,0 +1,163 @@
+"""Where and with what something was measured, and the two ceilings of a machine: bytes a second, instructions a second.
+
+The floor of an op is the larger of two times: the bytes that it must move over the bandwidth of a large copy, and the
+warp instructions that it executes over the rate at which the GPU issues them, one a clock for each of an SM's four
+schedulers. That rate is for the cheapest instructions: on sm_90 32-bit integer ones run at half of it, so that Philox
+stands above its floor.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+import ddpm_fast as df
+from ddpm_fast.ops import native
+
+from . import timing
+
+SCHEDULERS = 4  # of an SM, on every generation since 2017
+COPY_BYTES = {"cuda": 2**30, "cpu": 2**26}  # many times the L2, or the caches of most CPUs
+COPY_ROUNDS = 20
+BUSY_SECONDS = 0.5  # until the clocks are up
+_SMI = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw", "power.limit", "temperature.gpu")
+
+
+def environment(device: torch.device) -> dict:
+    """Where and with what this is measured: machine, versions, commit."""
+    where = {
+        "cpu": _cpu_model(),
+        "architecture": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "isa": native.isa() if not native.unavailable else None,
+        "backend": df.ops.active_backend("q_sample", device, torch.float32),
+        "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,
+    }
+    if device.type == "cuda":
+        where["gpu"] = gpu(device)
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": where,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "triton": _version("triton"),
+            "diffusers": _version("diffusers"),
+            "ddpm_fast": df.__version__,
+        },
+        "git": {
+            "commit": _output("git", "rev-parse", "HEAD") or None,
+            "changed_files": _output("git", "diff", "--name-only", "HEAD").splitlines(),
+        },
+    }
+
+
+def gpu(device: torch.device) -> dict:
+    """The GPU: what it is, and its clocks while it is busy (an idle one clocks down)."""
+    properties = torch.cuda.get_device_properties(device)
+    state = nvidia_smi(f"GPU-{getattr(properties, 'uuid', '')}", device)
+    clock = state.get("clocks.sm")
+    return {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "l2_bytes": properties.L2_cache_size,
+        "memory_bytes": properties.total_memory,
+        "state": state,
+        "sm_clock_hz": 1e6 * float(clock) if clock and clock.isdigit() else None,
+    }
+
+
+def nvidia_smi(uuid: str, device: torch.device) -> dict[str, str]:
+    """The driver's version, clocks in MHz, power and temperature as nvidia-smi gives them of a GPU that copies until it
+    has answered; empty where it does not."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(_SMI)}", "--format=csv,noheader,nounits", f"--id={uuid}"]
+    source = torch.zeros(2**28, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+
+    def copy() -> None:
+        for _ in range(100):
+            target.copy_(source)
+        torch.cuda.synchronize(device)
+
+    until = time.monotonic() + BUSY_SECONDS
+    while time.monotonic() < until:
+        copy()
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    except OSError:
+        return {}
+    while process.poll() is None:
+        copy()
+    return smi_state(process.communicate()[0])
+
+
+def smi_state(text: str) -> dict[str, str]:
+    """What nvidia-smi was asked for, by its own names; empty if the text is not one line of as many values."""
+    values = [value.strip() for value in text.strip().split(",")]
+    return dict(zip(_SMI, values, strict=True)) if len(values) == len(_SMI) and "\n" not in text.strip() else {}
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second, read and written, of a large copy on the device: the ceiling of what only moves bytes."""
+    source = torch.randint(0, 256, (COPY_BYTES[device.type],), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copies = timing.batch([lambda: target.copy_(source)], device)
+    return 2 * source.numel() / float(np.median(timing.interleaved([copies], COPY_ROUNDS, device)))
+
+
+def issue_rate(card: dict | None) -> float | None:
+    """Warp instructions a second that a GPU of environment() issues at most; None without one or without its clock."""
+    if not card or not card["sm_clock_hz"]:
+        return None
+    return card["multiprocessors"] * SCHEDULERS * card["sm_clock_hz"]
+
+
+class Floor(NamedTuple):
+    """The time that an op cannot go under, and why: "bytes" or "instructions"."""
+
+    seconds: float
+    bound_by: str
+
+
+def floor(nbytes: float, bandwidth: float, instructions: float | None, rate: float | None) -> Floor:
+    """The larger of the two times. Without a count of instructions, or a rate, that of the bytes."""
+    moved = nbytes / bandwidth
+    issued = instructions / rate if instructions and rate else 0.0
+    return Floor(issued, "instructions") if issued > moved else Floor(moved, "bytes")
+
+
+def _output(*command: str) -> str:
+    try:
+        made = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return made.stdout.strip()
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,155 @@
+"""How long calls take, on the CPU and on a GPU: variants that take turns, and what may be concluded from their times.
+
+On the CPU a call is timed by itself. On a GPU, where calls only enter a queue and take microseconds, a run of many
+is timed between two events: calls from Python, which a loop without CUDA graphs makes, or replays of a graph of them,
+which leave the kernels and the gaps between them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+WARMUP = 3
+RESAMPLES = 10_000
+L2_TIMES = 4  # a rotation goes through so many times the L2 before it comes back to the same tensors
+BATCH_SECONDS = 4e-3  # what is timed at once: a hundred times what the first launch takes to reach an idle GPU
+MAX_REPEATS = 1000
+GRAPH_CALLS = 50  # in a graph, at least: the launch of the graph itself, some microseconds, is divided by it
+
+Call = Callable[[], object]
+
+
+class Batch(NamedTuple):
+    """What is timed at once: run() makes `calls` calls, inside the context that within() gives."""
+
+    run: Call
+    calls: int
+    within: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+
+
+def seconds_of(run: Call, device: torch.device) -> float:
+    """The time from an idle device to the end of what run() starts on it."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize(device)
+    first.record()
+    run()
+    last.record()
+    last.synchronize()
+    return 1e-3 * first.elapsed_time(last)
+
+
+def batch(calls: Sequence[Call], device: torch.device) -> Batch:
+    """The calls in their order: on the CPU once, on a GPU as often as fills BATCH_SECONDS, warmed up."""
+
+    def once() -> None:
+        for call in calls:
+            call()
+
+    return _repeated(once, len(calls), device)
+
+
+def graph_batch(calls: Sequence[Call], device: torch.device) -> Batch:
+    """Replays of a CUDA graph of the calls in their order, several rounds of them where they are few.
+
+    Where several calls take turns each keeps its results, and so has memory of its own for them: that of the call
+    before it would be in the L2. Raises RuntimeError for calls that cannot be captured.
+    """
+    several = [*calls] * math.ceil(GRAPH_CALLS / len(calls))
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for call in several[:WARMUP]:
+            call()
+    torch.cuda.current_stream(device).wait_stream(side)
+    kept: list = []
+
+    def once() -> None:
+        for call in several:
+            kept.append(call())
+            if len(calls) == 1:
+                kept.clear()
+
+    graph = _captured(once, device)
+
+    def replay(_kept: list = kept) -> None:  # the results live as long as the graph that writes them
+        graph.replay()
+
+    return _repeated(replay, len(several), device)
+
+
+def _captured(run: Call, device: torch.device) -> torch.cuda.CUDAGraph:
+    """What run() launches, recorded. Raises RuntimeError, with PyTorch in order again, for what cannot be."""
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    # The outer stream, because torch.cuda.graph leaves its own behind if the capture fails.
+    with torch.cuda.stream(torch.cuda.current_stream(device)):
+        try:
+            with torch.cuda.graph(graph, pool=pool):
+                run()
+        except RuntimeError:
+            # Up to PyTorch 2.11 the allocator still thinks that it captures, fails at every empty_cache(), and keeps a
+            # pointer to the graph (pytorch/pytorch#180395). If it does not, this raises.
+            with contextlib.suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+                _unfinished.append(graph)
+            raise
+    return graph
+
+
+_unfinished: list[torch.cuda.CUDAGraph] = []
+
+
+def _repeated(run: Call, calls: int, device: torch.device) -> Batch:
+    if device.type != "cuda":
+        return Batch(run, calls)
+    seconds = min(seconds_of(run, device) for _ in range(WARMUP))
+    repeats = repeats_for(seconds)
+
+    def repeated() -> None:
+        for _ in range(repeats):
+            run()
+
+    return Batch(repeated, calls * repeats)
+
+
+def repeats_for(seconds: float) -> int:
+    """How often a run of so many seconds is repeated to fill BATCH_SECONDS."""
+    return max(1, min(MAX_REPEATS, math.ceil(BATCH_SECONDS / max(seconds, 1e-9))))
+
+
+def interleaved(batches: Sequence[Batch], rounds: int, device: torch.device) -> np.ndarray:
+    """Seconds a call of each batch in each round, [rounds, batches]; in a round they take turns."""
+    seconds = np.empty((rounds + WARMUP, len(batches)))
+    for row in seconds:
+        for i, each in enumerate(batches):
+            with each.within():
+                row[i] = seconds_of(each.run, device) / each.calls
+    return seconds[WARMUP:]
+
+
+def median_interval(values: np.ndarray) -> tuple[float, float]:
+    """The 95% percentile bootstrap interval of the median (Efron 1979)."""
+    picks = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.percentile(np.median(values[picks], axis=1), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def ratio(baseline: np.ndarray, measured: np.ndarray) -> dict:
+    """What is said of two columns of interleaved(): the median of the rounds' ratios, and its interval."""
+    return {"speedup": float(np.median(baseline / measured)), "speedup_95": median_interval(baseline / measured)}
+
+
+def rotation(bytes_per_call: int, l2_bytes: int) -> int:
+    """How many sets of tensors, used in turn, leave none of a set in the L2 when its turn comes again."""
+    wanted = L2_TIMES * l2_bytes
+    return 1 if bytes_per_call >= wanted else math.ceil(wanted / max(1, bytes_per_call))

@@ -1,0 +1,517 @@
+"""The benchmarks' own parts: what they conclude from times, what they read from profilers, how they time a GPU (a
+pretended one), and that their programs run."""
+
+import contextlib
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from benchmarks import cases, kernels, loop, machine, ratios, report, sanitize, timing
+from benchmarks.operations import Case
+from ddpm_fast.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+MIB = 2**20
+
+
+# --- what is concluded from times
+
+
+def test_the_interval_of_a_median():
+    assert timing.median_interval(np.full(20, 3.0)) == (3.0, 3.0)
+    values = np.random.default_rng(1).normal(10.0, 1.0, 400)
+    low, high = timing.median_interval(values)
+    assert low < np.median(values) < high
+    # A median's standard error is 1.25 sigma / sqrt(n).
+    assert 0.5 < (high - low) / (2 * 1.96 * 1.2533 / math.sqrt(400)) < 2.0
+    assert timing.median_interval(values) == (low, high), "another interval of the same values"
+
+
+def test_a_ratio_is_that_of_each_round():
+    ours, baseline = np.array([1.0, 2.0, 4.0]), np.array([3.0, 6.0, 8.0])
+    assert timing.ratio(baseline, ours)["speedup"] == 3.0
+
+
+@pytest.mark.parametrize("nbytes", [1, 1000, 3 * MIB, 50 * MIB, 199 * MIB, 200 * MIB, 900 * MIB])
+def test_a_rotation_overflows_the_l2(nbytes):
+    sets = timing.rotation(nbytes, 50 * MIB)
+    assert sets * nbytes >= 200 * MIB
+    assert sets == 1 or (sets - 1) * nbytes < 200 * MIB
+
+
+def test_settings_by_size():
+    small, cifar, large = (ratios.settings(nbytes, 50 * MIB) for nbytes in (24_000, 3 * MIB, 200 * MIB))
+    assert [str(setting) for setting in small] == ["calls", "graph"]
+    assert [str(setting) for setting in cifar] == ["calls", "graph", "graph, L2 rotated"]
+    assert [str(setting) for setting in large] == ["calls"]
+    assert ratios.settings(24_000, None) == [ratios.Setting()], "of the CPU"
+
+
+def test_repeats_fill_the_time_of_a_batch():
+    assert timing.repeats_for(0.3e-3) == 14
+    assert timing.repeats_for(1.0) == 1
+    assert timing.repeats_for(0.0) == timing.MAX_REPEATS
+
+
+def test_the_floor_is_the_larger_time():
+    assert machine.floor(8e9, 4e12, None, 1e12) == (2e-3, "bytes")
+    assert machine.floor(8e9, 4e12, 1e9, 1e12) == (2e-3, "bytes")
+    assert machine.floor(8e9, 4e12, 1e10, 1e12) == (1e-2, "instructions")
+    assert machine.floor(8e9, 4e12, 1e10, None) == (2e-3, "bytes"), "without a clock"
+
+
+def test_the_issue_rate():
+    assert machine.issue_rate({"multiprocessors": 132, "sm_clock_hz": 1.98e9}) == 132 * 4 * 1.98e9
+    assert machine.issue_rate({"multiprocessors": 132, "sm_clock_hz": None}) is None
+    assert machine.issue_rate(None) is None
+
+
+def test_nvidia_smi_is_believed_only_with_as_many_values_as_asked_for():
+    state = machine.smi_state("580.95, 1980, 1980, 3201, 312.5, 700.00, 41\n")
+    assert state["clocks.sm"] == "1980" and state["driver_version"] == "580.95"
+    assert machine.smi_state("") == machine.smi_state("No devices were found") == {}
+    assert machine.smi_state("1, 2, 3, 4, 5, 6, 7\n1, 2, 3, 4, 5, 6, 7") == {}
+
+
+def test_a_markdown_table():
+    table = report.markdown_table(("case", "time"), [("a|b", "1 ms")])
+    assert table == "| case | time |\n| --- | ---: |\n| a\\|b | 1 ms |\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(1.5, "1.5 s"), (0.0123, "12.3 ms"), (4.56e-6, "4.56 us"), (0.9996, "1e+03 ms")]
+)
+def test_durations(seconds, text):
+    assert report.duration(seconds) == text
+
+
+# --- what profilers say
+
+TRACE = {  # one call of Kineto's trace: an op on the CPU, the mark, a kernel of ours, a copy, another kernel
+    "traceEvents": [
+        {"ph": "X", "cat": "cpu_op", "name": "ddpm_fast::q_sample", "ts": 1.0, "dur": 9.0, "args": {"External id": 1}},
+        {
+            **{"ph": "X", "cat": "kernel", "name": "loss_kernel", "pid": 0, "tid": 7, "ts": 40.5, "dur": 2.25},
+            "args": {"stream": 7, "registers per thread": 40, "grid": [12, 1, 1], "block": [128, 1, 1]},
+        },
+        {"ph": "X", "cat": "gpu_memcpy", "name": "Memcpy DtoD", "ts": 30.0, "dur": 1.0, "args": {"bytes": 4}},
+        {
+            **{"ph": "X", "cat": "kernel", "name": "void q_sample<float>(int)", "pid": 0, "tid": 7, "ts": 20.0},
+            **{"dur": 4.5, "args": {"registers per thread": 32, "grid": [96, 4, 1], "block": [256, 1, 1]}},
+        },
+        {
+            **{"ph": "X", "cat": "kernel", "name": "at::cuda::(anonymous namespace)::spin_kernel(long)"},
+            **{"ts": 10.0, "dur": 1.0, "args": {"grid": [1, 1, 1], "block": [1, 1, 1]}},
+        },
+        {"ph": "M", "name": "process_name", "pid": 0, "args": {"name": "python"}},
+    ]
+}
+COLUMNS = (
+    '"ID","Process ID","Process Name","Host Name","Kernel Name","Context","Stream","Block Size","Grid Size","Device"'
+)
+NCU = f"""==PROF== Connected to process 7 (/usr/bin/python3)
+==PROF== Profiling "spin_kernel" - 0: 0%....50%....100% - 1 pass
+{COLUMNS},"CC","Section Name","Metric Name","Metric Unit","Metric Value"
+"0","7","python3","127.0.0.1","spin_kernel(long)","1","7","(1, 1, 1)","(1, 1, 1)","0","9.0","Command line profiler \
+metrics","smsp__inst_executed.sum","inst","52"
+"1","7","python3","127.0.0.1","_q_sample_kernel","1","7","(128, 1, 1)","(96, 4, 1)","0","9.0","Command line profiler \
+metrics","gpu__time_duration.sum","ns","4,512"
+"1","7","python3","127.0.0.1","_q_sample_kernel","1","7","(128, 1, 1)","(96, 4, 1)","0","9.0","Command line profiler \
+metrics","smsp__inst_executed.sum","inst","1,234,567"
+"2","7","python3","127.0.0.1","fill(int)","1","7","(128, 1, 1)","(1, 1, 1)","0","9.0","Command line profiler \
+metrics","gpu__time_duration.sum","ns","900"
+"2","7","python3","127.0.0.1","fill(int)","1","7","(128, 1, 1)","(1, 1, 1)","0","9.0","Command line profiler \
+metrics","smsp__inst_executed.sum","inst","433"
+"""
+CASE = Case("q_sample", (128, 3, 32, 32))
+
+
+def test_kernels_of_a_kineto_trace():
+    found = kernels.by_variant(kernels.from_trace(TRACE), [(str(CASE), "cuda")])
+    assert found == {
+        str(CASE): {
+            "cuda": [
+                {
+                    **{"name": "void q_sample<float>(int)", "grid": [96, 4, 1], "block": [256, 1, 1]},
+                    **{"nanoseconds": 4500.0, "registers": 32},
+                },
+                {
+                    **{"name": "loss_kernel", "grid": [12, 1, 1], "block": [128, 1, 1]},
+                    **{"nanoseconds": 2250.0, "registers": 40},
+                },
+            ]
+        }
+    }
+    assert kernels.seconds(found, CASE, "cuda") == pytest.approx(6.75e-6)
+    assert kernels.instructions(found, CASE, "cuda") is None, "the trace counts none"
+    assert kernels.instructions(found, CASE, "triton") is None
+
+
+def test_kernels_of_an_ncu_log():
+    found = kernels.by_variant(kernels.from_ncu(NCU), [(str(CASE), "triton")])
+    assert [kernel["name"] for kernel in found[str(CASE)]["triton"]] == ["_q_sample_kernel", "fill(int)"]
+    assert kernels.instructions(found, CASE, "triton") == 1_235_000
+    assert kernels.seconds(found, CASE, "triton") == pytest.approx(5.412e-6)
+    row = kernels.cells(found)[0]
+    assert row[:5] == [str(CASE), "triton", "_q_sample_kernel", "96x4x1", "128x1x1"] and row[6] == "-"
+    n_a = kernels.from_ncu(NCU.replace("1,234,567", "n/a"))
+    assert kernels.instructions(kernels.by_variant(n_a, [(str(CASE), "triton")]), CASE, "triton") is None
+
+
+def test_a_profile_with_a_mark_too_many_says_nothing():
+    with pytest.raises(InputError, match=r"1 marks .* expected 2"):
+        kernels.by_variant(kernels.from_ncu(NCU), [("a", "cuda"), ("b", "cuda")])
+
+
+def test_ncu_is_started_with_the_clocks_left_alone(tmp_path, monkeypatch):
+    script = f"""#!/bin/bash
+printf '%s\\n' "$@" > {tmp_path}/arguments
+while [ "$1" != --log-file ]; do shift; done
+cat > "$2" <<'END'
+{NCU}
+END
+"""
+    (tmp_path / "ncu").write_text(script)
+    (tmp_path / "ncu").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert len(kernels.profiled_by_ncu(["--out", "x.json"])) == 3
+    arguments = (tmp_path / "arguments").read_text().splitlines()
+    assert arguments[arguments.index("--clock-control") + 1] == "none"
+    assert arguments[-6:] == [sys.executable, "-m", "benchmarks.kernels", "--out", "x.json", "--inside-ncu"]
+
+    (tmp_path / "ncu").write_text("#!/bin/bash\necho '==ERROR== ERR_NVGPUCTRPERM'; exit 1\n")
+    with pytest.raises(InputError, match=r"status 1.*\n.*ERR_NVGPUCTRPERM"):
+        kernels.profiled_by_ncu([])
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_each_variant_is_warm_and_alone_when_it_is_profiled(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
+    case = Case("reverse_step", (2, 3, 4, 4))
+    operation = cases.build(case, CPU)
+    operation.key.step.zero_()
+    steps = []
+    kernels.call_each(
+        [(case, "cpu"), (case, "reference")], CPU, lambda run: (steps.append(int(operation.key.step)), run())
+    )
+    assert steps == [2, 5], "two calls to warm up, then the one that counts"
+    # Without a GPU a trace holds no kernel; that it can be made and read is what counts here.
+    assert kernels.profiled_by_torch([(case, "cpu")], CPU) == []
+
+
+def test_kernels_needs_a_gpu(tmp_path):
+    made = CliRunner().invoke(kernels.app, ["--device", "cpu", "--out", str(tmp_path / "k.json")])
+    assert made.exit_code == 2 and "only a GPU's kernels" in made.stderr
+
+
+def test_counts_of_another_file_are_refused(tmp_path):
+    (tmp_path / "k.json").write_text(json.dumps({"cases": {str(CASE): {}}}))
+    assert kernels.read(tmp_path / "k.json") == {str(CASE): {}}
+    assert kernels.read(None) == {}
+    (tmp_path / "k.json").write_text("[]")
+    with pytest.raises(InputError, match="is not what"):
+        kernels.read(tmp_path / "k.json")
+
+
+# --- cases
+
+
+@pytest.mark.parametrize("case", cases.cases(quick=True)[:19], ids=str)
+def test_a_replica_has_the_same_values_in_other_memory(case):
+    operation = cases.build(case, CPU)
+    replica = operation.replica()
+    tensors = {name: value for name, value in vars(operation).items() if isinstance(value, torch.Tensor)}
+    for name, tensor in tensors.items():
+        twin = getattr(replica, name)
+        assert torch.equal(twin, tensor) and twin.data_ptr() != tensor.data_ptr(), name
+        assert twin.stride() == tensor.stride() and twin.requires_grad == tensor.requires_grad, name
+    assert replica.key.step.data_ptr() != operation.key.step.data_ptr()
+    for label in [label for kind in cases.labels(case) for label in kind]:
+        if not cases.absent(case, label, quick=True):
+            assert cases.check(replica, label) <= operation.tolerance
+
+
+def test_a_result_that_differs_is_not_timed():
+    operation = cases.build(Case("q_sample", (2, 3, 4, 4)), CPU).replica()
+    right = operation.expected
+    operation.expected = lambda noise: tuple(1.001 * x for x in right(noise))
+    with pytest.raises(cases.Mismatch, match="ddpm_fast does not give the result of q_sample float32 2x3x4x4"):
+        cases.check(operation, "ddpm_fast")
+
+
+def test_gpu_cases_are_some_of_each_kind():
+    chosen = cases.cases(False, "cuda")
+    assert len(set(map(str, chosen))) == len(chosen)
+    assert {case.operation for case in chosen} == set(cases.OPERATIONS)
+    assert max(case.elements for case in chosen) > 64e6
+    assert cases.labels(chosen[1], cases.OURS["cuda"]) == (("cuda", "triton"), ("torch",))
+
+
+def test_a_backend_that_is_not_there_is_absent_with_a_reason():
+    assert "backend 'cuda'" in cases.absent(CASE, "cuda", False, "cpu")
+    with pytest.raises(InputError, match="backend 'gpu' is unknown"):
+        cases.our_backends(["gpu"], CPU)
+
+
+# --- a GPU that is pretended, with torch.cuda's names as the benchmarks use them
+
+
+class Event:
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.at = time.perf_counter()
+
+    def synchronize(self):
+        assert self.at
+
+    def elapsed_time(self, other):
+        return 1e3 * (other.at - self.at)
+
+
+class Stream:
+    def __init__(self, device=None):
+        pass
+
+    def wait_stream(self, other):
+        assert isinstance(other, Stream)
+
+
+class Graph:
+    made = ()
+    replays = 0
+
+    def __init__(self):
+        Graph.made = (*Graph.made, self)
+
+    def replay(self):
+        self.replays += 1
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    monkeypatch.setattr(Graph, "made", ())
+    fakes = {"Event": Event, "Stream": Stream, "CUDAGraph": Graph, "current_stream": Stream}
+    fakes |= {"stream": contextlib.nullcontext, "synchronize": lambda device: None, "current_device": lambda: 0}
+    fakes |= {"graph_pool_handle": lambda: (0, 1), "graph": lambda graph, pool: contextlib.nullcontext()}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    return torch.device("cuda")
+
+
+def test_a_graph_takes_the_sets_in_turn(pretended):
+    order = []
+    batch = timing.graph_batch([lambda i=i: order.append(i) for i in range(20)], pretended)
+    captured = order[timing.WARMUP :]
+    assert captured == [*range(20)] * 3, "the 50 calls that a graph has at least are whole rounds"
+    assert batch.calls % 60 == 0
+    before = Graph.made[0].replays
+    batch.run()
+    assert Graph.made[0].replays - before == batch.calls // 60
+    assert len(order) == timing.WARMUP + 60, "replays call nothing"
+
+
+def test_a_batch_fills_its_time(pretended):
+    batch = timing.batch([lambda: time.sleep(1e-4)], pretended)
+    assert 8 <= batch.calls <= 40
+
+
+@pytest.mark.parametrize("setting", [ratios.Setting(), ratios.Setting(graph=True), ratios.Setting(True, 3)], ids=str)
+def test_results_of_a_gpu(pretended, setting):
+    case = Case("hybrid_loss", (2, 3, 8, 8), torch.uint8, network=True)
+    operation = cases.build(case, CPU).replica()
+    ours = ("cpu", "reference")
+    errors = {label: cases.check(operation, label) for label in (*ours, "composed")}
+    operation.device = pretended
+    counted = {str(case): {"cpu": [{"instructions": 10**7, "nanoseconds": 2000.0}]}}
+    card = {"multiprocessors": 132, "sm_clock_hz": 1.98e9}
+    results, skipped = ratios.compare(operation, setting, errors, 3, ratios.Ceilings(ours, 3e12, card, counted))
+    assert not skipped and [line["measured"] for line in results] == ["cpu", "reference"]
+    first, second = results
+    assert first["floor_is"] == "instructions" and second["floor_is"] == "bytes"
+    assert first["floor_s"] == pytest.approx(1e7 / (132 * 4 * 1.98e9))
+    assert first["kernels_s"] == pytest.approx(2e-6) and second["kernels_s"] is None
+    assert second["bytes"] == case.elements * (1 + 8 * 2)
+    assert first["composed"]["median_s"] > 0 and len(ratios.cells(first)) == len(ratios.COLUMNS)
+    json.dumps(results)
+
+
+def test_what_cannot_be_captured_is_left_out_with_its_reason(pretended, monkeypatch):
+    @contextlib.contextmanager
+    def fails(graph, pool):
+        yield
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    mended = []
+    monkeypatch.setattr(torch.cuda, "graph", fails)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *place: mended.append(place), raising=False)
+    operation = cases.build(Case("vlb_terms", (2, 3, 8, 8)), CPU).replica()
+    operation.device = pretended
+    ceilings = ratios.Ceilings(("ddpm_fast",), 1e12, None, {})
+    errors = {"ddpm_fast": 0.0, "composed": 0.0, "diffusers": 0.0}
+    results, skipped = ratios.compare(operation, ratios.Setting(graph=True), errors, 3, ceilings)
+    assert not results and skipped["composed"] == "graph: operation not permitted when stream is capturing"
+    assert mended == [(0, (0, 1))] * 2, "the allocator was left capturing"
+    assert "host" in skipped["diffusers"]
+
+
+def test_a_line_for_each_case():
+    def line(setting, measured, baseline, speedup):
+        numbers = {"speedup": speedup, "floor_share": 0.5, "floor_is": "bytes", measured: {"median_s": 2e-6}}
+        return {"case": "a", "setting": setting, "measured": measured, "baseline": baseline} | numbers
+
+    results = [
+        *(line("calls", "cuda", "diffusers", 9.0), line("calls", "cuda", "torch", 8.0)),
+        *(line("graph", "cuda", "torch", 3.0), line("graph", "triton", "torch", 2.0)),
+    ]
+    expected = "a [graph] cuda 2 us (50% bytes), triton 2 us (50% bytes); torch 3.00x diffusers 9.00x (calls)"
+    assert ratios.brief(results) == [expected]
+
+
+# --- programs
+
+
+@pytest.mark.parametrize("backends", [[], ["--backend", "reference", "--backend", "cpu"]], ids=["default", "two"])
+def test_ratios(backends, tmp_path):
+    places = ["--out", str(tmp_path / "r.json"), "--markdown", str(tmp_path / "r.md")]
+    made = CliRunner().invoke(ratios.app, ["--quick", "--only", "reverse_step", *places, *backends])
+    assert made.exit_code == 0, made.output
+    results = json.loads((tmp_path / "r.json").read_text())["results"]
+    assert {line["measured"] for line in results} == set(backends[1::2] or ["ddpm_fast"])
+    page = (tmp_path / "r.md").read_text()
+    assert page.count("\n| reverse_step") == len(results) and "Absent" in page
+
+
+def test_a_backend_that_cannot_run_fails_the_run(tmp_path):
+    options = [
+        "--quick",
+        "--only",
+        "normal",
+        "--backend",
+        "cpu",
+        "--backend",
+        "triton",
+        "--out",
+        str(tmp_path / "r.json"),
+    ]
+    made = CliRunner().invoke(ratios.app, options, env={"TRITON_INTERPRET": None})
+    assert made.exit_code == 1 and "Not measured in all cases: triton" in made.output
+    written = json.loads((tmp_path / "r.json").read_text())
+    assert {line["measured"] for line in written["results"]} == {"cpu"} and written["absent"]
+
+
+def test_the_time_limit_fails_a_run(tmp_path):
+    options = ["--quick", "--only", "vlb_terms", "--minutes", "0", "--out", str(tmp_path / "r.json")]
+    made = CliRunner().invoke(ratios.app, options)
+    assert made.exit_code == 1
+    assert "minutes were over" in json.loads((tmp_path / "r.json").read_text())["mismatches"][0]
+
+
+def test_sanitize_runs_every_op():
+    made = CliRunner().invoke(sanitize.app, ["--device", "cpu", "--backend", "cpu"])
+    assert made.exit_code == 0 and "cpu: ran 6 shapes" in made.output
+    made = CliRunner().invoke(sanitize.app, ["--device", "cpu", "--backend", "none"])
+    assert made.exit_code == 2 and "no backend could run" in made.stderr
+
+
+def test_loop(tmp_path):
+    places = ["--out", str(tmp_path / "l.json"), "--markdown", str(tmp_path / "l.md")]
+    made = CliRunner().invoke(loop.app, ["--quick", "--device", "cpu", "--only", "fp32", *places])
+    assert made.exit_code == 0, made.output
+    written = json.loads((tmp_path / "l.json").read_text())
+    assert {line["what"] for line in written["results"]} == {"sampling", "training"} and not written["failures"]
+    assert (tmp_path / "l.md").read_text().count("\n| sampling fp32 batch") >= 2
+
+
+def test_a_loop_that_differs_is_not_timed():
+    with pytest.raises(InputError, match=r"sampling is off by 0\.01"):
+        loop.deviation(torch.full((4,), 1.01), torch.ones(4), 1e-3, "sampling")
+    with pytest.raises(InputError, match="off by nan"):
+        loop.deviation(torch.tensor([math.nan]), torch.ones(1), 1e-3, "sampling")
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("config", [loop.NETWORK, loop.QUICK_NETWORK], ids=["CIFAR-10", "quick"])
+def test_the_peer_network_is_the_same_architecture(config):
+    pytest.importorskip("diffusers", reason="diffusers is not installed: pip install -e '.[peers]'")
+    import ddpm_fast as df
+
+    with torch.device("meta"):
+        assert loop.parameters(loop.peer_network(config)) == loop.parameters(df.UNet(config))
+
+
+def gpu_sh(*arguments):
+    environment = {**os.environ, "PYTHON": sys.executable}
+    command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_gpu_sh_refuses_what_it_does_not_know(tmp_path):
+    made = gpu_sh("--out", str(tmp_path), "benchmark")
+    assert made.returncode == 2 and "benchmark is no section" in made.stderr
+    assert gpu_sh().returncode == 2
+    assert "--quick" in gpu_sh("--help").stdout
+
+
+@pytest.mark.slow
+def test_gpu_sh_without_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    made = gpu_sh("--out", str(tmp_path), "profile", "tests", "loop")
+    assert made.returncode == 0
+    summary = made.stdout.split("summary")[1]
+    for section in ("tests", "loop", "profile"):
+        assert f"--- {section}: skipped: no CUDA device" in summary
+    assert "--- ops" not in summary
+    assert (tmp_path / "gpu.log").read_text() == made.stdout
+
+
+if torch.cuda.is_available():
+
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("sets", [1, 3])
+    @pytest.mark.parametrize("make", [timing.batch, timing.graph_batch])
+    def test_a_batch_makes_as_many_calls_as_it_says(make, sets):
+        device = torch.device("cuda")
+        counters = [torch.zeros((), dtype=torch.int64, device=device) for _ in range(sets)]
+        batch = make([lambda counter=counter: counter.add_(1) for counter in counters], device)
+        before = sum(int(counter) for counter in counters)
+        seconds = timing.seconds_of(batch.run, device)
+        assert sum(int(counter) for counter in counters) - before == batch.calls
+        assert 0 < seconds < 1
+
+    @pytest.mark.gpu
+    def test_after_a_capture_that_failed_others_succeed():
+        device = torch.device("cuda")
+        x, stream = torch.ones(4, device=device), torch.cuda.current_stream()
+        with pytest.raises(RuntimeError):
+            timing.graph_batch([lambda: x.sum().item()], device)
+        assert torch.cuda.current_stream() == stream
+        torch.cuda.empty_cache()
+        assert timing.graph_batch([lambda: x + 1], device).calls >= timing.GRAPH_CALLS
+
+    @pytest.mark.gpu
+    def test_the_ceilings_of_this_gpu():
+        card = machine.gpu(torch.device("cuda"))
+        assert card["l2_bytes"] > MIB and card["multiprocessors"] > 0
+        assert machine.copy_bandwidth(torch.device("cuda")) > 1e10
+
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("only", ["q_sample uint8 4x3", "hybrid_loss float32 4x3"])
+    def test_ratios_on_this_gpu(only, tmp_path):
+        options = ["--quick", "--device", "cuda", "--only", only, "--out", str(tmp_path / "r.json")]
+        made = CliRunner().invoke(ratios.app, options)
+        assert made.exit_code == 0, made.output
+        results = json.loads((tmp_path / "r.json").read_text())["results"]
+        assert {line["setting"] for line in results} == {"calls", "graph"}
