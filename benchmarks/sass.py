@@ -1,6 +1,5 @@
 """What a compiled GPU kernel consists of: registers, memory it spills to, and its machine instructions, read from a
-cubin (or any file that holds some) without a GPU. Tests hold kernels to budgets by it, and the benchmarks compute the
-instruction ceiling from it.
+cubin (or any file that holds some) without a GPU. Tests hold kernels to budgets by it.
 
 The disassembler is CUDA's cuobjdump: the one on the PATH, or the one that the triton package carries.
 """
@@ -17,7 +16,7 @@ from pathlib import Path
 
 _FUNCTION = re.compile(r"^\s*Function : (\S+)")
 _ARCH = re.compile(r"^\s*code for (sm_\w+)")
-_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+((?:@!?U?P\w+ +)?)([A-Z][A-Z0-9_.]*)\s*(.*?)\s*;")
+_INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ +)?([A-Z][A-Z0-9_.]*)\s*(.*?)\s*;")
 _USAGE = re.compile(r"^\s*Function (\S+):$")
 # Instructions of four 32-bit registers, or eight on the newest generation.
 _WIDE = re.compile(r"^(LDG|STG|LD|ST)\.E\S*\.(128|256)\b")
@@ -25,7 +24,8 @@ _WIDE = re.compile(r"^(LDG|STG|LD|ST)\.E\S*\.(128|256)\b")
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel for one architecture. instructions: (opcode with its modifiers, operands), without padding."""
+    """One kernel for one architecture. instructions: (opcode with its modifiers, operands), without padding. loops: the
+    first and the last instruction of each, by backward branches."""
 
     name: str  # demangled where c++filt is there
     arch: str  # such as sm_90
@@ -34,6 +34,18 @@ class Kernel:
     local: int  # bytes a thread
     shared: int  # bytes a block
     instructions: tuple[tuple[str, str], ...]
+    loops: tuple[tuple[int, int], ...]
+
+    def turn(self, pattern: str) -> int:
+        """The instructions of one turn of the innermost loop around an opcode that starts with the pattern, without the
+        loops within it; where no loop is around one, all."""
+        found = [i for i, (opcode, _) in enumerate(self.instructions) if re.match(pattern, opcode)]
+        around = [(a, b) for a, b in self.loops if any(a <= i <= b for i in found)]
+        if not around:
+            return len(self.instructions)
+        first, last = min(around, key=lambda loop: loop[1] - loop[0])
+        within = [(a, b) for a, b in self.loops if first <= a and b <= last and (a, b) != (first, last)]
+        return last - first + 1 - len({i for a, b in within for i in range(a, b + 1)})
 
     def count(self, pattern: str) -> int:
         """How many instructions have an opcode that starts with the pattern (a regular expression)."""
@@ -66,13 +78,19 @@ def cuobjdump() -> Path | None:
     return Path(found) if found else None
 
 
+def nvcc() -> Path | None:
+    """CUDA's compiler, or None where there is none."""
+    found = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    return Path(found) if found else None
+
+
 def kernels(binary: Path) -> list[Kernel]:
     """Every kernel in a cubin, object file or shared library, once an architecture it was compiled for."""
     usage = _resource_usage(binary)
     found = [
         # A cubin names its architecture beside the code alone.
-        Kernel(name, arch, *(usage.get((arch, name)) or usage["", name]), tuple(instructions))
-        for arch, name, instructions in _functions(binary)
+        Kernel(name, arch, *(usage.get((arch, name)) or usage["", name]), *_parsed(lines))
+        for arch, name, lines in _functions(binary)
     ]
     if not found or not shutil.which("c++filt"):
         return found
@@ -84,33 +102,41 @@ def _run(*command: str | Path) -> str:
     return subprocess.run([*map(str, command)], capture_output=True, text=True, check=True).stdout
 
 
-def _functions(binary: Path) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
-    """(architecture, mangled name, instructions)"""
-    arch, name, instructions = "", "", []
+def _functions(binary: Path) -> Iterator[tuple[str, str, list[tuple[int, str, str]]]]:
+    """(architecture, mangled name, [(address, opcode, operands), ...])"""
+    arch, name, lines = "", "", []
     for line in _run(cuobjdump(), "--dump-sass", binary).splitlines():
         if match := _INSTRUCTION.match(line):
-            instructions.append((match[2], match[3]))
+            lines.append((int(match[1], 16), match[2], match[3]))
             continue
         architecture, function = _ARCH.match(line), _FUNCTION.match(line)
         if (architecture or function) and name:
-            yield arch, name, _without_padding(instructions)
-            name, instructions = "", []
+            yield arch, name, lines
+            name, lines = "", []
         if architecture:
             arch = architecture[1]
         if function:
             name = function[1]
     if name:
-        yield arch, name, _without_padding(instructions)
+        yield arch, name, lines
 
 
-def _without_padding(instructions: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Without the branch to itself and the NOPs that fill a function's last cache line."""
-    end = len(instructions)
-    while end and instructions[end - 1][0] == "NOP":
+def _parsed(
+    lines: list[tuple[int, str, str]],
+) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[int, int], ...]]:
+    """(instructions, loops), without the branch to itself and the NOPs that fill a function's last cache line."""
+    end = len(lines)
+    while end and lines[end - 1][1] == "NOP":
         end -= 1
-    if end and instructions[end - 1][0] == "BRA":
+    if end and lines[end - 1][1] == "BRA":
         end -= 1
-    return instructions[:end]
+    at = {address: i for i, (address, _, _) in enumerate(lines[:end])}
+    loops = set()
+    for i, (address, opcode, operands) in enumerate(lines[:end]):
+        target = re.search(r"\b0x([0-9a-f]+)$", operands) if opcode.startswith("BRA") else None
+        if target and int(target[1], 16) <= address:
+            loops.add((at[int(target[1], 16)], i))
+    return tuple((opcode, operands) for _, opcode, operands in lines[:end]), tuple(sorted(loops))
 
 
 def _resource_usage(binary: Path) -> dict[tuple[str, str], tuple[int, int, int, int]]:
