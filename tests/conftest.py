@@ -3,7 +3,9 @@
 import os
 
 import pytest
+import torch
 from emulated_cuda import COMPILER, emulated_cuda
+from on_gpu import on_gpu
 
 from ddpm_fast.ops import native, use_backend
 
@@ -13,14 +15,20 @@ if COMPILER:
     BACKENDS.append("emulated_cuda")
 if os.environ.get("TRITON_INTERPRET") == "1":  # its kernels take the tests' CPU tensors then
     BACKENDS.append(pytest.param("triton", marks=pytest.mark.interpreter))
+if torch.cuda.is_available():
+    BACKENDS += [pytest.param(f"gpu_{name}", marks=pytest.mark.gpu) for name in ("cuda", "triton")]
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request):
-    """Runs the test on plain torch, on the C++ kernels, on the CUDA kernels' source compiled for the CPU, and under
-    Triton's interpreter on its kernels too."""
-    with emulated_cuda() if request.param == "emulated_cuda" else use_backend(request.param):
-        yield request.param
+    """Runs the test on plain torch, on the C++ kernels, on the CUDA kernels' source compiled for the CPU, under
+    Triton's interpreter on its kernels, and where there is a GPU on the two backends there."""
+    name = request.param
+    chosen = emulated_cuda() if name == "emulated_cuda" else None
+    if name.startswith("gpu_"):
+        chosen = on_gpu(name.removeprefix("gpu_"))
+    with chosen or use_backend(name):
+        yield name
 
 
 @pytest.fixture(params=HOST_BACKENDS)
