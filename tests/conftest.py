@@ -1,6 +1,7 @@
 """Fixtures for whatever must hold on several backends and instruction sets. Each restores what it changed."""
 
 import pytest
+from recording import recording  # noqa: F401  (a fixture)
 
 from ddpm_fast.ops import native, use_backend
 
