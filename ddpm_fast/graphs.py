@@ -47,7 +47,7 @@ def cannot_capture(device: torch.device, model: nn.Module | None = None) -> str:
 def refuse(reason: str, asked: bool | None) -> None:
     """What follows from a reason against a graph: InputError if one was asked for, else a line in the log."""
     if asked:
-        raise InputError(f"cuda_graph is True, but no graph can be captured: {reason}. Leave cuda_graph out")
+        raise InputError(f"cuda_graph is True, but no graph can be captured: {reason}. Leave it out, or make it False")
     _log.info("no CUDA graph: %s", reason)
 
 

@@ -72,13 +72,15 @@ class RecordingGraph:
     def capture(self, run):
         type(self).captures += 1
         recorder, generator = _Recorder(), torch.get_rng_state()
-        with recorder:
-            run()
-        self.operations = recorder.operations
-        # A capture executes nothing: what was written is as it was, and what was made is not there yet.
-        torch.set_rng_state(generator)
-        for storage, content in recorder.before.values():
-            storage.copy_(content)
+        try:
+            with recorder:
+                run()
+            self.operations = recorder.operations
+        finally:
+            # A capture executes nothing: what was written is as it was, and what was made is not there yet.
+            torch.set_rng_state(generator)
+            for storage, content in recorder.before.values():
+                storage.copy_(content)
         with torch._C._AutoDispatchBelowAutograd():
             for *_, own in self.operations:
                 for tensor in own:

@@ -36,6 +36,35 @@ def test_against_the_closed_form_in_float64(decay):
         torch.testing.assert_close(shadow.double(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9999], ids=["copy", "capped early", "warming up"])
+def test_a_step_in_a_tensor_counts_as_the_number_does_bit_for_bit(decay):
+    net, step = model(), torch.tensor(0)
+    by_number, by_tensor = EMA(net, decay), EMA(net, decay)
+    for number in [*range(30), 10**6, 2**53 + 1]:
+        with torch.no_grad():
+            for p in net.parameters():
+                p.add_(0.1 * torch.randn_like(p))
+        by_number.update(number)
+        by_tensor.update(step.fill_(number))
+        for name, shadow in by_number.state_dict().items():
+            assert torch.equal(shadow, by_tensor.state_dict()[name]), (number, name)
+
+
+def test_parameters_whose_memory_format_changed_since():
+    """Shadow and parameter are walked through by their strides, which then differ."""
+    net = model()
+    ema = EMA(net, 0.5)
+    before = {name: v.clone() for name, v in ema.state_dict().items()}
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(torch.randn_like(p))
+    net.to(memory_format=torch.channels_last)
+    assert net[0].weight.stride() != before["0.weight"].stride()
+    ema.update(10**6)
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(ema.state_dict()[name], (before[name] + p.detach()) / 2)
+
+
 def test_pitfall_ema_of_0_9999_from_step_0_is_noise_for_10k_steps():
     """Weights that are 1 after an initial 0: warmed up, the average has forgotten the start at once; at a
     fixed decay 37% of it is left after 10,000 steps.

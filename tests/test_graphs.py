@@ -257,7 +257,7 @@ def test_a_network_that_cannot_be_captured_is_called_as_before(recording, caplog
         assert torch.equal(drawn(model, cuda_graph=False), drawn(model))
     assert "its capture failed" in caplog.text and "waits for the device" in caplog.text
     assert recording.captures == 1, "once is enough"
-    with pytest.raises(InputError, match=r"no graph can be captured: its capture failed.*Leave cuda_graph out"):
+    with pytest.raises(InputError, match=r"no graph can be captured: its capture failed.*Leave it out"):
         drawn(OwnNetwork(waiting), cuda_graph=True)
 
 
@@ -285,7 +285,7 @@ def test_a_network_seen_waiting_is_not_captured_at_all(recording, monkeypatch):
 def test_without_cuda_a_graph_that_is_asked_for_is_an_error_and_nothing_is_drawn():
     model, steps = network(), []
     options = {"steps": 3, "on_step": lambda *_: steps.append(1)}
-    with pytest.raises(InputError, match=r"the network is on cpu, and CUDA graphs are for CUDA devices.*Leave"):
+    with pytest.raises(InputError, match=r"the network is on cpu, and CUDA graphs are for CUDA devices.*Leave it out"):
         sample(model, FIXED, 2, **options, cuda_graph=True)
     images = torch.zeros(2, 2, 8, 8)
     for edit in (editing.image_to_image, editing.encode, editing.decode):

@@ -31,11 +31,32 @@ class EMA:
         return min(self.decay, (1 + step) / (10 + step))
 
     @torch.no_grad()
-    def update(self, step: int):
-        """shadow <- d * shadow + (1 - d) * parameter, d = decay_at(step). A few launches for all parameters
-        together, and nothing is read back from the device."""
-        live = [p.detach().float() for p in self._live.values()]
-        torch._foreach_lerp_(list(self._shadow.values()), live, 1 - self.decay_at(step))
+    def update(self, step: int | Tensor):
+        """shadow <- d * shadow + (1 - d) * parameter, d = decay_at(step). One launch or few for all parameters
+        together, and nothing is read back from the device. step: an int, or an int64 scalar tensor, whose value at the
+        time counts: a CUDA graph can hold this.
+        """
+        shadows: dict[torch.device, list[Tensor]] = {}
+        live: dict[torch.device, list[Tensor]] = {}
+        for name, shadow in self._shadow.items():
+            shadows.setdefault(shadow.device, []).append(shadow)
+            live.setdefault(shadow.device, []).append(_laid_out_as(shadow, self._live[name].detach().float()))
+        for device, averages in shadows.items():
+            # torch._foreach_lerp_ takes its weight from the host, or a tensor for each parameter and a launch each.
+            # SGD's step takes it from the device, and with the parameters as gradients is the same formula:
+            # maximize: g = -parameter; weight_decay 1: g + shadow; shadow - lr * g.
+            torch._fused_sgd_(
+                *(averages, live[device], []),
+                **{"lr": self._weight(step, device), "weight_decay": 1.0, "maximize": True, "momentum": 0.0},
+                **{"dampening": 0.0, "nesterov": False, "is_first_step": False},
+            )
+
+    def _weight(self, step: int | Tensor, device: torch.device) -> Tensor:
+        """1 - decay_at(step), an fp32 scalar on the device, rounded once."""
+        if not isinstance(step, Tensor):
+            return torch.full((), 1 - self.decay_at(step), device=device)
+        step = step.to(device).double()
+        return (1 - ((1 + step) / (10 + step)).clamp(max=self.decay)).float()
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module):
@@ -56,6 +77,12 @@ class EMA:
         _check_same(self._shadow, state, "the loaded state")
         for name, shadow in self._shadow.items():
             shadow.copy_(state[name])
+
+
+def _laid_out_as(shadow: Tensor, parameter: Tensor) -> Tensor:
+    """The parameter with the shadow's strides, by which fused steps walk through both: a copy only if the model's
+    memory format was changed since."""
+    return parameter if parameter.stride() == shadow.stride() else torch.empty_like(shadow).copy_(parameter)
 
 
 def _check_same(shadow: Mapping[str, Tensor], other: Mapping[str, Tensor], what: str):
