@@ -40,7 +40,10 @@ def cannot_capture(device: torch.device, model: nn.Module | None = None) -> str:
         return ""
     if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
         return "the network has forward hooks, which a replay would not call"
-    places = {tensor.device for tensor in itertools.chain(model.parameters(), model.buffers())}
+    tensors = list(itertools.chain(model.parameters(), model.buffers()))
+    if others := {type(tensor).__name__ for tensor in tensors} - {"Tensor", "Parameter"}:
+        return f"the network has weights of the type {', '.join(sorted(others))}, whose place in memory is its own affair"
+    places = {tensor.device for tensor in tensors}
     return "" if places <= {device} else f"the network is on several devices, {', '.join(sorted(map(str, places)))}"
 
 
@@ -84,7 +87,7 @@ class Repeated:
     """Calls one function again and again: as it is at first, and then by replaying its graph.
 
     The first calls are the warm-up that a capture needs, and do their work like all others: nothing runs for nothing,
-    and there is no state to put back. The function is given at each call, and not kept: it may hold on to a model.
+    and since a capture executes nothing there is no state to put back. The function is given at each call, and not kept: it may hold on to a model.
     """
 
     def __init__(self, device: torch.device, pool: object | None = None, careful: bool = False):
@@ -152,18 +155,22 @@ class Plans:
         self.device, self.baked = device, baked
         self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         self.lock = threading.RLock()
-        self.done: torch.cuda.Event | None = None  # after the latest use, on whatever stream that was
+        self.done: torch.cuda.Event | None = None  # after the latest use of the pool, on whatever stream that was
         self._kept: OrderedDict[Hashable, object] = OrderedDict()
 
     def take(self, key: Hashable) -> object | None:
         """The plan made for key, or None. It is the caller's alone until put back: a callback may sample too."""
-        return self._kept.pop(key, None)
+        return self._kept.pop((key, self._stream()), None)
 
     def put(self, key: Hashable, plan: object) -> None:
         """Keep a plan, and forget the oldest beyond KEPT_PLANS."""
-        self._kept[key] = plan
+        self._kept[key, self._stream()] = plan
         while len(self._kept) > KEPT_PLANS:
             self._kept.popitem(last=False)
+
+    def _stream(self) -> int:
+        # A plan's tensors are freed for their own stream to use again, which would not wait for another's replays.
+        return torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0
 
 
 _plans: weakref.WeakKeyDictionary[nn.Module, Plans] = weakref.WeakKeyDictionary()

@@ -270,7 +270,7 @@ class Run:
             plan = plans.take(layout)
             if plan is None:
                 # What waits for the device cannot be captured, and our own network does not.
-                plan = _Plan(chain.copy(), self.device, plans.pool, careful=not isinstance(self.model, UNet))
+                plan = _Plan(chain.copy(), self.device, plans.pool, careful=type(self.model) is not UNet)
             else:
                 plan.chain.load(chain)
             chain = plan.chain

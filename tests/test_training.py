@@ -208,7 +208,7 @@ def test_a_step_never_waits_for_the_device(monkeypatch, word):
 def test_command_trains_saves_and_resumes_to_the_same_weights(tmp_path):
     command(*TINY, "--steps", 6, "--out", tmp_path / "a")
     command(*TINY, "--steps", 3, "--out", tmp_path / "b")
-    resumed = command("--data", "mnist5k", "--steps", 6, "--out", tmp_path / "b", "--resume")
+    resumed = command("--data", "mnist5k", "--steps", 6, "--out", tmp_path / "b", "--resume", "--no-cuda-graph")
     assert "Resuming at step 3" in resumed.stdout
     a, b = (weights(checkpoint.latest_checkpoint(tmp_path / name)) for name in "ab")
     assert a.keys() == b.keys()
@@ -476,6 +476,7 @@ def test_state_of_another_timestep_sampling_is_refused_with_nothing_changed(tmp_
         ([*TINY, "--out", "OUT", "--steps", "0"], "--steps is 0"),
         ([*TINY, "--out", "OUT", "--precision", "fp12"], "expected auto, fp32, bf16"),
         ([*TINY, "--out", "OUT", "--device", "cuda"], "cannot be used here"),
+        ([*TINY, "--out", "OUT", "--cuda-graph"], "on cpu, and CUDA graphs are for CUDA devices"),
         ([*TINY, "--out", "OUT", "--image-size", "27"], "image_size 27"),
     ],
 )
