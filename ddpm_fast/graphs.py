@@ -42,7 +42,7 @@ def cannot_capture(device: torch.device, model: nn.Module | None = None) -> str:
         return "the network has forward hooks, which a replay would not call"
     tensors = list(itertools.chain(model.parameters(), model.buffers()))
     if others := {type(tensor).__name__ for tensor in tensors} - {"Tensor", "Parameter"}:
-        return f"the network has weights of the type {', '.join(sorted(others))}, whose place in memory is its own affair"
+        return f"the network has weights of the type {', '.join(sorted(others))}, whose place in memory is not known"
     places = {tensor.device for tensor in tensors}
     return "" if places <= {device} else f"the network is on several devices, {', '.join(sorted(map(str, places)))}"
 
@@ -87,7 +87,8 @@ class Repeated:
     """Calls one function again and again: as it is at first, and then by replaying its graph.
 
     The first calls are the warm-up that a capture needs, and do their work like all others: nothing runs for nothing,
-    and since a capture executes nothing there is no state to put back. The function is given at each call, and not kept: it may hold on to a model.
+    and since a capture executes nothing there is no state to put back. The function is given at each call, and not
+    kept: it may hold on to a model.
     """
 
     def __init__(self, device: torch.device, pool: object | None = None, careful: bool = False):

@@ -300,7 +300,8 @@ def test_reasons_on_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     assert graphs.cannot_capture(cuda) == ""
     assert "on several devices, cpu" in graphs.cannot_capture(cuda, model)
-    assert "of the type UninitializedParameter" in graphs.cannot_capture(cuda, torch.nn.LazyLinear(2))
+    lazy = torch.nn.ParameterList([torch.nn.UninitializedParameter()])
+    assert "of the type UninitializedParameter" in graphs.cannot_capture(cuda, lazy)
     model.register_forward_hook(lambda *_: None)
     assert "forward hooks" in graphs.cannot_capture(cuda, model)
     with monkeypatch.context() as patch:
