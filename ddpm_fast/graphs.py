@@ -54,27 +54,43 @@ def refuse(reason: str, asked: bool | None) -> None:
     _log.info("no CUDA graph: %s", reason)
 
 
-class CudaGraph:
-    """One recording on a device. pool: that of another's memory, of which only one may run at a time."""
+class Pool:
+    """Memory for graphs of which only one runs at a time. After one that could not be captured none is tried again."""
 
-    def __init__(self, device: torch.device, pool: object | None = None):
-        self._device, self._pool, self._graph = device, pool, torch.cuda.CUDAGraph()
+    def __init__(self, device: torch.device):
+        self.device, self.refused = device, ""
+        self.handle = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+
+class CudaGraph:
+    """One recording, in a pool's memory."""
+
+    def __init__(self, pool: Pool):
+        self._pool, self._graph = pool, torch.cuda.CUDAGraph()
 
     def capture(self, run: Callable[[], object]) -> None:
         """Records what run() launches, which is not executed. Raises RuntimeError for what cannot be recorded."""
-        stream = _capture_stream(self._device)
-        # The outer stream, because torch.cuda.graph leaves its own behind if the capture fails. thread_local: another
-        # thread's allocations are not our capture's affair.
-        with (
-            _capturing,
-            torch.cuda.device(self._device),
-            torch.cuda.stream(torch.cuda.current_stream(self._device)),
-            torch.cuda.graph(self._graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"),
-        ):
-            run()
+        device, pool = self._pool.device, self._pool.handle
+        # The outer stream, because torch.cuda.graph leaves its own behind if the capture fails.
+        with _capturing, torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
+            # thread_local: what other threads allocate meanwhile is not our capture's affair.
+            options = {"stream": _capture_stream(device), "capture_error_mode": "thread_local"}
+            try:
+                with torch.cuda.graph(self._graph, pool=pool, **options):
+                    run()
+            except BaseException:
+                # Up to PyTorch 2.11 the allocator still thinks that it captures, fails at every empty_cache(), and
+                # keeps a pointer to the graph (pytorch/pytorch#180395). If it does not, this raises.
+                with contextlib.suppress(RuntimeError):
+                    torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+                    _unfinished.append(self._graph)
+                raise
 
     def replay(self) -> None:
         self._graph.replay()
+
+
+_unfinished: list[torch.cuda.CUDAGraph] = []
 
 
 @functools.cache
@@ -91,28 +107,28 @@ class Repeated:
     kept: it may hold on to a model.
     """
 
-    def __init__(self, device: torch.device, pool: object | None = None, careful: bool = False):
-        """careful: look during the warm-up whether the function waits for the device, before a capture fails by it and
-        leaves PyTorch's allocator in disorder. Such a function must start with what may wait, since it is then called
-        once more. While it is watched, other threads may not wait either."""
-        self._device, self._pool, self._careful = device, pool, careful
+    def __init__(self, pool: Pool, careful: bool = False):
+        """careful: look during the warm-up whether the function waits for the device, which is kinder to PyTorch than a
+        capture that fails by it. Such a function must start with what may wait, since it is then called once more.
+        While it is watched, other threads may not wait either."""
+        self._pool, self._careful = pool, careful
         self._graph: CudaGraph | None = None
-        self._calls, self._refused = 0, False
+        self._calls = 0
 
     def __call__(self, run: Callable[[], object], asked: bool | None = None) -> None:
         """One more call. Raises InputError if a graph was asked for (see refuse) and this function cannot have one."""
-        if self._graph is None and not self._refused and self._calls >= WARM_UP:
+        if self._graph is None and not self._pool.refused and self._calls >= WARM_UP:
             self._capture(run, asked)
         self._calls += 1
         if self._graph is not None:
             self._graph.replay()
-        elif self._careful and self._calls == WARM_UP:
+        elif self._careful and not self._pool.refused and self._calls == WARM_UP:
             self._run_watched(run, asked)
         else:
             run()
 
     def _capture(self, run: Callable[[], object], asked: bool | None) -> None:
-        graph = CudaGraph(self._device, self._pool)
+        graph = CudaGraph(self._pool)
         try:
             graph.capture(run)
         except RuntimeError as error:
@@ -131,7 +147,7 @@ class Repeated:
             run()
 
     def _refuse(self, reason: str, asked: bool | None) -> None:
-        self._refused = True
+        self._pool.refused = reason
         refuse(reason, asked)
 
 
@@ -153,8 +169,7 @@ class Plans:
     """
 
     def __init__(self, device: torch.device, baked: Hashable):
-        self.device, self.baked = device, baked
-        self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self.baked, self.pool = baked, Pool(device)
         self.lock = threading.RLock()
         self.done: torch.cuda.Event | None = None  # after the latest use of the pool, on whatever stream that was
         self._kept: OrderedDict[Hashable, object] = OrderedDict()
@@ -171,7 +186,8 @@ class Plans:
 
     def _stream(self) -> int:
         # A plan's tensors are freed for their own stream to use again, which would not wait for another's replays.
-        return torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0
+        device = self.pool.device
+        return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 _plans: weakref.WeakKeyDictionary[nn.Module, Plans] = weakref.WeakKeyDictionary()

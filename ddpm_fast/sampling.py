@@ -167,9 +167,9 @@ def _thresholded(x: Tensor, output: Tensor, row: Tensor, quantile: float) -> Ten
 class _Plan:
     """A chain whose steps are replayed, and their graphs: one for each kind of row."""
 
-    def __init__(self, chain: Chain, device: torch.device, pool: object | None, careful: bool):
+    def __init__(self, chain: Chain, pool: graphs.Pool, careful: bool):
         self.chain = chain
-        self._new = partial(graphs.Repeated, device, pool, careful)
+        self._new = partial(graphs.Repeated, pool, careful)
         self._kinds: dict[tuple[bool, bool], graphs.Repeated] = {}
 
     def of(self, kind: tuple[bool, bool]) -> graphs.Repeated:
@@ -244,6 +244,9 @@ class Run:
         labels = None if self.labels is None else self.labels.to(self.device)
         images = torch.empty((self.n, *self.shape), device=self.device)
         with evaluating(self.model), self._plans() as plans:
+            if plans is not None and plans.pool.refused:
+                graphs.refuse(plans.pool.refused, self.cuda_graph)
+                plans = None
             for first in range(0, self.n, self.batch_size):
                 part = slice(first, min(first + self.batch_size, self.n))
                 ids = self.key.sample_id[part]
@@ -270,7 +273,7 @@ class Run:
             plan = plans.take(layout)
             if plan is None:
                 # What waits for the device cannot be captured, and our own network does not.
-                plan = _Plan(chain.copy(), self.device, plans.pool, careful=type(self.model) is not UNet)
+                plan = _Plan(chain.copy(), plans.pool, careful=type(self.model) is not UNet)
             else:
                 plan.chain.load(chain)
             chain = plan.chain

@@ -132,7 +132,7 @@ class Trainer:
         if self.cuda_graph is not False:
             reason = graphs.cannot_capture(self.device)
             if not reason:
-                return partial(graphs.Repeated(self.device), asked=self.cuda_graph)
+                return partial(graphs.Repeated(graphs.Pool(self.device)), asked=self.cuda_graph)
             graphs.refuse(reason, self.cuda_graph)
         return lambda run: run()
 

@@ -66,7 +66,7 @@ class RecordingGraph:
 
     captures = replays = 0
 
-    def __init__(self, device, pool=None):
+    def __init__(self, pool):
         self.operations = []
 
     def capture(self, run):

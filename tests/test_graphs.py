@@ -165,7 +165,7 @@ def test_the_recording_catches_what_python_changes_between_steps(recording):
 def test_waiting_for_the_device_stops_a_recording():
     for wait in (torch.Tensor.item, torch.Tensor.nonzero, lambda x: x[x > 0], lambda x: torch.tensor(1.0) + x):
         with pytest.raises(RuntimeError, match=r"waits for the device|copies from the host"):
-            RecordingGraph(CPU).capture(lambda wait=wait: wait(torch.ones(())))
+            RecordingGraph(graphs.Pool(CPU)).capture(lambda wait=wait: wait(torch.ones(())))
 
 
 def test_weights_that_moved_and_attributes_that_changed_are_captured_anew(recording):
@@ -257,8 +257,11 @@ def test_a_network_that_cannot_be_captured_is_called_as_before(recording, caplog
         assert torch.equal(drawn(model, cuda_graph=False), drawn(model))
     assert "its capture failed" in caplog.text and "waits for the device" in caplog.text
     assert recording.captures == 1, "once is enough"
-    with pytest.raises(InputError, match=r"no graph can be captured: its capture failed.*Leave it out"):
-        drawn(OwnNetwork(waiting), cuda_graph=True)
+    for asked in (model, OwnNetwork(waiting)):
+        with pytest.raises(InputError, match=r"no graph can be captured: its capture failed.*Leave it out"):
+            drawn(asked, cuda_graph=True)
+    sample(model, FIXED, 3, shape=(1, 3), steps=6)
+    assert recording.captures == 2, "of a model that failed no other shape is tried"
 
 
 def test_a_network_seen_waiting_is_not_captured_at_all(recording, monkeypatch):
