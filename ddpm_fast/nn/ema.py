@@ -40,21 +40,15 @@ class EMA:
         live: dict[torch.device, list[Tensor]] = {}
         for name, shadow in self._shadow.items():
             shadows.setdefault(shadow.device, []).append(shadow)
-            live.setdefault(shadow.device, []).append(_laid_out_as(shadow, self._live[name].detach().float()))
+            live.setdefault(shadow.device, []).append(self._live[name].detach().float())
         for device, averages in shadows.items():
-            # torch._foreach_lerp_ takes its weight from the host, or a tensor for each parameter and a launch each.
-            # SGD's step takes it from the device, and with the parameters as gradients is the same formula:
-            # maximize: g = -parameter; weight_decay 1: g + shadow; shadow - lr * g.
-            torch._fused_sgd_(
-                *(averages, live[device], []),
-                **{"lr": self._weight(step, device), "weight_decay": 1.0, "maximize": True, "momentum": 0.0},
-                **{"dampening": 0.0, "nesterov": False, "is_first_step": False},
-            )
+            lerp = _fused_lerp_ if device.type == "cuda" else _foreach_lerp_
+            lerp(averages, live[device], self._weight(step, device))
 
     def _weight(self, step: int | Tensor, device: torch.device) -> Tensor:
         """1 - decay_at(step), an fp32 scalar on the device, rounded once."""
         if not isinstance(step, Tensor):
-            return torch.full((), 1 - self.decay_at(step), device=device)
+            return torch.full((), 1 - self.decay_at(step), dtype=torch.float32, device=device)
         step = step.to(device).double()
         return (1 - ((1 + step) / (10 + step)).clamp(max=self.decay)).float()
 
@@ -79,10 +73,28 @@ class EMA:
             shadow.copy_(state[name])
 
 
-def _laid_out_as(shadow: Tensor, parameter: Tensor) -> Tensor:
-    """The parameter with the shadow's strides, by which fused steps walk through both: a copy only if the model's
-    memory format was changed since."""
-    return parameter if parameter.stride() == shadow.stride() else torch.empty_like(shadow).copy_(parameter)
+def _foreach_lerp_(averages: list[Tensor], parameters: list[Tensor], weight: Tensor):
+    """average <- average + weight * (parameter - average). On a GPU, a launch for each pair."""
+    torch._foreach_lerp_(averages, parameters, [weight] * len(averages))
+
+
+def _fused_lerp_(averages: list[Tensor], parameters: list[Tensor], weight: Tensor):
+    """The same in one launch or few, with the weight read on the device.
+
+    It is a fused step of SGD with the parameters as gradients: maximize makes them -parameter, weight_decay 1 adds the
+    average, and average - weight * (average - parameter) is the step. torch._foreach_lerp_ has no such form, and
+    formulas of other foreach operations read and write 7 tensors of the weights' size where this one does 3.
+    """
+    # Fused steps walk through both by the strides of one: a copy if the model's memory format was changed since.
+    gradients = [
+        p if p.stride() == average.stride() else torch.empty_like(average).copy_(p)
+        for average, p in zip(averages, parameters, strict=True)
+    ]
+    torch._fused_sgd_(
+        *(averages, gradients, []),
+        **{"lr": weight, "weight_decay": 1.0, "maximize": True, "momentum": 0.0, "dampening": 0.0},
+        **{"nesterov": False, "is_first_step": False},
+    )
 
 
 def _check_same(shadow: Mapping[str, Tensor], other: Mapping[str, Tensor], what: str):
