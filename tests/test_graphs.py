@@ -162,8 +162,8 @@ def test_the_recording_catches_what_python_changes_between_steps(recording):
     assert recording.captures == 1
 
 
-def test_waiting_for_the_device_stops_a_recording():
-    for wait in (torch.Tensor.item, torch.Tensor.nonzero, lambda x: x[x > 0], lambda x: torch.tensor(1.0) + x):
+def test_copying_from_the_host_or_waiting_for_the_device_stops_a_recording():
+    for wait in (torch.Tensor.item, lambda x: torch.tensor(1.0) + x):
         with pytest.raises(RuntimeError, match=r"waits for the device|copies from the host"):
             RecordingGraph(graphs.Pool(CPU)).capture(lambda wait=wait: wait(torch.ones(())))
 
