@@ -121,7 +121,8 @@ class Trainer:
         self.step = 0
         self._step = torch.zeros((), dtype=torch.int64, device=device)  # the same number, where the arithmetic is
         self._key = NoiseKey.of(config.seed, config.batch_size, stream=Stream.TRAINING, device=device)
-        self._images = torch.empty((config.batch_size, *dataset.images.shape[1:]), dtype=torch.uint8, device=device)
+        pixels = dataset.images
+        self._images = torch.empty((config.batch_size, *pixels.shape[1:]), dtype=pixels.dtype, device=device)
         self._labels = torch.empty(config.batch_size, dtype=torch.int64, device=device) if network.num_classes else None
         self._metrics = torch.empty(2, device=device)
         self.cuda_graph = cuda_graph
