@@ -9,8 +9,8 @@
 
 Images are float [N, C, ...], about in [-1, 1], or uint8; results are fp32 on the model's device. Image i draws the
 noise of sample id first_sample_id + i, so that no result depends on the batch size. **options are sample()'s keyword
-arguments: sampler, steps, guidance, labels, seed, first_sample_id, batch_size, on_step and so on. Whatever is wrong
-with the arguments raises InputError before anything is drawn.
+arguments: sampler, steps, guidance, labels, seed, first_sample_id, batch_size, on_step, cuda_graph and so on. Whatever
+is wrong with the arguments raises InputError before anything is drawn.
 """
 
 from __future__ import annotations
@@ -74,14 +74,7 @@ def inpaint(
     levels = levels.to(run.device, torch.float32)
 
     def start(key: NoiseKey, part: slice) -> tuple[Tensor, Paste]:
-        known, known_key, where = x0[part], replace(key, stream=Stream.KNOWN), keep[part]
-
-        def paste(i: int, x: Tensor) -> Tensor:
-            if not pasted[i]:
-                return x
-            return torch.where(where, ops.q_sample(known, key.step.expand(len(known)), levels, known_key), x)
-
-        return run.noise(key, part)[0], paste
+        return run.noise(key, part)[0], Paste(x0[part], keep[part], levels, pasted)
 
     return run.draw(start, plan)
 
@@ -121,7 +114,7 @@ def interpolate(
     table = _tail(run.table, row)
     if inverted:
         labels = None if run.labels is None else run.labels[[0, -1]]
-        two = Run(model, diffusion, 2, labels=labels, shape=run.shape)
+        two = Run(model, diffusion, 2, labels=labels, shape=run.shape, cuda_graph=run.cuda_graph)
         mixed = _slerp(*_encode(two, ends, table, options.get("clip", True)).split(1), weight)
     else:
         level = _levels(run)[[row, row]].to(run.device, torch.float32)
@@ -140,14 +133,16 @@ def encode(
     spacing: str = "even",
     clip: bool = True,
     batch_size: int | None = None,
+    cuda_graph: bool | None = None,
 ) -> Tensor:
     """The latents x_T that decode turns back into the images: DDIM's steps, backwards (Song et al. 2020, sec. 4.3).
 
     Nothing is random. The way back is exact in the limit of many steps; docs/sampling.md has its error. Decode with the
-    same steps, spacing, labels and clip, or change the labels alone to redraw the image as another class. fp32, shaped
-    like images.
+    same steps, spacing, labels and clip, or change the labels alone to redraw the image as another class. cuda_graph:
+    as in sample(). fp32, shaped like images.
     """
     options = {"sampler": "ddim", "steps": steps, "spacing": spacing, "labels": labels, "batch_size": batch_size}
+    options["cuda_graph"] = cuda_graph
     x0, run = _prepare(model, diffusion, images, options)
     return _encode(run, x0, run.table, clip)
 

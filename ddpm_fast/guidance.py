@@ -30,8 +30,8 @@ def predictor(
 ) -> Predict:
     """predict(x, t) -> output, for x [N, C, ...] and t int64 [N]: one call of the network, guided if asked.
 
-    labels: int64 [N] on the model's device, or None for an unconditional call. learned: whether the output has 2C
-    channels, the prediction and then what sets the variance (Objective.learned). guidance: the scale w of
+    labels: int64 [N] on the model's device, read at each call, or None for an unconditional call. learned: whether the
+    output has 2C channels, the prediction and then what sets the variance (Objective.learned). guidance: the scale w of
     classifier-free guidance, uncond + w (cond - uncond), from one call on the batch doubled; the second group of a
     learned output is the conditional's. w = 1 (or None) is the plain conditional model and w = 0 the plain
     unconditional one: one call on the batch as it is. rescale: see rescale_to. null_label: the class that stands for
@@ -46,12 +46,12 @@ def predictor(
 
     if guidance is None or guidance == 1:
         return lambda x, t: ask(x, t, labels)
-    null = torch.full_like(labels, null_label)
     if guidance == 0 and rescale == 0:
-        return lambda x, t: ask(x, t, null)
-    both = torch.cat([labels, null])
+        return lambda x, t: ask(x, t, torch.full_like(labels, null_label))
 
     def guided(x: Tensor, t: Tensor) -> Tensor:
+        # Made here and not once for all: labels may be a tensor whose values change, as in a CUDA graph.
+        both = torch.cat([labels, torch.full_like(labels, null_label)])
         output = ask(torch.cat([x, x]), torch.cat([t, t]), both)
         cond, uncond = output.to(torch.promote_types(output.dtype, torch.float32)).chunk(2)
         channels = x.shape[1]

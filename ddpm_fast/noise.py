@@ -93,9 +93,10 @@ class NoiseKey:
             raise InputError(f"step {step} does not fit in 32 bits; expected 0..{MASK32}")
         signed = seed - 2**64 if seed >= 2**63 else seed
         return cls(
-            seed=torch.tensor(signed, dtype=torch.int64, device=device),
+            # Filled on the device: torch.tensor would copy from the host and wait for it.
+            seed=torch.full((), signed, dtype=torch.int64, device=device),
             sample_id=torch.arange(first_sample_id, first_sample_id + n, dtype=torch.int64, device=device),
-            step=torch.tensor(step, dtype=torch.int64, device=device),
+            step=torch.full((), step, dtype=torch.int64, device=device),
             stream=int(stream),
         )
 

@@ -73,6 +73,9 @@ def main(
     gif: Annotated[Path | None, typer.Option(help="also write the denoising as an animation")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto (bf16 where that is faster)")] = "fp32",
+    cuda_graph: Annotated[
+        bool | None, typer.Option(help="replay each step from a CUDA graph; where possible, if not given")
+    ] = None,
 ) -> None:
     """Draw images from a diffusion model, or edit some with it."""
     with plain_errors():
@@ -104,7 +107,7 @@ def main(
             "steps": min(50, diffusion.num_timesteps) if steps is None else steps,
             **{"spacing": spacing, "eta": eta, "guidance": guidance, "guidance_rescale": guidance_rescale},
             **{"dynamic_threshold": dynamic_threshold, "seed": seed, "first_sample_id": first_sample_id},
-            **{"labels": classes, "batch_size": batch_size},
+            **{"labels": classes, "batch_size": batch_size, "cuda_graph": cuda_graph},
         }
         # All that can be wrong is found before the sampling, not after it.
         rows = len(Run(loaded.model, diffusion, count, **options).table.timesteps)

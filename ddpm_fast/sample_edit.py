@@ -99,7 +99,7 @@ class Edit:
                 )
             return editing.interpolate(model, diffusion, images[0], other[0], n, **given, **options)
         if self.mode == "round trip":
-            kept = {name: options[name] for name in ("steps", "labels", "spacing", "batch_size")}
+            kept = {name: options[name] for name in ("steps", "labels", "spacing", "batch_size", "cuda_graph")}
             latents = editing.encode(model, diffusion, images, **kept)
             return editing.decode(model, diffusion, latents, **kept, on_step=options["on_step"])
         return editing.image_to_image(model, diffusion, images, **given, **options)

@@ -10,8 +10,9 @@ import math
 import signal
 import time
 import warnings
+from collections import deque
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 import typer
@@ -35,7 +36,7 @@ from .training import NonFiniteLoss, TrainConfig, Trainer
 PLAIN_REPORT_SECONDS = 30  # between lines of progress where there is no terminal to draw a bar on
 GRID_SAMPLES = 64
 # What may differ between a run and its continuation: these do not touch the weights.
-FREE_ON_RESUME = {"out", "steps", "log_every", "sample_every", "save_every", "resume", "device", "strict"}
+FREE_ON_RESUME = {"out", "steps", "log_every", "sample_every", "save_every", "resume", "device", "strict", "cuda_graph"}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -98,6 +99,9 @@ def main(
     log_every: Annotated[int, typer.Option(help="steps between points of the curves")] = 50,
     sample_every: Annotated[int, typer.Option(help="steps between sample grids; 0 for none")] = 1000,
     save_every: Annotated[int, typer.Option(help="steps between checkpoints")] = 1000,
+    cuda_graph: Annotated[
+        bool | None, typer.Option(help="replay each step from a CUDA graph; where possible, if not given")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="continue from the newest checkpoint in --out")] = False,
 ) -> None:
     """Train a diffusion model on your images."""
@@ -137,7 +141,7 @@ def main(
             norm_groups=norm_groups(a["model_channels"]),
             learned_variance=diffusion.objective.learned,
         )
-        trainer = Trainer(network, diffusion, config, dataset, torch_device)
+        trainer = Trainer(network, diffusion, config, dataset, torch_device, a["cuda_graph"])
         check_writable_folder(out)
         if state is not None:
             trainer.load(state)
@@ -223,43 +227,44 @@ def run(trainer: Trainer, out: Path, arguments: dict) -> bool:
         disable=not console.is_terminal,
     )
     task = bar.add_task("", total=arguments["steps"], completed=trainer.step, rate=0.0, loss=math.nan)
-    pending: list[tuple[torch.Tensor, torch.Tensor]] = []  # of the steps since the last look, still on the device
+    metrics = Metrics(trainer.step)
     started = reported = time.monotonic()
     first_step = saved = trainer.step
     looked = time.monotonic()
     try:
         with bar:
             while trainer.step < arguments["steps"] and not stopping:
-                pending.append(trainer.train_step())
+                metrics.add(*trainer.train_step())
                 step, last = trainer.step, trainer.step == arguments["steps"]
+                bar.update(task, completed=step)
                 saving = last or step % arguments["save_every"] == 0
                 sampling = bool(arguments["sample_every"]) and (last or step % arguments["sample_every"] == 0)
                 if saving or sampling or step % arguments["log_every"] == 0:
-                    loss, norm = _look(pending, step, out)
+                    # Nothing is saved before it is known to be good; otherwise nobody waits.
+                    found = metrics.look(out, wait=saving or sampling)
                     now = time.monotonic()
-                    rate, looked = len(pending) * trainer.config.batch_size / (now - looked), now
-                    pending.clear()
-                    writer.add_scalar("loss", loss, step)
-                    writer.add_scalar("gradient norm", norm, step)
-                    writer.add_scalar("images a second", rate, step)
-                    bar.update(task, completed=step, rate=rate, loss=loss)
-                    if not console.is_terminal and (now - reported > PLAIN_REPORT_SECONDS or last):
+                    rate = sum(look.steps for look in found) * trainer.config.batch_size / (now - looked)
+                    looked = now if found else looked
+                    for look in found:
+                        writer.add_scalar("loss", look.loss, look.step)
+                        writer.add_scalar("gradient norm", look.norm, look.step)
+                        writer.add_scalar("images a second", rate, look.step)
+                        bar.update(task, rate=rate, loss=look.loss)
+                    if found and not console.is_terminal and (now - reported > PLAIN_REPORT_SECONDS or last):
                         reported = now
                         left = (now - started) / (step - first_step) * (arguments["steps"] - step)
                         console.print(
-                            f"step {step}/{arguments['steps']}  loss {loss:.4f}  {rate:.0f} images/s  "
-                            f"{left / 60:.1f} min left"
+                            f"step {found[-1].step}/{arguments['steps']}  loss {found[-1].loss:.4f}  "
+                            f"{rate:.0f} images/s  {left / 60:.1f} min left"
                         )
-                else:
-                    bar.update(task, completed=step)
-                if saving:
-                    trainer.save(out, arguments)
-                    saved = step
-                if sampling:
-                    _sample(trainer, out, writer)
-                looked += time.monotonic() - now if saving or sampling else 0.0
+                    if saving:
+                        trainer.save(out, arguments)
+                        saved = step
+                    if sampling:
+                        _sample(trainer, out, writer)
+                    looked += time.monotonic() - now if saving or sampling else 0.0
         if stopping and saved < trainer.step:
-            _look(pending, trainer.step, out)
+            metrics.look(out, wait=True)
             trainer.save(out, arguments)
     finally:
         writer.close()
@@ -268,20 +273,69 @@ def run(trainer: Trainer, out: Path, arguments: dict) -> bool:
     return not stopping
 
 
-def _look(pending: list[tuple[torch.Tensor, torch.Tensor]], step: int, out: Path) -> tuple[float, float]:
-    """The mean loss and gradient norm of the steps before `step`. Raises NonFiniteLoss naming the first bad one."""
-    losses, norms = (torch.stack(column) for column in zip(*pending, strict=True))
-    finite = (losses.isfinite() & norms.isfinite()).tolist()
-    if not all(finite):
-        i = finite.index(False)
-        last_good = checkpoint.latest_checkpoint(out)
-        raise NonFiniteLoss(
-            f"step {step - len(pending) + i + 1} gave the loss {losses[i].item()} and the gradient norm "
-            f"{norms[i].item()}. "
-            + (f"The last good checkpoint is {last_good}. " if last_good else "")
-            + "Lower --lr, lengthen --warmup, or use --precision fp32."
-        )
-    return losses.mean().item(), norms.mean().item()
+class Look(NamedTuple):
+    """The means over some steps, `step` being the last of them."""
+
+    step: int
+    steps: int
+    loss: float
+    norm: float
+
+
+class Metrics:
+    """The loss and gradient norm of each step, on their way from the device. They are sent at a look and read at the
+    next one, when they have long arrived: the loop waits for no step that it has just started."""
+
+    def __init__(self, step: int):
+        self._step = step  # of the last one that was read
+        self._steps: list[tuple[torch.Tensor, torch.Tensor]] = []  # since the last look, on the device
+        self._sent: deque[tuple[torch.Tensor, torch.cuda.Event | None]] = deque()  # [2, steps] each
+
+    def add(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
+        """Of one step more: scalars on the device."""
+        self._steps.append((loss, norm))
+
+    def look(self, out: Path, wait: bool) -> list[Look]:
+        """What has arrived; with wait, all there is. Raises NonFiniteLoss naming the first bad step."""
+        if self._steps:
+            self._sent.append(_send(torch.stack([torch.stack(column) for column in zip(*self._steps, strict=True)])))
+            self._steps.clear()
+        found = []
+        # All but what was sent just now, or else a loop that is faster than the device would run ever further ahead.
+        while self._sent and (wait or len(self._sent) > 1 or _arrived(self._sent[0][1])):
+            numbers, event = self._sent.popleft()
+            if event is not None:
+                event.synchronize()
+            found.append(self._read(numbers, out))
+        return found
+
+    def _read(self, numbers: torch.Tensor, out: Path) -> Look:
+        finite = numbers.isfinite().all(0).tolist()
+        losses, norms = numbers
+        if not all(finite):
+            i = finite.index(False)
+            last_good = checkpoint.latest_checkpoint(out)
+            raise NonFiniteLoss(
+                f"step {self._step + i + 1} gave the loss {losses[i].item()} and the gradient norm "
+                f"{norms[i].item()}. "
+                + (f"The last good checkpoint is {last_good}. " if last_good else "")
+                + "Lower --lr, lengthen --warmup, or use --precision fp32."
+            )
+        self._step += len(finite)
+        return Look(self._step, len(finite), losses.mean().item(), norms.mean().item())
+
+
+def _send(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """A copy on its way to the CPU, and the event after which it is there; None: at once."""
+    if numbers.device.type != "cuda":
+        return numbers.cpu(), None
+    place = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+    place.copy_(numbers, non_blocking=True)
+    return place, torch.cuda.current_stream(numbers.device).record_event()
+
+
+def _arrived(event: torch.cuda.Event | None) -> bool:
+    return event is None or event.query()
 
 
 def _sample(trainer: Trainer, out: Path, writer: SummaryWriter) -> None:

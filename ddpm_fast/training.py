@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import checkpoint
+from . import checkpoint, graphs
 from .data import Dataset, batch_indices, flip_mask
 from .diffusion import GaussianDiffusion
 from .errors import InputError
@@ -70,6 +72,10 @@ class NonFiniteLoss(RuntimeError):
 class Trainer:
     """A network, its average, its optimiser, what it knows of its timesteps, and the step they have reached.
 
+    A step's arithmetic is one function of tensors that stay where they are, the number of the step among them, so that
+    nothing waits for the device. cuda_graph: whether that function is replayed from a CUDA graph, with the same weights
+    bit for bit. None: where that can be done, from the third step on, and otherwise quietly not (the logger
+    "ddpm_fast.graphs" says why); True: InputError says why not; False: never.
     Raises InputError if the dataset does not fit the network (size, channels, classes), or the network's output the
     diffusion's variance.
     """
@@ -81,6 +87,7 @@ class Trainer:
         config: TrainConfig,
         dataset: Dataset,
         device: torch.device,
+        cuda_graph: bool | None = None,
     ):
         channels, height, width = dataset.images.shape[1:]
         if (channels, height, width) != (network.in_channels, network.image_size, network.image_size):
@@ -102,12 +109,33 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = UNet(network).to(device)
         self.ema = EMA(self.model, config.ema_decay)
+        # On the device, where it is computed from the step. capturable has a price for foreach AdamW, none for fused.
+        self.lr = torch.zeros((), device=device)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.999), fused=True
+            self.model.parameters(),
+            **{"lr": self.lr, "weight_decay": config.weight_decay, "betas": (0.9, 0.999)},
+            **{"fused": True, "capturable": device.type == "cuda"},
         )
         self.timesteps = diffusion.schedule.timesteps.to(device)
         self.timestep_sampler = TIMESTEP_SAMPLINGS[config.timestep_sampling](diffusion.num_timesteps, device)
         self.step = 0
+        self._step = torch.zeros((), dtype=torch.int64, device=device)  # the same number, where the arithmetic is
+        self._key = NoiseKey.of(config.seed, config.batch_size, stream=Stream.TRAINING, device=device)
+        pixels = dataset.images
+        self._images = torch.empty((config.batch_size, *pixels.shape[1:]), dtype=pixels.dtype, device=device)
+        self._labels = torch.empty(config.batch_size, dtype=torch.int64, device=device) if network.num_classes else None
+        self._metrics = torch.empty(2, device=device)
+        self.cuda_graph = cuda_graph
+        self._advance = self._repeated()
+
+    def _repeated(self) -> Callable[[Callable[[], None]], None]:
+        """What calls _compute at each step: from a graph, or as it is."""
+        if self.cuda_graph is not False:
+            reason = graphs.cannot_capture(self.device)
+            if not reason:
+                return partial(graphs.Repeated(graphs.Pool(self.device)), asked=self.cuda_graph)
+            graphs.refuse(reason, self.cuda_graph)
+        return lambda run: run()
 
     def train_step(self) -> tuple[Tensor, Tensor]:
         """One step on the next batch. Returns the loss and the gradient's norm, as tensors on the device.
@@ -115,43 +143,58 @@ class Trainer:
         The loss is an unbiased estimate of its mean over all timesteps, however they are drawn. Nothing waits for the
         device: whoever wants the numbers reads them when it suits.
         """
+        self._load_batch()
+        # Dropout. The generator's seed is read when a graph is replayed, not when it is captured (PyTorch's
+        # CUDAGeneratorImpl.h, "CUDA Graph-safe RNG states").
+        torch.manual_seed((self.config.seed * _GOLDEN + self.step) % 2**63)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        self.model.train()
+        self._advance(self._compute)
+        self.step += 1
+        loss, norm = self._metrics.clone().unbind()  # the next step writes to the same place
+        return loss, norm
+
+    def _load_batch(self) -> None:
+        """The images and labels of the next step, to where the device reads them."""
         config, size = self.config, self.config.batch_size
         first = self.step * size  # examples are numbered from the start of training
-        images, labels = self._batch(first)
+        images, labels = self.dataset.batch(batch_indices(config.seed, first, size, len(self.dataset)))
+        if config.flip:
+            mirrored = flip_mask(config.seed, first, size)
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        for batch, place in ((images, self._images), (labels, self._labels)):
+            if place is None:
+                continue
+            # From pinned memory a copy does not wait; PyTorch reuses that memory when the copy is done, and not before.
+            place.copy_(batch.pin_memory() if place.device.type == "cuda" else batch, non_blocking=True)
 
-        key = NoiseKey.of(config.seed, size, first_sample_id=first, stream=Stream.TRAINING, device=self.device)
+    def _compute(self) -> None:
+        """Step number self._step on the batch that is there: all of its arithmetic, and nothing of the host's."""
+        config, images, labels = self.config, self._images, self._labels
+        key = dataclasses.replace(self._key, sample_id=self._key.sample_id + self._step * config.batch_size)
         t, weights = self.timestep_sampler.sample(dataclasses.replace(key, stream=Stream.TIMESTEP))
         if labels is not None:
             dice = uniform_integers(dataclasses.replace(key, stream=Stream.LABEL), 2**24)
             dropped = dice < round(config.label_drop * 2**24)
             labels = labels.masked_fill(dropped, self.model.config.num_classes)
 
-        torch.manual_seed((config.seed * _GOLDEN + self.step) % 2**63)  # dropout
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * min(1.0, (self.step + 1) / max(1, config.warmup))
-        self.model.train()
+        warmed_up = ((self._step + 1).double() / max(1, config.warmup)).clamp(max=1.0)
+        self.lr.copy_(config.lr * warmed_up)
         x_t = self.diffusion.q_sample(images, t, key)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             output = self.model(x_t, self.timesteps[t], labels)
         losses = self.diffusion.training_losses(output, images, t, key)
         self.timestep_sampler.update(t, losses.detach())
         loss = (weights * losses).mean()
+        # None, not zeros: in a graph the gradients then lie in its own memory, where the next step overwrites them.
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
         self.optimizer.step()
-        self.ema.update(self.step)
-        self.step += 1
-        return loss.detach(), norm
-
-    def _batch(self, first: int) -> tuple[Tensor, Tensor | None]:
-        config = self.config
-        images, labels = self.dataset.batch(batch_indices(config.seed, first, config.batch_size, len(self.dataset)))
-        if config.flip:
-            mirrored = flip_mask(config.seed, first, config.batch_size)
-            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-        labels = labels.to(self.device) if labels is not None and self.model.config.num_classes else None
-        return images.to(self.device), labels
+        self.ema.update(self._step)
+        torch.stack([loss.detach(), norm], out=self._metrics)
+        self._step.add_(1)
 
     def averaged_model(self) -> UNet:
         """A copy of the network with the averaged weights, for sampling."""
@@ -201,3 +244,5 @@ class Trainer:
             self.optimizer, self.model.named_parameters(), checkpoint.take_prefix("optim.", tensors)
         )
         self.step = meta["step"]
+        self._step.fill_(self.step)
+        self._advance = self._repeated()  # the optimiser's state is in new tensors

@@ -253,6 +253,7 @@ def test_labels():
         (["--model", "SMALL", "--out", "TEXT/x.png"], "cannot write"),
         (["--model", "SMALL", "--gif", "x.mp4"], "ending in .gif"),
         (["--model", "SMALL", "--device", "nonsense"], "expected auto, cpu or cuda"),
+        (["--model", "SMALL", "--device", "cpu", "--cuda-graph"], "on cpu, and CUDA graphs are for CUDA devices"),
         (["--model", "SMALL", "--precision", "int4"], "expected auto, fp32, bf16"),
         (["--model", "SMALL", "--seed", str(2**64)], "64 bits"),
     ],

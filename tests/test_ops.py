@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.ops import diffusion_loss, native, normal, q_sample, reverse_step, use_backend
+from ddpm_fast.ops import diffusion_loss, native, normal, q_sample, reverse_step, reverse_step_, use_backend
 
 F32, BF16, F16, F64, U8 = torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.uint8
 FLOATS = (F32, BF16, F16)
@@ -191,6 +191,39 @@ def test_reverse_step_with_a_learned_variance(x_t, output, noise, backend):
         close(step.x0, exact_x0, x0_in_fp32)
         if model is not None:
             close(step.x_model, exact, in_fp32.to(model))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("learned", [False, True], ids=["fixed variance", "learned variance"])
+@pytest.mark.parametrize("model", [None, BF16, F32], ids=str)
+@pytest.mark.parametrize("x_t", [*FLOATS, F64], ids=str)
+def test_reverse_step_in_place_is_reverse_step_bit_for_bit(x_t, model, learned, layout, backend):
+    if x_t == F64 and backend != "reference":
+        pytest.skip("float64 is the reference's")
+    shape, table = (3, 3, 11, 5), LEARNED_TABLE if learned else STEP_TABLE
+    memory_format = getattr(torch, f"{layout}_format" if layout == "contiguous" else layout)
+    key = NoiseKey.of(4, 3, step=2)
+    out = image((3, 6 if learned else 3, 11, 5), BF16, seed=1)
+    for i, before in itertools.product(range(len(table)), [None, image(shape, F64 if x_t == F64 else F32, seed=2)]):
+        x = image(shape, x_t).contiguous(memory_format=memory_format)
+        x0 = None if before is None else before.contiguous(memory_format=memory_format).clone()
+        x_model = None if model is None else torch.empty_like(x, dtype=model)
+        expected = reverse_step(
+            *(x, out, table, torch.tensor(i), key), x0_previous=before, return_x0=True, model_dtype=model
+        )
+        places = [t if t is None else t.data_ptr() for t in (x, x0, x_model)]
+        reverse_step_(x, out, table, torch.tensor(i), key, x0=x0, x_model=x_model)
+        assert [t if t is None else t.data_ptr() for t in (x, x0, x_model)] == places
+        assert torch.equal(x, expected.x)
+        assert x0 is None or torch.equal(x0, expected.x0)
+        assert model is None or torch.equal(x_model, expected.x_model)
+
+
+def test_reverse_step_in_place_with_itself_as_the_output(backend):
+    x = image((3, 3, 11, 5))
+    expected = reverse_step(x, x, STEP_TABLE, torch.tensor(1), NoiseKey.of(4, 3)).x
+    reverse_step_(x, x, STEP_TABLE, torch.tensor(1), NoiseKey.of(4, 3))
+    assert torch.equal(x, expected)
 
 
 def test_float64_is_exact_and_falls_to_the_reference():

@@ -95,8 +95,19 @@ OPCHECKS = {
             *(STEP_TABLE, STEP, *given(like(3)), True, torch.bfloat16),
         ),
     ),
+    "reverse_step_": lambda like, grad: (
+        _ops.reverse_step_,
+        (like(0), like(1, torch.bfloat16), None, None, STEP_TABLE, STEP, *DRAWN),
+    ),
+    "reverse_step_, all there is": lambda like, grad: (
+        _ops.reverse_step_,
+        (like(0), like(1, channels=6), like(2), like(3, torch.bfloat16), STEP_TABLE, STEP, *given(like(4))),
+    ),
 }
-WITHOUT_GRADIENT = ("normal", "loss_backward", "loss_backward, two groups")
+WITHOUT_GRADIENT = (
+    *("normal", "loss_backward", "loss_backward, two groups"),
+    *("reverse_step_", "reverse_step_, all there is"),
+)
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)

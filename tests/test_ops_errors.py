@@ -5,7 +5,7 @@ import torch
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.ops import diffusion_loss, hybrid_loss, normal, q_sample, reverse_step, vlb_terms
+from ddpm_fast.ops import diffusion_loss, hybrid_loss, normal, q_sample, reverse_step, reverse_step_, vlb_terms
 
 X = torch.zeros(2, 3, 4, 4)
 PIXELS = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
@@ -40,7 +40,33 @@ def reverse(x_t=X, output=X, table=STEP_TABLE, step=STEP, noise=KEY, **others):
     return reverse_step(x_t, output, table, step, noise, **others)
 
 
+def in_place(x=X, output=X, table=STEP_TABLE, step=STEP, noise=KEY, **others):
+    reverse_step_(x, output, table, step, noise, **others)
+
+
 ERRORS = {
+    "in place: pixels": (lambda: in_place(x=PIXELS), ["reverse_step_: x is torch.uint8", FLOATS]),
+    "in place: strides": (
+        lambda: in_place(x=X.transpose(2, 3)),
+        ["reverse_step_: x has shape (2, 3, 4, 4) and strides (48, 16, 1, 4)", "make it so once"],
+    ),
+    "in place: another x0": (
+        lambda: in_place(x0=X[:1]),
+        ["reverse_step_: x0 has shape (1, 3, 4, 4) and x (2, 3, 4, 4)"],
+    ),
+    "in place: x0 in half": (lambda: in_place(x0=X.half()), ["reverse_step_: x0 is torch.float16", "torch.float32"]),
+    "in place: copy's strides": (
+        lambda: in_place(x_model=X.half().transpose(2, 3)),
+        ["reverse_step_: x_model has shape (2, 3, 4, 4)", "contiguous or channels_last"],
+    ),
+    "in place: a gradient": (
+        lambda: in_place(output=X.clone().requires_grad_()),
+        ["reverse_step_ has no gradient", "use reverse_step"],
+    ),
+    "in place: step's shape": (
+        lambda: in_place(step=torch.tensor([0, 1])),
+        ["reverse_step_: step is torch.int64 of shape (2,) on cpu", "an int64 scalar tensor on cpu"],
+    ),
     "normal: integers": (lambda: normal(KEY, (3,), dtype=torch.int32), ["normal: dtype is torch.int32", FLOATS]),
     "normal: negative size": (lambda: normal(KEY, (3, -1)), ["normal: shape (3, -1)", "negative"]),
     "normal: 1-D channels_last": (

@@ -12,7 +12,7 @@ from ddpm_fast.errors import InputError
 from ddpm_fast.nn import UNet
 from ddpm_fast.noise import NoiseKey, Stream, normals
 from ddpm_fast.samplers import SamplerTable, make_table
-from ddpm_fast.sampling import Run, reverse_chain, sample
+from ddpm_fast.sampling import Chain, DeviceTable, Run, sample
 from ddpm_fast.schedule import Schedule
 
 
@@ -189,16 +189,18 @@ def test_a_row_without_a_network_moves_the_state_alone():
     table = make_table(diffusion, "ddim", 2)
     jump = torch.tensor([[0, 0, 0.6, 0, 0, 0.8, float("inf"), 0]], dtype=torch.float64)
     plan = SamplerTable(torch.cat([table.coefficients[:1], jump, table.coefficients]), torch.tensor([9, 9, 9, 0]))
-    key, asked = NoiseKey.of(0, 2, stream=Stream.REVERSE), []
+    asked, states = [], []
 
     def predict(x, t):
         asked.append(t.tolist())
         return 0.3 * x
 
-    x = torch.randn(2, 3, 4)
-    states = list(reverse_chain(predict, plan, x, key))
+    chain = Chain.of(torch.randn(2, 3, 4), DeviceTable.of(plan, torch.device("cpu"), None), NoiseKey.of(0, 2))
+    for asks in (True, False, True, True):
+        chain.advance(predict, asks, pastes=False)
+        states.append(chain.x.clone())
     assert asked == [[9, 9], [9, 9], [0, 0]]
-    z = normals(NoiseKey.of(0, 2, step=1, stream=Stream.REVERSE), 12).view_as(x)
+    z = normals(NoiseKey.of(0, 2, step=1, stream=Stream.REVERSE), 12).view(2, 3, 4)
     torch.testing.assert_close(states[1], 0.6 * states[0] + 0.8 * z)
 
 

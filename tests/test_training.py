@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import signal
 import subprocess
 import sys
@@ -10,17 +11,19 @@ import time
 import pytest
 import torch
 from PIL import Image
+from recording import NoSync
 from typer.testing import CliRunner
 
 from ddpm_fast import checkpoint, train
 from ddpm_fast.data import Dataset, batch_indices, flip_mask, load_dataset
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
-from ddpm_fast.nn import UNetConfig
+from ddpm_fast.nn import EMA, UNet, UNetConfig
+from ddpm_fast.nn.ema import _fused_lerp_
 from ddpm_fast.noise import NoiseKey, Stream, normals, uniform_integers
 from ddpm_fast.schedule import Schedule
 from ddpm_fast.timesteps import TIMESTEP_SAMPLINGS
-from ddpm_fast.training import TrainConfig, Trainer
+from ddpm_fast.training import NonFiniteLoss, TrainConfig, Trainer
 
 CPU = torch.device("cpu")
 TINY = [
@@ -49,12 +52,12 @@ def small_network(learned_variance=False):
     )  # fmt: skip
 
 
-def trainer(dataset=None, diffusion=None, **options):
+def trainer(dataset=None, diffusion=None, cuda_graph=None, **options):
     """A small trainer with every source of randomness in use: dropout, dropped labels, flips."""
     diffusion = diffusion or GaussianDiffusion(Schedule.cosine(100))
     config = TrainConfig(**{"batch_size": 8, "warmup": 5, "flip": True, "label_drop": 0.3, **options})
     network = small_network(diffusion.objective.learned)
-    return Trainer(network, diffusion, config, dataset or load_dataset("mnist5k"), CPU)
+    return Trainer(network, diffusion, config, dataset or load_dataset("mnist5k"), CPU, cuda_graph)
 
 
 def learned_variance(T):
@@ -105,10 +108,109 @@ def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, options):
         assert not torch.equal(a["timesteps.history"], weights(half)["timesteps.history"])
 
 
+KINDS = {
+    "fp32": {},
+    "bf16": {"precision": "bf16"},
+    "weight decay, unconditional": {"weight_decay": 0.1, "label_drop": 0.0},
+    "stratified, v, min_snr": {
+        "diffusion": GaussianDiffusion(Schedule.cosine(100), prediction="v", loss_weighting="min_snr"),
+        "timestep_sampling": "stratified",
+    },
+    "learned variance, importance sampling": {
+        "diffusion": learned_variance(4),
+        "timestep_sampling": "loss_second_moment",
+    },
+    "bound": {"diffusion": GaussianDiffusion(Schedule.cosine(100), loss="rescaled_vlb")},
+}
+
+
+@pytest.mark.parametrize("word", KINDS)
+def test_replayed_steps_are_the_eager_ones_bit_for_bit(recording, monkeypatch, tmp_path, word):
+    """With a recording in the place of a CUDA graph (recording.py): dropout, warm-up, flips and dropped labels are all
+    in use, and the learning rate, the average's decay and everything drawn differ from step to step."""
+    monkeypatch.setattr("ddpm_fast.nn.ema._foreach_lerp_", _fused_lerp_)  # a GPU's way
+    eager, replayed = trainer(**KINDS[word], cuda_graph=False), trainer(**KINDS[word])
+    for _ in range(12):
+        found, expected = replayed.train_step(), eager.train_step()
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert (recording.captures, recording.replays) == (1, 10)
+    paths = [one.save(tmp_path / name, {}) for one, name in ((eager, "eager"), (replayed, "replayed"))]
+    a, b = map(weights, paths)
+    assert a.keys() == b.keys() and {name.split(".")[0] for name in a} >= {"model", "ema", "optim"}
+    for name, value in a.items():
+        assert torch.equal(value, b[name]), name
+    assert (a["optim.conv_in.weight.step"], eager.step, replayed.step) == (12, 12, 12)
+
+    # Resumed, the state is in other tensors: the graph of before must not be used on them.
+    replayed.load(paths[0])
+    for _ in range(4):
+        assert all(torch.equal(a, b) for a, b in zip(replayed.train_step(), eager.train_step(), strict=True))
+    assert (recording.captures, recording.replays) == (2, 12)
+
+
+def test_the_recording_catches_what_python_changes_between_steps(recording, monkeypatch):
+    """The test above can fail: a learning rate of Python's is replayed as it was at the capture."""
+    eager, replayed = trainer(cuda_graph=False), trainer()
+    for subject in (eager, replayed):
+
+        def compute(of=subject, whole=subject._compute):
+            of.config = dataclasses.replace(of.config, lr=1e-3 * (of.step + 1))
+            whole()
+
+        monkeypatch.setattr(subject, "_compute", compute)
+    for _ in range(5):
+        eager.train_step()
+        replayed.train_step()
+    assert recording.replays == 3
+    assert not torch.equal(eager.model.conv_in.weight, replayed.model.conv_in.weight)
+
+
+def test_metrics_of_a_step_are_not_overwritten_by_the_next(recording):
+    subject = trainer()
+    kept = [subject.train_step() for _ in range(6)]
+    assert len({loss.item() for loss, _ in kept}) == len({norm.item() for _, norm in kept}) == 6
+
+
+def test_a_graph_that_is_asked_for_where_there_is_none():
+    with pytest.raises(InputError, match="on cpu, and CUDA graphs are for CUDA devices"):
+        trainer(cuda_graph=True)
+
+
+def test_a_step_that_cannot_be_captured_goes_on_as_before(recording, monkeypatch):
+    def waits(self, step):
+        int(step)
+
+    eager = trainer(cuda_graph=False)
+    for _ in range(4):
+        eager.train_step()
+    update = EMA.update
+    monkeypatch.setattr(EMA, "update", lambda self, step: (waits(self, step), update(self, step)))
+    subject = trainer()
+    for _ in range(4):
+        subject.train_step()
+    assert (recording.captures, recording.replays) == (1, 0)
+    assert torch.equal(subject.model.conv_in.weight, eager.model.conv_in.weight)
+    asked = trainer(cuda_graph=True)
+    asked.train_step()
+    asked.train_step()
+    with pytest.raises(InputError, match=r"no graph can be captured: its capture failed \(aten.*waits for the device"):
+        asked.train_step()
+
+
+@pytest.mark.parametrize("word", KINDS)
+def test_a_step_never_waits_for_the_device(monkeypatch, word):
+    monkeypatch.setattr(UNet, "_check", lambda *_: None)  # looks at labels, on the CPU alone
+    subject = trainer(**KINDS[word])
+    subject.train_step()  # makes the tables
+    monkeypatch.setattr(subject, "_load_batch", lambda: None)  # is the host's affair
+    with NoSync():
+        subject.train_step()
+
+
 def test_command_trains_saves_and_resumes_to_the_same_weights(tmp_path):
     command(*TINY, "--steps", 6, "--out", tmp_path / "a")
     command(*TINY, "--steps", 3, "--out", tmp_path / "b")
-    resumed = command("--data", "mnist5k", "--steps", 6, "--out", tmp_path / "b", "--resume")
+    resumed = command("--data", "mnist5k", "--steps", 6, "--out", tmp_path / "b", "--resume", "--no-cuda-graph")
     assert "Resuming at step 3" in resumed.stdout
     a, b = (weights(checkpoint.latest_checkpoint(tmp_path / name)) for name in "ab")
     assert a.keys() == b.keys()
@@ -147,6 +249,63 @@ def test_non_finite_loss_stops_with_the_step_named_and_the_last_good_checkpoint_
     step = checkpoint.read_training(state)[1]["step"]
     assert f"step {step + 1} gave the loss" in run.stdout and state.name in run.stdout
     assert all(value.isfinite().all() for value in weights(state).values() if value.is_floating_point())
+
+
+class Arriving:
+    """An event that comes to pass when it is waited for."""
+
+    waited = 0
+
+    def query(self):
+        return False
+
+    def synchronize(self):
+        Arriving.waited += 1
+
+
+@pytest.fixture
+def late(monkeypatch):
+    """Numbers that, as from a GPU, are not there at the look at which they are sent."""
+    monkeypatch.setattr(train, "_send", lambda numbers: (numbers, Arriving()))
+    monkeypatch.setattr(Arriving, "waited", 0)
+
+
+def test_metrics_are_read_at_the_next_look_or_when_they_must_be(late, tmp_path):
+    metrics = train.Metrics(step=40)
+    for i in range(3):
+        metrics.add(torch.tensor(float(i)), torch.tensor(2.0 * i))
+    assert metrics.look(tmp_path, wait=False) == []
+    metrics.add(torch.tensor(5.0), torch.tensor(7.0))
+    assert metrics.look(tmp_path, wait=False) == [train.Look(43, 3, 1.0, 2.0)]
+    metrics.add(torch.tensor(6.0), torch.tensor(8.0))
+    assert metrics.look(tmp_path, wait=True) == [train.Look(44, 1, 5.0, 7.0), train.Look(45, 1, 6.0, 8.0)]
+    assert metrics.look(tmp_path, wait=True) == [] and Arriving.waited == 3
+
+
+@pytest.mark.parametrize("bad", ["loss", "norm"])
+def test_late_metrics_name_the_first_bad_step_before_anything_is_saved(late, tmp_path, bad):
+    def run(wait_at):
+        metrics = train.Metrics(step=10)
+        for step in range(11, 20):
+            numbers = {"loss": 1.0, "norm": 1.0} | ({bad: math.inf} if step >= 14 else {})
+            metrics.add(torch.tensor(numbers["loss"]), torch.tensor(numbers["norm"]))
+            if step % 3 == 0:
+                metrics.look(tmp_path, wait=step == wait_at)
+
+    with pytest.raises(NonFiniteLoss, match="step 14 gave"):
+        run(wait_at=15)
+    with pytest.raises(NonFiniteLoss, match="step 14 gave"):
+        run(wait_at=None)
+
+
+def test_a_late_non_finite_loss_stops_the_command_with_nothing_saved_of_it(late, tmp_path):
+    run = command(
+        *(*TINY, "--steps", 200, "--lr", 1e30, "--grad-clip", 1e30, "--save-every", 100, "--log-every", 2),
+        *("--out", tmp_path, "--precision", "fp32"),
+        check=False,
+    )
+    assert run.exit_code == 1 and "gave the loss" in run.stdout
+    assert checkpoint.latest_checkpoint(tmp_path) is None and not (tmp_path / "model.safetensors").exists()
 
 
 def test_loss_falls():
@@ -319,6 +478,7 @@ def test_state_of_another_timestep_sampling_is_refused_with_nothing_changed(tmp_
         ([*TINY, "--out", "OUT", "--steps", "0"], "--steps is 0"),
         ([*TINY, "--out", "OUT", "--precision", "fp12"], "expected auto, fp32, bf16"),
         ([*TINY, "--out", "OUT", "--device", "cuda"], "cannot be used here"),
+        ([*TINY, "--out", "OUT", "--cuda-graph"], "on cpu, and CUDA graphs are for CUDA devices"),
         ([*TINY, "--out", "OUT", "--image-size", "27"], "image_size 27"),
     ],
 )

@@ -31,11 +31,26 @@ class EMA:
         return min(self.decay, (1 + step) / (10 + step))
 
     @torch.no_grad()
-    def update(self, step: int):
-        """shadow <- d * shadow + (1 - d) * parameter, d = decay_at(step). A few launches for all parameters
-        together, and nothing is read back from the device."""
-        live = [p.detach().float() for p in self._live.values()]
-        torch._foreach_lerp_(list(self._shadow.values()), live, 1 - self.decay_at(step))
+    def update(self, step: int | Tensor):
+        """shadow <- d * shadow + (1 - d) * parameter, d = decay_at(step). One launch or few for all parameters
+        together, and nothing is read back from the device. step: an int, or an int64 scalar tensor, whose value at the
+        time counts: a CUDA graph can hold this.
+        """
+        shadows: dict[torch.device, list[Tensor]] = {}
+        live: dict[torch.device, list[Tensor]] = {}
+        for name, shadow in self._shadow.items():
+            shadows.setdefault(shadow.device, []).append(shadow)
+            live.setdefault(shadow.device, []).append(self._live[name].detach().float())
+        for device, averages in shadows.items():
+            lerp = _fused_lerp_ if device.type == "cuda" else _foreach_lerp_
+            lerp(averages, live[device], self._weight(step, device))
+
+    def _weight(self, step: int | Tensor, device: torch.device) -> Tensor:
+        """1 - decay_at(step), an fp32 scalar on the device, rounded once."""
+        if not isinstance(step, Tensor):
+            return torch.full((), 1 - self.decay_at(step), dtype=torch.float32, device=device)
+        step = step.to(device).double()
+        return (1 - ((1 + step) / (10 + step)).clamp(max=self.decay)).float()
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module):
@@ -56,6 +71,30 @@ class EMA:
         _check_same(self._shadow, state, "the loaded state")
         for name, shadow in self._shadow.items():
             shadow.copy_(state[name])
+
+
+def _foreach_lerp_(averages: list[Tensor], parameters: list[Tensor], weight: Tensor):
+    """average <- average + weight * (parameter - average). On a GPU, a launch for each pair."""
+    torch._foreach_lerp_(averages, parameters, [weight] * len(averages))
+
+
+def _fused_lerp_(averages: list[Tensor], parameters: list[Tensor], weight: Tensor):
+    """The same in one launch or few, with the weight read on the device.
+
+    It is a fused step of SGD with the parameters as gradients: maximize makes them -parameter, weight_decay 1 adds the
+    average, and average - weight * (average - parameter) is the step. torch._foreach_lerp_ has no such form, and
+    formulas of other foreach operations read and write 7 tensors of the weights' size where this one does 3.
+    """
+    # Fused steps walk through both by the strides of one: a copy if the model's memory format was changed since.
+    gradients = [
+        p if p.stride() == average.stride() else torch.empty_like(average).copy_(p)
+        for average, p in zip(averages, parameters, strict=True)
+    ]
+    torch._fused_sgd_(
+        *(averages, gradients, []),
+        **{"lr": weight, "weight_decay": 1.0, "maximize": True, "momentum": 0.0, "dampening": 0.0},
+        **{"nesterov": False, "is_first_step": False},
+    )
 
 
 def _check_same(shadow: Mapping[str, Tensor], other: Mapping[str, Tensor], what: str):

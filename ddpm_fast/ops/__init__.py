@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..noise import MAX_ELEMENTS, NoiseKey
-from . import registry  # noqa: F401  (defines torch.ops.ddpm_fast.*)
+from . import registry  # defines torch.ops.ddpm_fast.*
 from .backend import active_backend, backend_status, cannot_run_on, use_backend
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "normal",
     "q_sample",
     "reverse_step",
+    "reverse_step_",
     "use_backend",
     "vlb_terms",
 ]
@@ -163,18 +164,10 @@ def reverse_step(
     of it in the dtype the network reads, return_x0 for x0 in fp32. Differentiable in x_t, output and x0_previous.
     Raises InputError for shapes, dtypes or devices that do not fit, and on the CPU for a step outside the table.
     """
-    _check_image("reverse_step", "x_t", x_t, FLOATS)
-    _check_image("reverse_step", "output", output, FLOATS)
-    _check_groups("reverse_step", output, x_t, (1, 2), "x_t")
+    _check_reverse_step("reverse_step", "x_t", x_t, output, table, step)
     if x0_previous is not None:
         _check_image("reverse_step", "x0_previous", x0_previous, FLOATS)
         _check_like("reverse_step", "x0_previous", x0_previous, "x_t", x_t)
-    _check_table("reverse_step", table, 8, x_t.device)
-    if step.dtype != torch.int64 or step.ndim != 0 or step.device != x_t.device:
-        raise InputError(
-            f"reverse_step: step is {step.dtype} of shape {tuple(step.shape)} on {step.device}; "
-            f"expected an int64 scalar tensor on {x_t.device}"
-        )
     if model_dtype is not None and model_dtype not in FLOATS:
         raise InputError(f"reverse_step: model_dtype is {model_dtype}; expected one of {', '.join(map(str, FLOATS))}")
     x, x0, x_model = _ops.reverse_step(
@@ -185,12 +178,59 @@ def reverse_step(
     return ReverseStep(x, x0 if return_x0 else None, x_model if model_dtype is not None else None)
 
 
+def reverse_step_(
+    x: Tensor,
+    output: Tensor,
+    table: Tensor,
+    step: Tensor,
+    noise: Tensor | NoiseKey,
+    *,
+    x0: Tensor | None = None,
+    x_model: Tensor | None = None,
+) -> None:
+    """reverse_step in place, for loops whose tensors stay where they are, as in a CUDA graph: x becomes the next state.
+
+    x0: fp32 (float64 with x), x0_previous on the way in and the predicted x_0 on the way out; None if the table never
+    looks back. x_model: any float, gets the copy that the network reads. Both are shaped like x. All else as for
+    reverse_step; the output may be x itself. There is no gradient.
+    Raises InputError where reverse_step does, for an x, x0 or x_model that is neither contiguous nor channels_last, and
+    where a gradient would be lost.
+    """
+    _check_reverse_step("reverse_step_", "x", x, output, table, step)
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    for name, tensor, dtypes in (("x", x, FLOATS), ("x0", x0, (wide,)), ("x_model", x_model, FLOATS)):
+        if tensor is None:
+            continue
+        _check_image("reverse_step_", name, tensor, dtypes)
+        _check_like("reverse_step_", name, tensor, "x", x)
+        if registry.dense(tensor) is not tensor:
+            raise InputError(
+                f"reverse_step_: {name} has shape {tuple(tensor.shape)} and strides {tensor.stride()}; expected a "
+                "contiguous or channels_last tensor, which it can write to: make it so once, beforehand"
+            )
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, output, x0, x_model)):
+        raise InputError("reverse_step_ has no gradient: use reverse_step, or torch.no_grad()")
+    _ops.reverse_step_(x, output, x0, x_model, table, step, *_noise_arguments("reverse_step_", noise, x))
+
+
 def _check_image(op: str, name: str, image: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
     if image.dtype not in dtypes:
         raise InputError(f"{op}: {name} is {image.dtype}; expected one of {', '.join(map(str, dtypes))}")
     if image.ndim < 2:
         raise InputError(f"{op}: {name} has shape {tuple(image.shape)}; expected [N, C, ...]")
     _check_elements(op, image.shape)
+
+
+def _check_reverse_step(op: str, name: str, x: Tensor, output: Tensor, table: Tensor, step: Tensor) -> None:
+    _check_image(op, name, x, FLOATS)
+    _check_image(op, "output", output, FLOATS)
+    _check_groups(op, output, x, (1, 2), name)
+    _check_table(op, table, 8, x.device)
+    if step.dtype != torch.int64 or step.ndim != 0 or step.device != x.device:
+        raise InputError(
+            f"{op}: step is {step.dtype} of shape {tuple(step.shape)} on {step.device}; "
+            f"expected an int64 scalar tensor on {x.device}"
+        )
 
 
 def _check_loss(op: str, output: Tensor, x0: Tensor, t: Tensor, table: Tensor, columns: int) -> None:

@@ -346,3 +346,23 @@ _register(
     _step_empty,
 )
 _differentiable("reverse_step", _step_setup, _step_backward)
+
+
+# --- reverse_step_: the same kernels with x and x0 as inputs and outputs both. An element is read before it is written,
+# once, and by the same thread: that is all that a kernel of reverse_step has to promise for this.
+
+
+def _step_in_place(x, output, x0, x_model, table, step, noise, seed, sample_id, step_id, stream):
+    z = _noise(noise, seed, sample_id, step_id, stream)
+    backend.kernel("reverse_step", x.device, *_dtypes(x, output, x0, noise, x_model))(
+        *(x, dense(output), x0, _coefficients(table, x, output), step, z),
+        *(x, x0, x_model),
+    )
+
+
+_register(
+    f"reverse_step_(Tensor(a!) x, Tensor output, Tensor(b!)? x0, Tensor(c!)? x_model, Tensor table, Tensor step, "
+    f"{_NOISE}) -> ()",
+    _step_in_place,
+    lambda *_: None,
+)
