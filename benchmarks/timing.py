@@ -16,6 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ddpm_fast.graphs import CudaGraph, Pool
+
 WARMUP = 3
 RESAMPLES = 10_000
 L2_TIMES = 4  # a rotation goes through so many times the L2 before it comes back to the same tensors
@@ -80,33 +82,13 @@ def graph_batch(calls: Sequence[Call], device: torch.device) -> Batch:
             if len(calls) == 1:
                 kept.clear()
 
-    graph = _captured(once, device)
+    graph = CudaGraph(Pool(device))
+    graph.capture(once)
 
     def replay(_kept: list = kept) -> None:  # the results live as long as the graph that writes them
         graph.replay()
 
     return _repeated(replay, len(several), device)
-
-
-def _captured(run: Call, device: torch.device) -> torch.cuda.CUDAGraph:
-    """What run() launches, recorded. Raises RuntimeError, with PyTorch in order again, for what cannot be."""
-    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-    # The outer stream, because torch.cuda.graph leaves its own behind if the capture fails.
-    with torch.cuda.stream(torch.cuda.current_stream(device)):
-        try:
-            with torch.cuda.graph(graph, pool=pool):
-                run()
-        except RuntimeError:
-            # Up to PyTorch 2.11 the allocator still thinks that it captures, fails at every empty_cache(), and keeps a
-            # pointer to the graph (pytorch/pytorch#180395). If it does not, this raises.
-            with contextlib.suppress(RuntimeError):
-                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
-                _unfinished.append(graph)
-            raise
-    return graph
-
-
-_unfinished: list[torch.cuda.CUDAGraph] = []
 
 
 def _repeated(run: Call, calls: int, device: torch.device) -> Batch:
