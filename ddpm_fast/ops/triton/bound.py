@@ -26,7 +26,7 @@ from .layout import (
     store,
 )
 from .noise import normal4
-from .sums import STEPS, sum_of
+from .sums import COUNTERS, programs_of, sum_of
 
 _KL = tl.constexpr(0.0)  # kinds of term, as in a table's row
 _PAPER_DECODER = tl.constexpr(1.0)
@@ -144,14 +144,6 @@ def _exact_decoder_term(x0, e, log_variance):
 
 
 @triton.jit
-def _decoder_term(x0, e, log_variance, PAPER: tl.constexpr):
-    if PAPER:
-        return _paper_decoder_term(x0, e, log_variance)
-    else:
-        return _exact_decoder_term(x0, e, log_variance)
-
-
-@triton.jit
 def _lanes(x):
     """A counter's four elements, apart."""
     even, odd = tl.split(tl.reshape(x, [x.shape[0] // 4, 2, 2]))
@@ -161,21 +153,24 @@ def _lanes(x):
 
 
 @triton.jit
-def _decoder_term_by_lanes(x0, e, log_variance, PAPER: tl.constexpr, GROUPS: tl.constexpr):
-    """One lane after the other: with all at once a thread would need more registers than there are."""
+def _decoder_term(x0, e, log_variance, PAPER: tl.constexpr):
+    """One lane after the other, in a loop: with a thread's elements all at once the formulas take 200 registers, a
+    price that the far more frequent KL terms would pay too. The lanes move up and the results take their
+    places."""
     x_0, x_1, x_2, x_3 = _lanes(x0)
     e_0, e_1, e_2, e_3 = _lanes(e)
-    if GROUPS == 2:
-        l_0, l_1, l_2, l_3 = _lanes(log_variance)
-    else:
-        l_0, l_1, l_2, l_3 = log_variance, log_variance, log_variance, log_variance
-    n_0, p_0, v_0 = _decoder_term(x_0, e_0, l_0, PAPER)
-    n_1, p_1, v_1 = _decoder_term(x_1, e_1, l_1, PAPER)
-    n_2, p_2, v_2 = _decoder_term(x_2, e_2, l_2, PAPER)
-    n_3, p_3, v_3 = _decoder_term(x_3, e_3, l_3, PAPER)
+    v_0, v_1, v_2, v_3 = _lanes(log_variance)
+    for _ in range(4):
+        if PAPER:
+            nats, by_error, by_log_variance = _paper_decoder_term(x_0, e_0, v_0)
+        else:
+            nats, by_error, by_log_variance = _exact_decoder_term(x_0, e_0, v_0)
+        x_0, x_1, x_2, x_3 = x_1, x_2, x_3, nats
+        e_0, e_1, e_2, e_3 = e_1, e_2, e_3, by_error
+        v_0, v_1, v_2, v_3 = v_1, v_2, v_3, by_log_variance
     return (
-        tl.interleave(tl.interleave(n_0, n_2), tl.interleave(n_1, n_3)),
-        tl.interleave(tl.interleave(p_0, p_2), tl.interleave(p_1, p_3)),
+        tl.interleave(tl.interleave(x_0, x_2), tl.interleave(x_1, x_3)),
+        tl.interleave(tl.interleave(e_0, e_2), tl.interleave(e_1, e_3)),
         tl.interleave(tl.interleave(v_0, v_2), tl.interleave(v_1, v_3)),
     )
 
@@ -235,11 +230,9 @@ def _bound_kernel(
     c_x0, c_noise, to_x0, pull = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
     log_beta, delta, slope, kind = tl.load(row + 4), tl.load(row + 5), tl.load(row + 6), tl.load(row + 7)
     squares, nats = tl.zeros([4 * BLOCK], tl.float32), tl.zeros([4 * BLOCK], tl.float32)
-    first = tl.program_id(0) * STEPS
-    for i in range(tl.minimum(blocks - first, STEPS)):
-        counter, element, mask, channel, position = place(
-            first + i, elements, channels, positions, ORDER, LARGE, BLOCK
-        )
+    first = tl.program_id(0) * (COUNTERS // BLOCK)
+    for i in range(tl.minimum(blocks - first, COUNTERS // BLOCK)):
+        counter, element, mask, channel, position = place(first + i, elements, channels, positions, ORDER, LARGE, BLOCK)
         output_offset = offset_of(element, channel, position, GROUPS * channels, OUTPUT_LAST)
         out = load(output + output_offset, mask)
         if GROUPS == 2:
@@ -260,13 +253,14 @@ def _bound_kernel(
             clip = tl.load(row + 8)
             predicted = x + unclipped
             e = tl.where(predicted < -clip, -clip - x, tl.where(predicted > clip, clip - x, unclipped))
+        log_variance = tl.zeros([4 * BLOCK], tl.float32) + (log_beta + d)
         # The same for all of a sample: one formula is evaluated.
         if kind == _KL:
             term, by_error, by_log_variance = _kl_term(pull, e, d)
         elif kind == _PAPER_DECODER:
-            term, by_error, by_log_variance = _decoder_term_by_lanes(x, e, log_beta + d, True, GROUPS)
+            term, by_error, by_log_variance = _decoder_term(x, e, log_variance, True)
         else:
-            term, by_error, by_log_variance = _decoder_term_by_lanes(x, e, log_beta + d, False, GROUPS)
+            term, by_error, by_log_variance = _decoder_term(x, e, log_variance, False)
         if gradient is not None:
             if HYBRID:
                 by_output = residual
@@ -333,10 +327,10 @@ def _bound(op, output, x0, t, table, noise, gradient, loss, mse_x0, factors) -> 
     reference.check_rows(op, "t", table, t)
     given, *key = noise_arguments(noise)
     images = {"X0": x0, "OUTPUT": output, "NOISE": given, "GRADIENT": gradient}
-    walk = Walk(*images.values(), drawn=given is None)
+    walk = Walk(*images.values(), drawn=given is None, counters=1)  # with two it takes 145 registers instead of 62
     if walk.empty:
         return
-    programs = triton.cdiv(walk.blocks, STEPS.value)
+    programs = programs_of(walk)
     sums = None if programs == 1 else torch.empty(2, walk.samples, programs, device=loss.device)
     what = {"HYBRID": op == "hybrid_loss", "GROUPS": factors.shape[1]}
     with device_of(output):

@@ -25,7 +25,7 @@ from .layout import (
     store,
 )
 from .noise import normal4
-from .sums import STEPS, sum_of
+from .sums import COUNTERS, programs_of, sum_of
 
 
 @triton.jit(do_not_specialize=(*VARYING, "blocks"))
@@ -43,11 +43,9 @@ def _diffusion_loss_kernel(
     row = table + 3 * tl.load(t + sample)
     c_x0, c_noise = tl.load(row), tl.load(row + 1)
     squares = tl.zeros([4 * BLOCK], tl.float32)
-    first = tl.program_id(0) * STEPS
-    for i in range(tl.minimum(blocks - first, STEPS)):
-        counter, element, mask, channel, position = place(
-            first + i, elements, channels, positions, ORDER, LARGE, BLOCK
-        )
+    first = tl.program_id(0) * (COUNTERS // BLOCK)
+    for i in range(tl.minimum(blocks - first, COUNTERS // BLOCK)):
+        counter, element, mask, channel, position = place(first + i, elements, channels, positions, ORDER, LARGE, BLOCK)
         out = load(output + base + offset_of(element, channel, position, channels, OUTPUT_LAST), mask)
         x = load(x0 + base + offset_of(element, channel, position, channels, X0_LAST), mask)
         if noise is None:
@@ -92,7 +90,7 @@ def diffusion_loss(
     walk = Walk(*images.values(), drawn=given is None)
     if walk.empty:
         return
-    programs = triton.cdiv(walk.blocks, STEPS.value)
+    programs = programs_of(walk)
     sums = loss if programs == 1 else torch.empty(walk.samples, programs, device=loss.device)
     with device_of(output):
         _diffusion_loss_kernel[walk.grid(programs)](

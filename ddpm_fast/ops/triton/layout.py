@@ -20,8 +20,8 @@ from torch import Tensor
 from ...noise import NoiseKey
 from ..registry import is_channels_last
 
-BLOCK = 256  # counters a program: 1024 elements, 8 a thread at 4 warps
-LEAST_TILE = 64  # counters of a channel from which it gets programs of its own: two a thread of one warp
+WARPS = 4
+LEAST_TILE = 64  # counters of a channel from which it gets programs of its own
 WIDE_OFFSETS = 2**29  # elements of a sample from which the last offset, of two groups of channels, may need 64 bits
 MAX_GRID_Y = 65535
 # Arguments that vary without a difference to the code: no kernel is compiled anew for a batch of one.
@@ -34,19 +34,20 @@ class Walk:
 
     order: "flat", consecutive elements, where all are contiguous; "tiled", consecutive positions of one channel, where
     some are channels_last; "scattered", which divides for every element, where channels are small or no multiple of 4.
+    drawn: whether the kernel draws noise. counters: how many of them a thread has.
     """
 
-    def __init__(self, image: Tensor, *others: Tensor | None, drawn: bool):
+    def __init__(self, image: Tensor, *others: Tensor | None, drawn: bool, counters: int = 2):
         images = [image, *(x for x in others if x is not None)]
         self.samples, self.elements = image.shape[0], math.prod(image.shape[1:])
         self.channels = image.shape[1] if image.ndim > 1 else 1
         self.positions = self.elements // max(1, self.channels)
-        self.order, self.block = "flat", BLOCK
+        self.order, self.block, self._warp = "flat", 32 * WARPS * counters, 32 * counters
         if any(is_channels_last(x) for x in images):
             self.order = "scattered"
             if self.positions % 4 == 0 and self.positions >= 4 * LEAST_TILE:
                 self.order = "tiled"
-                self.block = min(BLOCK, triton.next_power_of_2(self.positions // 4))
+                self.block = min(self.block, triton.next_power_of_2(self.positions // 4))
         # What a thread reads at once must divide a sample. A counter gives it four elements; without one it takes as
         # many as fill 16 bytes of the largest type.
         self.vector = math.gcd(self.elements, 4 if drawn else 16 // max(x.itemsize for x in images))
@@ -80,7 +81,7 @@ class Walk:
             "ORDER": self.order,
             "LARGE": self.elements >= WIDE_OFFSETS,
             "BLOCK": self.block,
-            "num_warps": self.block // 64,
+            "num_warps": self.block // self._warp,
             "enable_fp_fusion": False,
         }
 
@@ -158,6 +159,8 @@ def load(address, mask):
         value = value.to(tl.float32)
         # The same bits as value / 127.5 - 1 for each of the 256, without a division: the first product is exact.
         return value * 0.0078125 + value * 3.06372573e-05 - 1.0
+    elif _INTERPRETED and address.dtype.element_ty == tl.bfloat16:  # the interpreter would take subnormals for 0
+        return (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     else:
         return value.to(tl.float32)
 

@@ -25,9 +25,7 @@ def _loss_backward_kernel(
         if ORDER == "flat":  # the memory of channels_last images
             channel = element % channels
         for group in tl.static_range(1, GROUPS):
-            factor = tl.where(
-                channel >= group * (channels // GROUPS), tl.load(scale + sample * GROUPS + group), factor
-            )
+            factor = tl.where(channel >= group * (channels // GROUPS), tl.load(scale + sample * GROUPS + group), factor)
     store(grad + base + offset_of(element, channel, position, channels, GRAD_LAST), value * factor, mask)
 
 

@@ -32,6 +32,4 @@ def normal(key: NoiseKey, out: Tensor) -> None:
         return
     _, *arguments = noise_arguments(key)
     with device_of(out):
-        _normal_kernel[walk.grid(walk.blocks)](
-            *(*arguments, out, *walk.sizes), OUT_LAST=last(out), **walk.choices
-        )
+        _normal_kernel[walk.grid(walk.blocks)](*(*arguments, out, *walk.sizes), OUT_LAST=last(out), **walk.choices)

@@ -8,7 +8,19 @@ from torch import Tensor
 
 from ...noise import NoiseKey
 from .. import reference
-from .layout import VARYING, Walk, device_of, elements_of, last, load, noise_arguments, offset_of, place, sample_of, store
+from .layout import (
+    VARYING,
+    Walk,
+    device_of,
+    elements_of,
+    last,
+    load,
+    noise_arguments,
+    offset_of,
+    place,
+    sample_of,
+    store,
+)
 from .noise import normal4
 
 

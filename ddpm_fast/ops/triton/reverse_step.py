@@ -59,7 +59,7 @@ def _reverse_step_kernel(
         else:
             z = load(noise + base + offset_of(element, channel, position, channels, NOISE_LAST), mask)
         shift = sigma * z
-        if GROUPS == 2:
+        if GROUPS == 2:  # noqa: SIM102 (decided when compiled, the other when run)
             if spread != 0.0:
                 second = output + (channels if OUTPUT_LAST else elements)
                 shift = sigma * exponential(spread * load(second + output_offset, mask)) * z

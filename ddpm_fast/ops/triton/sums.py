@@ -5,7 +5,14 @@ as a tree, and a second kernel the programs' sums in their order. No atomics.
 import triton
 import triton.language as tl
 
-STEPS = tl.constexpr(4)  # blocks that a program adds up: a sample of at most 4096 elements needs no second kernel
+from .layout import Walk
+
+COUNTERS = tl.constexpr(1024)  # that a program adds up: a sample of at most 4096 elements needs no second kernel
+
+
+def programs_of(walk: Walk) -> int:
+    """Programs, and so sums, of a sample."""
+    return triton.cdiv(walk.blocks, COUNTERS.value // walk.block)
 
 
 @triton.jit
