@@ -21,7 +21,7 @@ def backend(request):
 @pytest.fixture
 def some_of(backend):
     """Gives all of a test's cases, but under Triton's interpreter, where a thousand elements take up to 20 ms, only
-    every step-th. With a step that shares no factor with the numbers of choices, each choice still occurs."""
+    every step-th. The steps are such that each choice still occurs."""
     return lambda cases, step: list(cases)[:: step if backend == "triton" else 1]
 
 

@@ -51,9 +51,9 @@ BOUND_TABLE = torch.tensor(
     ]
 )
 SHAPES = {
-    "flat, no multiple of anything": (3, 3, 17, 19),
-    "channels of two blocks, the second half empty, and losses of two programs": (1, 3, 40, 36),
-    "channels of a block of one warp": (2, 2, 17, 16),
+    "no multiple of anything": (3, 3, 17, 19),
+    "two blocks a channel": (1, 3, 40, 36),  # of which the second is half empty; and two programs' sums for a loss
+    "a block of one warp a channel": (2, 2, 17, 16),
 }
 
 
@@ -118,9 +118,17 @@ FORMATS = {
 
 
 @pytest.mark.parametrize(
-    "formats, dtype, noise", [("contiguous", F32, "given"), ("channels_last", BF16, "key"), ("mixed", F16, "given")]
+    "word, formats, dtype, noise",
+    [
+        ("no multiple of anything", "contiguous", F32, "key"),
+        ("no multiple of anything", "channels_last", BF16, "key"),
+        ("no multiple of anything", "mixed", F16, "given"),
+        ("two blocks a channel", "contiguous", F16, "given"),
+        ("two blocks a channel", "channels_last", F32, "key"),
+        ("a block of one warp a channel", "mixed", BF16, "key"),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("word", SHAPES)
 def test_the_same_bits_as_cpp(word, formats, dtype, noise):
     same_results(SHAPES[word], dtype, FORMATS[formats], noise)
 

@@ -70,9 +70,10 @@ def step(x, output, last=False, groups=1, size=64, extras=False):
 
 
 class Case(NamedTuple):
-    """A call; how many accesses of 16 bytes each thread makes; and what was measured with Triton 3.9: instructions for
-    one element on sm_80, sm_90 and sm_100, those of branches not taken included. Of them drawing a normal takes about
-    58. The kernels of the bound hold three formulas, of which a sample's term takes one."""
+    """A call; how many accesses of 16 bytes each thread makes; and what was measured with Triton 3.9 (3.6 differs by up
+    to 8%): instructions for one element on sm_80, sm_90 and sm_100, those of branches not taken included. Of them
+    drawing a normal takes about 58. The kernels of the bound hold three formulas, of which a sample's term takes one.
+    """
 
     call: tuple
     wide: int
@@ -184,7 +185,7 @@ def test_compiled(word, capability, tmp_path):
     assert ("sqrt.rn.f32" in ptx) == drawn
     assert code.wide_accesses == case.wide
     a_thread = 4 * launch.options["BLOCK"] / (32 * launch.options["num_warps"])
-    budget = 1.05 * case.measured[ARCHITECTURES.index(capability)]
+    budget = 1.1 * case.measured[ARCHITECTURES.index(capability)]
     cost = len(code.instructions) / a_thread
     assert cost <= budget, f"{cost:.1f} instructions for one element, allowed {budget:.1f}"
     for second in others:

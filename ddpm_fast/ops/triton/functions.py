@@ -52,7 +52,8 @@ def logarithm(x):
     q = q * f + 0.333339334
     q = q * f + -0.499999821
     value = n * 0.693147182 + (f * f * q + f)
-    return tl.where(x <= 3.40282347e38, value, x)
+    # fp32's largest number, written so that it does not round up: older compilers would make a double of it.
+    return tl.where(x <= 3.4028234e38, value, x)
 
 
 @triton.jit
