@@ -69,10 +69,10 @@ def close(actual, exact, channels, rtol, per_element=0.0, absolute=0.0):
 @pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("chain", SCHEDULES)
-def test_vlb_gradient_against_float64_autograd(chain, prediction, variance, backend):
+def test_vlb_gradient_against_float64_autograd(chain, prediction, variance, some_of):
     schedule = SCHEDULES[chain]
     output, x0, t, z = batch(schedule, prediction, variance)
-    for clip, decoder in itertools.product((False, True), ("paper", "exact")):
+    for clip, decoder in some_of(itertools.product((False, True), ("paper", "exact")), step=3):
         table = bound_table(schedule, prediction, variance, clip, decoder)
         actual = gradient(lambda out, table=table: vlb_terms(out, x0, t, table, z).bits_per_dim, output)
 
@@ -193,14 +193,15 @@ def test_gradcheck_hybrid_loss_in_the_variance():
 @pytest.mark.parametrize("decoder", ["paper", "exact"])
 @pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize("chain", SCHEDULES)
-def test_gradients_are_finite_at_every_t(chain, variance, decoder, backend):
+def test_gradients_are_finite_at_every_t(chain, variance, decoder, some_of):
     """Black and white pixels, predictions far beyond them, log variances as an untrained network gives them."""
     schedule = SCHEDULES[chain]
-    n = len(schedule)
+    t = torch.tensor(some_of(range(len(schedule)), step=111))
+    n = len(t)
     x0 = torch.tensor([-1.0, 1.0, -1.0, 1.0, 0.2, 0.0]).expand(n, 6).contiguous()
     far = torch.tensor([-50.0, 50.0, 50.0, -50.0, 50.0, 0.0]).expand(n, 6)
-    t, z = torch.arange(n), torch.randn(n, 6, generator=torch.Generator().manual_seed(0))
-    for prediction, clip, v in itertools.product(PREDICTIONS, (False, True), (0.0, 5.0, -5.0)):
+    z = torch.randn(n, 6, generator=torch.Generator().manual_seed(0))
+    for prediction, clip, v in some_of(itertools.product(PREDICTIONS, (False, True), (0.0, 5.0, -5.0)), step=5):
         output = torch.cat([far, torch.full_like(far, v)], 1) if variance in LEARNED else far.clone()
         leaf = output.clone().requires_grad_()
         bits = vlb_terms(leaf, x0, t, bound_table(schedule, prediction, variance, clip, decoder), z).bits_per_dim

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)  # uint8 as x0 alone
 OPS = {}
 
 try:
@@ -16,9 +16,15 @@ try:
 except ImportError as error:
     unavailable = f"the package triton is not there ({error}). Install it: pip install triton"
 else:
+    from .bound import hybrid_loss, vlb_terms
+    from .diffusion_loss import diffusion_loss
+    from .loss_backward import loss_backward
     from .normal import normal
+    from .q_sample import q_sample
+    from .reverse_step import reverse_step
 
-    OPS["normal"] = normal
+    kernels = (normal, q_sample, diffusion_loss, hybrid_loss, vlb_terms, loss_backward, reverse_step)
+    OPS = {kernel.__name__: kernel for kernel in kernels}
 
 
 def refusal(device: torch.device) -> str:

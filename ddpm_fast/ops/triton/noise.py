@@ -51,23 +51,26 @@ def normal_pair(word0, word1):
     sine = sine * x2 * x + x
     cosine = (x2 * 2.44385519e-05 + -0.00138873688) * x2 + 0.0416666456
     cosine = (cosine * x2 + -0.5) * x2 + 1.0
-    quadrant = word1 >> 30
-    odd = (quadrant & 1) == 1
-    z0 = radius * tl.where(odd, sine, cosine)
-    z1 = radius * tl.where(odd, cosine, sine)
-    return tl.where(((quadrant ^ (quadrant >> 1)) & 1) == 1, -z0, z0), tl.where(quadrant > 1, -z1, z1)
+    odd = (word1 & 0x40000000) != 0
+    # Quadrants 0..3 turn (cos, sin) by quarter turns: the signs go on as bits, so that a zero gets its sign too.
+    first = tl.where(odd, sine, cosine).to(tl.uint32, bitcast=True) ^ ((word1 ^ (word1 << 1)) & 0x80000000)
+    second = tl.where(odd, cosine, sine).to(tl.uint32, bitcast=True) ^ (word1 & 0x80000000)
+    return radius * first.to(tl.float32, bitcast=True), radius * second.to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def normal4(counter, sample_id, step, stream, seed):
-    """The normals of elements 4 * counter + 0..3 (counter: uint32 block; the rest int64 scalars)."""
+    """The normals of elements 4 * counter + 0..3, in order: [4 * BLOCK] of a block of counters [BLOCK]; the rest are
+    int64 scalars, stream an integer."""
     c1 = (sample_id & 0xFFFFFFFF).to(tl.uint32)
     c2 = (step & 0xFFFFFFFF).to(tl.uint32)
     c3 = (((sample_id >> 32) & 0xFFFFFF) << 8 | stream).to(tl.uint32)
     k0 = (seed & 0xFFFFFFFF).to(tl.uint32)
     k1 = ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    counter = counter.to(tl.uint32)
     zero = counter ^ counter
     c0, c1, c2, c3 = philox4x32_10(counter, zero + c1, zero + c2, zero + c3, k0, k1)
     z0, z1 = normal_pair(c0, c1)
     z2, z3 = normal_pair(c2, c3)
-    return z0, z1, z2, z3
+    # All four stay in the thread that drew them, side by side: it writes 16 bytes of fp32 at once.
+    return tl.interleave(tl.interleave(z0, z2), tl.interleave(z1, z3))

@@ -1,46 +1,35 @@
 """Standard normals from their counters alone."""
 
-import torch
+from __future__ import annotations
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ...noise import NoiseKey
-from ..registry import is_channels_last
+from .layout import VARYING, Walk, device_of, elements_of, last, noise_arguments, offset_of, place, sample_of, store
 from .noise import normal4
 
-BLOCK = 256  # counters a program: 1024 normals, 8 a thread at 4 warps
 
-
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _normal_kernel(
-    out, seed, sample_id, step, elements, channels, positions, counter_blocks, stream,
-    CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr,
+    seed, sample_id, step_id, stream, out, samples, vectors, channels, positions,
+    OUT_LAST: tl.constexpr, VECTOR: tl.constexpr, ORDER: tl.constexpr, LARGE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0).to(tl.int64)
-    sample = program // counter_blocks
-    counter = (program % counter_blocks) * BLOCK + tl.arange(0, BLOCK)
-    z = normal4(counter.to(tl.uint32), tl.load(sample_id + sample), tl.load(step), stream, tl.load(seed))
-    base = out + sample * elements
-    for lane in tl.static_range(4):
-        element = counter * 4 + lane
-        offset = element
-        if CHANNELS_LAST:
-            offset = (element % positions) * channels + element // positions
-        tl.store(base + offset, z[lane].to(out.dtype.element_ty), mask=element < elements)
+    sample = sample_of(samples)
+    elements = elements_of(vectors, VECTOR, LARGE)
+    counter, element, mask, channel, position = place(
+        tl.program_id(0), elements, channels, positions, ORDER, LARGE, BLOCK
+    )
+    z = normal4(counter, tl.load(sample_id + sample), tl.load(step_id), stream, tl.load(seed))
+    store(out + sample * elements + offset_of(element, channel, position, channels, OUT_LAST), z, mask)
 
 
 def normal(key: NoiseKey, out: Tensor) -> None:
-    samples, elements = out.shape[0], out[:1].numel()
-    if samples == 0 or elements == 0:
+    walk = Walk(out, drawn=True)
+    if walk.empty:
         return
-    channels = out.shape[1] if out.ndim > 1 else 1
-    counter_blocks = triton.cdiv(elements, 4 * BLOCK)
-    with torch.cuda.device(out.device if out.is_cuda else -1):
-        _normal_kernel[(samples * counter_blocks,)](
-            *(out, key.seed, key.sample_id, key.step, elements, channels, elements // channels),
-            *(counter_blocks, key.stream),
-            CHANNELS_LAST=is_channels_last(out),
-            BLOCK=BLOCK,
-            enable_fp_fusion=False,
-        )
+    _, *arguments = noise_arguments(key)
+    with device_of(out):
+        _normal_kernel[walk.grid(walk.blocks)](*(*arguments, out, *walk.sizes), OUT_LAST=last(out), **walk.choices)
