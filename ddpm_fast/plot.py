@@ -228,7 +228,7 @@ def reverse_states(
 
     def watch(model: torch.nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
         if next(calls) in shown:
-            seen.append((arguments[0], output))
+            seen.append((arguments[0].clone(), output))  # the loop's next step overwrites its state
 
     hook = loaded.model.register_forward_hook(watch)
     try:
