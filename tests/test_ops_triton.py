@@ -16,7 +16,18 @@ from test_ops_storage import LOW, SPECIAL, boundaries, exact_values, nearest_eve
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.ops import native, normal, q_sample, use_backend
+from ddpm_fast.ops import (
+    diffusion_loss,
+    hybrid_loss,
+    native,
+    normal,
+    q_sample,
+    reference,
+    reverse_step,
+    reverse_step_,
+    use_backend,
+    vlb_terms,
+)
 from ddpm_fast.ops import triton as triton_backend
 
 triton = pytest.importorskip("triton", reason="the package triton is not installed: pip install triton")
@@ -153,6 +164,31 @@ def test_more_samples_than_a_grids_second_dimension(monkeypatch):
     expected = q_sample(x0, t, Q_TABLE, x0)
     with use_backend("triton"):
         assert torch.equal(q_sample(x0, t, Q_TABLE, x0), expected)
+    # 7 samples on a grid of 3 x 3: the programs too many must not take a step in place twice.
+    key, step = NoiseKey.of(3, 7), torch.tensor(0)
+    expected = reverse_step(x0, x0, STEP_TABLE, step, key).x
+    with use_backend("triton"):
+        reverse_step_(x0, x0, STEP_TABLE, step, key)
+    assert torch.equal(x0, expected)
+
+
+@pytest.mark.parametrize("index", [-1, 6, 2**62, -(2**63)])
+def test_an_index_outside_the_table_gives_nan(index, monkeypatch):
+    # As on a GPU: the interpreter's tensors are on the CPU, where an index is looked at before.
+    monkeypatch.setattr(reference, "check_rows", lambda *_: None)
+    x, x0, key = draw((2, 3, 20, 18)), draw((2, 3, 20, 18), U8), NoiseKey.of(0, 2)
+    out, t = draw((2, 6, 20, 18)), torch.tensor([1, index])
+    with use_backend("triton"):
+        made = [
+            q_sample(x0, t, torch.ones(6, 2), key).flatten(1)[:, 0],
+            diffusion_loss(x, x0, t, torch.ones(6, 3), key),
+            hybrid_loss(out, x0, t, BOUND_TABLE, key),
+            *vlb_terms(out, x0, t, BOUND_TABLE[:, :9].contiguous(), key),
+        ]
+        for values in made:
+            assert values.isnan().tolist() == [False, True]
+        step = reverse_step(x, out, torch.ones(6, 8), t[1], key, return_x0=True)
+        assert step.x.isnan().all() and step.x0.isnan().all()
 
 
 @triton.jit

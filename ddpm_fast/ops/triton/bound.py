@@ -22,6 +22,7 @@ from .layout import (
     noise_arguments,
     offset_of,
     place,
+    row_at,
     sample_of,
     store,
 )
@@ -214,7 +215,7 @@ def _finish(row, squares, nats, elements, sample, loss, mse_x0, factors, HYBRID:
 
 @triton.jit(do_not_specialize=(*VARYING, "blocks"))
 def _bound_kernel(
-    output, x0, t, table, noise, seed, sample_id, step_id, stream, gradient, sums, loss, mse_x0, factors,
+    output, x0, t, table, rows, noise, seed, sample_id, step_id, stream, gradient, sums, loss, mse_x0, factors,
     samples, vectors, channels, positions, blocks,
     OUTPUT_LAST: tl.constexpr, X0_LAST: tl.constexpr, NOISE_LAST: tl.constexpr, GRADIENT_LAST: tl.constexpr,
     HYBRID: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr, ORDER: tl.constexpr, LARGE: tl.constexpr,
@@ -226,8 +227,9 @@ def _bound_kernel(
     elements = elements_of(vectors, VECTOR, LARGE)
     base = sample * elements
     output += GROUPS * base
-    row = table + (11 if HYBRID else 9) * tl.load(t + sample)
-    c_x0, c_noise, to_x0, pull = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+    row, inside = row_at(table, tl.load(t + sample), rows, 11 if HYBRID else 9)
+    c_x0, c_noise = tl.where(inside, tl.load(row), float("nan")), tl.load(row + 1)
+    to_x0, pull = tl.load(row + 2), tl.load(row + 3)
     log_beta, delta, slope, kind = tl.load(row + 4), tl.load(row + 5), tl.load(row + 6), tl.load(row + 7)
     squares, nats = tl.zeros([4 * BLOCK], tl.float32), tl.zeros([4 * BLOCK], tl.float32)
     first = tl.program_id(0) * (COUNTERS // BLOCK)
@@ -285,12 +287,12 @@ def _bound_kernel(
         tl.store(sums + slot + tl.num_programs(0) * samples.to(tl.int64), nats)
 
 
-@triton.jit(do_not_specialize=("samples", "count", "elements"))
+@triton.jit(do_not_specialize=("rows", "samples", "count", "elements"))
 def _finish_kernel(
-    t, table, sums, loss, mse_x0, factors, samples, count, elements, HYBRID: tl.constexpr, GROUPS: tl.constexpr
+    t, table, rows, sums, loss, mse_x0, factors, samples, count, elements, HYBRID: tl.constexpr, GROUPS: tl.constexpr
 ):
     sample = tl.program_id(0).to(tl.int64)
-    row = table + (11 if HYBRID else 9) * tl.load(t + sample)
+    row, _ = row_at(table, tl.load(t + sample), rows, 11 if HYBRID else 9)
     squares = sum_of(sums + sample * count, count)
     nats = sum_of(sums + (samples + sample) * count, count)
     _finish(row, squares, nats, elements, sample, loss, mse_x0, factors, HYBRID, GROUPS)
@@ -335,14 +337,15 @@ def _bound(op, output, x0, t, table, noise, gradient, loss, mse_x0, factors) -> 
     what = {"HYBRID": op == "hybrid_loss", "GROUPS": factors.shape[1]}
     with device_of(output):
         _bound_kernel[walk.grid(programs)](
-            *(output, x0, t, table, given, *key, gradient, sums, loss, mse_x0, factors, *walk.sizes, walk.blocks),
+            *(output, x0, t, table, table.shape[0], given, *key, gradient, sums, loss, mse_x0, factors),
+            *(*walk.sizes, walk.blocks),
             **{f"{name}_LAST": last(image) for name, image in images.items()},
             **what,
             **walk.choices,
         )
         if programs > 1:
             _finish_kernel[(walk.samples,)](
-                *(t, table, sums, loss, mse_x0, factors, walk.samples, programs, walk.elements),
+                *(t, table, table.shape[0], sums, loss, mse_x0, factors, walk.samples, programs, walk.elements),
                 **what,
                 enable_fp_fusion=False,
             )

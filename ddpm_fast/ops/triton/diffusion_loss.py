@@ -21,6 +21,7 @@ from .layout import (
     noise_arguments,
     offset_of,
     place,
+    row_at,
     sample_of,
     store,
 )
@@ -30,7 +31,7 @@ from .sums import COUNTERS, programs_of, sum_of
 
 @triton.jit(do_not_specialize=(*VARYING, "blocks"))
 def _diffusion_loss_kernel(
-    output, x0, t, table, noise, seed, sample_id, step_id, stream, residual, sums,
+    output, x0, t, table, rows, noise, seed, sample_id, step_id, stream, residual, sums,
     samples, vectors, channels, positions, blocks,
     OUTPUT_LAST: tl.constexpr, X0_LAST: tl.constexpr, NOISE_LAST: tl.constexpr, RESIDUAL_LAST: tl.constexpr,
     WHOLE: tl.constexpr, VECTOR: tl.constexpr, ORDER: tl.constexpr, LARGE: tl.constexpr, BLOCK: tl.constexpr,
@@ -40,8 +41,8 @@ def _diffusion_loss_kernel(
     sample = sample_of(samples)
     elements = elements_of(vectors, VECTOR, LARGE)
     base = sample * elements
-    row = table + 3 * tl.load(t + sample)
-    c_x0, c_noise = tl.load(row), tl.load(row + 1)
+    row, inside = row_at(table, tl.load(t + sample), rows, 3)
+    c_x0, c_noise = tl.where(inside, tl.load(row), float("nan")), tl.load(row + 1)
     squares = tl.zeros([4 * BLOCK], tl.float32)
     first = tl.program_id(0) * (COUNTERS // BLOCK)
     for i in range(tl.minimum(blocks - first, COUNTERS // BLOCK)):
@@ -68,11 +69,12 @@ def _mean(weight, total, elements):
     return tl.div_rn(weight * total, elements.to(tl.float32))
 
 
-@triton.jit(do_not_specialize=("count", "elements"))
-def _finish_kernel(sums, t, table, loss, count, elements):
+@triton.jit(do_not_specialize=("rows", "count", "elements"))
+def _finish_kernel(sums, t, table, rows, loss, count, elements):
     sample = tl.program_id(0).to(tl.int64)
     total = sum_of(sums + sample * count, count)
-    tl.store(loss + sample, _mean(tl.load(table + 3 * tl.load(t + sample) + 2), total, elements))
+    row, _ = row_at(table, tl.load(t + sample), rows, 3)  # outside of the table the sum is NaN already
+    tl.store(loss + sample, _mean(tl.load(row + 2), total, elements))
 
 
 def diffusion_loss(
@@ -94,10 +96,12 @@ def diffusion_loss(
     sums = loss if programs == 1 else torch.empty(walk.samples, programs, device=loss.device)
     with device_of(output):
         _diffusion_loss_kernel[walk.grid(programs)](
-            *(output, x0, t, table, given, *key, residual, sums, *walk.sizes, walk.blocks),
+            *(output, x0, t, table, table.shape[0], given, *key, residual, sums, *walk.sizes, walk.blocks),
             **{f"{name}_LAST": last(image) for name, image in images.items()},
             WHOLE=programs == 1,
             **walk.choices,
         )
         if programs > 1:
-            _finish_kernel[(walk.samples,)](sums, t, table, loss, programs, walk.elements, enable_fp_fusion=False)
+            _finish_kernel[(walk.samples,)](
+                *(sums, t, table, table.shape[0], loss, programs, walk.elements), enable_fp_fusion=False
+            )

@@ -25,7 +25,7 @@ LEAST_TILE = 64  # counters of a channel from which it gets programs of its own
 WIDE_OFFSETS = 2**29  # elements of a sample from which the last offset, of two groups of channels, may need 64 bits
 MAX_GRID_Y = 65535
 # Arguments that vary without a difference to the code: no kernel is compiled anew for a batch of one.
-VARYING = ("samples", "vectors", "channels", "positions", "stream")
+VARYING = ("samples", "vectors", "channels", "positions", "stream", "rows")
 _INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
@@ -107,6 +107,20 @@ def sample_of(samples):
     """The program's sample (int64). Where the grid has a few programs too many they do the last sample once more."""
     sample = tl.program_id(1).to(tl.int64) + tl.program_id(2).to(tl.int64) * tl.num_programs(1)
     return tl.minimum(sample, samples - 1)
+
+
+@triton.jit
+def spare(samples):
+    """Whether the program is one of those, which a kernel that works in place must not let do it."""
+    return tl.program_id(1).to(tl.int64) + tl.program_id(2).to(tl.int64) * tl.num_programs(1) >= samples
+
+
+@triton.jit
+def row_at(table, index, rows, COLUMNS: tl.constexpr):
+    """Where row `index` of a table starts, and whether there is one: the CPU refuses an index outside, a GPU would have
+    to be waited for, and what comes of it is NaN. Then the row is another."""
+    inside = (index >= 0) & (index < rows)
+    return table + COLUMNS * tl.where(inside, index, 0), inside
 
 
 @triton.jit

@@ -18,6 +18,7 @@ from .layout import (
     noise_arguments,
     offset_of,
     place,
+    row_at,
     sample_of,
     store,
 )
@@ -26,7 +27,7 @@ from .noise import normal4
 
 @triton.jit(do_not_specialize=VARYING)
 def _q_sample_kernel(
-    x0, t, table, noise, seed, sample_id, step_id, stream, out, samples, vectors, channels, positions,
+    x0, t, table, rows, noise, seed, sample_id, step_id, stream, out, samples, vectors, channels, positions,
     X0_LAST: tl.constexpr, NOISE_LAST: tl.constexpr, OUT_LAST: tl.constexpr,
     VECTOR: tl.constexpr, ORDER: tl.constexpr, LARGE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -36,8 +37,8 @@ def _q_sample_kernel(
         tl.program_id(0), elements, channels, positions, ORDER, LARGE, BLOCK
     )
     base = sample * elements
-    row = table + 2 * tl.load(t + sample)
-    signal, sigma = tl.load(row), tl.load(row + 1)
+    row, inside = row_at(table, tl.load(t + sample), rows, 2)
+    signal, sigma = tl.where(inside, tl.load(row), float("nan")), tl.load(row + 1)
     x = load(x0 + base + offset_of(element, channel, position, channels, X0_LAST), mask)
     if noise is None:
         z = normal4(counter, tl.load(sample_id + sample), tl.load(step_id), stream, tl.load(seed))
@@ -54,7 +55,7 @@ def q_sample(x0: Tensor, t: Tensor, table: Tensor, noise: Tensor | NoiseKey, out
         return
     with device_of(x0):
         _q_sample_kernel[walk.grid(walk.blocks)](
-            *(x0, t, table, given, *key, out, *walk.sizes),
+            *(x0, t, table, table.shape[0], given, *key, out, *walk.sizes),
             **{"X0_LAST": last(x0), "NOISE_LAST": last(given), "OUT_LAST": last(out)},
             **walk.choices,
         )

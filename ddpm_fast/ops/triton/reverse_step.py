@@ -21,7 +21,9 @@ from .layout import (
     noise_arguments,
     offset_of,
     place,
+    row_at,
     sample_of,
+    spare,
     store,
 )
 from .noise import normal4
@@ -29,7 +31,7 @@ from .noise import normal4
 
 @triton.jit(do_not_specialize=VARYING)
 def _reverse_step_kernel(
-    x_t, output, x0_previous, table, step, noise, seed, sample_id, step_id, stream, x_out, x0_out, model_out,
+    x_t, output, x0_previous, table, rows, step, noise, seed, sample_id, step_id, stream, x_out, x0_out, model_out,
     samples, vectors, channels, positions,
     X_LAST: tl.constexpr, OUTPUT_LAST: tl.constexpr, PREVIOUS_LAST: tl.constexpr, NOISE_LAST: tl.constexpr,
     X_OUT_LAST: tl.constexpr, X0_OUT_LAST: tl.constexpr, MODEL_OUT_LAST: tl.constexpr, GROUPS: tl.constexpr,
@@ -40,6 +42,7 @@ def _reverse_step_kernel(
     counter, element, mask, channel, position = place(
         tl.program_id(0), elements, channels, positions, ORDER, LARGE, BLOCK
     )
+    mask &= not spare(samples)
     base = sample * elements
     x = load(x_t + base + offset_of(element, channel, position, channels, X_LAST), mask)
     output += GROUPS * base
@@ -48,8 +51,9 @@ def _reverse_step_kernel(
     if x0_previous is not None:
         previous = load(x0_previous + base + offset_of(element, channel, position, channels, PREVIOUS_LAST), mask)
 
-    row = table + 8 * tl.load(step)
+    row, inside = row_at(table, tl.load(step), rows, 8)
     a_x, a_out, b_x, b_x0 = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+    a_x, b_x = tl.where(inside, a_x, float("nan")), tl.where(inside, b_x, float("nan"))
     b_previous, sigma, clip, spread = tl.load(row + 4), tl.load(row + 5), tl.load(row + 6), tl.load(row + 7)
     # A row without sigma draws no noise. Drawn before what was loaded is used, it hides the loads' latency.
     shift = tl.zeros([4 * BLOCK], tl.float32)
@@ -99,7 +103,8 @@ def reverse_step(
         return
     with device_of(x_t):
         _reverse_step_kernel[walk.grid(walk.blocks)](
-            *(x_t, output, x0_previous, table, step, given, *key, x_out, x0_out, model_out, *walk.sizes),
+            *(x_t, output, x0_previous, table, table.shape[0], step, given, *key),
+            *(x_out, x0_out, model_out, *walk.sizes),
             **{f"{name}_LAST": last(image) for name, image in images.items()},
             GROUPS=2 if output.shape[1] > x_t.shape[1] else 1,
             **walk.choices,
