@@ -20,23 +20,24 @@ __global__ void __launch_bounds__(kThreads) reverse_step_kernel(const ReverseSte
     const StepRow row = step_row(entry);
     for (int64_t sample = blockIdx.y; sample < args.shape.samples; sample += gridDim.y) {
         const NoiseKey key = key_of(args.noise, sample);
-        float next[kValues], x0[kGroups * kValues];
+        float next[kValues], x0[kGroups * kValues], previous[kValues], z[kValues];
         Access::template load<kX>(args.x, args.shape, sample, tile, next);
         Access::template load<kOutput, kGroups>(args.output, args.shape, sample, tile, x0);
+        if (args.x0_previous.data)
+            Access::template load<DType::f32>(args.x0_previous, args.shape, sample, tile, previous);
+        // Before anything that was loaded is used: the normals hide the latency. A step without noise draws none.
+        const bool noisy = row.sigma != 0.0f;
+        if (noisy) Access::noise(args.noise, key, args.shape, sample, tile, z);
 #pragma unroll
         for (int i = 0; i < kValues; ++i) {
             x0[i] = predicted_x0(row, next[i], x0[i]);
             next[i] = step_mean(row, next[i], x0[i]);
         }
         if (args.x0_previous.data) {
-            float previous[kValues];
-            Access::template load<DType::f32>(args.x0_previous, args.shape, sample, tile, previous);
 #pragma unroll
             for (int i = 0; i < kValues; ++i) next[i] = add(next[i], mul(row.b_previous, previous[i]));
         }
-        if (row.sigma != 0.0f) {  // a step without noise draws none
-            float z[kValues];
-            Access::noise(args.noise, key, args.shape, sample, tile, z);
+        if (noisy) {
 #pragma unroll
             for (int i = 0; i < kValues; ++i) {
                 float deviation = row.sigma;
