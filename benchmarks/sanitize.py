@@ -27,6 +27,8 @@ SIZES = {
     (2, 3, 5): BOTH[1:],  # a sequence, whose samples are not aligned to 16 bytes
     (3, 3, 7, 5): BOTH,  # odd everywhere
     (2, 4, 33, 31): BOTH,  # larger than a block, and no multiple of it
+    (2, 3, 6, 6): BOTH,  # colour of whole quads a channel
+    (1, 3, 64, 68): BOTH,  # whole 16-byte words, and sums in several parts
     (2, 3, 2, 3, 5): BOTH[:1],  # a volume
     (0, 3, 4, 4): BOTH[1:],  # no sample
 }
