@@ -42,7 +42,9 @@ build() {
 
 tests() {
     need_gpu
-    "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider --junitxml "$out/tests.xml"
+    local workers=() # most of the time goes into compiling Triton's kernels, on the CPU
+    if "$PYTHON" -c 'import xdist' 2>/dev/null; then workers=(-n 6); fi
+    "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider "${workers[@]}" --junitxml "$out/tests.xml"
     status=$?
     if [[ $status == 5 ]]; then say "no test is marked gpu"; fi
     return "$status"
