@@ -41,9 +41,9 @@ def host_backend(request):
 
 @pytest.fixture
 def some_of(backend):
-    """Gives all of a test's cases, but for Triton, whose interpreter takes up to 20 ms for a thousand elements and whose
-    compiler half a second for each mix of types and formats, only every step-th. The steps are such that each choice
-    still occurs."""
+    """Gives all of a test's cases, but for Triton, whose interpreter takes up to 20 ms for a thousand elements and
+    whose compiler half a second for each mix of types and formats, only every step-th. The steps are such that each
+    choice still occurs."""
     return lambda cases, step: list(cases)[:: step if backend.endswith("triton") else 1]
 
 
