@@ -22,13 +22,15 @@ PEERS = {
     "torch.compile": GREEN,
     "composed": PURPLE,
     "denoising-diffusion-pytorch": VERMILION,
+    "diffusers torch.compile": SKY,
 }
 FLOORS = {
     "bytes": {"color": BLUE, "marker": "|", "markersize": 10, "markeredgewidth": 2.6},
-    "noise": {"color": VERMILION, "marker": "x", "markersize": 7, "markeredgewidth": 2},
+    "normals": {"color": VERMILION, "marker": "x", "markersize": 7, "markeredgewidth": 2},
     "instructions": {"color": GREEN, "marker": "+", "markersize": 9, "markeredgewidth": 2},
+    "flops": {"color": PURPLE, "marker": "d", "markersize": 6.5},
 }
-OTHERS = (SKY, "0.35", "0.6")  # for names that are not above
+OTHERS = ("0.35", "0.6", "0.8")  # for names that are not above
 _BAR = 0.165  # inches
 _GAP = 0.12
 _UNTIMED = "made with too few rounds to time anything: it shows that all runs and matches"
@@ -118,22 +120,26 @@ def draw_floors(rows: Sequence[Row], title: str, untimed: bool = False) -> Figur
     names = list(dict.fromkeys(label_of(row, rows) for row in rows))
     causes = _marks(cause for row in rows for cause in row.floors)
     with look():
-        figure = Figure((WIDTH, 0.26 * len(names) + 1.6 + 0.25 * untimed), layout="constrained")
+        figure = Figure((WIDTH, 0.26 * len(names) + 1.8 + 0.25 * untimed), layout="constrained")
         panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
+        facts = [_facts(row) for row in rows]
+        kept = [name for name in facts[0] if any(fact[name] for fact in facts)]
+
+        def columns(row: Row) -> list[str]:
+            return [_facts(row)[name] for name in kept]
+
         for axes, size in zip(panels, sizes, strict=True):
             for row in (row for row in rows if row.size == size):
                 y = names.index(label_of(row, rows))
-                _, floor = row.floor
                 axes.plot([min(row.floors.values()), row.ours.median_s], [y, y], color="0.8", linewidth=2, zorder=1)
                 for cause, seconds in row.floors.items():
                     axes.plot(seconds, y, linestyle="none", label=cause, **causes[cause])
                 axes.plot(row.ours.median_s, y, "o", color="black", markersize=5, label="measured")
-                said = f"{floor / row.ours.median_s:.0%}"
-                if row.ours.gb_per_s and row.copy_share:
-                    said = f"{said:>5}{row.ours.gb_per_s:6.3g}{row.copy_share:5.0%}"
-                axes.text(1.01, y, said, transform=axes.get_yaxis_transform(), va="center", **_MONO)
-            axes.text(1.01, -1, "floor  GB/s copy", transform=axes.get_yaxis_transform(), va="center", **_MONO)
-            axes.set(title=size, xscale="log", xlabel="time of a call")
+                said = "".join(f"{text:>6}" for text in columns(row))
+                axes.text(1.0, y, said, transform=axes.get_yaxis_transform(), va="center", **_MONO)
+            said = "".join(f"{name:>6}" for name in kept)
+            axes.text(1.0, -1, said, transform=axes.get_yaxis_transform(), va="center", **_MONO)
+            axes.set(title=size, xscale="log", xlabel="time of a call or step")
             low, high = axes.get_xlim()
             axes.set_xlim(low / 1.2, high * 1.2)
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
@@ -146,8 +152,7 @@ def draw_floors(rows: Sequence[Row], title: str, untimed: bool = False) -> Figur
         named = [Line2D([], [], color="black", marker="o", linestyle="none", label="ours, measured")]
         for cause, mark in causes.items():
             named.append(Line2D([], [], linestyle="none", label=f"floor of the {cause}", **mark))
-        said = "at the right: the highest floor over the time; GB/s, and over a copy's"
-        named.append(Line2D([], [], linestyle="none", label=said))
+        title += "\nfloor: the highest floor over the time measured; copy: bytes a second over those of a copy"
         return _headed(figure, title, named, untimed)
 
 
@@ -160,7 +165,7 @@ def draw_growth(curves: Sequence[Curve], title: str, untimed: bool = False) -> F
     palette = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, "black")
     with look():
         figure = Figure((WIDTH, 3.9 * rows + 0.5 + 0.25 * untimed), layout="constrained")
-        panels = figure.subplots(rows, columns, squeeze=False).flat
+        panels = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axes, what in zip(panels, against, strict=False):
             for i, curve in enumerate(curve for curve in curves if curve.against == what):
                 name = f"{curve.name}, {curve.measured}: exponent {curve.exponent:.2f}"
@@ -171,9 +176,20 @@ def draw_growth(curves: Sequence[Curve], title: str, untimed: bool = False) -> F
             axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.legend(fontsize=7.5, loc="upper left", bbox_to_anchor=(0, -0.14), frameon=False)
-        for axes in list(panels)[len(against) :]:
+        for axes in panels[len(against) :]:
             axes.set_visible(False)
         return _headed(figure, title, [], untimed)
+
+
+def _facts(row: Row) -> dict[str, str]:
+    """What stands beside a row of draw_floors, by column; empty where the file does not have it."""
+    seconds = row.ours.median_s
+    return {
+        "floor": f"{row.floor[1] / seconds:.0%}" if row.floor else "",
+        "GB/s": f"{row.ours.gb_per_s:.3g}" if row.ours.gb_per_s else "",
+        "copy": f"{row.copy_share:.0%}" if row.copy_share else "",
+        "MFU": f"{row.ours.mfu:.0%}" if row.ours.mfu else "",
+    }
 
 
 _MONO = {"family": "monospace", "fontsize": 7.5, "color": "0.25"}

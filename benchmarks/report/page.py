@@ -24,9 +24,9 @@ PEERS = {
     "torch.compile": "the plain torch code under torch.compile",
     "composed": "plain torch in eager mode, as the reference codes compose it",
     "denoising-diffusion-pytorch": "denoising-diffusion-pytorch, through its public interface",
-    "clone": "torch's clone, which allocates what it writes to",
+    "diffusers torch.compile": "diffusers' network under torch.compile",
 }
-_PACKAGES = {"torch.compile": "torch", "composed": "torch", "clone": "torch"}
+_PACKAGES = {"torch.compile": "torch", "composed": "torch", "diffusers torch.compile": "diffusers"}
 
 
 def draw(results: Sequence[Result], page: Path, command: str) -> list[Path]:
@@ -60,11 +60,11 @@ Drawn by `{{command}}`; nothing here is written by hand.
 
 **How to read it.** A speed-up is the peer's time over ours: above 1, ours is faster. The variants of a case take turns
 on the same tensors, each round gives one ratio for each peer, and the claim is the median of the rounds with the 95%
-bootstrap interval of that median. Before anything was timed, each variant's result was compared with plain torch in
-float64; `error` is the deviation in units of the largest value (for `normal`, how far its moments are from those of
-N(0, 1), in standard errors; for a loop, ||out - truth|| over ||truth||). A variant that does not match is not timed, and a peer that is not there is listed as
-absent. A file of fewer than {MIN_ROUNDS} rounds is marked: its times mean nothing. `benchmarks/README.md` says what was
-called on each side.
+bootstrap interval of that median. Before anything was timed, each op's result was compared with plain torch in float64;
+`error` is the deviation in units of the largest value (for `normal`, how far its moments are from those of N(0, 1), in
+standard errors). Of networks and loops it is ||out - truth|| over ||truth||, and "-" where there was nothing to compare
+with. A variant that does not match is not timed, and a peer that is not there is listed as absent. A file of fewer than
+{MIN_ROUNDS} rounds is marked: its times mean nothing. `benchmarks/README.md` says what was called on each side.
 """
 
 
@@ -145,6 +145,8 @@ def _provenance(result: Result, page: Path) -> str:
     lines.append(("versions", ", ".join(versions)))
     dirty = f", with changes in {', '.join(changed)}" if changed else ", nothing changed"
     lines.append(("commit", f"{git.get('commit') or 'not known'}{dirty if git else ''}"))
+    if result.ceilings:
+        lines.append(("at best", ", ".join(f"{1e-9 * x:.4g} G{name}/s" for name, x in result.ceilings.items())))
     lines.append(("date", result.date))
     lines.append(("rounds", str(result.rounds or "not recorded")))
     return markdown_table(("measured", "on, with, when"), lines, texts=2)
@@ -214,15 +216,17 @@ def _words(text: str) -> list[str]:
 
 
 def _floors_text(result: Result) -> str:
-    rate = result.copy_bytes_per_s
+    rate = result.ceilings.get("bytes")
     copy = f"a large copy, {1e-9 * rate:.0f} GB/s read and written" if rate else "the copy of the same size, below"
     text = f"The floor of the **bytes** is what has to be read and written, once, at the rate of {copy}. "
     causes = {cause for row in result.rows for cause in row.floors}
-    if "noise" in causes:
+    if "normals" in causes:
         text += (
-            "That of the **noise** is the time in which `normal`, in the same file, makes as many normals as are drawn "
-            "once; it also writes them to memory, so that an op that does not can come out a little under it. "
+            "That of the **normals** is the time in which `normal`, measured in the same run, makes as many as are "
+            "drawn once; it also writes them to memory, so that an op that does not can come out a little under it. "
         )
+    if "flops" in causes:
+        text += "That of the **flops** is what the shapes count, over the rate of a large matrix product. "
     if "instructions" in causes:
         text += (
             "That of the **instructions** is what the kernels executed, over the rate at which the GPU issues them. "
@@ -238,7 +242,7 @@ def _table(rows: Sequence[Row], result: Result) -> str:
     for row in rows:
         groups.setdefault((row.case, row.measured), []).append(row)
     # Columns that no row fills are left out.
-    names = ("GB/s", "images/s", "of copy", "floor", "set by", "floor/time")
+    names = ("GB/s", "images/s", "MFU", "of copy", "floor", "set by", "floor/time")
     table = []
     for (case, measured), group in groups.items():
         (row,) = _one_each(group)
@@ -246,6 +250,7 @@ def _table(rows: Sequence[Row], result: Result) -> str:
         facts = [
             "" if row.ours.gb_per_s is None else f"{row.ours.gb_per_s:.3g}",
             "" if row.ours.images_per_s is None else f"{row.ours.images_per_s:.4g}",
+            "" if row.ours.mfu is None else f"{row.ours.mfu:.0%}",
             "" if row.copy_share is None else f"{row.copy_share:.0%}",
             *(("", "", "") if row.floor is None else _floor_cells(row)),
         ]
@@ -297,8 +302,17 @@ def _left_out(result: Result) -> str:
     """The peers that were absent, with the reasons, and what failed: by name, also where there is nothing to name."""
     absent = [f"- {reason}" + (f" ({', '.join(cases)})" if cases else "") for reason, cases in result.absent.items()]
     failed = [f"- {message}" for message in result.failed]
+    notes: dict[str, list[str]] = {}
+    for row in result.rows:
+        for note in row.notes:
+            if row.case not in notes.setdefault(note, []):
+                notes[note].append(row.case)
+    differ = [f"- {note} ({', '.join(cases)})" for note, cases in notes.items()]
     parts = [
+        *(["What differs between the two sides:\n\n" + "\n".join(differ)] if differ else []),
         "Absent, and why:\n\n" + "\n".join(absent) if absent else "No peer was absent from any case.",
-        "**Not timed**, as it did not match or failed:\n\n" + "\n".join(failed) if failed else "All results matched.",
+        "**Not timed**, as it did not match or failed:\n\n" + "\n".join(failed)
+        if failed
+        else "All that was compared matched.",
     ]
     return "\n\n".join(parts) + "\n"

@@ -28,12 +28,14 @@ class Side:
     error: float | None
     gb_per_s: float | None
     images_per_s: float | None
+    mfu: float | None
 
 
 @dataclass(frozen=True)
 class Row:
-    """Ours beside one peer. name: the case without its size. floors: seconds that no implementation can go under, by
-    what sets them ("bytes", "noise", "instructions", or whatever else the file names)."""
+    """Ours beside one peer. case: its name in the file. name: for the reader, without the size. floors: seconds that no
+    implementation can go under, by what sets them ("bytes", "normals", "flops", "instructions", or whatever else the
+    file names). notes: what differs between the two."""
 
     case: str
     name: str
@@ -49,6 +51,7 @@ class Row:
     peer: Side
     copy_share: float | None
     floors: dict[str, float]
+    notes: tuple[str, ...]
     identity: tuple
 
     @property
@@ -75,8 +78,8 @@ class Curve:
 
 @dataclass(frozen=True)
 class Result:
-    """A result file. absent: {why: the cases}, the reason beginning with the peer's name. failed: what did not match,
-    or could not be run."""
+    """A result file. ceilings: what the machine reaches at best, by name. absent: {why: the cases}. absences: the same
+    by variant; where no case is named, from all of them. failed: what did not match, or could not be run."""
 
     path: Path
     date: str
@@ -85,19 +88,12 @@ class Result:
     git: dict
     rounds: int | None
     quick: bool
-    copy_bytes_per_s: float | None
+    ceilings: dict[str, float]
     absent: dict[str, list[str]]
+    absences: dict[str, set[str]]
     failed: list[str]
     rows: list[Row]
     curves: list[Curve]
-
-    @property
-    def absences(self) -> dict[str, set[str]]:
-        """The variants that the file says to be absent, and from which cases; none named means from all."""
-        found: dict[str, set[str]] = {}
-        for reason, cases in self.absent.items():
-            found.setdefault(reason.split()[0].rstrip(":"), set()).update(cases)
-        return found
 
 
 def read_result(path: Path) -> Result:
@@ -121,7 +117,7 @@ def read_result(path: Path) -> Result:
         raise InputError(f"{path} has no results: nothing was timed; measure again, its log says what went wrong")
     sizes = made.get("sizes")
     rounds = made.get("rounds", sizes.get("rounds") if isinstance(sizes, dict) else None)
-    absent = made.get("absent", {})
+    absent, absences = _absent(made.get("absent", {}))
     return Result(
         path=path,
         date=made["date"],
@@ -130,8 +126,9 @@ def read_result(path: Path) -> Result:
         git=made.get("git", {}),
         rounds=rounds,
         quick=bool(made.get("quick")) or (rounds is not None and rounds < MIN_ROUNDS),
-        copy_bytes_per_s=_number(made, "copy_bytes_per_s"),
-        absent=absent if isinstance(absent, dict) else {reason: [] for reason in absent},
+        ceilings=_ceilings(made),
+        absent=absent,
+        absences=absences,
         failed=[*made.get("mismatches", []), *made.get("failures", [])],
         rows=rows,
         curves=curves,
@@ -147,6 +144,31 @@ def _number(said: Any, name: str) -> float | None:
     """A field that a file may lack; None too for what is no number above 0."""
     value = said.get(name) if isinstance(said, dict) else None
     return value if is_positive(value) else None
+
+
+def _absent(said: dict | list) -> tuple[dict[str, list[str]], dict[str, set[str]]]:
+    """Result.absent and .absences. Older files of benchmarks.loop have a list of sentences that begin with a name, the
+    others {"name: why": cases}."""
+    if isinstance(said, list):
+        return {reason: [] for reason in said}, {reason.split()[0]: set() for reason in said}
+    absences: dict[str, set[str]] = {}
+    for reason, cases in said.items():
+        absences.setdefault(reason.split(": ")[0], set()).update(cases)
+    return said, absences
+
+
+def _ceilings(made: dict) -> dict[str, float]:
+    """Rates a second: "bytes" of a large copy, "normals" of all threads, warp "instructions", and "flops DTYPE" of
+    matrix products, as far as the file has them."""
+    said = made["ceilings"] if isinstance(made.get("ceilings"), dict) else {}
+    found = {
+        "bytes": _number(made, "copy_bytes_per_s") or _number(said, "copy_bytes_per_s"),
+        "normals": _number(said, "normals_per_s"),
+        "instructions": _number(made, "issue_rate"),
+    }
+    flops = said["flops_per_s"] if isinstance(said.get("flops_per_s"), dict) else {}
+    found |= {f"flops {dtype}": _number(flops, dtype) for dtype in flops}
+    return {name: rate for name, rate in found.items() if rate}
 
 
 def _rows(path: Path, made: dict) -> list[Row]:
@@ -182,15 +204,14 @@ def _wrong(line: Any) -> list[str]:
 
 
 def _row(line: dict, made: dict) -> Row:
-    size = _size(line)
-    case = _case(line)
+    size, case = _size(line), _case(line)
     nbytes, bandwidth = _number(line, "bytes"), _bandwidth(line, made)
     ours, peer = (_side(line, line[name]) for name in ("measured", "baseline"))
     known = ("dtype", "memory_format", "network", "batch", "steps")
     setting = line.get("setting", "calls")  # there was only one, before there were GPUs
     return Row(
         case=case,
-        name=" ".join(case.replace(size, "").split()) if size else case,
+        name=" ".join(case.replace(size, "").split()) if size else _name(line),
         size=size,
         operation=_operation(line),
         setting=setting,
@@ -203,6 +224,7 @@ def _row(line: dict, made: dict) -> Row:
         peer=peer,
         copy_share=nbytes / bandwidth / ours.median_s if nbytes and bandwidth else None,
         floors=_floors(line, made),
+        notes=tuple(map(str, line.get("notes") or ())),
         identity=(case, size, setting, line["measured"], line["baseline"], *(line.get(name) or None for name in known)),
     )
 
@@ -219,22 +241,31 @@ def _case(line: dict) -> str:
     """The name of a row's case, as the newer files have it."""
     if "case" in line:
         return line["case"]
-    parts = [_operation(line), line.get("dtype", ""), _size(line)]
-    parts.append("channels_last" if line.get("memory_format") == "channels_last" else "")
-    parts += [f"{name} {line[name]}" for name in ("batch", "steps") if name in line]
-    return " ".join(filter(None, parts))
+    network = line.get("network")  # of an op only whether it is around one
+    parts = [_operation(line), network if isinstance(network, str) else "", line.get("dtype"), _size(line)]
+    parts += ["channels_last" if line.get("memory_format") == "channels_last" else "", line.get("batch")]
+    return " ".join(str(part) for part in parts if part)
+
+
+def _name(line: dict) -> str:
+    """A row without a shape for the reader: "sampling cifar10 bf16, batch 64, 50 steps"."""
+    case, batch = _case(line), line.get("batch")
+    parts = [case.removesuffix(f" {batch}"), f"batch {batch}"] if batch else [case]
+    if _operation(line) == "sampling" and "steps" in line:
+        parts.append(f"{line['steps']} steps")
+    return ", ".join(parts)
 
 
 def _side(line: dict, label: str) -> Side:
     said = line[label]
     errors = line.get("errors")
     error = said.get("error", errors.get(label) if isinstance(errors, dict) else None)
-    return Side(said["median_s"], error, _number(said, "gb_per_s"), _number(said, "images_per_s"))
+    return Side(said["median_s"], error, *(_number(said, name) for name in ("gb_per_s", "images_per_s", "mfu")))
 
 
 def _bandwidth(line: dict, made: dict) -> float | None:
     """Bytes a second of a copy: the file's own ceiling, or the copy of the same size that ran beside the row."""
-    if ceiling := _number(made, "copy_bytes_per_s"):
+    if ceiling := _ceilings(made).get("bytes"):
         return ceiling
     rate = _number(_beside(line, made, CEILING), "gb_per_s")
     return 1e9 * rate if rate else None
@@ -249,18 +280,18 @@ def _beside(line: dict, made: dict, operation: str) -> dict | None:
 
 
 def _floors(line: dict, made: dict) -> dict[str, float]:
-    floors = {}
-    nbytes, bandwidth = _number(line, "bytes"), _bandwidth(line, made)
-    if nbytes and bandwidth:
-        floors["bytes"] = nbytes / bandwidth
-    instructions, issued = _number(line, "warp_instructions"), _number(made, "issue_rate")
-    if instructions and issued:
-        floors["instructions"] = instructions / issued
-    ours = line[line["measured"]]
-    drawn = _number(ours, "normals_per_s_per_thread")
-    at_best = _number(_beside(line, made, "normal"), "normals_per_s_per_thread")
-    if drawn and at_best and _operation(line) != "normal":
-        floors["noise"] = drawn * ours["median_s"] / at_best
+    rates = _ceilings(made)
+    pairs = {
+        "bytes": (_number(line, "bytes"), _bandwidth(line, made)),
+        "flops": (_number(line, "flops"), rates.get(f"flops {line.get('dtype')}")),
+        "normals": (_number(line, "normals"), rates.get("normals")),
+        "instructions": (_number(line, "warp_instructions"), rates.get("instructions")),
+    }
+    # Of an op there is the rate at which it drew normals, beside that of the `normal` of its size.
+    ours, per_thread = line[line["measured"]], "normals_per_s_per_thread"
+    if (rate := _number(ours, per_thread)) and _operation(line) != "normal":
+        pairs["normals"] = (rate * ours["median_s"], _number(_beside(line, made, "normal"), per_thread))
+    floors = {name: count / rate for name, (count, rate) in pairs.items() if count and rate}
     if (seconds := _number(line, "floor_s")) and isinstance(line.get("floor_is"), str):
         floors.setdefault(line["floor_is"], seconds)
     return floors
