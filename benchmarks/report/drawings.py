@@ -23,6 +23,8 @@ PEERS = {
     "composed": PURPLE,
     "denoising-diffusion-pytorch": VERMILION,
     "diffusers torch.compile": SKY,
+    "diffusers channels_last": "0.35",
+    "diffusers DDPMPipeline": "0.6",
 }
 FLOORS = {
     "bytes": {"color": BLUE, "marker": "|", "markersize": 10, "markeredgewidth": 2.6},
@@ -30,7 +32,7 @@ FLOORS = {
     "instructions": {"color": GREEN, "marker": "+", "markersize": 9, "markeredgewidth": 2},
     "flops": {"color": PURPLE, "marker": "d", "markersize": 6.5},
 }
-OTHERS = ("0.35", "0.6", "0.8")  # for names that are not above
+OTHERS = ("black", "0.2", "0.8")  # for names that are not above
 _BAR = 0.165  # inches
 _GAP = 0.12
 _UNTIMED = "made with too few rounds to time anything: it shows that all runs and matches"
@@ -146,7 +148,7 @@ def draw_floors(rows: Sequence[Row], title: str, untimed: bool = False) -> Figur
             axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: duration(seconds)))
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.tick_params(axis="y", length=0)
-            axes.tick_params(axis="x", labelsize=8)
+            axes.tick_params(axis="x", labelsize=7)
         panels[0].set_yticks(range(len(names)), names, fontsize=8.5)
         panels[0].set_ylim(len(names) - 0.4, -1.5)
         named = [Line2D([], [], color="black", marker="o", linestyle="none", label="ours, measured")]

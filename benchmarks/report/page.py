@@ -25,8 +25,10 @@ PEERS = {
     "composed": "plain torch in eager mode, as the reference codes compose it",
     "denoising-diffusion-pytorch": "denoising-diffusion-pytorch, through its public interface",
     "diffusers torch.compile": "diffusers' network under torch.compile",
+    "diffusers channels_last": "diffusers' network in channels_last memory",
+    "diffusers DDPMPipeline": "diffusers' pipeline, called as its documentation does",
 }
-_PACKAGES = {"torch.compile": "torch", "composed": "torch", "diffusers torch.compile": "diffusers"}
+_PACKAGES = {"torch.compile": "torch", "composed": "torch"}  # of the others, the label's first word
 
 
 def draw(results: Sequence[Result], page: Path, command: str) -> list[Path]:
@@ -88,7 +90,7 @@ def _section(result: Result, page: Path, pictures: dict[Path, Figure]) -> str:
             title = f"Speed-up on {_device(result)} ({setting})"
             figure = drawings.draw_speedups(some, title, _absent_peers(result), result.quick)
             picture(f"speedup-{suffix}", f"Speed-up beside each peer, {setting}", figure)
-        for i, some in enumerate(_by_size(_one_each(row for row in rows if row.floors))):
+        for i, some in enumerate(_by_size(one_each(row for row in rows if row.floors))):
             suffix = "-".join([*_words(setting), *([str(i + 1)] if i else [])])
             title = f"How close to the floor on {_device(result)} ({setting})"
             figure = drawings.draw_floors(some, title, result.quick)
@@ -166,7 +168,7 @@ def _peers(result: Result) -> str:
     cases = len({row.case for row in ours})
     lines = []
     for peer in drawings.colours([*(row.baseline for row in ours), *_absent_peers(result)]):
-        version = result.versions.get(_PACKAGES.get(peer, peer))
+        version = result.versions.get(_PACKAGES.get(peer, peer.split()[0]))
         beside = len({row.case for row in ours if row.baseline == peer})
         lines.append((peer, PEERS.get(peer, "named so in the file"), version or "-", f"{beside} of {cases} cases"))
     return markdown_table(("peer", "is", "version", "beside ours in"), lines, texts=4) if lines else ""
@@ -203,7 +205,7 @@ def _by_size(rows: Sequence[Row]) -> Iterable[list[Row]]:
         yield [row for row in rows if row.size in some]
 
 
-def _one_each(rows: Iterable[Row]) -> list[Row]:
+def one_each(rows: Iterable[Row]) -> list[Row]:
     """A row for each case and each of ours, with the median of its times: older files have one for each peer."""
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
@@ -245,7 +247,7 @@ def _table(rows: Sequence[Row], result: Result) -> str:
     names = ("GB/s", "images/s", "MFU", "of copy", "floor", "set by", "floor/time")
     table = []
     for (case, measured), group in groups.items():
-        (row,) = _one_each(group)
+        (row,) = one_each(group)
         beside = {each.baseline: each for each in group}
         facts = [
             "" if row.ours.gb_per_s is None else f"{row.ours.gb_per_s:.3g}",

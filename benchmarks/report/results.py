@@ -175,7 +175,8 @@ def _rows(path: Path, made: dict) -> list[Row]:
     lines = made["results"]
     for i, line in enumerate(lines):
         if wrong := _wrong(line):
-            name = f" ({_case(line)})" if isinstance(line, dict) and _operation(line) else ""
+            nameless = {"object", "operation", "shape"} & set(wrong)
+            name = "" if nameless else f" ({_case(line)})"
             raise InputError(f"{path}: results[{i}]{name} lacks a valid {', '.join(wrong)}; {ADVICE}: measure again")
     return [_row(line, made) for line in lines]
 
