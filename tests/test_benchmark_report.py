@@ -174,6 +174,7 @@ def without(line: dict, *names: str) -> dict:
         pytest.param({"cases": {}}, "is a count of kernels, by benchmarks.kernels; expected", id="kernels"),
         pytest.param({"x": 1}, "has no list of results", id="anything"),
         pytest.param(without(made([row()]), "machine", "date"), "is no result: date, machine missing", id="header"),
+        pytest.param(made([row()], rounds="60", absent=3), "is no result: absent, rounds missing", id="kinds"),
         pytest.param(made([]), "has no results: nothing was timed; measure again", id="empty"),
         pytest.param(
             made([row(), without(row(), "speedup_95")]),

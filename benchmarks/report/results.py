@@ -109,27 +109,29 @@ def read_result(path: Path) -> Result:
         what = next((f"is {name}" for key, name in other.items() if key in made), "has no list of results")
         raise InputError(f"{path} {what}; {ADVICE}")
     kinds = {"date": str, "machine": dict, "versions": dict, "results": list}
+    optional = {"git": dict, "sizes": dict, "ceilings": dict, "absent": dict | list, "growth": list}
+    optional |= {"mismatches": list, "failures": list, "rounds": int}
+    kinds |= {name: kind for name, kind in optional.items() if made.get(name) is not None}
     if wrong := [name for name, kind in kinds.items() if not isinstance(made.get(name), kind)]:
         raise InputError(f"{path} is no result: {', '.join(wrong)} missing or of another kind; {ADVICE}")
     rows = _rows(path, made)
-    curves = [_curve(f"{path}: growth[{i}]", entry) for i, entry in enumerate(made.get("growth", []))]
+    curves = [_curve(f"{path}: growth[{i}]", entry) for i, entry in enumerate(made.get("growth") or [])]
     if not rows and not curves:
         raise InputError(f"{path} has no results: nothing was timed; measure again, its log says what went wrong")
-    sizes = made.get("sizes")
-    rounds = made.get("rounds", sizes.get("rounds") if isinstance(sizes, dict) else None)
-    absent, absences = _absent(made.get("absent", {}))
+    rounds = made.get("rounds") or (made.get("sizes") or {}).get("rounds")
+    absent, absences = _absent(made.get("absent") or {})
     return Result(
         path=path,
         date=made["date"],
         machine=made["machine"],
         versions=made["versions"],
-        git=made.get("git", {}),
+        git=made.get("git") or {},
         rounds=rounds,
         quick=bool(made.get("quick")) or (rounds is not None and rounds < MIN_ROUNDS),
         ceilings=_ceilings(made),
         absent=absent,
         absences=absences,
-        failed=[*made.get("mismatches", []), *made.get("failures", [])],
+        failed=[*(made.get("mismatches") or []), *(made.get("failures") or [])],
         rows=rows,
         curves=curves,
     )
@@ -160,7 +162,7 @@ def _absent(said: dict | list) -> tuple[dict[str, list[str]], dict[str, set[str]
 def _ceilings(made: dict) -> dict[str, float]:
     """Rates a second: "bytes" of a large copy, "normals" of all threads, warp "instructions", and "flops DTYPE" of
     matrix products, as far as the file has them."""
-    said = made["ceilings"] if isinstance(made.get("ceilings"), dict) else {}
+    said = made.get("ceilings") or {}
     found = {
         "bytes": _number(made, "copy_bytes_per_s") or _number(said, "copy_bytes_per_s"),
         "normals": _number(said, "normals_per_s"),
