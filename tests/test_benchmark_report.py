@@ -67,9 +67,14 @@ def made(rows: list, **more) -> dict:
 
 COPY = row("copy", baseline="clone", measured="copy_", copy_={"error": 0.0, "median_s": 1e-4, "gb_per_s": 0.1})
 NORMAL = row("normal", ddpm_fast={"median_s": 8e-4, "normals_per_s_per_thread": 1.25e6, "gb_per_s": 0.01})
-CURVE = {
-    **{"name": "training fp32", "measured": "ddpm_fast", "against": "batch", "quantity": "time (s)"},
-    **{"x": [1, 2, 4], "y": [0.1, 0.2, 0.4], "exponent": 1.0},
+FIXED = {"network": "cifar10", "dtype": "fp32", "image_size": 32, "steps": 1, "threads": 0}
+GROWTH = {
+    **{"task": "training", "axis": "batch", "fixed": FIXED, "seconds_exponent": 1.25, "memory_exponent": None},
+    "points": [{"x": x, "seconds": 0.1 * x, "peak_bytes": (x - 1) * 2**20} for x in (1, 2, 4)],
+}
+NOISE = {
+    **{"task": "step", "fixed": {**FIXED, "batch": 8}, "noise_bytes": 2**20},
+    **{"stored": {"seconds": 1.0, "peak_bytes": 3 * 2**20}, "regenerated": {"seconds": 1.0, "peak_bytes": 2**21}},
 }
 
 
@@ -190,11 +195,14 @@ def without(line: dict, *names: str) -> dict:
         pytest.param(made([row(case=3)]), "lacks a valid case", id="case"),
         pytest.param(made([{**row(), "shape": 3}]), "lacks a valid shape", id="shape"),
         pytest.param(made([7]), r"results\[0\] lacks a valid object", id="a number"),
+        pytest.param(made([without(GROWTH, "task")]), r"results\[0\] lacks a valid task", id="growth of what"),
+        pytest.param(made([without(GROWTH, "fixed")]), "lacks a valid fixed", id="growth of which"),
+        pytest.param(made([{**GROWTH, "points": [{"x": 0}]}]), r"lacks a valid points\.x", id="growth at 0"),
+        pytest.param(made([{**GROWTH, "points": [{"x": 1}]}]), "valid points .seconds, peak_bytes", id="points"),
+        pytest.param(made([], noise=[without(NOISE, "stored")]), r"noise\[0\] lacks a valid peak_bytes", id="noise"),
         pytest.param(
-            made([], growth=[without(CURVE, "exponent")]), r"growth\[0\] lacks a valid exponent", id="exponent"
+            made([], noise=[without(NOISE, "fixed")]), r"noise\[0\] lacks a valid task or fixed", id="whose noise"
         ),
-        pytest.param(made([], growth=[{**CURVE, "y": [1, 2, 0]}]), "lacks a valid x, y; expected a curve", id="zero"),
-        pytest.param(made([], growth=[{**CURVE, "y": [1]}]), "x, y of one length, at least 2", id="lengths"),
     ],
 )
 def test_what_is_no_result_says_why(read, holds, message):
@@ -256,15 +264,18 @@ def test_floors_stand_below_the_time_measured(read):
 
 
 def test_growth(read):
-    curves = [CURVE, {**CURVE, "measured": "diffusers", "exponent": 1.25}, {**CURVE, "against": "image side"}]
-    figure = drawings.draw_growth(read(made([], growth=curves)).curves, "A title")
+    lines = [GROWTH, {**GROWTH, "task": "sampling"}, {**GROWTH, "axis": "image_size", "fixed": {"batch": 8}}]
+    curves = read(made(lines)).curves
+    figure = drawings.draw_growth([curve for curve in curves if curve.quantity == "time (s)"], "A title")
     batch, side = figure.axes
-    assert [axes.get_xlabel() for axes in (batch, side)] == ["batch", "image side"]
+    assert [axes.get_xlabel() for axes in (batch, side)] == ["batch", "image size"]
     assert [line.get_label() for line in batch.lines] == [
-        "training fp32, ddpm_fast: exponent 1.00",
-        "training fp32, diffusers: exponent 1.25",
+        "training cifar10 fp32, 32 pixels:\nexponent 1.25",
+        "sampling cifar10 fp32, 32 pixels, 1 steps:\nexponent 1.25",
     ]
-    np.testing.assert_array_equal(side.lines[0].get_xydata(), [[1, 0.1], [2, 0.2], [4, 0.4]])
+    np.testing.assert_allclose(side.lines[0].get_xydata(), [[1, 0.1], [2, 0.2], [4, 0.4]])
+    memory = next(curve for curve in curves if curve.quantity == "peak memory (MiB)")
+    assert (memory.x, memory.y, memory.exponent) == ((2, 4), (1, 3), None), "a point at 0 has no logarithm"
 
 
 def test_a_figure_says_that_it_is_not_for_timing(read):
@@ -349,12 +360,20 @@ def test_the_page_of_a_gpu_has_a_part_for_each_setting(read, tmp_path):
 
 def test_the_page_of_loops_has_rates_and_notes(read, tmp_path):
     lines = [layer(notes=["the peer draws other noise"]), layer("training")]
-    text = drawn(read(made(lines, failures=["unet: is off"], growth=[CURVE])), tmp_path)
+    text = drawn(read(made(lines, failures=["unet: is off"])), tmp_path)
     assert "- the peer draws other noise (sampling cifar10 fp32 8)" in text
     header = next(cells for cells in table_rows(text) if cells[0] == "case")
     assert {"images/s", "MFU"} <= set(header) and "GB/s" not in header
-    assert "- unet: is off" in text and "### Growth of time (s)" in text
-    assert "| training fp32 | ddpm_fast | batch | 1..4 | 1.00 |" in text
+    assert "- unet: is off" in text
+
+
+def test_the_page_of_growth(read, tmp_path):
+    text = drawn(read(made([GROWTH], noise=[NOISE])), tmp_path)
+    assert "### Growth of time (s)" in text and "### Growth of peak memory (MiB)" in text
+    assert "| training cifar10 fp32, 32 pixels | batch | 1, 2, 4 | 0.1, 0.2, 0.4 | 1.25 |" in text
+    assert "| training cifar10 fp32, 32 pixels | batch | 2, 4 | 1, 3 | - |" in text
+    assert "| step cifar10 fp32, batch 8, 32 pixels | 3 | 2 | 1 |" in text
+    assert "matched" not in text, "where nothing was compared"
 
 
 def test_a_quick_file_is_drawn_and_marked(read, tmp_path):

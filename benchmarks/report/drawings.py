@@ -170,7 +170,7 @@ def draw_growth(curves: Sequence[Curve], title: str, untimed: bool = False) -> F
         panels = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axes, what in zip(panels, against, strict=False):
             for i, curve in enumerate(curve for curve in curves if curve.against == what):
-                name = f"{curve.name}, {curve.measured}: exponent {curve.exponent:.2f}"
+                name = curve.name if curve.exponent is None else f"{curve.name}:\nexponent {curve.exponent:.2f}"
                 style = {"color": palette[i % len(palette)], "marker": "osD^vPX"[i % 7], "markersize": 4}
                 axes.plot(curve.x, curve.y, label=name, **style)
             axes.set(xscale="log", yscale="log", xlabel=what, ylabel=curves[0].quantity)

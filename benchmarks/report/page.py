@@ -15,7 +15,7 @@ from ddpm_fast.files import atomic_path, check_writable
 from ddpm_fast.ops import backend
 
 from . import drawings, duration, markdown_table
-from .results import CEILING, MIN_ROUNDS, Curve, Result, Row
+from .results import CEILING, MIN_ROUNDS, Curve, NoiseMemory, Result, Row
 
 # What the labels of the rows stand for.
 PEERS = {
@@ -109,6 +109,8 @@ def _section(result: Result, page: Path, pictures: dict[Path, Figure]) -> str:
         parts.append(f"### Growth of {quantity}\n")
         picture("-".join(["growth", *_words(quantity)]), f"Growth of {quantity}", figure)
         parts.append(_growth_table(curves))
+    if result.noise:
+        parts.append(_noise_table(result.noise))
     return "\n".join(filter(None, [*parts, _left_out(result)]))
 
 
@@ -294,16 +296,31 @@ def _ceilings(rows: Sequence[Row]) -> str:
 
 def _growth_table(curves: Sequence[Curve]) -> str:
     lines = [
-        (curve.name, curve.measured, curve.against, f"{curve.x[0]:g}..{curve.x[-1]:g}", f"{curve.exponent:.2f}")
+        (
+            *(curve.name, curve.against, ", ".join(f"{x:g}" for x in curve.x), ", ".join(f"{y:.4g}" for y in curve.y)),
+            "-" if curve.exponent is None else f"{curve.exponent:.2f}",
+        )
         for curve in curves
     ]
-    return markdown_table(("what", "of", "grows with", "over", "exponent"), lines)
+    return markdown_table(("of ours", "against", "at", curves[0].quantity, "exponent"), lines)
+
+
+def _noise_table(pairs: Sequence[NoiseMemory]) -> str:
+    lines = [
+        (pair.name, *(f"{nbytes / 2**20:.4g}" for nbytes in (pair.stored, pair.regenerated, pair.noise)))
+        for pair in pairs
+    ]
+    return "### Peak memory with the noise stored, and regenerated\n\n" + markdown_table(
+        ("peak MiB of", "noise stored", "regenerated", "the noise itself"), lines
+    )
 
 
 def _left_out(result: Result) -> str:
     """The peers that were absent, with the reasons, and what failed: by name, also where there is nothing to name."""
     absent = [f"- {reason}" + (f" ({', '.join(cases)})" if cases else "") for reason, cases in result.absent.items()]
     failed = [f"- {message}" for message in result.failed]
+    if not (result.rows or absent or failed):
+        return ""  # of growth, where nothing is beside ours
     notes: dict[str, list[str]] = {}
     for row in result.rows:
         for note in row.notes:

@@ -1,4 +1,4 @@
-"""Result files as `python -m benchmarks.ratios` and `python -m benchmarks.loop` write them, read back and checked.
+"""Result files as `python -m benchmarks.ratios`, `.loop` and `.growth` write them, read back and checked.
 
 Older files lack a row's name, setting and floor, and the bandwidth of a copy; what follows from the other rows of the
 same file (a `copy` and a `normal` of the same size) is taken from there. Fields that are not known are left alone.
@@ -17,7 +17,12 @@ from ddpm_fast.errors import InputError
 # An interval of fewer rounds says nothing: that of 5 values reaches from their smallest to their largest.
 MIN_ROUNDS = 5
 CEILING = "copy"  # the operation whose rows say what the machine can do, not what we do
-ADVICE = "expected the JSON that `python -m benchmarks.ratios --out FILE.json` writes (or benchmarks.loop)"
+# Of benchmarks.growth: the fields of a point and of its exponent, what they are, and the unit that is drawn.
+QUANTITIES = (
+    ("seconds", "seconds_exponent", "time (s)", 1),
+    ("peak_bytes", "memory_exponent", "peak memory (MiB)", 2**20),
+)
+ADVICE = "expected the JSON that `python -m benchmarks.ratios --out FILE.json` writes (or benchmarks.loop or .growth)"
 
 
 @dataclass(frozen=True)
@@ -65,15 +70,24 @@ class Row:
 
 @dataclass(frozen=True)
 class Curve:
-    """How a quantity of a variant grows: y over x, and the exponent of the power law through it."""
+    """How a quantity of ours grows: y over x, and the exponent of the power law through it, if there is one."""
 
     name: str
-    measured: str
     against: str
     quantity: str
     x: tuple[float, ...]
     y: tuple[float, ...]
-    exponent: float
+    exponent: float | None
+
+
+@dataclass(frozen=True)
+class NoiseMemory:
+    """Peak bytes of a training step with its noise stored and regenerated, and those of the noise itself."""
+
+    name: str
+    stored: int
+    regenerated: int
+    noise: int
 
 
 @dataclass(frozen=True)
@@ -94,6 +108,7 @@ class Result:
     failed: list[str]
     rows: list[Row]
     curves: list[Curve]
+    noise: list[NoiseMemory]
 
 
 def read_result(path: Path) -> Result:
@@ -109,14 +124,13 @@ def read_result(path: Path) -> Result:
         what = next((f"is {name}" for key, name in other.items() if key in made), "has no list of results")
         raise InputError(f"{path} {what}; {ADVICE}")
     kinds = {"date": str, "machine": dict, "versions": dict, "results": list}
-    optional = {"git": dict, "sizes": dict, "ceilings": dict, "absent": dict | list, "growth": list}
+    optional = {"git": dict, "sizes": dict, "ceilings": dict, "absent": dict | list, "noise": list}
     optional |= {"mismatches": list, "failures": list, "rounds": int}
     kinds |= {name: kind for name, kind in optional.items() if made.get(name) is not None}
     if wrong := [name for name, kind in kinds.items() if not isinstance(made.get(name), kind)]:
         raise InputError(f"{path} is no result: {', '.join(wrong)} missing or of another kind; {ADVICE}")
-    rows = _rows(path, made)
-    curves = [_curve(f"{path}: growth[{i}]", entry) for i, entry in enumerate(made.get("growth") or [])]
-    if not rows and not curves:
+    rows, curves, noise = _rows(path, made), _curves(path, made), _noise(path, made)
+    if not (rows or curves or noise):
         raise InputError(f"{path} has no results: nothing was timed; measure again, its log says what went wrong")
     rounds = made.get("rounds") or (made.get("sizes") or {}).get("rounds")
     absent, absences = _absent(made.get("absent") or {})
@@ -134,6 +148,7 @@ def read_result(path: Path) -> Result:
         failed=[*(made.get("mismatches") or []), *(made.get("failures") or [])],
         rows=rows,
         curves=curves,
+        noise=noise,
     )
 
 
@@ -176,11 +191,11 @@ def _ceilings(made: dict) -> dict[str, float]:
 def _rows(path: Path, made: dict) -> list[Row]:
     lines = made["results"]
     for i, line in enumerate(lines):
-        if wrong := _wrong(line):
+        if not _is_growth(line) and (wrong := _wrong(line)):
             nameless = {"object", "operation", "shape"} & set(wrong)
             name = "" if nameless else f" ({_case(line)})"
             raise InputError(f"{path}: results[{i}]{name} lacks a valid {', '.join(wrong)}; {ADVICE}: measure again")
-    return [_row(line, made) for line in lines]
+    return [_row(line, made) for line in lines if not _is_growth(line)]
 
 
 def _wrong(line: Any) -> list[str]:
@@ -300,18 +315,58 @@ def _floors(line: dict, made: dict) -> dict[str, float]:
     return floors
 
 
-def _curve(where: str, entry: Any) -> Curve:
-    names = ("name", "measured", "against", "quantity")
-    wrong = [name for name in names if not (isinstance(entry, dict) and isinstance(entry.get(name), str))]
-    points = [entry.get(name) if isinstance(entry, dict) else None for name in ("x", "y")]
-    if not all(isinstance(values, list) and all(map(is_positive, values)) for values in points):
-        wrong.append("x, y")
-    elif len(points[0]) != len(points[1]) or len(points[0]) < 2:
-        wrong.append("x, y of one length, at least 2")
-    if isinstance(entry, dict) and not isinstance(entry.get("exponent"), int | float):
-        wrong.append("exponent")
-    if wrong:
-        raise InputError(
-            f"{where} lacks a valid {', '.join(wrong)}; expected a curve of positive numbers: measure again"
-        )
-    return Curve(*(entry[name] for name in names), *map(tuple, points), float(entry["exponent"]))
+def _is_growth(line: Any) -> bool:
+    return isinstance(line, dict) and "points" in line
+
+
+def _curves(path: Path, made: dict) -> list[Curve]:
+    """Two curves of each result of benchmarks.growth. Points at 0, which no logarithmic axis shows, are left out."""
+    curves = []
+    for i, line in enumerate(made["results"]):
+        if not _is_growth(line):
+            continue
+        wrong = [name for name in ("task", "axis") if not isinstance(line.get(name), str)]
+        points, fixed = line["points"], line.get("fixed")
+        if not isinstance(points, list) or not all(is_positive(p.get("x")) for p in points if isinstance(p, dict)):
+            wrong.append("points.x")
+        elif not all(isinstance(p, dict) and isinstance(p.get(y), int | float) for p in points for y, *_ in QUANTITIES):
+            wrong.append("points (seconds, peak_bytes)")
+        if not isinstance(fixed, dict):
+            wrong.append("fixed")
+        if wrong:
+            raise InputError(f"{path}: results[{i}] lacks a valid {', '.join(wrong)}; {ADVICE}: measure again")
+        for y, exponent, quantity, unit in QUANTITIES:
+            shown = [(p["x"], p[y] / unit) for p in points if is_positive(p[y])]
+            if shown:
+                against = line["axis"].replace("_", " ")
+                power = line.get(exponent)
+                power = power if isinstance(power, int | float) else None
+                curves.append(Curve(_fixed_name(line), against, quantity, *zip(*shown, strict=True), power))
+    return curves
+
+
+def _fixed_name(line: dict) -> str:
+    """What a curve or a pair of benchmarks.growth was measured of: "sampling cifar10 fp32, batch 8, 32 pixels"."""
+    fixed = line["fixed"]
+    name = " ".join(str(part) for part in (line["task"], fixed.get("network"), fixed.get("dtype")) if part)
+    parts = [name]
+    if "batch" in fixed:
+        parts.append(f"batch {fixed['batch']}")
+    if "image_size" in fixed:
+        parts.append(f"{fixed['image_size']} pixels")
+    if "steps" in fixed and line["task"] == "sampling":
+        parts.append(f"{fixed['steps']} steps")
+    return ", ".join(parts)
+
+
+def _noise(path: Path, made: dict) -> list[NoiseMemory]:
+    found = []
+    for i, line in enumerate(made.get("noise") or []):
+        ways = [line.get(way) if isinstance(line, dict) else None for way in ("stored", "regenerated")]
+        peaks = [way.get("peak_bytes") if isinstance(way, dict) else None for way in ways]
+        if not all(isinstance(peak, int) for peak in peaks) or not is_positive(line.get("noise_bytes")):
+            raise InputError(f"{path}: noise[{i}] lacks a valid peak_bytes or noise_bytes; {ADVICE}: measure again")
+        if not isinstance(line.get("task"), str) or not isinstance(line.get("fixed"), dict):
+            raise InputError(f"{path}: noise[{i}] lacks a valid task or fixed; {ADVICE}: measure again")
+        found.append(NoiseMemory(_fixed_name(line), *peaks, line["noise_bytes"]))
+    return found
