@@ -377,7 +377,7 @@ def test_the_page_of_growth(read, tmp_path):
 
 
 def test_a_quick_file_is_drawn_and_marked(read, tmp_path):
-    assert "**Not for timing.** Made with 3 rounds" in drawn(read(made([row()], rounds=3)), tmp_path)
+    assert "**Not for timing.** Made by `--quick`, with 3 rounds" in drawn(read(made([row()], rounds=3)), tmp_path)
     assert "Not for timing" not in drawn(read(made([row()])), tmp_path)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -100,7 +100,7 @@ def draw_speedups(
             axes.axvline(1, color="0.15", linewidth=1.2)
             axes.set(title=size, xscale="log", xlabel="the peer's time over ours, 95% interval")
             axes.set_xlim(min(0.8, lowest / 1.3), max(2.0, highest) * 1.6)
-            _plain_ticks(axes)
+            _plain_ticks(axes.xaxis)
             axes.grid(False, axis="y")
             axes.xaxis.label.set_fontsize(8.5)
         panels[0].set_yticks(list(middles.values()), list(middles), fontsize=8.5)
@@ -144,7 +144,7 @@ def draw_floors(rows: Sequence[Row], title: str, untimed: bool = False) -> Figur
             axes.set(title=size, xscale="log", xlabel="time of a call or step")
             low, high = axes.get_xlim()
             axes.set_xlim(low / 1.2, high * 1.2)
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if high / low < 3e3 else (1,)))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: duration(seconds)))
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.tick_params(axis="y", length=0)
@@ -177,6 +177,7 @@ def draw_growth(curves: Sequence[Curve], title: str, untimed: bool = False) -> F
             ticks = sorted({x for curve in curves if curve.against == what for x in curve.x})
             axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
             axes.xaxis.set_minor_formatter(NullFormatter())
+            _plain_ticks(axes.yaxis)
             axes.legend(fontsize=7.5, loc="upper left", bbox_to_anchor=(0, -0.14), frameon=False)
         for axes in panels[len(against) :]:
             axes.set_visible(False)
@@ -204,11 +205,11 @@ def _marks(causes: Iterable[str]) -> dict[str, dict]:
     return {name: FLOORS.get(name, {"color": OTHERS[i % len(OTHERS)], **other}) for i, name in enumerate(names)}
 
 
-def _plain_ticks(axes: Axes) -> None:
+def _plain_ticks(axis: Axis) -> None:
     """1, 2, 5, 10 ... instead of powers of ten."""
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _headed(figure: Figure, title: str, named: list, untimed: bool) -> Figure:

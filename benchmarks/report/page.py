@@ -126,8 +126,8 @@ def _untimed(result: Result) -> str:
     if not result.quick:
         return ""
     return (
-        f"> **Not for timing.** Made with {result.rounds} rounds (`--quick`), which shows that everything runs and "
-        "matches. The times and ratios below mean nothing.\n"
+        f"> **Not for timing.** Made by `--quick`, with {result.rounds or 'a few'} rounds, which shows that everything "
+        "runs and matches. The times and ratios below mean nothing.\n"
     )
 
 
