@@ -53,8 +53,8 @@ def compare(old: Result, new: Result) -> Comparison:
     for result in (old, new):
         if result.quick:
             raise InputError(
-                f"{result.path} was made with {result.rounds or 'too few'} rounds (--quick), which time nothing; expected "
-                f"at least {MIN_ROUNDS}: measure again without --quick"
+                f"{result.path} was made with {result.rounds or 'too few'} rounds (--quick), which time nothing; "
+                f"expected at least {MIN_ROUNDS}: measure again without --quick"
             )
     before, after = _by_identity(old), _by_identity(new)
     changes = [Change(row, after[key]) for key, row in before.items() if key in after]
