@@ -46,9 +46,9 @@ def title(report: dict) -> str:
     return f"{card['name']}, driver {card['state'].get('driver_version')}; {libraries}, triton {versions['triton']}"
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; the first column's text starts at the left, numbers stand at the right."""
-    lines = [list(header), ["---", *["---:"] * (len(header) - 1)], *map(list, rows)]
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
+    """A Markdown table; the first columns, of texts, start at the left, the others, of numbers, stand at the right."""
+    lines = [list(header), ["---"] * texts + ["---:"] * (len(header) - texts), *map(list, rows)]
     return "\n".join("| " + " | ".join(str(cell).replace("|", r"\|") for cell in line) + " |" for line in lines) + "\n"
 
 
