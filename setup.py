@@ -24,6 +24,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 KERNELS = ["normal", "q_sample", "diffusion_loss", "bound", "loss_backward", "reverse_step"]
+CPU_KERNELS = [*KERNELS, "winograd"]
 # Ampere, Hopper and both Blackwells; machine code for one runs on later minor versions, so 80 serves 86 and 89 too.
 # What nvcc does not know yet is left out; the PTX that goes with them serves what comes after the newest.
 CUDA_ARCHS = [80, 90, 100, 120]
@@ -109,7 +110,7 @@ def ninja_file(compiler: str, nvcc: str | None, archs: list[int], build: Path, o
         lines.append(f"  extra = {' '.join(extra)}")
 
     for isa, extra in (X86_ISAS if is_x86() else {"generic": []}).items():
-        for kernel in KERNELS:
+        for kernel in CPU_KERNELS:
             compile_(ROOT / "csrc/cpu" / f"{kernel}.cpp", f"{kernel}.{isa}", [f"-DDDPM_ISA={isa}", *extra])
     compile_(ROOT / "csrc/cpu/dispatch.cpp", "dispatch", [])
     compile_(ROOT / "csrc/bindings.cpp", "bindings", includes)

@@ -97,4 +97,13 @@ struct ReverseStepArgs {
     Image x0, x_model;    // data == nullptr: not wanted
 };
 
+// One transform of a convolution by Winograd's F(4x4, 3x3); the image is fp32, [N, H, W, channels] and contiguous.
+struct WinogradArgs {
+    int64_t samples, height, width, channels;
+    float* image;          // read by the input's transform, written by the output's
+    float* matrices;       // 36 of [tiles, channels]
+    int64_t first, tiles;  // which of the batch's tiles, in the order sample, row, column
+    const float* bias;     // [channels], added to the output; nullptr: none
+};
+
 }  // namespace ddpm

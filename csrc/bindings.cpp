@@ -202,6 +202,20 @@ PYBIND11_MODULE(DDPM_MODULE, m) {
     m.def("use_isa", [](const std::string& name) { return use_isa(name.c_str()); });
     define<Cpu>(m);
 
+    // Of the CPU alone: a GPU's convolutions are cuDNN's.
+    const auto winograd = [](bool input) {
+        return [input](const std::tuple<int64_t, int64_t, int64_t, int64_t>& s, uintptr_t image, uintptr_t matrices,
+                       int64_t first, int64_t tiles, uintptr_t bias, int threads) {
+            const WinogradArgs args{std::get<0>(s), std::get<1>(s), std::get<2>(s), std::get<3>(s),
+                                    pointer<float>(image), pointer<float>(matrices), first, tiles,
+                                    pointer<const float>(bias)};
+            py::gil_scoped_release release;
+            (input ? active_kernels().winograd_input : active_kernels().winograd_output)(args, threads);
+        };
+    };
+    m.def("winograd_input", winograd(true));
+    m.def("winograd_output", winograd(false));
+
 #if defined(DDPM_CUDA_ARCHS)
     py::module_ gpu = m.def_submodule("cuda", "The same on a GPU. Use ddpm_fast.ops.");
     gpu.attr("archs") = std::vector<int>{DDPM_CUDA_ARCHS};

@@ -40,7 +40,7 @@ def kernels():
         f"  command = {COMPILER} -shared -fopenmp $in -o $out",
     ]
     sources = [*(f"cuda/{name}.cu" for name in (*KERNELS, "runtime")), *(f"cpu/{name}.cpp" for name in KERNELS)]
-    sources += ["cpu/dispatch.cpp", "bindings.cpp"]
+    sources += ["cpu/winograd.cpp", "cpu/dispatch.cpp", "bindings.cpp"]
     for source in sources:
         lines += [f"build {source}.o: compile {ROOT}/csrc/{source}", f"  extra = {python}"]
     lines.append(f"build {output}: link {' '.join(f'{source}.o' for source in sources)}")

@@ -27,6 +27,8 @@ struct Kernels {
     void (*vlb_terms)(const BoundArgs&, double* partial, int threads);
     void (*loss_backward)(const LossBackwardArgs&, int threads);
     void (*reverse_step)(const ReverseStepArgs&, int threads);
+    void (*winograd_input)(const WinogradArgs&, int threads);
+    void (*winograd_output)(const WinogradArgs&, int threads);
 };
 
 // Names of the instruction sets this machine can run, slowest first; null-terminated.
@@ -44,6 +46,8 @@ bool use_isa(const char* name);
     void vlb_terms(const BoundArgs&, double* partial, int threads);      \
     void loss_backward(const LossBackwardArgs&, int threads);            \
     void reverse_step(const ReverseStepArgs&, int threads);              \
+    void winograd_input(const WinogradArgs&, int threads);               \
+    void winograd_output(const WinogradArgs&, int threads);              \
     }
 DDPM_DECLARE_KERNELS(generic)
 DDPM_DECLARE_KERNELS(avx2)

@@ -104,6 +104,11 @@ def active_backend(op: str, device: torch.device | str = "cpu", *dtypes: torch.d
     return next(name for name in NAMES if not _refusal(name, op, device, dtypes))
 
 
+def uses_cpu_kernels() -> bool:
+    """Whether the C++ kernels for the CPU are there and no other backend was asked for."""
+    return _chosen in (None, "cpu") and not _unavailable("cpu")
+
+
 def kernel(op: str, device: torch.device, *dtypes: torch.dtype) -> Callable[..., None]:
     """The function that runs `op`, by the rule of active_backend."""
     if _chosen is None and device.type in ("cpu", "cuda"):  # the common case, without building the reasons

@@ -5,6 +5,7 @@ This module is the backend for CPU tensors; cuda.py puts the same calls to the k
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 
@@ -75,6 +76,45 @@ def _noise(noise: Tensor | NoiseKey) -> tuple:
     if isinstance(noise, NoiseKey):
         return _NO_IMAGE, noise.seed.data_ptr(), noise.sample_id.data_ptr(), noise.step.data_ptr(), noise.stream
     return _image(noise), 0, 0, 0, 0
+
+
+# Tiles of 4x4 outputs that go through Winograd's products at a time: of 256 channels, 2.4 MiB in and as much out. In 32
+# or 128 at a time convolutions of 128 to 512 channels take 0 to 15% longer. As many whatever the number of threads, so
+# that the result does not depend on it.
+_TILES = 64
+_POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
+
+
+def winograd_filters(weight: Tensor) -> Tensor:
+    """G g G^T of csrc/winograd.h in float64, rounded once: weight [K, C, 3, 3] -> fp32 [36, C, K]."""
+    rows = [[p**k / math.prod(p - q for q in _POINTS if q != p) for k in range(3)] for p in _POINTS]
+    g = torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64)
+    both = (g[:, None, :, None] * g[None, :, None, :]).reshape(36, 9)
+    k, c = weight.shape[:2]
+    taps = weight.permute(2, 3, 1, 0).reshape(9, c * k).double()
+    return (both @ taps).view(36, c, k).float()
+
+
+def winograd(x: Tensor, filters: Tensor, bias: Tensor | None) -> Tensor:
+    """The 3x3 convolution, stride 1 and padding 1, of fp32 x [N, C, H, W] by filters of winograd_filters, plus
+    bias [K]: fp32 [N, K, H, W], channels_last.
+
+    Infinity or NaN in a pixel reaches all 16 outputs of each tile whose 6x6 pixels it is among.
+    """
+    (n, c, height, width), k = x.shape, filters.shape[2]
+    pixels = x.permute(0, 2, 3, 1).contiguous()
+    out = pixels.new_empty(n, height, width, k)
+    bias = None if bias is None else bias.contiguous()
+    tiles, threads = n * -(-height // 4) * -(-width // 4), torch.get_num_threads()
+    matrices, products = (pixels.new_empty(36 * min(tiles, _TILES) * channels) for channels in (c, k))
+    for first in range(0, tiles, _TILES):
+        count = min(_TILES, tiles - first)
+        v, m = (buffer[: 36 * count * channels] for buffer, channels in ((matrices, c), (products, k)))
+        _C.winograd_input((n, height, width, c), pixels.data_ptr(), v.data_ptr(), first, count, 0, threads)
+        torch.bmm(v.view(36, count, c), filters, out=m.view(36, count, k))
+        bias_pointer = 0 if bias is None else bias.data_ptr()
+        _C.winograd_output((n, height, width, k), out.data_ptr(), m.data_ptr(), first, count, bias_pointer, threads)
+    return out.permute(0, 3, 1, 2)
 
 
 class NativeOps:

@@ -1,0 +1,79 @@
+"""The U-Net's 3x3 convolutions. Sampling on a CPU spends three quarters of its time in them, at the speed of the
+library's matrix products: they get faster by fewer multiplications only.
+"""
+
+import weakref
+
+import torch
+from torch import Tensor, nn
+
+from ddpm_fast.ops import native
+from ddpm_fast.ops.backend import uses_cpu_kernels
+
+# Below these Winograd's transforms, or its four times as many weights, cost more than the products saved.
+_MIN_CHANNELS = 32
+_MIN_TILES = 16
+_MAX_WASTE = 1.5  # pixels of 4x4 tiles a pixel of the image: 9x9 takes nine tiles, 1.8, and gains nothing
+
+# Each layer's filters as the kernels want them, with what they were made from. Not attributes: a copied, pickled or
+# averaged network must not carry them.
+_transformed: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[int, int], Tensor, Tensor]] = weakref.WeakKeyDictionary()
+
+
+class Conv2d(nn.Conv2d):
+    """A 3x3 convolution that keeps the image's size: [N, C, H, W] -> [N, out_channels, H, W].
+
+    In eval mode, where no gradient is recorded, fp32 images on the CPU go through Winograd's F(4x4, 3x3), a quarter of
+    the multiplications, wherever that is faster; everything else is F.conv2d. The two differ by rounding, less than
+    2e-6 of the output's norm: for exactly what training computes, leave the model in train mode, or run it within
+    `ddpm_fast.use_backend("reference")`. The transformed filters take four times the weight's memory, from the first
+    call that needs them until the layer is in train mode again, or gone.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def train(self, mode: bool = True):
+        if mode:
+            _transformed.pop(self, None)
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and not torch.compiler.is_compiling():
+            _transformed.pop(self, None)  # train mode may be set without train(), as an attribute
+        if self.takes_winograd(x):
+            return torch.ops.ddpm_fast.winograd(x, self._filters(), self.bias)
+        return super().forward(x)
+
+    def takes_winograd(self, x: Tensor) -> bool:
+        """Whether this image, here and now, goes through Winograd's algorithm."""
+        if self.training or torch.compiler.is_compiling() or x.ndim != 4:
+            return False
+        n, channels, height, width = x.shape
+        tiles = n * -(-height // 4) * -(-width // 4)
+        tensors = [x, self.weight] if self.bias is None else [x, self.weight, self.bias]
+        return (
+            min(channels, self.out_channels) >= _MIN_CHANNELS
+            and tiles >= _MIN_TILES
+            and 16 * tiles <= _MAX_WASTE * n * height * width
+            and channels == self.in_channels
+            and all(v.dtype == torch.float32 and v.device.type == "cpu" for v in tensors)
+            # A subclass of Tensor may be anything, and an inference tensor does not count its changes.
+            and type(x) is Tensor
+            and type(self.weight) is nn.Parameter
+            and not self.weight.is_inference()
+            and not (torch.is_grad_enabled() and any(v.requires_grad for v in tensors))
+            and not torch.is_autocast_enabled("cpu")
+            and uses_cpu_kernels()
+        )
+
+    def _filters(self) -> Tensor:
+        """The weight transformed, anew if it has changed. What is written through `.data` is not counted as a change:
+        an 8x8 sample of the weight shows it."""
+        weight = self.weight.detach()
+        state = weight.data_ptr(), self.weight._version
+        probe = weight[:: -(-weight.shape[0] // 8), :: -(-weight.shape[1] // 8), 1, 1]
+        held = _transformed.get(self)
+        if held is None or held[0] != state or not torch.equal(held[1], probe):
+            held = _transformed[self] = state, probe.clone(), native.winograd_filters(weight)
+        return held[2]
