@@ -23,7 +23,7 @@ import torch
 import ddpm_fast as df
 from ddpm_fast.ops import native
 
-from . import timing
+from . import peers, timing
 
 SCHEDULERS = 4  # of an SM, on every generation since 2017
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**26}  # many times the L2, or the caches of most CPUs
@@ -53,7 +53,7 @@ def environment(device: torch.device) -> dict:
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
             "triton": _version("triton"),
-            "diffusers": _version("diffusers"),
+            **{peer: _version(peer) for peer in peers.MODULES},
             "ddpm_fast": df.__version__,
         },
         "git": {

@@ -15,7 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import cases, kernels, loop, machine, ratios, report, sanitize, timing
+from benchmarks import cases, kernels, loop, machine, peers, ratios, report, sanitize, timing
 from benchmarks.operations import Case
 from ddpm_fast import graphs
 from ddpm_fast.errors import InputError
@@ -263,6 +263,26 @@ def test_a_backend_that_is_not_there_is_absent_with_a_reason():
     assert "backend 'cuda'" in cases.absent(CASE, "cuda", False, "cpu")
     with pytest.raises(InputError, match="backend 'gpu' is unknown"):
         cases.our_backends(["gpu"], CPU)
+
+
+@pytest.fixture
+def unknown_peers(monkeypatch):
+    peers.absent.cache_clear()
+    yield monkeypatch
+    peers.absent.cache_clear()
+
+
+def test_a_peer_that_is_not_installed_says_how_to_install_it(unknown_peers):
+    unknown_peers.setattr(peers, "MODULES", {peers.LUCIDRAINS: "no_such_module"})
+    assert peers.absent(peers.LUCIDRAINS).endswith("is not installed: pip install -e '.[all-peers]'")
+
+
+def test_a_peer_whose_import_fails_is_absent_with_its_reason(unknown_peers, tmp_path):
+    (tmp_path / "broken_peer.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    unknown_peers.syspath_prepend(tmp_path)
+    unknown_peers.setattr(peers, "MODULES", {peers.LUCIDRAINS: "broken_peer"})
+    reason = peers.absent(peers.LUCIDRAINS)
+    assert "RuntimeError: operator torchvision::nms" in reason and "same index" in reason
 
 
 # --- a GPU that is pretended, with torch.cuda's names as the benchmarks use them
