@@ -1,4 +1,5 @@
-"""Where and with what something was measured, and the two ceilings of a machine: bytes a second, instructions a second.
+"""Where and with what something was measured, and the ceilings of a machine: bytes, instructions, operations of matrix
+products and normals a second.
 
 The floor of an op is the larger of two times: the bytes that it must move over the bandwidth of a large copy, and the
 warp instructions that it executes over the rate at which the GPU issues them, one a clock for each of an SM's four
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import math
 import os
 import platform
 import subprocess
@@ -21,6 +23,7 @@ import numpy as np
 import torch
 
 import ddpm_fast as df
+from ddpm_fast.commands import DTYPE_NAMES
 from ddpm_fast.ops import native
 
 from . import peers, timing
@@ -28,6 +31,8 @@ from . import peers, timing
 SCHEDULERS = 4  # of an SM, on every generation since 2017
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**26}  # many times the L2, or the caches of most CPUs
 COPY_ROUNDS = 20
+MATRIX_SIDE = {"cuda": 8192, "cpu": 1024}  # large enough for the rate to be that of still larger ones
+NORMALS = {"cuda": (256, 2**18), "cpu": (64, 2**14)}  # samples and elements of each
 BUSY_SECONDS = 0.5  # until the clocks are up
 _SMI = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw", "power.limit", "temperature.gpu")
 
@@ -125,17 +130,56 @@ def issue_rate(card: dict | None) -> float | None:
 
 
 class Floor(NamedTuple):
-    """The time that an op cannot go under, and why: "bytes" or "instructions"."""
+    """The time that something cannot go under, and why: "bytes", "flops", "normals" or "instructions"."""
 
     seconds: float
     bound_by: str
 
 
-def floor(nbytes: float, bandwidth: float, instructions: float | None, rate: float | None) -> Floor:
-    """The larger of the two times. Without a count of instructions, or a rate, that of the bytes."""
-    moved = nbytes / bandwidth
-    issued = instructions / rate if instructions and rate else 0.0
-    return Floor(issued, "instructions") if issued > moved else Floor(moved, "bytes")
+def floor(**seconds: float) -> Floor:
+    """The longest of the times that each resource takes by itself, by its name; the first of equals."""
+    name = max(seconds, key=lambda name: seconds[name])
+    return Floor(seconds[name], name)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large square matrix product: the ceiling of what only multiplies."""
+    side = MATRIX_SIDE[device.type]
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    products = timing.batch([lambda: left @ right], device)
+    return 2 * side**3 / float(np.median(timing.interleaved([products], COPY_ROUNDS, device)))
+
+
+def normal_rate(device: torch.device) -> float:
+    """Normals a second that ddpm_fast draws there, with all threads: the ceiling of what only draws noise."""
+    key = df.NoiseKey.of(0, NORMALS[device.type][0], device=device)
+    draws = timing.batch([lambda: df.ops.normal(key, NORMALS[device.type][1:])], device)
+    return math.prod(NORMALS[device.type]) / float(np.median(timing.interleaved([draws], COPY_ROUNDS, device)))
+
+
+class Ceilings(NamedTuple):
+    """What the machine reaches at best, measured: bytes a second, operations a second by dtype, normals a second."""
+
+    copy_bytes_per_s: float
+    flops_per_s: dict[str, float]
+    normals_per_s: float
+
+    def to_dict(self, threads: int) -> dict:
+        """As JSON has it: "normals_per_s_per_thread" is of the threads in use."""
+        return {**self._asdict(), "normals_per_s_per_thread": self.normals_per_s / threads}
+
+    def floor(self, nbytes: float, flops: float, dtype: str, normals: float) -> Floor:
+        """Of work that moves so many bytes, does so many operations in a dtype, and draws so many normals."""
+        return floor(
+            bytes=nbytes / self.copy_bytes_per_s,
+            flops=flops / self.flops_per_s[dtype],
+            normals=normals / self.normals_per_s,
+        )
+
+
+def ceilings(device: torch.device) -> Ceilings:
+    rates = {name: matrix_rate(device, dtype) for dtype, name in DTYPE_NAMES.items()}
+    return Ceilings(copy_bandwidth(device), rates, normal_rate(device))
 
 
 def _output(*command: str) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
-import os
+import io
 
 from torch import nn
-
-os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported: no peer is timed drawing a progress bar
 
 DIFFUSERS = "diffusers"
 LUCIDRAINS = "denoising-diffusion-pytorch"
@@ -35,6 +34,13 @@ def absent(peer: str) -> str:
         hint = " (torchvision and torch must come from the same index)" if "torchvision" in str(error) else ""
         return f"{peer} is installed and cannot be imported here: {first}{hint}"
     return ""
+
+
+@contextlib.contextmanager
+def silent():
+    """Inside, what a peer prints, its progress bars among it, is not shown."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def lucidrains_diffusion(model: nn.Module, size: int | tuple[int, int], steps: int | None = None) -> nn.Module:
