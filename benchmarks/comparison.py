@@ -69,7 +69,7 @@ class Comparison:
         self.errors[label] = max(self.errors.get(label, 0.0), deviation(out, truth, tolerance, f"{self.case}, {label}"))
 
     def results(self, rounds: int, device: torch.device, ceilings: machine.Ceilings) -> list[dict]:
-        """One for each pair of ours and a baseline, from runs that take turns; with the baseline None if there is none."""
+        """One for each pair of ours and a baseline, from runs that take turns; the baseline is None without any."""
         case = self.case
         batches = [timing.Batch(run, case.steps) for run in self.runs.values()]
         seconds = dict(zip(self.runs, timing.interleaved(batches, rounds, device).T, strict=True))

@@ -15,7 +15,20 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import cases, comparison, kernels, loop, machine, networks, peers, ratios, report, sanitize, timing
+from benchmarks import (
+    cases,
+    comparison,
+    growth,
+    kernels,
+    loop,
+    machine,
+    networks,
+    peers,
+    ratios,
+    report,
+    sanitize,
+    timing,
+)
 from benchmarks.operations import Case
 from ddpm_fast import graphs
 from ddpm_fast.errors import InputError
@@ -459,7 +472,8 @@ def test_loop(only, tmp_path):
     for line in written["results"]:
         assert line["floor_s"] > 0 and line[line["measured"]]["mfu"] > 0, line
     assert set(written["networks"]) == {"quick"} and written["ceilings"]["normals_per_s_per_thread"] > 0
-    named = [line for line in (tmp_path / "l.md").read_text().splitlines() if only.split()[0] in line[:20]]
+    lines = (tmp_path / "l.md").read_text().splitlines()
+    named = [line for line in lines if line.startswith("| ") and only.split()[0] in line[:20]]
     assert len(named) == len(written["results"]) > 0
 
 
@@ -501,6 +515,62 @@ def test_what_a_comparison_says():
     (line,) = made.results(3, CPU, machine.Ceilings(1e9, {"fp32": 1e10}, 1e9))
     assert line["baseline"] is line["speedup"] is None and line["ddpm_fast"]["median_s"] > 0
     assert len(loop.cells(line)) == len(loop.COLUMNS)
+
+
+# --- growth
+
+
+def test_the_exponent_of_points():
+    x = [1, 2, 4, 8]
+    assert growth.exponent(x, [3 * n**1.5 for n in x]) == pytest.approx(1.5)
+    assert growth.exponent(x, [7.0] * 4) == pytest.approx(0, abs=1e-12)
+    assert growth.exponent([1], [1.0]) is None
+    assert growth.exponent([1, 2], [0, 5]) is None
+
+
+@pytest.mark.parametrize("task", growth.TASKS)
+def test_a_point_s_time_and_memory(task):
+    point = growth.Point(task, "quick", 2, 32 if task == "loss" else 16)
+    measured = growth.measure(point)
+    assert measured["seconds"] > 0 and measured["peak_bytes"] >= 0
+
+
+def test_the_peak_of_memory_is_seen():
+    before = growth.memory_now()
+    held = torch.ones(2**24)
+    del held
+    assert growth.memory_peak() - before > 60 * MIB
+
+
+def test_unknown_work_is_refused(tmp_path):
+    with pytest.raises(InputError, match="task 'tea' is unknown"):
+        growth.Point("tea", "quick", 1, 16)
+    with pytest.raises(InputError, match="loss, batch -1, 16 pixels: "):
+        growth.measured_apart(growth.Point("loss", "quick", -1, 16))
+    made = CliRunner().invoke(growth.app, ["--quick", "--only", "tea", "--out", str(tmp_path / "g.json")])
+    assert made.exit_code == 2 and "noise loss" in made.stderr
+
+
+def test_every_axis_is_planned():
+    for device in ("cpu", "cuda"):
+        made = growth.plan(False, torch.device(device))
+        assert {axis for axis, values in made.axes.items() if values} >= {"batch", "image_size", "steps"}
+        for size in made.axes["image_size"]:
+            assert 16 in growth.Point("training", "cifar10", 1, size).config.resolutions
+    assert growth.plan(False, CPU).axes["threads"][-1] <= machine.cores()
+
+
+@pytest.mark.slow
+def test_growth(tmp_path):
+    places = ["--out", str(tmp_path / "g.json"), "--markdown", str(tmp_path / "g.md")]
+    made = CliRunner().invoke(growth.app, ["--quick", "--device", "cpu", "--only", "training batch", *places])
+    assert made.exit_code == 0, made.output
+    written = json.loads((tmp_path / "g.json").read_text())
+    lines = written["results"]
+    assert [(line["task"], line["axis"]) for line in lines] == [("training", "batch")]
+    for line in lines:
+        assert [point["x"] for point in line["points"]] == [1, 2] and line["seconds_exponent"] is not None
+    assert "| training | batch size | 1, 2 |" in (tmp_path / "g.md").read_text()
 
 
 # --- networks
