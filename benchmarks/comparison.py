@@ -16,6 +16,7 @@ from ddpm_fast.errors import InputError
 
 from . import machine, peers, timing
 
+WARMUP = 1  # rounds: each run has run before, when it was compared, and takes up to half a minute
 QUICK_COMPILE = "torch.compile takes a minute to start, and --quick is short"
 COMPILED = "diffusers torch.compile"
 
@@ -72,7 +73,7 @@ class Comparison:
         """One for each pair of ours and a baseline, from runs that take turns; the baseline is None without any."""
         case = self.case
         batches = [timing.Batch(run, case.steps) for run in self.runs.values()]
-        seconds = dict(zip(self.runs, timing.interleaved(batches, rounds, device).T, strict=True))
+        seconds = dict(zip(self.runs, timing.interleaved(batches, rounds, device, WARMUP).T, strict=True))
         floor = ceilings.floor(self.bytes, self.flops, case.dtype, self.normals)
         images = case.batch / (case.steps if case.layer == "sampling" else 1)
         said = {

@@ -216,12 +216,17 @@ def build(case: Case, device: torch.device, quick: bool) -> Comparison:
         comparison.compare(label, trainer.train_step()[0], truth, tolerance)
     comparison.runs |= {label: several(baseline.step) for label, baseline in baselines.items()}
     if comparison.has(peers.LUCIDRAINS):
-        _add_lucidrains(comparison, config, dataset, network)
+        _add_lucidrains(comparison, config, dataset, network, device)
     return comparison
 
 
-def _add_lucidrains(comparison: Comparison, config: TrainConfig, dataset: Dataset, network: df.UNetConfig) -> None:
+def _add_lucidrains(
+    comparison: Comparison, config: TrainConfig, dataset: Dataset, network: df.UNetConfig, device: torch.device
+) -> None:
     case = comparison.case
+    if device.type == "cpu" and torch.cuda.is_available():
+        comparison.absent[peers.LUCIDRAINS] = "its Trainer takes the GPU where there is one"
+        return
     if case.batch < LEAST_BATCH:
         comparison.absent[peers.LUCIDRAINS] = f"its Trainer takes batches of at least {LEAST_BATCH}"
         return
