@@ -186,10 +186,9 @@ def main(
         report.write(made, markdown(made), out, page)
         for line in results:
             what, ours, step, rate, mfu, _, _, error, baseline, other, _, _, speedup, interval = cells(line)
+            beside = f"; {baseline} {other}: {speedup}x ({interval})" if line["baseline"] else ", beside nothing"
             console.print(
-                escape(f"{what} [{ours}] {step} a step, {rate} images/s, MFU {mfu}, error {error}; ")
-                + escape(f"{baseline} {other}: ")
-                + f"{speedup}x ({interval})",
+                escape(f"{what} [{ours}] {step} a step, {rate} images/s, MFU {mfu}, error {error}{beside}"),
                 soft_wrap=True,
             )
         for reason, names in absent.items():

@@ -6,7 +6,6 @@ result is compared with that of the other library's network in fp32: neither is 
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Callable
 
@@ -42,20 +41,16 @@ def build(case: Case, device: torch.device, quick: bool) -> Comparison:
     # Weights in bf16 only where no gradient is wanted.
     dtype = torch.float32 if backward else case.torch_dtype
 
-    def runner(call: Callable, model: nn.Module, channels_last: bool = False, autocast: bool = True) -> Callable:
-        """What calls a network, as model(x, t, labels) or in the way of `call`; returns tensors to compare."""
-        image = x.to(model_dtype(model))
+    def runner(call: Callable, model: nn.Module, channels_last: bool = False, exact: bool = False) -> Callable:
+        """What calls a network by call(model, image), in fp32 if exact, and returns the tensors to compare."""
+        image = x.to(next(model.parameters()).dtype)
         if channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
-        within = contextlib.nullcontext
-        if backward and autocast and case.dtype == "bf16":
-
-            def within() -> contextlib.AbstractContextManager:
-                return torch.autocast(device.type, torch.bfloat16)
+        autocast = backward and case.dtype == "bf16" and not exact
 
         def run() -> list[Tensor]:
             with torch.set_grad_enabled(backward):
-                with within():
+                with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                     output = call(model, image)
                 if backward:
                     model.zero_grad(set_to_none=True)
@@ -81,13 +76,13 @@ def build(case: Case, device: torch.device, quick: bool) -> Comparison:
         return results
 
     exact = made.model.to(device)
-    fp32 = seen(runner(ours, exact, autocast=False), exact)
+    fp32 = seen(runner(ours, exact, exact=True), exact)
     model = copy.deepcopy(exact).to(dtype)
     comparison.add_ours("ddpm_fast", runner(ours, model))
-    variants = {"ddpm_fast": (model, fp32)}
+    variants = {"ddpm_fast": (model, fp32)} if case.dtype == "bf16" else {}  # in fp32 not with itself
     if comparison.has(peers.DIFFUSERS):
         peer = networks.same_weights(exact)
-        variants["ddpm_fast"] = (model, seen(runner(theirs, peer, autocast=False), peer))
+        variants["ddpm_fast"] = (model, seen(runner(theirs, peer, exact=True), peer))
         peer = peer.to(dtype)
         comparison.runs[peers.DIFFUSERS] = runner(theirs, peer)
         last = copy.deepcopy(peer).to(memory_format=torch.channels_last)
@@ -103,7 +98,3 @@ def build(case: Case, device: torch.device, quick: bool) -> Comparison:
         for result, truth in zip(seen(comparison.runs[label], network), truths, strict=True):
             comparison.compare(label, result, truth, TOLERANCE[case.dtype])
     return comparison
-
-
-def model_dtype(model: nn.Module) -> torch.dtype:
-    return next(model.parameters()).dtype
