@@ -41,9 +41,13 @@ class Case(NamedTuple):
 
 @dataclasses.dataclass
 class Comparison:
-    """What is timed of a case. runs: by label, each makes case.steps steps; ours: the labels that are measured. errors:
-    of the runs whose results could be compared, ||out - truth|| / ||truth||. absent: what is not run, and why. notes:
-    what differs between runs that did not do the same work. flops, bytes, normals: of one step, at least."""
+    """What is timed of a case.
+
+    runs: by label, each makes case.steps steps. ours: the labels that are measured. errors: of the runs whose results
+    could be compared, ||out - truth|| / ||truth||. failures: of those that are not timed for it. absent: what is not
+    run, and why. notes: what differs between runs that did not do the same work. flops, bytes, normals: of one step, at
+    least.
+    """
 
     case: Case
     flops: int
@@ -53,6 +57,7 @@ class Comparison:
     ours: list[str] = dataclasses.field(default_factory=list)
     errors: dict[str, float] = dataclasses.field(default_factory=dict)
     absent: dict[str, str] = dataclasses.field(default_factory=dict)
+    failures: dict[str, str] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def add_ours(self, label: str, run: Callable[[], object]) -> None:
@@ -66,14 +71,24 @@ class Comparison:
         return not reason
 
     def compare(self, label: str, out: Tensor, truth: Tensor, tolerance: float) -> None:
-        """Put down how far a run's result is off. Raises InputError if that is too far to be the same work."""
-        self.errors[label] = max(self.errors.get(label, 0.0), deviation(out, truth, tolerance, f"{self.case}, {label}"))
+        """Put down how far a run's result is off; if that is too far to be the same work, as a failure."""
+        try:
+            error = deviation(out, truth, tolerance, f"{self.case}, {label}")
+            self.errors[label] = max(self.errors.get(label, 0.0), error)
+        except InputError as error:
+            self.failures[label] = str(error)
+
+    @property
+    def timed(self) -> dict[str, Callable[[], object]]:
+        """The runs that did not fail."""
+        return {label: run for label, run in self.runs.items() if label not in self.failures}
 
     def results(self, rounds: int, device: torch.device, ceilings: machine.Ceilings) -> list[dict]:
         """One for each pair of ours and a baseline, from runs that take turns; the baseline is None without any."""
-        case = self.case
-        batches = [timing.Batch(run, case.steps) for run in self.runs.values()]
-        seconds = dict(zip(self.runs, timing.interleaved(batches, rounds, device, WARMUP).T, strict=True))
+        case, runs = self.case, self.timed
+        ours = [label for label in self.ours if label in runs]
+        batches = [timing.Batch(run, case.steps) for run in runs.values()]
+        seconds = dict(zip(runs, timing.interleaved(batches, rounds, device, WARMUP).T, strict=True))
         floor = ceilings.floor(self.bytes, self.flops, case.dtype, self.normals)
         images = case.batch / (case.steps if case.layer == "sampling" else 1)
         said = {
@@ -84,7 +99,7 @@ class Comparison:
             }
             for label, times in seconds.items()
         }
-        for label in self.ours:
+        for label in ours:
             said[label]["flops_per_s"] = self.flops / said[label]["median_s"]
             said[label]["mfu"] = said[label]["flops_per_s"] / ceilings.flops_per_s[case.dtype]
         row = {
@@ -93,7 +108,7 @@ class Comparison:
             **{"flops": self.flops, "bytes": self.bytes, "normals": self.normals},
             **{"floor_s": floor.seconds, "floor_is": floor.bound_by},
         }
-        baselines = [label for label in self.runs if label not in self.ours]
+        baselines = [label for label in runs if label not in ours]
         return [
             {
                 **row,
@@ -101,7 +116,7 @@ class Comparison:
                 "floor_share": floor.seconds / said[mine]["median_s"],
                 **{label: said[label] for label in (mine, other) if label},
             }
-            for mine in self.ours
+            for mine in ours
             for other in baselines or [None]
         ]
 

@@ -83,7 +83,7 @@ def labels(case: Case, device: torch.device) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=1)  # one case's networks at a time: variants of a case follow each other
 def build(case: Case, device: torch.device, quick: bool) -> Comparison:
-    """The variants of a case, compared. Raises InputError if one does not give the result of the others."""
+    """The variants of a case, compared."""
     module = {"training": training, "sampling": sampling}.get(case.layer, unet)
     return module.build(case, device, quick)
 
@@ -160,6 +160,7 @@ def main(
                 comparison = build(case, place, quick)
                 for label, reason in comparison.absent.items():
                     absent.setdefault(f"{label}: {reason}", []).append(str(case))
+                failures += comparison.failures.values()
                 results += comparison.results(rounds, place, ceilings)
             except (InputError, torch.OutOfMemoryError) as error:
                 failures.append(f"{case}: {str(error).splitlines()[0]}")

@@ -11,6 +11,8 @@ from .comparison import Case
 
 def test_layer(benchmark, layer_case: Case, label: str, quick: bool, device: torch.device):
     comparison = loop.build(layer_case, device, quick)
+    if label in comparison.failures:
+        pytest.fail(comparison.failures[label])
     if label not in comparison.runs:
         pytest.skip(comparison.absent.get(label) or comparison.absent[peers.DIFFUSERS])
 

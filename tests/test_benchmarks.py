@@ -511,6 +511,9 @@ def test_what_a_comparison_says():
     assert line["floor_share"] == pytest.approx(1e-4 / ours["median_s"]) == pytest.approx(ours["mfu"])
     assert ours["images_per_s"] == pytest.approx(2 / ours["median_s"]), "four images in two steps"
     assert line["speedup"] > 1 and "mfu" not in line["torch"]
+    made.compare("torch", torch.full((4,), 1.01), torch.ones(4), 1e-3)
+    assert "torch is off by 0.01" in made.failures["torch"] and list(made.timed) == ["ddpm_fast"]
+    made.failures.clear()
     del made.runs["torch"]
     (line,) = made.results(3, CPU, machine.Ceilings(1e9, {"fp32": 1e10}, 1e9))
     assert line["baseline"] is line["speedup"] is None and line["ddpm_fast"]["median_s"] > 0
