@@ -17,7 +17,7 @@ import ddpm_fast as df
 from ddpm_fast.samplers import SamplerTable, make_table
 
 from . import networks, peers
-from .comparison import COMPILED, QUICK_COMPILE, Case, Comparison
+from .comparison import COMPILED, Case, Comparison, uncompiled
 from .operations import freshly_compiled, stepped
 
 # Of ||out - truth|| / ||truth||. Two ways of the same steps round differently, and a network passes that on; diffusers
@@ -171,8 +171,8 @@ def _add_diffusers(
 
     shape = tuple(truth.shape)
     add(peers.DIFFUSERS, lambda: peer_sampling(call, chain, shape, dtype, device))
-    if quick:
-        comparison.absent[COMPILED] = QUICK_COMPILE
+    if reason := uncompiled(case, device, quick):
+        comparison.absent[COMPILED] = reason
     else:
         compiled = freshly_compiled(call)
         add(COMPILED, lambda: peer_sampling(compiled, chain, shape, dtype, device))

@@ -25,7 +25,7 @@ from ddpm_fast.data import Dataset, batch_indices
 from ddpm_fast.training import TrainConfig, Trainer
 
 from . import networks, peers, sampling
-from .comparison import COMPILED, QUICK_COMPILE, Case, Comparison
+from .comparison import COMPILED, Case, Comparison, uncompiled
 from .operations import freshly_compiled, noised, scaled
 
 # Of the first loss.
@@ -194,8 +194,8 @@ def build(case: Case, device: torch.device, quick: bool) -> Comparison:
     baselines = {"torch": PlainTraining(first.model, diffusion, config, dataset)}
     if comparison.has(peers.DIFFUSERS):
         baselines[peers.DIFFUSERS] = DiffusersTraining(first.model, diffusion, config, dataset)
-        if quick:
-            comparison.absent[COMPILED] = QUICK_COMPILE
+        if reason := uncompiled(case, device, quick):
+            comparison.absent[COMPILED] = reason
         else:
             baselines[COMPILED] = DiffusersTraining(first.model, diffusion, config, dataset, compiled=True)
     # The first batch as ours draws it: its timesteps, noise and images.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import networks, peers
-from .comparison import COMPILED, QUICK_COMPILE, Case, Comparison
+from .comparison import COMPILED, Case, Comparison, uncompiled
 from .operations import freshly_compiled
 
 # Of ||out - truth|| / ||truth||, of the output and of two layers' gradients.
@@ -88,8 +88,8 @@ def build(case: Case, device: torch.device, quick: bool) -> Comparison:
         last = copy.deepcopy(peer).to(memory_format=torch.channels_last)
         comparison.runs[CHANNELS_LAST] = runner(theirs, last, channels_last=True)
         variants |= {peers.DIFFUSERS: (peer, fp32), CHANNELS_LAST: (last, fp32)}
-        if quick:
-            comparison.absent[COMPILED] = QUICK_COMPILE
+        if reason := uncompiled(case, device, quick):
+            comparison.absent[COMPILED] = reason
         else:
             compiled = copy.deepcopy(peer)
             comparison.runs[COMPILED] = runner(freshly_compiled(theirs), compiled)

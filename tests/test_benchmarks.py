@@ -500,6 +500,14 @@ def test_a_run_that_differs_is_not_timed():
         comparison.deviation(torch.tensor([math.nan]), torch.ones(1), 1e-3, "sampling")
 
 
+def test_what_is_not_compiled():
+    case = comparison.Case("training", "digits", "bf16", 4)
+    assert "gradients are wrong" in comparison.uncompiled(case, CPU, False)
+    assert "--quick" in comparison.uncompiled(case, CPU, True)
+    assert not comparison.uncompiled(case, torch.device("cuda"), False)
+    assert not comparison.uncompiled(case._replace(layer="sampling"), CPU, False)
+
+
 def test_what_a_comparison_says():
     case = comparison.Case("sampling", "quick", "fp32", 4, steps=2)
     made = comparison.Comparison(case, flops=10**6, bytes=10**3, normals=10)
