@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 
 import torch
 
@@ -11,6 +10,7 @@ import ddpm_fast as df
 from ddpm_fast.errors import InputError
 from ddpm_fast.ops import backend
 
+from . import peers
 from .bound import HybridLoss, VlbTerms
 from .operations import Case, Copy, Normal, Operation, QSample, ReverseStep, TrainingLoss
 
@@ -127,12 +127,17 @@ def absent(case: Case, label: str, quick: bool, device: torch.device | str = "cp
     """Why a variant is not run here, or the empty string."""
     if label == "torch.compile" and quick:
         return "torch.compile takes a minute to start, and --quick is short"
-    if label == "diffusers" and importlib.util.find_spec("diffusers") is None:
-        return "diffusers is not installed: pip install -e '.[peers]'"
+    if label in peers.MODULES and (reason := peers.absent(label)):
+        return reason
     if label == "diffusers" and case.operation == "q_sample" and case.dtype == torch.bfloat16:
         return "its add_noise rounds alphas_cumprod to bf16, which puts x_t off by 2% of its largest value"
     if label == "diffusers" and case.operation == "reverse_step" and case.network:
         return "its pipelines keep the state in the network's dtype, and so have no copy to make"
+    if label == peers.LUCIDRAINS and case.operation == "reverse_step":
+        if case.channels_last:
+            return "its p_sample_loop keeps the state contiguous, and in the dtype that it has"
+        if case.dtype == torch.bfloat16:
+            return "its tables are float32, and so is every state after its first step"
     if label in OURS["cuda"] or label in backend.NAMES:
         try:
             with df.use_backend(label):

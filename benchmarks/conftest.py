@@ -7,7 +7,7 @@ import torch
 
 from ddpm_fast.commands import choose_device
 
-from . import cases
+from . import cases, loop
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,11 +25,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if {"case", "label"} <= set(metafunc.fixturenames):
-        device = choose_device(metafunc.config.getoption("device"))
+    device, quick = choose_device(metafunc.config.getoption("device")), metafunc.config.getoption("quick")
+    if {"layer_case", "label"} <= set(metafunc.fixturenames):
         pairs = [
             pytest.param(case, label, id=f"{case}-{label}".replace(" ", "-"))
-            for case in cases.cases(metafunc.config.getoption("quick"), device)
+            for case in loop.cases(quick, device)
+            for label in loop.labels(case, device)
+        ]
+        metafunc.parametrize(("layer_case", "label"), pairs)
+    if {"case", "label"} <= set(metafunc.fixturenames):
+        pairs = [
+            pytest.param(case, label, id=f"{case}-{label}".replace(" ", "-"))
+            for case in cases.cases(quick, device)
             for kind in cases.labels(case, cases.OURS[device.type])
             for label in kind
         ]

@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
 # Builds, tests, sanitizes, measures and profiles ddpm_fast on this machine's GPU:
 #
-#   bash benchmarks/gpu.sh --out DIR [--quick] [build] [tests] [sanitizer] [ops] [loop] [profile]
+#   bash benchmarks/gpu.sh --out DIR [--quick] [build] [tests] [sanitizer] [ops] [loop] [sizes] [profile]
 #
 # All sections, or those named, in this order; a fresh machine needs build first. It takes Python (python3, or $PYTHON)
 # with torch and what the build needs, and no network; tools that are missing are said and left out. Each section ends
-# within DDPM_FAST_SECTION_SECONDS (540). DIR gets gpu.log, tests.xml, and ops, loop and profile as .json and .md; the
-# last lines printed are a summary.
+# within DDPM_FAST_SECTION_SECONDS (540). DIR gets gpu.log, tests.xml, and ops, loop, sizes and profile as .json and
+# .md; the last lines printed are a summary.
 # --quick: tiny sizes and few rounds, on the CPU too where there is no GPU: does all of it run?
 # The GPU's settings are left as they are.
 set -uo pipefail
 self=$(realpath "$0")
 cd "$(dirname "$self")/.." || exit 2
 
-SECTIONS=(build tests sanitizer ops loop profile)
+SECTIONS=(build tests sanitizer ops loop sizes profile)
 SKIPPED=77
 # Characters of each section that the summary repeats: no more than 12,000 in all.
-declare -A SHOWN=([build]=400 [tests]=500 [sanitizer]=300 [ops]=6500 [loop]=2200 [profile]=700)
+declare -A SHOWN=([build]=400 [tests]=500 [sanitizer]=300 [ops]=6000 [loop]=1800 [sizes]=1000 [profile]=700)
 
 usage() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$self"; }
 say() { printf '%s\n' "$*"; }
@@ -85,10 +85,20 @@ ops() {
     "$PYTHON" -m benchmarks.ratios "${options[@]}"
 }
 
-loop() {
-    if [[ ${#quick[@]} == 0 ]]; then need_gpu; fi
-    "$PYTHON" -m benchmarks.loop "${quick[@]}" --out "$out/loop.json" --markdown "$out/loop.md" \
-        --minutes "$(((limit - 120) / 60))"
+layers() { # NAME, then the sizes
+    local options=(--out "$out/$1.json" --markdown "$out/$1.md" --minutes "$(((limit - 120) / 60))" "${quick[@]}") size
+    if [[ ${#quick[@]} == 0 ]]; then
+        need_gpu
+        for size in "${@:2}"; do options+=(--size "$size"); done
+    fi
+    "$PYTHON" -m benchmarks.loop "${options[@]}"
+}
+
+loop() { layers loop cifar10 digits; }
+
+sizes() {
+    if [[ ${#quick[@]} != 0 ]]; then skip "--quick has one size, in loop"; fi
+    layers sizes 64x64 256x256
 }
 
 profile() {
@@ -129,6 +139,7 @@ if [[ -n $inside ]]; then
         sanitizer) sanitizer ;;
         ops) ops ;;
         loop) loop ;;
+        sizes) sizes ;;
         profile) profile ;;
     esac
     exit

@@ -1,4 +1,5 @@
-"""Where and with what something was measured, and the two ceilings of a machine: bytes a second, instructions a second.
+"""Where and with what something was measured, and the ceilings of a machine: bytes, instructions, operations of matrix
+products and normals a second.
 
 The floor of an op is the larger of two times: the bytes that it must move over the bandwidth of a large copy, and the
 warp instructions that it executes over the rate at which the GPU issues them, one a clock for each of an SM's four
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import math
 import os
 import platform
 import subprocess
@@ -19,15 +21,20 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 import ddpm_fast as df
+from ddpm_fast.commands import DTYPE_NAMES
 from ddpm_fast.ops import native
 
-from . import timing
+from . import peers, timing
 
 SCHEDULERS = 4  # of an SM, on every generation since 2017
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**26}  # many times the L2, or the caches of most CPUs
 COPY_ROUNDS = 20
+MATRIX_SIDES = {"cuda": (4096, 8192), "cpu": (512, 1024)}  # in a CPU's caches, and beyond
+MATRIX_ROUNDS = 5
+NORMALS = {"cuda": (256, 2**18), "cpu": (64, 2**14)}  # samples and elements of each
 BUSY_SECONDS = 0.5  # until the clocks are up
 _SMI = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw", "power.limit", "temperature.gpu")
 
@@ -37,7 +44,7 @@ def environment(device: torch.device) -> dict:
     where = {
         "cpu": _cpu_model(),
         "architecture": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "isa": native.isa() if not native.unavailable else None,
         "backend": df.ops.active_backend("q_sample", device, torch.float32),
@@ -53,7 +60,7 @@ def environment(device: torch.device) -> dict:
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
             "triton": _version("triton"),
-            "diffusers": _version("diffusers"),
+            **{peer: _version(peer) for peer in peers.MODULES},
             "ddpm_fast": df.__version__,
         },
         "git": {
@@ -61,6 +68,11 @@ def environment(device: torch.device) -> dict:
             "changed_files": _output("git", "diff", "--name-only", "HEAD").splitlines(),
         },
     }
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpu(device: torch.device) -> dict:
@@ -125,17 +137,63 @@ def issue_rate(card: dict | None) -> float | None:
 
 
 class Floor(NamedTuple):
-    """The time that an op cannot go under, and why: "bytes" or "instructions"."""
+    """The time that something cannot go under, and why: "bytes", "flops", "normals" or "instructions"."""
 
     seconds: float
     bound_by: str
 
 
-def floor(nbytes: float, bandwidth: float, instructions: float | None, rate: float | None) -> Floor:
-    """The larger of the two times. Without a count of instructions, or a rate, that of the bytes."""
-    moved = nbytes / bandwidth
-    issued = instructions / rate if instructions and rate else 0.0
-    return Floor(issued, "instructions") if issued > moved else Floor(moved, "bytes")
+def floor(**seconds: float) -> Floor:
+    """The longest of the times that each resource takes by itself, by its name; the first of equals."""
+    name = max(seconds, key=lambda name: seconds[name])
+    return Floor(seconds[name], name)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of the fastest square matrix product, alone and as a convolution of 1x1, which
+    on a CPU are two libraries: the ceiling of what only multiplies. The best time, as of a ceiling, not the median."""
+    best = 0.0
+    for side in MATRIX_SIDES[device.type]:
+        left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        image = left.view(1, 16, side // 16, side).permute(0, 3, 1, 2)
+        kernel = right.view(side, side, 1, 1).contiguous(memory_format=torch.channels_last)
+        calls = [lambda a=left, b=right: a @ b, lambda a=image, b=kernel: F.conv2d(a, b)]
+        with torch.inference_mode():
+            seconds = timing.interleaved([timing.batch([call], device) for call in calls], MATRIX_ROUNDS, device)
+        best = max(best, 2 * side**3 / float(seconds.min()))
+    return best
+
+
+def normal_rate(device: torch.device) -> float:
+    """Normals a second that ddpm_fast draws there, with all threads: the ceiling of what only draws noise."""
+    key = df.NoiseKey.of(0, NORMALS[device.type][0], device=device)
+    draws = timing.batch([lambda: df.ops.normal(key, NORMALS[device.type][1:])], device)
+    return math.prod(NORMALS[device.type]) / float(np.median(timing.interleaved([draws], COPY_ROUNDS, device)))
+
+
+class Ceilings(NamedTuple):
+    """What the machine reaches at best, measured: bytes a second, operations a second by dtype, normals a second."""
+
+    copy_bytes_per_s: float
+    flops_per_s: dict[str, float]
+    normals_per_s: float
+
+    def to_dict(self, threads: int) -> dict:
+        """As JSON has it: "normals_per_s_per_thread" is of the threads in use."""
+        return {**self._asdict(), "normals_per_s_per_thread": self.normals_per_s / threads}
+
+    def floor(self, nbytes: float, flops: float, dtype: str, normals: float) -> Floor:
+        """Of work that moves so many bytes, does so many operations in a dtype, and draws so many normals."""
+        return floor(
+            bytes=nbytes / self.copy_bytes_per_s,
+            flops=flops / self.flops_per_s[dtype],
+            normals=normals / self.normals_per_s,
+        )
+
+
+def ceilings(device: torch.device) -> Ceilings:
+    rates = {name: matrix_rate(device, dtype) for dtype, name in DTYPE_NAMES.items()}
+    return Ceilings(copy_bandwidth(device), rates, normal_rate(device))
 
 
 def _output(*command: str) -> str:

@@ -1,7 +1,7 @@
 """What is measured: each operation of ddpm_fast with every way of computing it, on the CPU or a GPU.
 
 The ways ("variants") of an operation do the same work on the same tensors: ddpm_fast's fused op on each of its
-backends, the peer library diffusers, plain torch, and plain torch under torch.compile. A baseline called with a noise
+backends, the peer libraries, plain torch, and plain torch under torch.compile. A baseline called with a noise
 tensor uses that, so that its result can be compared with float64 before anything is timed; called with None it draws
 its own noise, in the way its own documentation's loop does, which is what is timed. Ours is compared as it is timed: it
 draws from its key, and float64 is given what the key names.
@@ -15,14 +15,17 @@ import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import ddpm_fast as df
 from ddpm_fast.ops import backend
 from ddpm_fast.samplers import ddpm_table
+
+from . import peers
 
 T = 1000
 TIMESTEP = 500  # of the reverse step: every t > 0 costs the same
@@ -60,7 +63,12 @@ class Operation:
     autograd is on while it is timed.
     """
 
-    baselines: dict[str, str] = {"diffusers": "diffusers", "torch": "eager", "torch.compile": "compiled"}  # noqa: RUF012
+    baselines: dict[str, str] = {  # noqa: RUF012
+        peers.DIFFUSERS: "diffusers",
+        peers.LUCIDRAINS: "lucidrains",
+        "torch": "eager",
+        "torch.compile": "compiled",
+    }
     bytes_per_element: int
     normals = 1
     grad = False
@@ -153,6 +161,12 @@ class Operation:
     def scheduler(self):
         return scheduler()
 
+    @functools.cached_property
+    def lucid(self):
+        """denoising-diffusion-pytorch's GaussianDiffusion around a network that answers with what it is given."""
+        _, channels, *size = self.case.shape
+        return peers.lucidrains_diffusion(GivenOutput(channels), tuple(size)).to(self.device)
+
     def error(self, label: str) -> float:
         """The largest deviation of a variant from expected(noise), in float64, over each result's largest value."""
         if label in self.baselines:
@@ -165,6 +179,22 @@ class Operation:
         pairs = zip(results, self.expected(noise), strict=True)
         errors = [(result.double() - truth).abs().max() / truth.abs().max() for result, truth in pairs]
         return float(torch.stack(errors).max())  # unlike Python's max, NaN if one of them is
+
+
+class GivenOutput(nn.Module):
+    """A network, as denoising-diffusion-pytorch knows them, that answers with the tensor "output", in the state's
+    dtype, and keeps the state that it was asked about as "x_t"."""
+
+    self_condition = False
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.channels = self.out_dim = channels
+        self.tensors: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor, t: Tensor, x_self_cond: None = None) -> Tensor:
+        self.tensors["x_t"] = x
+        return self.tensors["output"].to(x.dtype)
 
 
 def scheduler():
@@ -237,6 +267,9 @@ class QSample(Operation):
     def diffusers(self, noise: Tensor | None) -> tuple[Tensor, ...]:
         return (self.scheduler.add_noise(scaled(self.x0), self.draw(noise), self.t).to(self.output_dtype),)
 
+    def lucidrains(self, noise: Tensor | None) -> tuple[Tensor, ...]:
+        return (self.lucid.q_sample(scaled(self.x0), self.t, noise=self.draw(noise)).to(self.output_dtype),)
+
     def eager(self, noise: Tensor | None) -> tuple[Tensor, ...]:
         return (noised(self.x0, self.t, self.table, self.draw(noise)).to(self.output_dtype),)
 
@@ -274,6 +307,12 @@ class TrainingLoss(QSample):
         z = self.draw(noise)
         x_t = self.scheduler.add_noise(scaled(self.x0), z, self.t)
         return self.with_gradient(x_t, per_sample_mean(F.mse_loss(self.output.to(z.dtype), z, reduction="none")))
+
+    def lucidrains(self, noise: Tensor | None) -> tuple[Tensor, ...]:
+        tensors = self.lucid.model.tensors
+        tensors["output"] = self.output
+        loss = self.lucid.p_losses(scaled(self.x0), self.t, noise=self.draw(noise), loss_reduction="none")
+        return self.with_gradient(tensors["x_t"], loss)
 
     def eager(self, noise: Tensor | None) -> tuple[Tensor, ...]:
         return self.with_gradient(*noised_and_scored(self.x0, self.t, self.table, self.output, self.draw(noise)))
@@ -322,6 +361,14 @@ class ReverseStep(Operation):
         generator = None if noise is None else torch.Generator(self.device).manual_seed(NOISE_SEED)
         t = self.scheduler.timesteps[self.row]
         return (self.scheduler.step(self.output, t, self.x, generator=generator).prev_sample,)
+
+    def lucidrains(self, noise: Tensor | None) -> tuple[Tensor, ...]:
+        self.lucid.model.tensors["output"] = self.output
+        if noise is None:
+            return (self.lucid.p_sample(self.x, TIMESTEP)[0],)
+        # It takes no noise and no generator: where it is compared, its randn_like gives what error() made.
+        with mock.patch.object(torch, "randn_like", return_value=noise):
+            return (self.lucid.p_sample(self.x, TIMESTEP)[0],)
 
     # A row by its number: the loops that are compared with count their steps on the host.
     def eager(self, noise: Tensor | None) -> tuple[Tensor, ...]:

@@ -131,8 +131,8 @@ class Ceilings:
         """What a result says of its floor, and how much of the time it is."""
         nbytes = operation.case.elements * operation.bytes_per_element
         instructions = kernels.instructions(self.counted, operation.case, label)
-        floor = machine.floor(nbytes, self.bandwidth, instructions, self.rate)
-        issued = None if not instructions or not self.rate else instructions / self.rate / seconds
+        issuing = instructions / self.rate if instructions and self.rate else None
+        floor = machine.floor(bytes=nbytes / self.bandwidth, instructions=issuing or 0.0)
         return {
             "floor_s": floor.seconds,
             "floor_is": floor.bound_by,
@@ -140,7 +140,7 @@ class Ceilings:
             "copy_share": nbytes / self.bandwidth / seconds,
             "kernels_s": kernels.seconds(self.counted, operation.case, label),
             "warp_instructions": instructions,
-            "issue_share": issued,
+            "issue_share": None if issuing is None else issuing / seconds,
         }
 
 

@@ -109,14 +109,15 @@ def repeats_for(seconds: float) -> int:
     return max(1, min(MAX_REPEATS, math.ceil(BATCH_SECONDS / max(seconds, 1e-9))))
 
 
-def interleaved(batches: Sequence[Batch], rounds: int, device: torch.device) -> np.ndarray:
-    """Seconds a call of each batch in each round, [rounds, batches]; in a round they take turns."""
-    seconds = np.empty((rounds + WARMUP, len(batches)))
+def interleaved(batches: Sequence[Batch], rounds: int, device: torch.device, warmup: int = WARMUP) -> np.ndarray:
+    """Seconds a call of each batch in each round, [rounds, batches], after those of the warmup; in a round they take
+    turns."""
+    seconds = np.empty((rounds + warmup, len(batches)))
     for row in seconds:
         for i, each in enumerate(batches):
             with each.within():
                 row[i] = seconds_of(each.run, device) / each.calls
-    return seconds[WARMUP:]
+    return seconds[warmup:]
 
 
 def median_interval(values: np.ndarray) -> tuple[float, float]:

@@ -15,7 +15,20 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import cases, kernels, loop, machine, ratios, report, sanitize, timing
+from benchmarks import (
+    cases,
+    comparison,
+    growth,
+    kernels,
+    loop,
+    machine,
+    networks,
+    peers,
+    ratios,
+    report,
+    sanitize,
+    timing,
+)
 from benchmarks.operations import Case
 from ddpm_fast import graphs
 from ddpm_fast.errors import InputError
@@ -65,10 +78,12 @@ def test_repeats_fill_the_time_of_a_batch():
 
 
 def test_the_floor_is_the_larger_time():
-    assert machine.floor(8e9, 4e12, None, 1e12) == (2e-3, "bytes")
-    assert machine.floor(8e9, 4e12, 1e9, 1e12) == (2e-3, "bytes")
-    assert machine.floor(8e9, 4e12, 1e10, 1e12) == (1e-2, "instructions")
-    assert machine.floor(8e9, 4e12, 1e10, None) == (2e-3, "bytes"), "without a clock"
+    assert machine.floor(bytes=2e-3, instructions=0.0) == (2e-3, "bytes")
+    assert machine.floor(bytes=2e-3, instructions=1e-2) == (1e-2, "instructions")
+    ceilings = machine.Ceilings(4e12, {"fp32": 1e13, "bf16": 1e14}, 1e11)
+    assert ceilings.floor(8e9, 1e11, "fp32", 0) == (1e-2, "flops")
+    assert ceilings.floor(8e9, 1e11, "bf16", 0) == (2e-3, "bytes")
+    assert ceilings.floor(8e9, 1e11, "bf16", 1e9) == (1e-2, "normals")
 
 
 def test_the_issue_rate():
@@ -265,6 +280,26 @@ def test_a_backend_that_is_not_there_is_absent_with_a_reason():
         cases.our_backends(["gpu"], CPU)
 
 
+@pytest.fixture
+def unknown_peers(monkeypatch):
+    peers.absent.cache_clear()
+    yield monkeypatch
+    peers.absent.cache_clear()
+
+
+def test_a_peer_that_is_not_installed_says_how_to_install_it(unknown_peers):
+    unknown_peers.setattr(peers, "MODULES", {peers.LUCIDRAINS: "no_such_module"})
+    assert peers.absent(peers.LUCIDRAINS).endswith("is not installed: pip install -e '.[all-peers]'")
+
+
+def test_a_peer_whose_import_fails_is_absent_with_its_reason(unknown_peers, tmp_path):
+    (tmp_path / "broken_peer.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    unknown_peers.syspath_prepend(tmp_path)
+    unknown_peers.setattr(peers, "MODULES", {peers.LUCIDRAINS: "broken_peer"})
+    reason = peers.absent(peers.LUCIDRAINS)
+    assert "RuntimeError: operator torchvision::nms" in reason and "same index" in reason
+
+
 # --- a GPU that is pretended, with torch.cuda's names as the benchmarks use them
 
 
@@ -427,30 +462,190 @@ def test_sanitize_runs_every_op():
     assert made.exit_code == 2 and "no backend could run" in made.stderr
 
 
-def test_loop(tmp_path):
+@pytest.mark.parametrize("only", ["forward quick", "training quick fp32", "sampling quick"])
+def test_loop(only, tmp_path):
     places = ["--out", str(tmp_path / "l.json"), "--markdown", str(tmp_path / "l.md")]
-    made = CliRunner().invoke(loop.app, ["--quick", "--device", "cpu", "--only", "fp32", *places])
+    made = CliRunner().invoke(loop.app, ["--quick", "--device", "cpu", "--only", only, *places])
     assert made.exit_code == 0, made.output
     written = json.loads((tmp_path / "l.json").read_text())
-    assert {line["what"] for line in written["results"]} == {"sampling", "training"} and not written["failures"]
-    assert (tmp_path / "l.md").read_text().count("\n| sampling fp32 batch") >= 2
+    assert not written["failures"] and all(only.split()[0] in line["what"] for line in written["results"])
+    for line in written["results"]:
+        assert line["floor_s"] > 0 and line[line["measured"]]["mfu"] > 0, line
+    assert set(written["networks"]) == {"quick"} and written["ceilings"]["normals_per_s_per_thread"] > 0
+    lines = (tmp_path / "l.md").read_text().splitlines()
+    named = [line for line in lines if line.startswith("| ") and only.split()[0] in line[:20]]
+    assert len(named) == len(written["results"]) > 0
 
 
-def test_a_loop_that_differs_is_not_timed():
+def test_loop_refuses_what_it_does_not_know(tmp_path):
+    for option, message in ((["--size", "512"], "size '512' is unknown"), (["--only", "tea"], "no case's name")):
+        made = CliRunner().invoke(loop.app, [*option, "--device", "cpu", "--out", str(tmp_path / "l.json")])
+        assert made.exit_code == 2 and message in made.stderr
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_layer_is_measured_at_every_size(device):
+    made = loop.cases(False, torch.device(device))
+    assert len(set(map(str, made))) == len(made)
+    assert {(case.layer, case.size, case.dtype) for case in made} == {
+        (layer, size, dtype) for layer in loop.LAYERS for size in loop.ALL_SIZES for dtype in ("fp32", "bf16")
+    }
+    assert {case.size for case in made if case.layer == "sampling" and case.batch == 1} == set(loop.ALL_SIZES)
+
+
+def test_a_run_that_differs_is_not_timed():
     with pytest.raises(InputError, match=r"sampling is off by 0\.01"):
-        loop.deviation(torch.full((4,), 1.01), torch.ones(4), 1e-3, "sampling")
+        comparison.deviation(torch.full((4,), 1.01), torch.ones(4), 1e-3, "sampling")
     with pytest.raises(InputError, match="off by nan"):
-        loop.deviation(torch.tensor([math.nan]), torch.ones(1), 1e-3, "sampling")
+        comparison.deviation(torch.tensor([math.nan]), torch.ones(1), 1e-3, "sampling")
+
+
+def test_what_is_not_compiled():
+    case = comparison.Case("training", "digits", "bf16", 4)
+    assert "gradients are wrong" in comparison.uncompiled(case, CPU, False)
+    assert "--quick" in comparison.uncompiled(case, CPU, True)
+    assert not comparison.uncompiled(case, torch.device("cuda"), False)
+    assert not comparison.uncompiled(case._replace(layer="sampling"), CPU, False)
+
+
+def test_what_a_comparison_says():
+    case = comparison.Case("sampling", "quick", "fp32", 4, steps=2)
+    made = comparison.Comparison(case, flops=10**6, bytes=10**3, normals=10)
+    made.add_ours("ddpm_fast", lambda: time.sleep(2e-3))
+    made.runs["torch"] = lambda: time.sleep(6e-3)
+    (line,) = made.results(3, CPU, machine.Ceilings(1e9, {"fp32": 1e10}, 1e9))
+    ours = line["ddpm_fast"]
+    assert line["floor_is"] == "flops" and line["floor_s"] == pytest.approx(1e-4)
+    assert line["floor_share"] == pytest.approx(1e-4 / ours["median_s"]) == pytest.approx(ours["mfu"])
+    assert ours["images_per_s"] == pytest.approx(2 / ours["median_s"]), "four images in two steps"
+    assert line["speedup"] > 1 and "mfu" not in line["torch"]
+    made.compare("torch", torch.full((4,), 1.01), torch.ones(4), 1e-3)
+    assert "torch is off by 0.01" in made.failures["torch"] and list(made.timed) == ["ddpm_fast"]
+    made.failures.clear()
+    del made.runs["torch"]
+    (line,) = made.results(3, CPU, machine.Ceilings(1e9, {"fp32": 1e10}, 1e9))
+    assert line["baseline"] is line["speedup"] is None and line["ddpm_fast"]["median_s"] > 0
+    assert len(loop.cells(line)) == len(loop.COLUMNS)
+
+
+# --- growth
+
+
+def test_the_exponent_of_points():
+    x = [1, 2, 4, 8]
+    assert growth.exponent(x, [3 * n**1.5 for n in x]) == pytest.approx(1.5)
+    assert growth.exponent(x, [7.0] * 4) == pytest.approx(0, abs=1e-12)
+    assert growth.exponent([1], [1.0]) is None
+    assert growth.exponent([1, 2], [0, 5]) is None
+
+
+@pytest.mark.parametrize("task", growth.TASKS)
+def test_a_point_s_time_and_memory(task):
+    point = growth.Point(task, "quick", 2, 32 if task == "loss" else 16)
+    measured = growth.measure(point)
+    assert measured["seconds"] > 0 and measured["peak_bytes"] >= 0
+
+
+def test_the_peak_of_memory_is_seen():
+    before = growth.memory_now()
+    held = torch.ones(2**24)
+    del held
+    assert growth.memory_peak() - before > 60 * MIB
+
+
+def test_unknown_work_is_refused(tmp_path):
+    with pytest.raises(InputError, match="task 'tea' is unknown"):
+        growth.Point("tea", "quick", 1, 16)
+    with pytest.raises(InputError, match="loss, batch -1, 16 pixels: "):
+        growth.measured_apart(growth.Point("loss", "quick", -1, 16))
+    made = CliRunner().invoke(growth.app, ["--quick", "--only", "tea", "--out", str(tmp_path / "g.json")])
+    assert made.exit_code == 2 and "noise loss" in made.stderr
+
+
+def test_every_axis_is_planned():
+    for device in ("cpu", "cuda"):
+        made = growth.plan(False, torch.device(device))
+        assert {axis for axis, values in made.axes.items() if values} >= {"batch", "image_size", "steps"}
+        for size in made.axes["image_size"]:
+            assert 16 in growth.Point("training", "cifar10", 1, size).config.resolutions
+    assert growth.plan(False, CPU).axes["threads"][-1] <= machine.cores()
+
+
+@pytest.mark.slow
+def test_growth(tmp_path):
+    places = ["--out", str(tmp_path / "g.json"), "--markdown", str(tmp_path / "g.md")]
+    made = CliRunner().invoke(growth.app, ["--quick", "--device", "cpu", "--only", "training batch", *places])
+    assert made.exit_code == 0, made.output
+    written = json.loads((tmp_path / "g.json").read_text())
+    lines = written["results"]
+    assert [(line["task"], line["axis"]) for line in lines] == [("training", "batch")]
+    for line in lines:
+        assert [point["x"] for point in line["points"]] == [1, 2] and line["seconds_exponent"] is not None
+    assert "| training | batch size | 1, 2 |" in (tmp_path / "g.md").read_text()
+
+
+# --- networks
+
+
+def test_the_work_of_a_network():
+    work = networks.work(networks.CIFAR10)
+    assert work.parameters == 35_746_307
+    # 6.1 billion multiplications and additions are the figure known of this network.
+    assert work.flops == pytest.approx(2 * 6.1e9, rel=0.05)
+    # The first layer needs no gradient of its input: a little less than three times.
+    assert 2.9 < work.training_flops / work.flops <= 3
+    assert work.bytes(8, 4) - work.bytes(7, 4) == 4 * work.activations
+
+
+DIFFUSERS = pytest.mark.skipif(bool(peers.absent(peers.DIFFUSERS)), reason=peers.absent(peers.DIFFUSERS))
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("config", [loop.NETWORK, loop.QUICK_NETWORK], ids=["CIFAR-10", "quick"])
-def test_the_peer_network_is_the_same_architecture(config):
-    pytest.importorskip("diffusers", reason="diffusers is not installed: pip install -e '.[peers]'")
+@DIFFUSERS
+@pytest.mark.parametrize("size", loop.ALL_SIZES)
+def test_the_peer_network_is_the_same_architecture(size):
     import ddpm_fast as df
 
+    config = networks.SIZES[size] if size in networks.SIZES else networks.network(size).model.config
     with torch.device("meta"):
-        assert loop.parameters(loop.peer_network(config)) == loop.parameters(df.UNet(config))
+        assert networks.parameters(networks.peer_network(config)) == networks.parameters(df.UNet(config))
+
+
+@pytest.mark.peers
+@DIFFUSERS
+@pytest.mark.parametrize("size", loop.QUICK_SIZES)
+def test_weights_survive_the_way_to_diffusers_and_back(size):
+    model = networks.network(size).model
+    state = model.state_dict()
+    back = networks.from_diffusers(networks.same_weights(model).state_dict(), model.config)
+    assert back.keys() == state.keys() and all(torch.equal(back[name], state[name]) for name in state)
+
+
+@pytest.mark.peers
+@DIFFUSERS
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_heads": 4, "attention_resolutions": (16, 8)}, None),
+        ({"num_heads": 4, "channel_mult": (1, 2, 4), "attention_resolutions": (16,)}, "heads of one width"),
+        ({"resample": "resblock"}, "resamples by convolutions"),
+    ],
+)
+def test_what_diffusers_cannot_hold(changes, message):
+    import ddpm_fast as df
+
+    config = df.UNetConfig(**changes)
+    if message is None:
+        with torch.device("meta"):
+            networks.peer_network(config)
+        return
+    with pytest.raises(InputError, match=message):
+        networks.peer_network(config)
+
+
+def test_networks_that_there_are():
+    with pytest.raises(InputError, match="size '8x8' is unknown; there are digits, cifar10"):
+        networks.network("8x8")
 
 
 def gpu_sh(*arguments):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from benchmarks.networks import from_diffusers, translated
 from ddpm_fast.errors import InputError
 from ddpm_fast.nn.layers import Attention, GroupNorm, NearestUp, ResBlock, TimeEmbedding
 from ddpm_fast.nn.unet import UNet, UNetConfig
@@ -85,49 +86,6 @@ def load_golden(name: str) -> tuple[dict, dict[str, Tensor], dict[str, Tensor]]:
     return config, {k[6:]: v for k, v in tensors.items() if k.startswith("state.")}, tensors
 
 
-def renamed(state: dict[str, Tensor], prefixes: dict[str, str], suffixes: dict[str, str]) -> dict[str, Tensor]:
-    """The state with each name's prefix (a stage's layer) and suffix (a parameter in it) translated; all must
-    match.
-    """
-    result = {}
-    for name, value in state.items():
-        prefix = next(p for p in sorted(prefixes, key=len, reverse=True) if name.startswith(p + "."))
-        module, kind = name[len(prefix) + 1 :].rpartition(".")[::2]
-        result[".".join(filter(None, (prefixes[prefix], suffixes[module], kind)))] = value
-    return result
-
-
-def from_diffusers(state: dict[str, Tensor], config: UNetConfig) -> dict[str, Tensor]:
-    """The state dict of a diffusers UNet2DModel under our names."""
-    levels, blocks = len(config.channel_mult), config.num_res_blocks
-    prefixes = {name: name for name in ("conv_in", "conv_out")}
-    prefixes |= {"conv_norm_out": "norm_out", "time_embedding": "time_embedding"}
-    prefixes |= {f"mid_block.resnets.{j}": f"middle.{2 * j}" for j in (0, 1)}
-    prefixes |= {"mid_block.attentions.0": "middle.1"}
-    for level in range(levels):
-        first = level * (blocks + 1)
-        for j in range(blocks):
-            prefixes[f"down_blocks.{level}.resnets.{j}"] = f"encoder.{first + j}.0"
-            prefixes[f"down_blocks.{level}.attentions.{j}"] = f"encoder.{first + j}.1"
-        prefixes[f"down_blocks.{level}.downsamplers.0"] = f"encoder.{first + blocks}.0"
-        for j in range(blocks + 1):
-            prefixes[f"up_blocks.{level}.resnets.{j}"] = f"decoder.{first + j}.0"
-            prefixes[f"up_blocks.{level}.attentions.{j}"] = f"decoder.{first + j}.1"
-        attends = f"up_blocks.{level}.attentions.0.to_q.weight" in state
-        prefixes[f"up_blocks.{level}.upsamplers.0"] = f"decoder.{first + blocks}.{2 if attends else 1}"
-    suffixes = {name: name for name in ("", "norm1", "conv1", "norm2", "conv2", "conv", "qkv")}
-    suffixes |= {"conv_shortcut": "skip", "time_emb_proj": "emb", "group_norm": "norm", "to_out.0": "proj"}
-    suffixes |= {"linear_1": "linear1", "linear_2": "linear2"}
-    joined = {}
-    for name, value in state.items():
-        if ".to_q." in name:
-            q_k_v = [state[name.replace(".to_q.", f".to_{part}.")] for part in "qkv"]
-            joined[name.replace(".to_q.", ".qkv.")] = torch.cat(q_k_v)
-        elif ".to_k." not in name and ".to_v." not in name:
-            joined[name] = value
-    return renamed(joined, prefixes, suffixes)
-
-
 def from_improved_diffusion(state: dict[str, Tensor], config: UNetConfig) -> dict[str, Tensor]:
     """The state dict of openai/improved-diffusion's UNetModel under our names; the null class gets a row of
     zeros.
@@ -143,7 +101,7 @@ def from_improved_diffusion(state: dict[str, Tensor], config: UNetConfig) -> dic
     suffixes = {"": "", "in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "emb", "op": "conv"}
     suffixes |= {"out_layers.0": "norm2", "out_layers.3": "conv2", "skip_connection": "skip", "conv": "conv"}
     suffixes |= {"norm": "norm", "qkv": "qkv", "proj_out": "proj", "0": "linear1", "2": "linear2"}
-    result = renamed(state, prefixes, suffixes)
+    result = {translated(name, prefixes, suffixes): value for name, value in state.items()}
     for name, value in result.items():
         if ".qkv." in name:  # theirs is [heads, q|k|v, channels], ours [q|k|v, heads, channels]
             heads = value.reshape(config.num_heads, 3, -1, *value.shape[1:2])

@@ -1,0 +1,60 @@
+"""The libraries that ours stands beside: which, whether they can be used here, and how they are set up."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import io
+
+from torch import nn
+
+DIFFUSERS = "diffusers"
+LUCIDRAINS = "denoising-diffusion-pytorch"
+# A peer's name, the module it is imported as, and what installs it.
+MODULES = {DIFFUSERS: "diffusers", LUCIDRAINS: "denoising_diffusion_pytorch"}
+EXTRAS = {DIFFUSERS: "peers", LUCIDRAINS: "all-peers"}
+
+
+@functools.cache
+def absent(peer: str) -> str:
+    """Why a peer cannot be used here and what would install it, or the empty string."""
+    module = MODULES[peer]
+    if importlib.util.find_spec(module) is None:
+        return f"{peer} is not installed: pip install -e '.[{EXTRAS[peer]}]'"
+    try:
+        importlib.import_module(module)
+        if peer == DIFFUSERS:
+            importlib.import_module(
+                "diffusers.models.unets.unet_2d"
+            )  # diffusers loads its parts when they are asked for
+    except Exception as error:  # whatever a library's import may raise, it is that library which is absent
+        first = f"{type(error).__name__}: {str(error).strip()}".splitlines()[-1]
+        hint = " (torchvision and torch must come from the same index)" if "torchvision" in str(error) else ""
+        return f"{peer} is installed and cannot be imported here: {first}{hint}"
+    return ""
+
+
+@contextlib.contextmanager
+def silent():
+    """Inside, what a peer prints, its progress bars among it, is not shown."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def lucidrains_diffusion(model: nn.Module, size: int | tuple[int, int], steps: int | None = None) -> nn.Module:
+    """denoising-diffusion-pytorch's GaussianDiffusion with the betas of Schedule.linear(1000), of a network that
+    predicts the noise of images in [-1, 1]. steps: of its sample(), which is DDIM with eta 1 where they are fewer."""
+    from denoising_diffusion_pytorch import GaussianDiffusion
+
+    return GaussianDiffusion(
+        model,
+        image_size=size,
+        timesteps=1000,
+        sampling_timesteps=steps,
+        objective="pred_noise",
+        beta_schedule="linear",
+        ddim_sampling_eta=1.0,
+        auto_normalize=False,
+    )

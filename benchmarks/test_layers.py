@@ -1,0 +1,34 @@
+"""The U-Net, training and sampling beside their baselines: a group per layer, size, dtype and batch (see README.md)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from . import loop, peers
+from .comparison import Case
+
+
+def test_layer(benchmark, layer_case: Case, label: str, quick: bool, device: torch.device):
+    comparison = loop.build(layer_case, device, quick)
+    if label in comparison.failures:
+        pytest.fail(comparison.failures[label])
+    if label not in comparison.runs:
+        pytest.skip(comparison.absent.get(label) or comparison.absent[peers.DIFFUSERS])
+
+    def run() -> None:
+        comparison.runs[label]()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    benchmark.group = str(layer_case)
+    benchmark.pedantic(run, rounds=5, warmup_rounds=0 if quick else 1)
+    benchmark.extra_info.update(
+        threads=torch.get_num_threads(),
+        device=str(device),
+        steps=layer_case.steps,
+        flops=comparison.flops,
+        bytes=comparison.bytes,
+        error=comparison.errors.get(label),
+        notes=comparison.notes,
+    )
