@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -117,12 +118,12 @@ def winograd(x: Tensor, filters: Tensor, bias: Tensor | None) -> Tensor:
     return out.permute(0, 3, 1, 2)
 
 
-class NativeOps:
+class NativeOps(ABC):
     """The ops as functions of tensors, on one of the extension's two sets of kernels: a subclass knows where to run."""
 
+    @abstractmethod
     def run(self, op: str, image: Tensor, *arguments) -> None:
         """Runs the exported function `op` on the arguments; image has the shape that the call is about."""
-        raise NotImplementedError
 
     def normal(self, key: NoiseKey, out: Tensor) -> None:
         self.run("normal", out, _noise(key), _image(out))
