@@ -149,8 +149,27 @@ def main(
         chosen = matching(only, quick, place, tuple(size))
         rounds = QUICK_ROUNDS if quick else rounds
         where, ceilings = machine.environment(place), machine.ceilings(place)
+        used = dict.fromkeys(case.size for case in chosen)
         absent: dict[str, list[str]] = {}
         results, failures = [], []
+
+        def write() -> None:
+            made = {
+                **where,
+                "device": str(place),
+                "rounds": rounds,
+                "ceilings": ceilings.to_dict(torch.get_num_threads()),
+                "networks": {name: networks.network(name).model.config.to_dict() for name in used},
+                "tf32": {
+                    "convolutions": torch.backends.cudnn.allow_tf32,
+                    "matrix_products": torch.backends.cuda.matmul.allow_tf32,
+                },
+                "absent": absent,
+                "failures": failures,
+                "results": results,
+            }
+            report.write(made, markdown(made), out, page)
+
         for case in chosen:
             if minutes is not None and time.monotonic() - started > 60 * minutes:
                 failures.append(f"{case}: the {minutes:g} minutes were over")
@@ -169,22 +188,8 @@ def main(
             if place.type == "cuda":
                 with contextlib.suppress(RuntimeError):  # of a GPU that is beyond help: the next case says so
                     torch.cuda.empty_cache()
-        used = dict.fromkeys(case.size for case in chosen)
-        made = {
-            **where,
-            "device": str(place),
-            "rounds": rounds,
-            "ceilings": ceilings.to_dict(torch.get_num_threads()),
-            "networks": {name: networks.network(name).model.config.to_dict() for name in used},
-            "tf32": {
-                "convolutions": torch.backends.cudnn.allow_tf32,
-                "matrix_products": torch.backends.cuda.matmul.allow_tf32,
-            },
-            "absent": absent,
-            "failures": failures,
-            "results": results,
-        }
-        report.write(made, markdown(made), out, page)
+            write()  # after each case, of minutes: what stops the run leaves what there is
+        write()
         for line in results:
             what, ours, step, rate, mfu, _, _, error, baseline, other, _, _, speedup, interval = cells(line)
             beside = f"; {baseline} {other}: {speedup}x ({interval})" if line["baseline"] else ", beside nothing"
