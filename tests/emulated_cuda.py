@@ -20,7 +20,6 @@ from ddpm_fast.ops import cuda, use_backend
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / f"cuda_on_cpu-{sys.implementation.cache_tag}"
 COMPILER = shutil.which("g++") or shutil.which("clang++")
-KERNELS = ("normal", "q_sample", "diffusion_loss", "bound", "loss_backward", "reverse_step")
 FLAGS = "-std=c++17 -O1 -g1 -fPIC -fopenmp -ffp-contract=off -fno-math-errno -Wall -Wno-unknown-pragmas"
 
 
@@ -39,8 +38,9 @@ def kernels():
         "rule link",
         f"  command = {COMPILER} -shared -fopenmp $in -o $out",
     ]
-    sources = [*(f"cuda/{name}.cu" for name in (*KERNELS, "runtime")), *(f"cpu/{name}.cpp" for name in KERNELS)]
-    sources += ["cpu/winograd.cpp", "cpu/dispatch.cpp", "bindings.cpp"]
+    folder = ROOT / "csrc"
+    found = [*folder.glob("cuda/*.cu"), *folder.glob("cpu/*.cpp"), folder / "bindings.cpp"]
+    sources = sorted(str(path.relative_to(folder)) for path in found)
     for source in sources:
         lines += [f"build {source}.o: compile {ROOT}/csrc/{source}", f"  extra = {python}"]
     lines.append(f"build {output}: link {' '.join(f'{source}.o' for source in sources)}")

@@ -15,7 +15,8 @@ from ddpm_fast.ops import use_backend
 def _moved(argument, copies):
     if isinstance(argument, torch.Tensor):
         for here, there in copies:  # a step in place is given a tensor twice
-            if here.data_ptr() == argument.data_ptr() and here.numel():
+            same = here.data_ptr() == argument.data_ptr() and here.shape == argument.shape
+            if same and here.stride() == argument.stride() and here.numel():
                 return there
         there = torch.empty_strided(argument.shape, argument.stride(), dtype=argument.dtype, device="cuda")
         there.copy_(argument)
