@@ -125,10 +125,10 @@ def _ratio(measured: np.ndarray, baseline: np.ndarray | None) -> dict:
     return {"speedup": None, "speedup_95": None} if baseline is None else timing.ratio(baseline, measured)
 
 
-def uncompiled(case: Case, device: torch.device, quick: bool) -> str:
-    """Why diffusers' network is not compiled for a case, or the empty string."""
-    if quick:
-        return "torch.compile takes a minute to start, and --quick is short"
+def uncompiled(case: Case, device: torch.device, wanted: bool) -> str:
+    """Why diffusers' network is not compiled for a case, or the empty string. wanted: whether it was asked for."""
+    if not wanted:
+        return "torch.compile of a network takes a minute to start, a case: it runs with --compile"
     if case.dtype == "bf16" and case.layer in ("unet forward+backward", "training") and device.type == "cpu":
         return (
             "under bf16 autocast on a CPU its gradients are wrong in torch 2.13: of the digits' network the first "

@@ -16,6 +16,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run every benchmark once at small sizes and compare the results, without timing",
     )
+    parser.addoption(
+        "--compile", action="store_true", help="beside diffusers' networks under torch.compile too: minutes"
+    )
     parser.addoption("--device", default="cpu", help="where the benchmarks run: cpu (the default), cuda or auto")
 
 
@@ -46,6 +49,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def quick(request: pytest.FixtureRequest) -> bool:
     return request.config.getoption("quick")
+
+
+@pytest.fixture
+def compiling(request: pytest.FixtureRequest) -> bool:
+    return request.config.getoption("--compile")
 
 
 @pytest.fixture

@@ -89,6 +89,7 @@ layers() { # NAME, then the sizes
     local options=(--out "$out/$1.json" --markdown "$out/$1.md" --minutes "$(((limit - 120) / 60))" "${quick[@]}") size
     if [[ ${#quick[@]} == 0 ]]; then
         need_gpu
+        options+=(--compile)
         for size in "${@:2}"; do options+=(--size "$size"); done
     fi
     "$PYTHON" -m benchmarks.loop "${options[@]}"

@@ -23,17 +23,17 @@ from . import machine, networks, peers, report, sampling, training, unet
 from .comparison import COMPILED, Case, Comparison
 
 QUICK_ROUNDS = 2
-LAYERS = ("unet forward", "unet forward+backward", "training", "sampling")
 QUICK_SIZES = (networks.DIGITS, "quick")
 ALL_SIZES = (networks.DIGITS, "cifar10", "64x64", "256x256")
 # Batches of the U-Net by itself and in training, batches in sampling and steps of a chain. On the CPU such that a call
-# takes seconds on two cores; training at CIFAR-10's size at 16, which every peer takes.
+# takes at most seconds on two cores: training at CIFAR-10's size at 16, which every peer takes, and no gradients at
+# 256x256 (None), where a pass takes ten.
 BATCHES = {
     "cpu": {
-        networks.DIGITS: (64, 64, (1, 64), 50),
-        "cifar10": (8, 16, (1, 8), 10),
-        "64x64": (2, 2, (1, 2), 4),
-        "256x256": (1, 1, (1,), 2),
+        networks.DIGITS: (64, 64, (1, 16), 20),
+        "cifar10": (8, 16, (1, 8), 4),
+        "64x64": (1, 2, (1,), 2),
+        "256x256": (1, None, (1,), 1),
     },
     "cuda": {
         networks.DIGITS: (512, 512, (1, 512), 50),
@@ -57,8 +57,10 @@ def cases(quick: bool, device: torch.device, sizes: tuple[str, ...] = ()) -> lis
     for size in sizes or known:
         calls, batch, samples, steps = QUICK_BATCHES if quick else BATCHES[device.type][size]
         for dtype in DTYPE_NAMES.values():
-            made += [Case(layer, size, dtype, calls) for layer in LAYERS[:2]]
-            made.append(Case("training", size, dtype, batch, TRAINING_STEPS[device.type]))
+            made.append(Case("unet forward", size, dtype, calls))
+            if batch:
+                made.append(Case("unet forward+backward", size, dtype, calls))
+                made.append(Case("training", size, dtype, batch, TRAINING_STEPS[device.type]))
             made += [Case("sampling", size, dtype, n, steps) for n in samples]
     return made
 
@@ -82,10 +84,10 @@ def labels(case: Case, device: torch.device) -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=1)  # one case's networks at a time: variants of a case follow each other
-def build(case: Case, device: torch.device, quick: bool) -> Comparison:
+def build(case: Case, device: torch.device, compiling: bool) -> Comparison:
     """The variants of a case, compared."""
     module = {"training": training, "sampling": sampling}.get(case.layer, unet)
-    return module.build(case, device, quick)
+    return module.build(case, device, compiling)
 
 
 COLUMNS = (
@@ -134,6 +136,9 @@ def main(
     out: report.Out,
     page: report.Page = None,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny networks, few steps: does it run and match?")] = False,
+    compiling: Annotated[
+        bool, typer.Option("--compile", help="Beside diffusers' networks under torch.compile too; minutes.")
+    ] = False,
     device: report.Device = "auto",
     only: Annotated[str, typer.Option(help="Only cases whose name holds this, such as 'sampling cifar10 bf16'.")] = "",
     size: Annotated[list[str], typer.Option(help=f"Only {', '.join(ALL_SIZES)} (may be repeated).")] = [],  # noqa: B006
@@ -176,7 +181,7 @@ def main(
                 continue
             console.print(str(case))
             try:
-                comparison = build(case, place, quick)
+                comparison = build(case, place, compiling)
                 for label, reason in comparison.absent.items():
                     absent.setdefault(f"{label}: {reason}", []).append(str(case))
                 failures += comparison.failures.values()

@@ -121,19 +121,24 @@ def compare(
 
 
 class Ceilings:
-    """What the machine could do at best: a large copy's bandwidth, and on a GPU its rate of instructions, beside what
-    the kernels of each case execute, counted by kernels.py."""
+    """What the machine could do at best: a large copy's bandwidth, normals a second as `normal` draws them, and on a
+    GPU its rate of instructions, beside what the kernels of each case execute, counted by kernels.py."""
 
-    def __init__(self, ours: tuple[str, ...], bandwidth: float, card: dict | None, counted: dict):
+    def __init__(self, ours: tuple[str, ...], bandwidth: float, normals: float, card: dict | None, counted: dict):
         self.ours, self.bandwidth, self.rate, self.counted = ours, bandwidth, machine.issue_rate(card), counted
+        self.normals = normals
 
     def of(self, operation: Operation, label: str, seconds: float) -> dict:
         """What a result says of its floor, and how much of the time it is."""
         nbytes = operation.case.elements * operation.bytes_per_element
         instructions = kernels.instructions(self.counted, operation.case, label)
         issuing = instructions / self.rate if instructions and self.rate else None
-        floor = machine.floor(bytes=nbytes / self.bandwidth, instructions=issuing or 0.0)
+        # `normal` itself is what the ceiling is made of.
+        normals = 0 if operation.case.operation == "normal" else operation.case.elements * operation.normals
+        drawing = normals / self.normals
+        floor = machine.floor(bytes=nbytes / self.bandwidth, instructions=issuing or 0.0, normals=drawing)
         return {
+            "normals": normals,
             "floor_s": floor.seconds,
             "floor_is": floor.bound_by,
             "floor_share": floor.seconds / seconds,
@@ -207,6 +212,7 @@ def markdown(made: dict) -> str:
     """The results as a page."""
     lines = [f"# Fused ops\n\n{report.title(made)}; {made['rounds']} rounds, medians. {made['date']}.\n"]
     lines.append(f"A large copy moves {1e-9 * made['copy_bytes_per_s']:.0f} GB/s (bytes read and written).")
+    lines.append(f"`normal` draws {1e-9 * made['normals_per_s']:.3g} G normals/s.")
     if rate := made["issue_rate"]:
         lines.append(f"The GPU issues {1e-12 * rate:.2f} T warp instructions/s at most (32-bit integer ones, half).")
     lines.append("\n" + report.markdown_table(COLUMNS, map(cells, made["results"])))
@@ -240,9 +246,9 @@ def main(
         chosen = cases.matching(only, quick, place)
         where = machine.environment(place)
         card = where["machine"].get("gpu")
-        bandwidth = machine.copy_bandwidth(place)
-        ceilings = Ceilings(ours, bandwidth, card, kernels.read(counted))
-        console.print(f"A large copy: {1e-9 * bandwidth:.0f} GB/s, read and written")
+        bandwidth, normals = machine.copy_bandwidth(place), machine.normal_rate(place)
+        ceilings = Ceilings(ours, bandwidth, normals, card, kernels.read(counted))
+        console.print(f"A large copy: {1e-9 * bandwidth:.0f} GB/s, read and written; {1e-9 * normals:.3g} G normals/s")
         results, missing, mismatches, unmeasured = [], {}, [], set()
 
         def leave_out(case: cases.Case, label: str, reason: str) -> None:
@@ -282,6 +288,7 @@ def main(
             "device": str(place),
             "rounds": rounds,
             "copy_bytes_per_s": bandwidth,
+            "normals_per_s": normals,
             "issue_rate": ceilings.rate,
             "absent": missing,
             "mismatches": mismatches,

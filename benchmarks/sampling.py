@@ -91,7 +91,7 @@ def given_noise(normals: Iterator[Tensor]):
         yield
 
 
-def build(case: Case, device: torch.device, quick: bool) -> Comparison:
+def build(case: Case, device: torch.device, compiling: bool) -> Comparison:
     """A batch in a chain of case.steps steps: the variants of a case, compared where they have the same weights."""
     made, dtype, n = networks.network(case.size), case.torch_dtype, case.batch
     model, diffusion, config = made.model.to(device, dtype), made.diffusion, made.model.config
@@ -124,7 +124,7 @@ def build(case: Case, device: torch.device, quick: bool) -> Comparison:
         *(model, table, torch.randn(shape, device=device), lambda i: torch.randn(shape, device=device), labels)
     )
     if comparison.has(peers.DIFFUSERS):
-        _add_diffusers(comparison, made._replace(model=model), table, labels, truth, normals, quick)
+        _add_diffusers(comparison, made._replace(model=model), table, labels, truth, normals, compiling)
     if comparison.has(peers.LUCIDRAINS):
         peer = networks.lucidrains_network(case.size, config.in_channels).to(device, dtype).eval()
         chain = peers.lucidrains_diffusion(peer, config.image_size, case.steps).to(device)
@@ -150,7 +150,7 @@ def _add_diffusers(
     labels: Tensor | None,
     truth: Tensor,
     normals: Callable[[int], Tensor],
-    quick: bool,
+    compiling: bool,
 ) -> None:
     """diffusers' loop, the same with its network compiled, and its pipeline."""
     case, device, dtype = comparison.case, truth.device, comparison.case.torch_dtype
@@ -171,7 +171,7 @@ def _add_diffusers(
 
     shape = tuple(truth.shape)
     add(peers.DIFFUSERS, lambda: peer_sampling(call, chain, shape, dtype, device))
-    if reason := uncompiled(case, device, quick):
+    if reason := uncompiled(case, device, compiling):
         comparison.absent[COMPILED] = reason
     else:
         compiled = freshly_compiled(call)

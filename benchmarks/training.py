@@ -156,7 +156,7 @@ def lucidrains_trainer(size: str, config: TrainConfig, dataset: Dataset, folder:
     )
 
 
-def build(case: Case, device: torch.device, quick: bool) -> Comparison:
+def build(case: Case, device: torch.device, compiling: bool) -> Comparison:
     """case.steps training steps: the variants of a case, compared by the first loss of those with the same weights."""
     made, n = networks.network(case.size), case.batch
     network, diffusion = dataclasses.replace(made.model.config, dropout=0.0), made.diffusion
@@ -170,7 +170,7 @@ def build(case: Case, device: torch.device, quick: bool) -> Comparison:
     )
     config = TrainConfig(batch_size=n, precision=case.dtype, label_drop=0.0)
     generator = torch.Generator().manual_seed(0)
-    size = (max(IMAGES, 4 * n) if not quick else 100, network.in_channels, network.image_size, network.image_size)
+    size = (max(IMAGES, 4 * n), network.in_channels, network.image_size, network.image_size)
     images = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
     labels = torch.arange(len(images)) % network.num_classes if network.num_classes else None
     dataset = Dataset(images, labels, None, "random pixels")
@@ -194,7 +194,7 @@ def build(case: Case, device: torch.device, quick: bool) -> Comparison:
     baselines = {"torch": PlainTraining(first.model, diffusion, config, dataset)}
     if comparison.has(peers.DIFFUSERS):
         baselines[peers.DIFFUSERS] = DiffusersTraining(first.model, diffusion, config, dataset)
-        if reason := uncompiled(case, device, quick):
+        if reason := uncompiled(case, device, compiling):
             comparison.absent[COMPILED] = reason
         else:
             baselines[COMPILED] = DiffusersTraining(first.model, diffusion, config, dataset, compiled=True)

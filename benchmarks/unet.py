@@ -21,7 +21,7 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 CHANNELS_LAST = "diffusers channels_last"
 
 
-def build(case: Case, device: torch.device, quick: bool) -> Comparison:
+def build(case: Case, device: torch.device, compiling: bool) -> Comparison:
     """The variants of a case, compared."""
     made = networks.network(case.size)
     config, backward = made.model.config, case.layer.endswith("backward")
@@ -88,7 +88,7 @@ def build(case: Case, device: torch.device, quick: bool) -> Comparison:
         last = copy.deepcopy(peer).to(memory_format=torch.channels_last)
         comparison.runs[CHANNELS_LAST] = runner(theirs, last, channels_last=True)
         variants |= {peers.DIFFUSERS: (peer, fp32), CHANNELS_LAST: (last, fp32)}
-        if reason := uncompiled(case, device, quick):
+        if reason := uncompiled(case, device, compiling):
             comparison.absent[COMPILED] = reason
         else:
             compiled = copy.deepcopy(peer)

@@ -263,6 +263,34 @@ def test_floors_stand_below_the_time_measured(read):
     assert dict(zip(header, said, strict=True)) == {"floor": "80%", "GB/s": "0.01", "copy": "10%"}
 
 
+def test_the_roof_is_what_the_machine_does(read):
+    """Of 3e10 operations on 3e8 bytes: 0.3 s of ours are 1e11 a second at 100 a byte."""
+    lines = [
+        *(layer(), layer(baseline="torch", speedup=1.2), layer("training", speedup=2.0)),
+        *(layer(dtype="bf16"), layer(network="digits", flops=3e9)),
+    ]
+    rows = read(made(lines, ceilings={"copy_bytes_per_s": 4e9, "flops_per_s": {"fp32": 2e11, "bf16": 8e11}})).rows
+    fp32, bf16 = drawings.draw_roofline(rows, "flops", "A title").axes
+    for axes, peak in ((fp32, 2e11), (bf16, 8e11)):
+        roof = axes.lines[0].get_xydata()
+        np.testing.assert_allclose(roof[1], [peak / 4e9, peak])
+        assert roof[0][1] / roof[0][0] == pytest.approx(4e9) and roof[2][1] == peak
+    points = {line.get_label(): tuple(line.get_xydata()[0]) for line in fp32.lines[1:]}
+    case = "sampling cifar10 fp32 8 [calls], ddpm_fast beside"
+    assert points[f"{case} torch"] == pytest.approx((100, 1e11)), "the fastest peer stands for all"
+    assert points[f"{case} torch: peer"] == pytest.approx((100, 1e11 / 1.2))
+    assert f"{case} diffusers" not in points
+    assert points["sampling digits fp32 8 [calls], ddpm_fast beside diffusers"] == pytest.approx((10, 1e10))
+    assert len(bf16.lines) == 3
+
+
+def test_the_roof_of_an_op_is_in_normals(read):
+    rows = [each for each in read(made([COPY, NORMAL, row()])).rows if each.operation == "q_sample"]
+    (axes,) = drawings.draw_roofline(rows, "normals", "A title").axes
+    ours = axes.lines[1].get_xydata()[0]
+    np.testing.assert_allclose(ours, [THREADS * 1e6 * 1e-3 / 10_000, THREADS * 1e6])
+
+
 def test_growth(read):
     lines = [GROWTH, {**GROWTH, "task": "sampling"}, {**GROWTH, "axis": "image_size", "fixed": {"batch": 8}}]
     curves = read(made(lines)).curves
@@ -388,7 +416,8 @@ def test_draw_writes_the_same_page_again(write, tmp_path):
     assert results[0].exit_code == 0, results[0].output
     assert f"Wrote {out}" in shown(results[0]) and results[0].stdout == results[1].stdout
     assert sorted(path.name for path in out.parent.rglob("*.*")) == [
-        *("page-result-floors-calls.png", "page-result-speedup-calls.png", "page.md"),
+        *("page-result-floors-calls.png", "page-result-roofline-calls.png", "page-result-speedup-calls.png"),
+        "page.md",
     ]
 
 

@@ -33,6 +33,8 @@ FLOORS = {
     "flops": {"color": PURPLE, "marker": "d", "markersize": 6.5},
 }
 OTHERS = ("black", "0.2", "0.8")  # for names that are not above
+_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, "black")
+_MARKS = "osD^vPX"
 _BAR = 0.165  # inches
 _GAP = 0.12
 _UNTIMED = "made with too few rounds to time anything: it shows that all runs and matches"
@@ -158,20 +160,57 @@ def draw_floors(rows: Sequence[Row], title: str, untimed: bool = False) -> Figur
         return _headed(figure, title, named, untimed)
 
 
+def draw_roofline(rows: Sequence[Row], work: str, title: str, untimed: bool = False) -> Figure:
+    """Work a second over work a byte, both logarithmic, under the roof of what the machine does: its copy of so many
+    bytes a second to the left, its rate of that work to the right (Williams, Waterman & Patterson 2009). A panel for
+    each such rate (PANELS at most). Full marks are ours, hollow ones the fastest peer of the same case.
+
+    rows: those whose counts and rates have "bytes" and `work`, "flops" or "normals".
+    """
+    rates = list(dict.fromkeys(row.rates[work] for row in rows))
+    colour = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(dict.fromkeys(row.operation for row in rows))}
+    mark = {name: _MARKS[i % len(_MARKS)] for i, name in enumerate(dict.fromkeys(row.place for row in rows))}
+    fastest: dict[tuple, Row] = {}
+    for row in rows:
+        beaten = fastest.setdefault((row.case, row.measured), row)
+        if row.peer.median_s < beaten.peer.median_s:
+            fastest[row.case, row.measured] = row
+    with look():
+        figure = Figure((WIDTH, 5.2 + 0.25 * untimed), layout="constrained")
+        panels = figure.subplots(1, len(rates), sharey=True, squeeze=False)[0]
+        for axes, rate in zip(panels, rates, strict=True):
+            some = [row for row in fastest.values() if row.rates[work] == rate]
+            intensities = [row.counts[work] / row.counts["bytes"] for row in some]
+            ridge = rate / some[0].rates["bytes"]
+            low, high = min(*intensities, ridge) / 2, max(*intensities, ridge) * 2
+            axes.plot([low, ridge, high], [low / ridge * rate, rate, rate], color="0.15", linewidth=1.4)
+            for row, x in zip(some, intensities, strict=True):
+                style = {"color": colour[row.operation], "marker": mark[row.place], "markersize": 6.5, "linestyle": ""}
+                axes.plot(x, row.counts[work] / row.ours.median_s, label=str(row), **style)
+                axes.plot(x, row.counts[work] / row.peer.median_s, label=f"{row}: peer", fillstyle="none", **style)
+            kinds = sorted({row.dtype for row in some})
+            axes.set(title=", ".join(kinds), xscale="log", yscale="log", xlabel=f"{work} a byte")
+            _plain_ticks(axes.xaxis)
+        panels[0].set_ylabel(f"{work} a second")
+        named = [Line2D([], [], color="0.15", linewidth=1.4, label="what the machine does at best")]
+        named += [Patch(color=shade, label=name) for name, shade in colour.items()]
+        named += [Line2D([], [], color="0.3", marker=shape, linestyle="", label=name) for name, shape in mark.items()]
+        return _headed(figure, f"{title}\nfull: ours; hollow: the fastest peer", named, untimed)
+
+
 def draw_growth(curves: Sequence[Curve], title: str, untimed: bool = False) -> Figure:
     """A quantity over what it grows with, both logarithmic, a panel for each of what that is; the exponent of each
     curve is in its name."""
     against = list(dict.fromkeys(curve.against for curve in curves))
     columns = min(PANELS, len(against))
     rows = -(-len(against) // columns)
-    palette = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, "black")
     with look():
         figure = Figure((WIDTH, 3.9 * rows + 0.5 + 0.25 * untimed), layout="constrained")
         panels = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axes, what in zip(panels, against, strict=False):
             for i, curve in enumerate(curve for curve in curves if curve.against == what):
                 name = curve.name if curve.exponent is None else f"{curve.name}:\nexponent {curve.exponent:.2f}"
-                style = {"color": palette[i % len(palette)], "marker": "osD^vPX"[i % 7], "markersize": 4}
+                style = {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKS[i % len(_MARKS)], "markersize": 4}
                 axes.plot(curve.x, curve.y, label=name, **style)
             axes.set(xscale="log", yscale="log", xlabel=what, ylabel=curves[0].quantity)
             ticks = sorted({x for curve in curves if curve.against == what for x in curve.x})

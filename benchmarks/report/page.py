@@ -97,6 +97,12 @@ def _section(result: Result, page: Path, pictures: dict[Path, Figure]) -> str:
             picture(f"floors-{suffix}", f"The time of each case beside its floors, {setting}", figure)
         if any(row.floors for row in rows):
             parts.append(_floors_text(result))
+        for work in ("flops", "normals"):
+            bound = [row for row in rows if {"bytes", work} <= row.counts.keys() & row.rates.keys()]
+            if bound and not (work == "normals" and "flops" in bound[0].counts):
+                title = f"{work.capitalize()} a second on {_device(result)} ({setting})"
+                figure = drawings.draw_roofline(bound, work, title, result.quick)
+                picture("-".join(["roofline", *_words(setting)]), f"Roofline: {work} a second, {setting}", figure)
         for size in dict.fromkeys(row.size for row in rows):
             parts.append((f"**{size}**" + (f", {setting}" if len(settings) > 1 else "") + "\n") if size else "")
             parts.append(_table([row for row in rows if row.size == size], result))

@@ -38,9 +38,10 @@ class Side:
 
 @dataclass(frozen=True)
 class Row:
-    """Ours beside one peer. case: its name in the file. name: for the reader, without the size. floors: seconds that no
-    implementation can go under, by what sets them ("bytes", "normals", "flops", "instructions", or whatever else the
-    file names). notes: what differs between the two."""
+    """Ours beside one peer. case: its name in the file. name: for the reader, without the size. counts: how many
+    "bytes", "normals", "flops" or "instructions" it takes at least. rates: how many of them the machine does a second
+    at best. floors: seconds that no implementation can go under, by what sets them: counts over rates, or whatever else
+    the file names. notes: what differs between the two."""
 
     case: str
     name: str
@@ -54,10 +55,23 @@ class Row:
     high: float
     ours: Side
     peer: Side
-    copy_share: float | None
+    network: str
+    dtype: str
+    counts: dict[str, float]
+    rates: dict[str, float]
     floors: dict[str, float]
     notes: tuple[str, ...]
     identity: tuple
+
+    @property
+    def place(self) -> str:
+        """What it is of: the shape of an op's images, the network of a layer above the ops."""
+        return self.size or self.network
+
+    @property
+    def copy_share(self) -> float | None:
+        """The bytes a second of ours over those of a copy."""
+        return self.floors["bytes"] / self.ours.median_s if "bytes" in self.counts.keys() & self.rates.keys() else None
 
     @property
     def floor(self) -> tuple[str, float] | None:
@@ -180,7 +194,7 @@ def _ceilings(made: dict) -> dict[str, float]:
     said = made.get("ceilings") or {}
     found = {
         "bytes": _number(made, "copy_bytes_per_s") or _number(said, "copy_bytes_per_s"),
-        "normals": _number(said, "normals_per_s"),
+        "normals": _number(made, "normals_per_s") or _number(said, "normals_per_s"),
         "instructions": _number(made, "issue_rate"),
     }
     flops = said["flops_per_s"] if isinstance(said.get("flops_per_s"), dict) else {}
@@ -223,7 +237,7 @@ def _wrong(line: Any) -> list[str]:
 
 def _row(line: dict, made: dict) -> Row:
     size, case = _size(line), _case(line)
-    nbytes, bandwidth = _number(line, "bytes"), _bandwidth(line, made)
+    counts, rates = _counts(line, made), _rates(line, made)
     ours, peer = (_side(line, line[name]) for name in ("measured", "baseline"))
     known = ("dtype", "memory_format", "network", "batch", "steps")
     setting = line.get("setting", "calls")  # there was only one, before there were GPUs
@@ -240,8 +254,11 @@ def _row(line: dict, made: dict) -> Row:
         high=line["speedup_95"][1],
         ours=ours,
         peer=peer,
-        copy_share=nbytes / bandwidth / ours.median_s if nbytes and bandwidth else None,
-        floors=_floors(line, made),
+        network=line["network"] if isinstance(line.get("network"), str) else "",
+        dtype=str(line.get("dtype") or ""),
+        counts=counts,
+        rates=rates,
+        floors=_floors(line, counts, rates),
         notes=tuple(map(str, line.get("notes") or ())),
         identity=(case, size, setting, line["measured"], line["baseline"], *(line.get(name) or None for name in known)),
     )
@@ -297,19 +314,35 @@ def _beside(line: dict, made: dict, operation: str) -> dict | None:
     return None
 
 
-def _floors(line: dict, made: dict) -> dict[str, float]:
-    rates = _ceilings(made)
-    pairs = {
-        "bytes": (_number(line, "bytes"), _bandwidth(line, made)),
-        "flops": (_number(line, "flops"), rates.get(f"flops {line.get('dtype')}")),
-        "normals": (_number(line, "normals"), rates.get("normals")),
-        "instructions": (_number(line, "warp_instructions"), rates.get("instructions")),
+def _counts(line: dict, made: dict) -> dict[str, float]:
+    """Row.counts, as far as the file has them."""
+    names = {"bytes": "bytes", "flops": "flops", "normals": "normals", "instructions": "warp_instructions"}
+    counts = {name: _number(line, field) for name, field in names.items()}
+    # Older files of ops have the rate at which ours drew normals.
+    ours, threads = line[line["measured"]], _number(made["machine"], "threads")
+    if (rate := _number(ours, "normals_per_s_per_thread")) and threads and _operation(line) != "normal":
+        counts["normals"] = counts["normals"] or rate * threads * ours["median_s"]
+    return {name: count for name, count in counts.items() if count}
+
+
+def _rates(line: dict, made: dict) -> dict[str, float]:
+    """Row.rates, as far as the file has them."""
+    ceilings = _ceilings(made)
+    rates = {
+        "bytes": _bandwidth(line, made),
+        "flops": ceilings.get(f"flops {line.get('dtype')}"),
+        "normals": ceilings.get("normals"),
+        "instructions": ceilings.get("instructions"),
     }
-    # Of an op there is the rate at which it drew normals, beside that of the `normal` of its size.
-    ours, per_thread = line[line["measured"]], "normals_per_s_per_thread"
-    if (rate := _number(ours, per_thread)) and _operation(line) != "normal":
-        pairs["normals"] = (rate * ours["median_s"], _number(_beside(line, made, "normal"), per_thread))
-    floors = {name: count / rate for name, (count, rate) in pairs.items() if count and rate}
+    # Older files of ops have that of the `normal` of the same size.
+    threads = _number(made["machine"], "threads")
+    if (rate := _number(_beside(line, made, "normal"), "normals_per_s_per_thread")) and threads:
+        rates["normals"] = rates["normals"] or rate * threads
+    return {name: rate for name, rate in rates.items() if rate}
+
+
+def _floors(line: dict, counts: dict[str, float], rates: dict[str, float]) -> dict[str, float]:
+    floors = {name: count / rates[name] for name, count in counts.items() if name in rates}
     if (seconds := _number(line, "floor_s")) and isinstance(line.get("floor_is"), str):
         floors.setdefault(line["floor_is"], seconds)
     return floors
