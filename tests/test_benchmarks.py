@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from benchmarks import (
     cases,
     comparison,
+    fidelity,
     growth,
     kernels,
     loop,
@@ -460,6 +461,42 @@ def test_sanitize_runs_every_op():
     assert made.exit_code == 0 and "cpu: ran 8 shapes" in made.output
     made = CliRunner().invoke(sanitize.app, ["--device", "cpu", "--backend", "none"])
     assert made.exit_code == 2 and "no backend could run" in made.stderr
+
+
+def test_the_two_sample_test_is_calibrated_and_tells_apart():
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(n: int) -> torch.Tensor:
+        return torch.randn(n, 4, generator=generator)
+
+    values = np.array([fidelity.two_sample_p(drawn(50), drawn(50), 500) for _ in range(100)])
+    assert abs(values.mean() - 0.5) < 0.12 and (values < 0.05).mean() < 0.12, "not uniform where nothing differs"
+    assert fidelity.two_sample_p(drawn(200), drawn(200) + 0.4) < 1e-3
+    assert fidelity.two_sample_p(drawn(200), 1.5 * drawn(200)) < 1e-3, "the same mean"
+    with pytest.raises(InputError, match="expected as many of both"):
+        fidelity.two_sample_p(drawn(3), drawn(4))
+
+
+def test_deviations_are_in_levels():
+    exact = torch.zeros(2, 1, 2, 2)
+    off = exact.clone()
+    off[0, 0, 0, 0] = 4 / 127.5
+    found = fidelity.deviations(off, exact)
+    assert found == {"mean_levels": 0.5, "differing_share": 0.125, "worst_image_mean_levels": 1.0}
+
+
+def test_fidelity_runs_and_fp32_is_the_exact_mode(tmp_path):
+    out = tmp_path / "f.json"
+    places = ["--device", "cpu", "--out", str(out), "--markdown", str(tmp_path / "f.md")]
+    made = CliRunner().invoke(fidelity.app, ["--n", "4", "--steps", "5", *places])
+    assert made.exit_code == 0, made.output
+    written = json.loads(out.read_text())
+    fp32, bf16 = written["results"]
+    assert (fp32["mode"], bf16["mode"]) == ("fp32", "bf16") and written["control"]["steps"] == 1
+    assert fp32["mean_levels"] < 0.05 and 0 < bf16["mean_levels"] < 20
+    assert "| bf16 |" in (tmp_path / "f.md").read_text()
+    few = CliRunner().invoke(fidelity.app, ["--n", "1", "--out", str(tmp_path / "g.json")])
+    assert few.exit_code == 2 and "at least 2 images" in few.stderr
 
 
 @pytest.mark.parametrize("only", ["forward quick", "training quick fp32", "sampling quick"])
