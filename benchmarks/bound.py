@@ -16,7 +16,19 @@ from torch import Tensor
 
 import ddpm_fast as df
 
-from .operations import NOISE_SEED, Case, Operation, T, exact, freshly_compiled, noised, per_sample_mean, scaled
+from . import peers
+from .operations import (
+    NOISE_SEED,
+    Case,
+    GivenOutput,
+    Operation,
+    T,
+    exact,
+    freshly_compiled,
+    noised,
+    per_sample_mean,
+    scaled,
+)
 
 
 class Tables(NamedTuple):
@@ -152,6 +164,7 @@ class HybridLoss(VlbTerms):
     """L_hybrid of each sample, and the gradient of its mean in the output [Nichol & Dhariwal 2021, eq. 16]."""
 
     grad = True
+    baselines: dict[str, str] = {**VlbTerms.baselines, peers.LUCIDRAINS: "lucidrains"}  # noqa: RUF012
     formula = staticmethod(composed_hybrid)
 
     def __init__(self, case: Case, device: torch.device):
@@ -166,6 +179,18 @@ class HybridLoss(VlbTerms):
     def ours(self, noise: None) -> tuple[Tensor, ...]:
         losses = self.diffusion.training_losses(self.output, self.x0, self.t, self.key)
         return self.with_gradient(losses, self.output)
+
+    @functools.cached_property
+    def lucid(self):
+        _, channels, *size = self.case.shape
+        network = GivenOutput(channels, groups=2)
+        return peers.lucidrains_diffusion(network, tuple(size), learned=True).to(self.device)
+
+    def lucidrains(self, noise: Tensor | None) -> tuple[Tensor, ...]:
+        # It makes x_t itself, which the compositions are given.
+        self.lucid.model.tensors["output"] = self.output
+        loss = self.lucid.p_losses(scaled(self.x0), self.t, noise=self.noise, loss_reduction="none")
+        return self.with_gradient(loss, self.output)
 
     def composed(self, noise: Tensor | None) -> tuple[Tensor, ...]:
         return self.with_gradient(super().composed(noise), self.output)

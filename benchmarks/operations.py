@@ -182,14 +182,14 @@ class Operation:
 
 
 class GivenOutput(nn.Module):
-    """A network, as denoising-diffusion-pytorch knows them, that answers with the tensor "output", in the state's
-    dtype, and keeps the state that it was asked about as "x_t"."""
+    """A network, as denoising-diffusion-pytorch knows them, that answers with the tensor "output", of so many groups of
+    channels, in the state's dtype, and keeps the state that it was asked about as "x_t"."""
 
     self_condition = False
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, groups: int = 1):
         super().__init__()
-        self.channels = self.out_dim = channels
+        self.channels, self.out_dim = channels, groups * channels
         self.tensors: dict[str, Tensor] = {}
 
     def forward(self, x: Tensor, t: Tensor, x_self_cond: None = None) -> Tensor:

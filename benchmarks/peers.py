@@ -43,12 +43,16 @@ def silent():
         yield
 
 
-def lucidrains_diffusion(model: nn.Module, size: int | tuple[int, int], steps: int | None = None) -> nn.Module:
+def lucidrains_diffusion(
+    model: nn.Module, size: int | tuple[int, int], steps: int | None = None, learned: bool = False
+) -> nn.Module:
     """denoising-diffusion-pytorch's GaussianDiffusion with the betas of Schedule.linear(1000), of a network that
-    predicts the noise of images in [-1, 1]. steps: of its sample(), which is DDIM with eta 1 where they are fewer."""
-    from denoising_diffusion_pytorch import GaussianDiffusion
+    predicts the noise of images in [-1, 1]. steps: of its sample(), which is DDIM with eta 1 where they are fewer.
+    learned: its LearnedGaussianDiffusion instead, with the bound's term weighed as L_hybrid has it for 1000 steps."""
+    from denoising_diffusion_pytorch import GaussianDiffusion, LearnedGaussianDiffusion
 
-    return GaussianDiffusion(
+    kind = functools.partial(LearnedGaussianDiffusion, vb_loss_weight=1.0) if learned else GaussianDiffusion
+    return kind(
         model,
         image_size=size,
         timesteps=1000,
