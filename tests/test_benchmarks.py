@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 from typer.testing import CliRunner
 
 from benchmarks import (
@@ -541,12 +542,14 @@ def test_a_run_that_differs_is_not_timed():
         comparison.deviation(torch.tensor([math.nan]), torch.ones(1), 1e-3, "sampling")
 
 
-def test_what_is_not_compiled():
+def test_what_is_not_compiled(monkeypatch):
     case = comparison.Case("training", "digits", "bf16", 4)
-    assert "gradients are wrong" in comparison.uncompiled(case, CPU, True)
     assert "--compile" in comparison.uncompiled(case, CPU, False)
     assert not comparison.uncompiled(case, torch.device("cuda"), True)
     assert not comparison.uncompiled(case._replace(layer="sampling"), CPU, True)
+    for version, is_wrong in (("2.9.1", True), ("2.13.0+cpu", True), ("2.14.1", False)):
+        monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+        assert ("gradients are wrong" in comparison.uncompiled(case, CPU, True)) is is_wrong
 
 
 def test_what_a_comparison_says():
