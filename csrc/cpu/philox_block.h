@@ -127,7 +127,7 @@ DDPM_FN void philox_block(uint32_t first, const BlockKey& keys, uint32_t* radius
 #endif
 
 // The 4 * kCounters normals of counters first .. first + kCounters - 1, in the order of their elements.
-static inline void normal_block(uint32_t first, const BlockKey& keys, float* out) {
+static __attribute__((noinline)) void normal_block(uint32_t first, const BlockKey& keys, float* out) {
     alignas(64) uint32_t radius[kPairs], angle[kPairs];
     philox_block(first, keys, radius, angle);
 #pragma omp simd

@@ -138,13 +138,19 @@ struct NoiseBuffer {
     alignas(64) float values[kRun + 4 * kCounters];
 };
 
-static inline const float* draw(const BlockKey& key, const Run& run, NoiseBuffer& buffer) {
+// Whether a run's normals fill whole blocks, so that they can be drawn into their place.
+static inline bool whole_blocks(const Run& run) {
+    return run.element % 4 == 0 && run.length % (4 * kCounters) == 0;
+}
+
+// Draws a run's normals, `values` having room for whole blocks of them, and says where the first one is.
+static inline const float* draw(const BlockKey& key, const Run& run, float* values) {
     const uint32_t first = uint32_t(run.element / 4);
     const int lane = int(run.element % 4);
     const int counters = (lane + run.length + 3) / 4;
     for (int block = 0; block < counters; block += kCounters)
-        normal_block(first + uint32_t(block), key, buffer.values + 4 * block);
-    return buffer.values + lane;
+        normal_block(first + uint32_t(block), key, values + 4 * block);
+    return values + lane;
 }
 
 static inline BlockKey key_of(const Noise& noise, int64_t sample) {
@@ -155,7 +161,7 @@ static inline BlockKey key_of(const Noise& noise, int64_t sample) {
 
 static inline const float* noise_of(const Noise& noise, const BlockKey& key, const Shape& shape, const Run& run,
                                     NoiseBuffer& buffer) {
-    return noise.given.data ? load(noise.given, shape, run, buffer.values) : draw(key, run, buffer);
+    return noise.given.data ? load(noise.given, shape, run, buffer.values) : draw(key, run, buffer.values);
 }
 
 static inline int64_t chunks_of(const Shape& shape, bool planar) {
