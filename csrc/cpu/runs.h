@@ -75,6 +75,27 @@ static inline void store_as(T* to, int64_t stride, int length, const float* from
     }
 }
 
+// One channel of channels_last colour.
+static inline void store_colour(float* to, int length, const float* from) {
+    int stored = 0;
+#if defined(__AVX512F__)
+    // Sixteen values are spread over three registers, of which a mask stores every third word. One at a time, as
+    // the compiler has it, they take 1.0 cycles each and so 0.4 (Zen 4).
+    typedef int32_t Index __attribute__((vector_size(64)));
+    const Index place[3] = {{0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5},
+                            {5, 5, 6, 6, 6, 7, 7, 7, 8, 8, 8, 9, 9, 9, 10, 10},
+                            {10, 11, 11, 11, 12, 12, 12, 13, 13, 13, 14, 14, 14, 15, 15, 15}};
+    constexpr uint16_t kThird[3] = {0x9249, 0x4924, 0x2492};
+    for (; stored + 16 <= length; stored += 16) {
+        const __m512 values = _mm512_loadu_ps(from + stored);
+        for (int word = 0; word < 3; ++word)
+            _mm512_mask_storeu_ps(to + 3 * stored + 16 * word, kThird[word],
+                                  _mm512_permutexvar_ps((__m512i)place[word], values));
+    }
+#endif
+    for (; stored < length; ++stored) to[3 * stored] = from[stored];
+}
+
 // The run's elements in fp32: `buffer`, or the operand itself where it is already contiguous fp32.
 static inline const float* load(const Image& image, const Shape& shape, const Run& run, float* buffer) {
     const Walk w = walk(image, shape, run);
@@ -117,7 +138,10 @@ static inline void store(const Image& image, const Shape& shape, const Run& run,
     switch (image.dtype) {
         case DType::f32: {
             float* const to = static_cast<float*>(image.data) + w.offset;
-            if (to != values) store_as(to, w.stride, run.length, values, [](float v) { return v; });
+            if (w.stride == 3)
+                store_colour(to, run.length, values);
+            else if (to != values)
+                store_as(to, w.stride, run.length, values, [](float v) { return v; });
             break;
         }
         case DType::bf16:
