@@ -5,9 +5,9 @@
 // is the lane itself (whatever stands above it, the next product does not look), and nothing is ever shuffled. Left to
 // itself, g++ 12 packs the words into 32-bit lanes and spends two thirds of its time unpacking them.
 //
-// Both halves of the work are long chains, some 50 cycles of Philox and 80 of Box-Muller, so that several are kept going:
-// four registers of counters, then all pairs of normals in one loop. 0.63 ns a normal on a 3.7 GHz Zen 4 (AVX2: 1.07,
-// SSE2: 2.2), where two registers and sixteen counters took 0.89 (1.29, 2.43).
+// Both halves of the work are long chains, some 50 cycles of Philox and 80 of Box-Muller, so that several are kept
+// going: four registers of counters, then all pairs of normals in one loop. 0.63 ns a normal on a 3.7 GHz Zen 4
+// (AVX2: 1.07, SSE2: 2.2), where two registers and sixteen counters took 0.89 (1.29, 2.43).
 #pragma once
 
 #include "../philox.h"
