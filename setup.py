@@ -43,7 +43,8 @@ X86_ISAS = {
     # g++ 12's own header for AVX-512 trips -Wuninitialized.
     "avx512": [
         *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
-        "-Wno-uninitialized",
+        # Interleaves the noise's chains: 0.64 ns a normal for 0.70. With half as many registers it only spills them.
+        *("-fschedule-insns", "-Wno-uninitialized"),
     ],
 }
 

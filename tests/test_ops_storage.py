@@ -20,6 +20,13 @@ def through(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return q_sample(x[None], torch.tensor([0]), IDENTITY, torch.full_like(x[None], -0.0, dtype=torch.float32), dtype)[0]
 
 
+def test_every_pixel_is_divided_exactly(isa):
+    pixels = np.arange(256, dtype=np.uint8)
+    expected = pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
+    found = through(torch.from_numpy(pixels), torch.float32).numpy()
+    np.testing.assert_array_equal(found.view(np.int32), expected.view(np.int32))
+
+
 def patterns(name: str) -> torch.Tensor:
     return torch.arange(2**16).to(torch.uint16).view(LOW[name])
 

@@ -10,7 +10,9 @@ void normal(const NormalArgs& args, int threads) {
         const BlockKey key = key_of(args.noise, sample);
         for_each_run(args.shape, planar, sample, chunk, [&](const Run& run) {
             NoiseBuffer buffer;
-            store(args.out, args.shape, run, draw(key, run, buffer));
+            float* const values =
+                whole_blocks(run) ? destination(args.out, args.shape, run, buffer.values) : buffer.values;
+            store(args.out, args.shape, run, draw(key, run, values));
         });
     });
 }

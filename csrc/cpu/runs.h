@@ -36,7 +36,7 @@ static inline Run second_group(const Shape& shape, const Run& run) {
 
 static inline int64_t bytes_of(DType dtype) { return dtype == DType::f32 ? 4 : dtype == DType::u8 ? 1 : 2; }
 
-// Asks for the run after this one. The normals of a run take 200 ns in which memory would otherwise stand idle, and the
+// Asks for the run after this one. The normals of a run take 170 ns in which memory would otherwise stand idle, and the
 // loads after them would wait for it. Beyond the tensor's end a prefetch does nothing.
 static inline void prefetch_next(const void* run, int64_t bytes) {
     const char* const next = static_cast<const char*>(run) + bytes;
@@ -73,6 +73,27 @@ static inline void store_as(T* to, int64_t stride, int length, const float* from
         case 6: return store_every<6>(to, stride, length, from, convert);
         default: return store_every<0>(to, stride, length, from, convert);
     }
+}
+
+// One channel of channels_last colour.
+static inline void store_colour(float* to, int length, const float* from) {
+    int stored = 0;
+#if defined(__AVX512F__)
+    // Sixteen values are spread over three registers, of which a mask stores every third word. One at a time, as
+    // the compiler has it, they take 1.0 cycles each and so 0.4 (Zen 4).
+    typedef int32_t Index __attribute__((vector_size(64)));
+    const Index place[3] = {{0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5},
+                            {5, 5, 6, 6, 6, 7, 7, 7, 8, 8, 8, 9, 9, 9, 10, 10},
+                            {10, 11, 11, 11, 12, 12, 12, 13, 13, 13, 14, 14, 14, 15, 15, 15}};
+    constexpr uint16_t kThird[3] = {0x9249, 0x4924, 0x2492};
+    for (; stored + 16 <= length; stored += 16) {
+        const __m512 values = _mm512_loadu_ps(from + stored);
+        for (int word = 0; word < 3; ++word)
+            _mm512_mask_storeu_ps(to + 3 * stored + 16 * word, kThird[word],
+                                  _mm512_permutexvar_ps((__m512i)place[word], values));
+    }
+#endif
+    for (; stored < length; ++stored) to[3 * stored] = from[stored];
 }
 
 // The run's elements in fp32: `buffer`, or the operand itself where it is already contiguous fp32.
@@ -117,7 +138,10 @@ static inline void store(const Image& image, const Shape& shape, const Run& run,
     switch (image.dtype) {
         case DType::f32: {
             float* const to = static_cast<float*>(image.data) + w.offset;
-            if (to != values) store_as(to, w.stride, run.length, values, [](float v) { return v; });
+            if (w.stride == 3)
+                store_colour(to, run.length, values);
+            else if (to != values)
+                store_as(to, w.stride, run.length, values, [](float v) { return v; });
             break;
         }
         case DType::bf16:
@@ -138,13 +162,19 @@ struct NoiseBuffer {
     alignas(64) float values[kRun + 4 * kCounters];
 };
 
-static inline const float* draw(const BlockKey& key, const Run& run, NoiseBuffer& buffer) {
+// Whether a run's normals fill whole blocks, so that they can be drawn into their place.
+static inline bool whole_blocks(const Run& run) {
+    return run.element % 4 == 0 && run.length % (4 * kCounters) == 0;
+}
+
+// Draws a run's normals, `values` having room for whole blocks of them, and says where the first one is.
+static inline const float* draw(const BlockKey& key, const Run& run, float* values) {
     const uint32_t first = uint32_t(run.element / 4);
     const int lane = int(run.element % 4);
     const int counters = (lane + run.length + 3) / 4;
     for (int block = 0; block < counters; block += kCounters)
-        normal_block(first + uint32_t(block), key, buffer.values + 4 * block);
-    return buffer.values + lane;
+        normal_block(first + uint32_t(block), key, values + 4 * block);
+    return values + lane;
 }
 
 static inline BlockKey key_of(const Noise& noise, int64_t sample) {
@@ -155,7 +185,7 @@ static inline BlockKey key_of(const Noise& noise, int64_t sample) {
 
 static inline const float* noise_of(const Noise& noise, const BlockKey& key, const Shape& shape, const Run& run,
                                     NoiseBuffer& buffer) {
-    return noise.given.data ? load(noise.given, shape, run, buffer.values) : draw(key, run, buffer);
+    return noise.given.data ? load(noise.given, shape, run, buffer.values) : draw(key, run, buffer.values);
 }
 
 static inline int64_t chunks_of(const Shape& shape, bool planar) {
