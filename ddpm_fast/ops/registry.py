@@ -383,3 +383,72 @@ def _winograd(x, filters, bias):
 
 
 _register("winograd(Tensor x, Tensor filters, Tensor? bias) -> Tensor", _winograd, _winograd_empty)
+
+
+# --- group_norm: of CPU images, with what is done around a norm in a U-Net. The statistics are kept for the backward
+
+
+def _consecutive(rows: Tensor | None) -> Tensor | None:
+    return rows if rows is None or rows.stride(-1) == 1 else rows.contiguous()
+
+
+def _norm_empty(x, weight, bias, scale, shift, added, groups, eps, silu):
+    y = torch.empty_like(x, memory_format=torch.channels_last)
+    return y, x.new_empty(x.shape[0], groups, 2, dtype=torch.float64)
+
+
+def _norm(x, weight, bias, scale, shift, added, groups, eps, silu):
+    from . import native
+
+    x = x.contiguous(memory_format=torch.channels_last)
+    rows = map(_consecutive, (weight, bias, scale, shift, added))
+    return native.group_norm(x, *rows, groups, eps, silu)
+
+
+def _norm_backward_empty(grad, x, weight, bias, scale, shift, added, statistics, silu):
+    dx = torch.empty_like(x, memory_format=torch.channels_last)
+    return dx, x.new_empty(3, *x.shape[:2], dtype=torch.float64)
+
+
+def _norm_backward_run(grad, x, weight, bias, scale, shift, added, statistics, silu):
+    from . import native
+
+    grad, x = (image.contiguous(memory_format=torch.channels_last) for image in (grad, x))
+    rows = map(_consecutive, (weight, bias, scale, shift, added))
+    return native.group_norm_backward(grad, x, *rows, statistics, silu)
+
+
+def _norm_setup(ctx, inputs, output):
+    *tensors, _groups, _eps, ctx.silu = inputs
+    ctx.save_for_backward(*tensors, output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+@torch.autograd.function.once_differentiable
+def _norm_backward(ctx, grad, _):
+    if grad is None:
+        return (None,) * 9
+    x, weight, bias, scale, shift, added, statistics = ctx.saved_tensors
+    dx, sums = torch.ops.ddpm_fast.group_norm_backward(
+        grad, x, weight, bias, scale, shift, added, statistics, ctx.silu
+    )
+    sum_g, sum_gn, sum_dx = sums
+    grad_scale = None if scale is None else weight * sum_gn + bias * sum_g
+    spread = 1 if scale is None else 1 + scale.double()
+    return (
+        *(dx, (spread * sum_gn).sum(0), (spread * sum_g).sum(0), grad_scale),
+        *(None if shift is None else sum_g, None if added is None else sum_dx, None, None, None),
+    )
+
+
+_NORM = "Tensor weight, Tensor bias, Tensor? scale, Tensor? shift, Tensor? added"
+_register(
+    f"group_norm(Tensor x, {_NORM}, int groups, float eps, bool silu) -> (Tensor, Tensor)", _norm, _norm_empty
+)
+_register(
+    f"group_norm_backward(Tensor grad, Tensor x, {_NORM}, Tensor statistics, bool silu) -> (Tensor, Tensor)",
+    _norm_backward_run,
+    _norm_backward_empty,
+)
+_differentiable("group_norm", _norm_setup, _norm_backward)
