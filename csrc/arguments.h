@@ -106,11 +106,11 @@ struct WinogradArgs {
     const float* bias;     // [channels], added to the output; nullptr: none
 };
 
-// A number for each sample and channel [N, C], or with stride 0 for each channel; data == nullptr: none.
+// A number for each sample and channel [N, C], or (with the first stride 0) for each channel; data == nullptr: none.
 struct Rows {
     const void* data;
     DType dtype;
-    int64_t stride;  // from a sample to the next
+    int64_t sample_stride, channel_stride;
 };
 
 // What a group norm's forward and backward have in common. Images are channels_last and of one dtype.

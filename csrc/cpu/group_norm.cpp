@@ -37,7 +37,7 @@ struct Statistics {
 
 static inline double value_of(const Rows& rows, int64_t sample, int64_t channel) {
     if (!rows.data) return 0.0;
-    const int64_t index = sample * rows.stride + channel;
+    const int64_t index = sample * rows.sample_stride + channel * rows.channel_stride;
     switch (rows.dtype) {
         case DType::bf16: return from_bf16(static_cast<const uint16_t*>(rows.data)[index]);
         case DType::f16: return from_f16(static_cast<const uint16_t*>(rows.data)[index]);
@@ -168,7 +168,7 @@ static void find_statistics(const GroupNorm& norm, const Unit& unit, double eps)
     });
     for_each_group(norm, unit, [&](Statistics& group) { group.mean /= count; });
     for_each_strip(norm, unit, [&](const Strip& strip) {
-        alignas(64) double sums[kNormStrip] = {};
+        alignas(64) double sum_d[kNormStrip] = {}, sum_dd[kNormStrip] = {};
         alignas(64) float centre[kNormStrip];
         for_each_channel(norm, strip, [&](int c, const Statistics& group) {
             centre[c] = float(group.mean - value_of(norm.added, strip.sample, strip.channel + c));
@@ -177,12 +177,16 @@ static void find_statistics(const GroupNorm& norm, const Unit& unit, double eps)
             load(norm, norm.x, offset, pixels, strip.length, block);
             const float* const x = block.values;
             const int64_t stride = block.stride;
-            add_pixels(pixels, strip.length, sums, [&](int p, int c) {
-                const float d = x[p * stride + c] - centre[c];
-                return mul(d, d);
-            });
+            const auto d = [&](int p, int c) { return x[p * stride + c] - centre[c]; };
+            if (norm.added.data) add_pixels(pixels, strip.length, sum_d, d);
+            add_pixels(pixels, strip.length, sum_dd, [&](int p, int c) { return mul(d(p, c), d(p, c)); });
         });
-        for_each_channel(norm, strip, [&](int c, Statistics& group) { group.rstd += sums[c]; });
+        for_each_channel(norm, strip, [&](int c, Statistics& group) {
+            const double mean = group.mean - value_of(norm.added, strip.sample, strip.channel + c);
+            const double rest = mean - double(centre[c]), all_rest = rest * double(positions);
+            // Without `added` the group's channels have one `rest` in common, and it is what their d is on average.
+            group.rstd += sum_dd[c] - rest * (norm.added.data ? 2.0 * sum_d[c] - all_rest : all_rest);
+        });
     });
     for_each_group(norm, unit, [&](Statistics& group) { group.rstd = 1.0 / __builtin_sqrt(group.rstd / count + eps); });
 }

@@ -28,8 +28,8 @@ def zeroed(layer: nn.Module) -> nn.Module:
 class GroupNorm(nn.GroupNorm):
     """Group normalisation, then optionally y*(1+scale)+shift and SiLU, in fp32 (float64 for float64).
 
-    x: [N, C, H, W] of any float dtype; scale and shift, or neither: [N, C]; added: [N, C], to every pixel of x before it
-    is normalised. Returns x's shape and dtype. CPU images go through the C++ kernel where it is there.
+    x: [N, C, H, W] of any float dtype; scale and shift, or neither: [N, C]; added: [N, C], which every pixel of x gets
+    before it is normalised. Returns x's shape and dtype. CPU images go through the C++ kernel where it is there.
     """
 
     def __init__(self, groups: int, channels: int, eps: float, silu: bool = True):
@@ -39,30 +39,30 @@ class GroupNorm(nn.GroupNorm):
     def forward(
         self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, added: Tensor | None = None
     ) -> Tensor:
-        if self._takes_kernel(x, scale, shift, added):
-            arguments = x, self.weight, self.bias, scale, shift, added, self.num_groups, self.eps, self.silu
-            return torch.ops.ddpm_fast.group_norm(*arguments)[0]
+        weight, bias = self.weight, self.bias
+        if x.device.type == "cpu" and self._takes_kernel(x, weight, bias, scale, shift, added):
+            arguments = x, weight, bias, scale, shift, added, self.num_groups, self.eps, self.silu
+            return torch.ops.ddpm_fast.group_norm.default(*arguments)[0]
         compute = torch.promote_types(x.dtype, torch.float32)
         y = x.to(compute)
         if added is not None:
             y = y + added.to(compute)[:, :, None, None]
-        y = F.group_norm(y, self.num_groups, self.weight.to(compute), self.bias.to(compute), self.eps)
+        y = F.group_norm(y, self.num_groups, weight.to(compute), bias.to(compute), self.eps)
         if scale is not None:
             y = y * (1 + scale.to(compute)[:, :, None, None]) + shift.to(compute)[:, :, None, None]
         if self.silu:
             y = F.silu(y)
         return y.to(x.dtype)
 
-    def _takes_kernel(self, x: Tensor, *rows: Tensor | None) -> bool:
-        return (
-            x.device.type == "cpu"
-            and not torch.compiler.is_compiling()
-            and x.ndim == 4
-            and x.shape[1] == self.num_channels
-            and all(v.dtype in _KERNEL_DTYPES for v in (x, self.weight, self.bias))
-            and all(v is None or (v.shape == x.shape[:2] and v.dtype in _KERNEL_DTYPES) for v in rows)
-            and uses_cpu_kernels()
-        )
+    def _takes_kernel(self, x: Tensor, weight: Tensor, bias: Tensor, *rows: Tensor | None) -> bool:
+        """Whether this CPU image, here and now, goes through the C++ kernel."""
+        shape = x.shape
+        if torch.compiler.is_compiling() or len(shape) != 4 or shape[1] != self.num_channels or not uses_cpu_kernels():
+            return False
+        for row in rows:
+            if row is not None and (row.shape != shape[:2] or row.dtype not in _KERNEL_DTYPES):
+                return False
+        return x.dtype in _KERNEL_DTYPES and weight.dtype in _KERNEL_DTYPES and bias.dtype in _KERNEL_DTYPES
 
 
 class TimeEmbedding(nn.Module):

@@ -30,7 +30,7 @@ except ImportError as error:
 
 DTYPES = {torch.uint8: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 _NO_IMAGE = (0, 1, False)
-_NO_ROWS = (0, 1, 0)
+_NO_ROWS = (0, 1, 0, 0)
 
 if _C and (_isa := os.environ.get("DDPM_FAST_CPU_ISA")) and not _C.use_isa(_isa):
     raise InputError(f"DDPM_FAST_CPU_ISA={_isa}: this machine runs {', '.join(_C.isas())}")
@@ -127,11 +127,12 @@ def _norm(x, weight, bias, scale, shift, added, groups, silu, statistics) -> tup
     )
 
 
-def _rows(values: Tensor | None) -> tuple[int, int, int]:
+def _rows(values: Tensor | None) -> tuple[int, int, int, int]:
     """[N, C], or [C] for every sample."""
     if values is None:
         return _NO_ROWS
-    return values.data_ptr(), DTYPES[values.dtype], values.stride(0) if values.ndim == 2 else 0
+    strides = values.stride()
+    return values.data_ptr(), DTYPES[values.dtype], strides[0] if len(strides) == 2 else 0, strides[-1]
 
 
 def group_norm(
@@ -147,8 +148,7 @@ def group_norm(
 ) -> tuple[Tensor, Tensor]:
     """silu?(((x + added - mean) * rstd * weight + bias) * (1 + scale) + shift), and float64 [N, groups, 2]: mean, rstd.
 
-    x: [N, C, H, W], channels_last; weight, bias: [C]; scale, shift, added: [N, C], each of its own dtype, consecutive
-    in memory along C.
+    x: [N, C, H, W], channels_last; weight, bias: [C]; scale, shift, added: [N, C]; each of its own dtype.
     """
     y, statistics = torch.empty_like(x), x.new_empty(x.shape[0], groups, 2, dtype=torch.float64)
     norm = _norm(x, weight, bias, scale, shift, added, groups, silu, statistics)

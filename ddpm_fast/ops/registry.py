@@ -388,10 +388,6 @@ _register("winograd(Tensor x, Tensor filters, Tensor? bias) -> Tensor", _winogra
 # --- group_norm: of CPU images, with what is done around a norm in a U-Net. The statistics are kept for the backward
 
 
-def _consecutive(rows: Tensor | None) -> Tensor | None:
-    return rows if rows is None or rows.stride(-1) == 1 else rows.contiguous()
-
-
 def _norm_empty(x, weight, bias, scale, shift, added, groups, eps, silu):
     y = torch.empty_like(x, memory_format=torch.channels_last)
     return y, x.new_empty(x.shape[0], groups, 2, dtype=torch.float64)
@@ -401,8 +397,7 @@ def _norm(x, weight, bias, scale, shift, added, groups, eps, silu):
     from . import native
 
     x = x.contiguous(memory_format=torch.channels_last)
-    rows = map(_consecutive, (weight, bias, scale, shift, added))
-    return native.group_norm(x, *rows, groups, eps, silu)
+    return native.group_norm(x, weight, bias, scale, shift, added, groups, eps, silu)
 
 
 def _norm_backward_empty(grad, x, weight, bias, scale, shift, added, statistics, silu):
@@ -414,8 +409,7 @@ def _norm_backward_run(grad, x, weight, bias, scale, shift, added, statistics, s
     from . import native
 
     grad, x = (image.contiguous(memory_format=torch.channels_last) for image in (grad, x))
-    rows = map(_consecutive, (weight, bias, scale, shift, added))
-    return native.group_norm_backward(grad, x, *rows, statistics, silu)
+    return native.group_norm_backward(grad, x, weight, bias, scale, shift, added, statistics, silu)
 
 
 def _norm_setup(ctx, inputs, output):
@@ -425,30 +419,30 @@ def _norm_setup(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-@torch.autograd.function.once_differentiable
 def _norm_backward(ctx, grad, _):
     if grad is None:
         return (None,) * 9
     x, weight, bias, scale, shift, added, statistics = ctx.saved_tensors
-    dx, sums = torch.ops.ddpm_fast.group_norm_backward(
-        grad, x, weight, bias, scale, shift, added, statistics, ctx.silu
-    )
+    dx, sums = torch.ops.ddpm_fast.group_norm_backward(grad, x, weight, bias, scale, shift, added, statistics, ctx.silu)
     sum_g, sum_gn, sum_dx = sums
+    by_sample = sums[:2] if scale is None else sums[:2] * (1 + scale.double())
+    grad_bias, grad_weight = by_sample.sum(1)
     grad_scale = None if scale is None else weight * sum_gn + bias * sum_g
-    spread = 1 if scale is None else 1 + scale.double()
-    return (
-        *(dx, (spread * sum_gn).sum(0), (spread * sum_g).sum(0), grad_scale),
-        *(None if shift is None else sum_g, None if added is None else sum_dx, None, None, None),
-    )
+    grad_shift = None if shift is None else sum_g
+    grad_added = None if added is None else sum_dx
+    return dx, grad_weight, grad_bias, grad_scale, grad_shift, grad_added, None, None, None
+
+
+def _norm_second_backward(ctx, *grads):
+    raise RuntimeError("the CPU's group norm has no second derivative: run the model within use_backend('reference')")
 
 
 _NORM = "Tensor weight, Tensor bias, Tensor? scale, Tensor? shift, Tensor? added"
-_register(
-    f"group_norm(Tensor x, {_NORM}, int groups, float eps, bool silu) -> (Tensor, Tensor)", _norm, _norm_empty
-)
+_register(f"group_norm(Tensor x, {_NORM}, int groups, float eps, bool silu) -> (Tensor, Tensor)", _norm, _norm_empty)
 _register(
     f"group_norm_backward(Tensor grad, Tensor x, {_NORM}, Tensor statistics, bool silu) -> (Tensor, Tensor)",
     _norm_backward_run,
     _norm_backward_empty,
 )
 _differentiable("group_norm", _norm_setup, _norm_backward)
+_differentiable("group_norm_backward", lambda ctx, inputs, output: None, _norm_second_backward)
