@@ -127,8 +127,8 @@ def test_error_is_at_most_that_of_plain_torch(dtype):
 @pytest.mark.parametrize("mean", [1000.0, -4096.0, 1e6])
 @needs_kernels
 def test_a_large_mean_costs_nothing(isa, mean):
-    """Where variance 1 stands on a mean of 4096, E[x^2] - E[x]^2 in fp32 is off by 100%; on one of 1e6 an fp32 mean is off
-    by up to 0.03, while x is what it is."""
+    """Where variance 1 stands on a mean of 4096, E[x^2] - E[x]^2 in fp32 is off by 100%; on one of 1e6 an fp32 mean is
+    off by up to 0.03, while x is what it is."""
     x = image((2, 16, 24, 24), mean=mean, std=1.0)
     check_against_float64(layer(4, 16), [x, None, None, None], tolerance=1e-5)
     check_against_float64(layer(4, 16, silu=False), [x, None, None, -mean + rows(x.shape, 1)[0]], tolerance=1e-5)
