@@ -20,13 +20,15 @@ DDPM_FN float magnitude(float x) { return as_float(as_bits(x) & 0x7FFFFFFFu); }
 DDPM_FN float lesser(float a, float b) { return b < a ? b : a; }   // of a NaN and a number: the first
 DDPM_FN float greater(float a, float b) { return b > a ? b : a; }
 
-// e^x for -87 <= x <= 88.
-DDPM_FN float exponential_within(float x) {
+// e^x, held within e^-87 .. e^88 rather than reaching zero or infinity: a gradient made of it stays finite.
+DDPM_FN float exponential(float x) {
+    const float below = x > 88.0f ? 88.0f : x;
+    const float held = below < -87.0f ? -87.0f : below;
     // Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
-    const float shifted = add(mul(x, 1.44269502f), 12582912.0f);
+    const float shifted = add(mul(held, 1.44269502f), 12582912.0f);
     const float n = add(shifted, -12582912.0f);
     // ln 2 in two parts, the first short enough for n times it to be exact.
-    const float r = add(add(x, -mul(n, 0.693359375f)), mul(n, 0.000212194442f));
+    const float r = add(add(held, -mul(n, 0.693359375f)), mul(n, 0.000212194442f));
     float q = 0.00139505998f;  // (e^r - 1 - r) / r^2 for |r| <= ln 2 / 2
     q = add(mul(q, r), 0.00836895406f);
     q = add(mul(q, r), 0.041666206f);
@@ -34,12 +36,6 @@ DDPM_FN float exponential_within(float x) {
     q = add(mul(q, r), 0.5f);
     const float power = add(add(mul(mul(r, r), q), r), 1.0f);
     return mul(power, as_float((as_bits(shifted) - 0x4B400000u + 127u) << 23));
-}
-
-// e^x, held within e^-87 .. e^88 rather than reaching zero or infinity: a gradient made of it stays finite.
-DDPM_FN float exponential(float x) {
-    const float below = x > 88.0f ? 88.0f : x;
-    return exponential_within(below < -87.0f ? -87.0f : below);
 }
 
 // ln x for a normal x > 0; infinity and NaN stay what they are.
