@@ -144,6 +144,23 @@ static inline void add_pixels(int pixels, int length, double* __restrict sums, V
     }
 }
 
+// Calls visit(p, c) for a block's values.
+template <class Visit>
+static inline void for_each_value(int pixels, int length, Visit visit) {
+    if (pixels == kPixels) {
+#pragma omp simd
+        for (int c = 0; c < length; ++c) {
+#pragma GCC unroll 8
+            for (int p = 0; p < kPixels; ++p) visit(p, c);
+        }
+    } else {
+        for (int p = 0; p < pixels; ++p) {
+#pragma omp simd
+            for (int c = 0; c < length; ++c) visit(p, c);
+        }
+    }
+}
+
 static void find_statistics(const GroupNorm& norm, const Unit& unit, double eps) {
     const int64_t positions = norm.shape.positions;
     const double count = double(positions * (norm.shape.channels / norm.groups));
@@ -219,15 +236,13 @@ static void forward(const GroupNormArgs& args, const Unit& unit) {
             Block in, out;
             load(norm, norm.x, offset, pixels, strip.length, in);
             place(args.y, norm.dtype, offset, norm.shape.channels, out);
-            for (int p = 0; p < pixels; ++p) {
-                const float* const x = in.values + p * in.stride;
-                float* const y = out.values + p * out.stride;
-#pragma omp simd
-                for (int c = 0; c < strip.length; ++c) {
-                    const float u = add(mul(x[c] - centre[c], gain[c]), shift[c]);
-                    y[c] = kSilu ? silu(u) : u;
-                }
-            }
+            const float* const x = in.values;
+            float* const y = out.values;
+            const int64_t stride = in.stride;  // of both
+            for_each_value(pixels, strip.length, [&](int p, int c) {
+                const float u = add(mul(x[p * stride + c] - centre[c], gain[c]), shift[c]);
+                y[p * stride + c] = kSilu ? silu(u) : u;
+            });
             store(norm, args.y, offset, pixels, strip.length, out);
         });
     });
@@ -260,18 +275,13 @@ static void backward(const GroupNormBackwardArgs& args, float* scratch, const Un
             Block image, grad;
             load(norm, norm.x, offset, pixels, strip.length, image);
             load(norm, args.grad, offset, pixels, strip.length, grad);
-            const float* const x = image.values;
+            const float *const x = image.values, *const dy = grad.values;
             float* const g = kept + position * width;
-            const int64_t stride = image.stride;
-            for (int p = 0; p < pixels; ++p) {
-                const float *const x_p = x + p * stride, *const grad_p = grad.values + p * grad.stride;
-                float* const g_p = g + p * width;
-#pragma omp simd
-                for (int c = 0; c < strip.length; ++c) {
-                    const float u = add(mul(x_p[c] - centre[c], gain[c]), shift[c]);
-                    g_p[c] = kSilu ? mul(grad_p[c], silu_derivative(u)) : grad_p[c];
-                }
-            }
+            const int64_t stride = image.stride;  // of both
+            for_each_value(pixels, strip.length, [&](int p, int c) {
+                const float u = add(mul(x[p * stride + c] - centre[c], gain[c]), shift[c]);
+                g[p * width + c] = mul(dy[p * stride + c], kSilu ? silu_derivative(u) : 1.0f);
+            });
             add_pixels(pixels, strip.length, sum_g, [&](int p, int c) { return g[p * width + c]; });
             add_pixels(pixels, strip.length, sum_d, [&](int p, int c) { return x[p * stride + c] - centre[c]; });
             add_pixels(pixels, strip.length, sum_gd,
@@ -307,13 +317,13 @@ static void backward(const GroupNormBackwardArgs& args, float* scratch, const Un
             Block in, out;
             load(norm, norm.x, offset, pixels, strip.length, in);
             place(args.dx, norm.dtype, offset, norm.shape.channels, out);
-            for (int p = 0; p < pixels; ++p) {
-                const float *const x = in.values + p * in.stride, *const g = kept + (position + p) * width;
-                float* const dx = out.values + p * out.stride;
-#pragma omp simd
-                for (int c = 0; c < strip.length; ++c)
-                    dx[c] = mul(gain[c], g[c]) - add(mul(slope[c], x[c] - centre[c]), level[c]);
-            }
+            const float *const x = in.values, *const g = kept + position * width;
+            float* const dx = out.values;
+            const int64_t stride = in.stride;  // of both
+            for_each_value(pixels, strip.length, [&](int p, int c) {
+                const float through_statistics = add(mul(slope[c], x[p * stride + c] - centre[c]), level[c]);
+                dx[p * stride + c] = mul(gain[c], g[p * width + c]) - through_statistics;
+            });
             store(norm, args.dx, offset, pixels, strip.length, out);
         });
     });
