@@ -146,7 +146,8 @@ def test_silu_over_the_whole_range(isa):
     y, statistics = op(x, torch.ones(n), u, None, None, None, n, 1e-5, True)
     y, finite = y.flatten().double(), u.double()[:-3]
     expected = F.silu(finite)
-    assert ((y[:-3] - expected).abs() <= 1e-35 + 5e-7 * expected.abs()).all()
+    relative = torch.where(finite < -8, 5e-6, 7e-7)  # SiLU of -8 is -0.0027
+    assert ((y[:-3] - expected).abs() <= 1e-35 + relative * expected.abs()).all()
     assert y[-2].abs() <= 1e-35 and y[-3] == torch.inf and y[-1].isnan()
 
     _, sums = torch.ops.ddpm_fast.group_norm_backward(grad, x, torch.ones(n), u, None, None, None, statistics, True)
