@@ -29,9 +29,8 @@ using ShapeTuple = std::tuple<int64_t, int64_t, int64_t>;  // samples, channels,
 using TableTuple = std::tuple<uintptr_t, int64_t>;         // pointer, rows
 // given, seed, ids, step, stream
 using NoiseTuple = std::tuple<ImageTuple, uintptr_t, uintptr_t, uintptr_t, uint32_t>;
-
 using RowsTuple = std::tuple<uintptr_t, int, int64_t, int64_t>;  // pointer, dtype, strides
-// groups, SiLU, dtype, x, weight, bias, scale, shift, added, statistics
+// shape, groups, SiLU, dtype, x, weight, bias, scale, shift, added, statistics
 using NormTuple = std::tuple<ShapeTuple, int64_t, bool, int, uintptr_t, RowsTuple, RowsTuple, RowsTuple, RowsTuple,
                              RowsTuple, uintptr_t>;
 
@@ -51,9 +50,17 @@ Rows rows(const RowsTuple& t) {
     return Rows{pointer<void>(std::get<0>(t)), DType(std::get<1>(t)), std::get<2>(t), std::get<3>(t)};
 }
 GroupNorm norm(const NormTuple& t) {
-    return GroupNorm{shape(std::get<0>(t)), std::get<1>(t),       std::get<2>(t),       DType(std::get<3>(t)),
-                     pointer<void>(std::get<4>(t)), rows(std::get<5>(t)), rows(std::get<6>(t)), rows(std::get<7>(t)),
-                     rows(std::get<8>(t)),  rows(std::get<9>(t)), pointer<double>(std::get<10>(t))};
+    return GroupNorm{shape(std::get<0>(t)),
+                     std::get<1>(t),
+                     std::get<2>(t),
+                     DType(std::get<3>(t)),
+                     pointer<void>(std::get<4>(t)),
+                     rows(std::get<5>(t)),
+                     rows(std::get<6>(t)),
+                     rows(std::get<7>(t)),
+                     rows(std::get<8>(t)),
+                     rows(std::get<9>(t)),
+                     pointer<double>(std::get<10>(t))};
 }
 
 struct Cpu {

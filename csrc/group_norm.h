@@ -1,6 +1,6 @@
-// The activation after a group norm: SiLU, u / (1 + e^-u), and its derivative, both from e = e^-|u|, which cannot overflow.
-// Largest errors against float64: SiLU 6.3e-7 of the value from u = -8 on, 4e-6 of the small ones below it; the derivative
-// 2.3e-7. e is held where |u| is 87: SiLU is 0 or u there.
+// The activation after a group norm: SiLU, u / (1 + e^-u), and its derivative, both from e = e^-|u|, which cannot
+// overflow. Largest errors against float64: SiLU 6.3e-7 of the value from u = -8 on, 4e-6 of the small ones below it;
+// the derivative 2.3e-7. e is held where |u| is 87: SiLU is 0 or u there.
 #pragma once
 
 #include "functions.h"

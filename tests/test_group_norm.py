@@ -252,6 +252,8 @@ def on_the_reference_backend(norm, x):
     [
         on_the_reference_backend,
         pytest.param(lambda norm, x: norm.double()(x.double()), id="float64"),
+        pytest.param(lambda norm, x: norm.to("meta")(x.to("meta")), id="another device"),
+        pytest.param(lambda norm, x: norm(x[:, :, :0]).new_empty(x.shape), id="no pixels"),
         pytest.param(lambda norm, x: norm(x, *[v.double() for v in rows(x.shape, 2)]), id="float64 scale and shift"),
         pytest.param(lambda norm, x: norm(x, *rows((1, 16), 2)), id="one scale and shift for all"),
         pytest.param(lambda norm, x: torch.compile(norm, backend="eager", fullgraph=True)(x), id="compiled"),

@@ -2,9 +2,9 @@
 //
 //     y = silu(u),   u = ((x + added - mean) * rstd * weight + bias) * (1 + scale) + shift,
 //
-// and their gradient. A unit of work is some whole groups of one sample. Its channels go through in strips, and every loop
-// runs over a strip's channels, which are contiguous in memory. Sums over pixels are a channel's own: eight pixels in
-// fp32, these in double precision. So no result depends on how the work was divided.
+// and its gradient. A unit of work is some whole groups of one sample. Its channels go through in strips, and every
+// loop runs over a strip's channels, which are contiguous in memory. Sums over pixels are a channel's own: eight pixels
+// in fp32, these in double precision. So no result depends on how the work was divided.
 #include "../group_norm.h"
 
 #include <omp.h>
@@ -25,8 +25,9 @@ struct Strip {
     int length;
 };
 
-// A channel of a sample: u = (x - centre - rest) * rstd * factor + offset. As an fp32 number the mean alone would be off by
-// up to 2^-24 of itself, which is much of a standard deviation where that is small beside it; x - centre loses nothing.
+// A channel of a sample: u = (x - centre - rest) * rstd * factor + offset. As an fp32 number the mean alone would be
+// off by up to 2^-24 of itself, which is much of a standard deviation where that is small beside it; x - centre loses
+// nothing.
 struct Channel {
     double centre, rest, rstd, factor, offset;
 };
@@ -95,7 +96,8 @@ static inline void place(void* image, DType dtype, int64_t offset, int64_t chann
     block.stride = in_place ? channels : kNormStrip;
 }
 
-static inline void load(const GroupNorm& norm, const void* image, int64_t offset, int pixels, int length, Block& block) {
+static inline void load(const GroupNorm& norm, const void* image, int64_t offset, int pixels, int length,
+                        Block& block) {
     const int64_t channels = norm.shape.channels;
     place(const_cast<void*>(image), norm.dtype, offset, channels, block);
     if (norm.dtype == DType::f32) return;
@@ -107,7 +109,8 @@ static inline void load(const GroupNorm& norm, const void* image, int64_t offset
     }
 }
 
-static inline void store(const GroupNorm& norm, void* image, int64_t offset, int pixels, int length, const Block& block) {
+static inline void store(const GroupNorm& norm, void* image, int64_t offset, int pixels, int length,
+                         const Block& block) {
     if (norm.dtype == DType::f32) return;
     for (int p = 0; p < pixels; ++p) {
         uint16_t* const to = static_cast<uint16_t*>(image) + offset + p * norm.shape.channels;

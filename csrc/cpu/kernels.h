@@ -17,9 +17,9 @@ inline int64_t loss_chunks(const Shape& shape) {
     return planar > contiguous ? planar : contiguous;
 }
 
-// Channels of a sample that a group norm handles at a time: whole groups, where they are narrow enough about kNormStrip, which
-// of 32x32 fp32 pixels are 256 KiB and stay in the L2 cache from pass to pass. In vectors of 16 if the groups allow it, and
-// fewer where there are not units enough for the threads; no result depends on it.
+// Channels of a sample that a group norm handles at a time: whole groups, where they are narrow enough up to
+// kNormStrip, which of 32x32 fp32 pixels are 256 KiB and stay in the L2 cache from pass to pass. In vectors of 16 if
+// the groups allow it, and fewer where there are not units enough for the threads; no result depends on it.
 constexpr int64_t kNormStrip = 64;
 inline int64_t group_norm_width(const GroupNorm& norm, int threads) {
     const int64_t channels = norm.shape.channels, group = channels / norm.groups;

@@ -40,7 +40,7 @@ class GroupNorm(nn.GroupNorm):
         self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, added: Tensor | None = None
     ) -> Tensor:
         weight, bias = self.weight, self.bias
-        if x.device.type == "cpu" and self._takes_kernel(x, weight, bias, scale, shift, added):
+        if self._takes_kernel(x, weight, bias, scale, shift, added):
             arguments = x, weight, bias, scale, shift, added, self.num_groups, self.eps, self.silu
             return torch.ops.ddpm_fast.group_norm.default(*arguments)[0]
         compute = torch.promote_types(x.dtype, torch.float32)
@@ -55,14 +55,14 @@ class GroupNorm(nn.GroupNorm):
         return y.to(x.dtype)
 
     def _takes_kernel(self, x: Tensor, weight: Tensor, bias: Tensor, *rows: Tensor | None) -> bool:
-        """Whether this CPU image, here and now, goes through the C++ kernel."""
+        """Whether this image, here and now, goes through the C++ kernel."""
         shape = x.shape
-        if torch.compiler.is_compiling() or len(shape) != 4 or shape[1] != self.num_channels or not uses_cpu_kernels():
+        if torch.compiler.is_compiling() or len(shape) != 4 or shape[1] != self.num_channels or not x.numel():
             return False
-        for row in rows:
-            if row is not None and (row.shape != shape[:2] or row.dtype not in _KERNEL_DTYPES):
+        for v in (x, weight, bias, *rows):
+            if v is not None and (v.device.type != "cpu" or v.dtype not in _KERNEL_DTYPES):
                 return False
-        return x.dtype in _KERNEL_DTYPES and weight.dtype in _KERNEL_DTYPES and bias.dtype in _KERNEL_DTYPES
+        return all([row is None or row.shape == shape[:2] for row in rows]) and uses_cpu_kernels()
 
 
 class TimeEmbedding(nn.Module):
