@@ -106,4 +106,35 @@ struct WinogradArgs {
     const float* bias;     // [channels], added to the output; nullptr: none
 };
 
+// A number for each sample and channel [N, C], or (with the first stride 0) for each channel; data == nullptr: none.
+struct Rows {
+    const void* data;
+    DType dtype;
+    int64_t sample_stride, channel_stride;
+};
+
+// What a group norm's forward and backward have in common. Images are channels_last and of one dtype.
+struct GroupNorm {
+    Shape shape;
+    int64_t groups;
+    bool silu;
+    DType dtype;
+    const void* x;
+    Rows weight, bias, scale, shift, added;
+    double* statistics;  // [N, groups, 2]: mean, 1/sqrt(variance + eps); the forward writes them
+};
+
+struct GroupNormArgs {
+    GroupNorm norm;
+    double eps;
+    void* y;
+};
+
+struct GroupNormBackwardArgs {
+    GroupNorm norm;
+    const void* grad;
+    void* dx;
+    double* sums;  // [3, N, C]: over pixels, of g (dL/dy before SiLU), of g times the normalised x, and of dx
+};
+
 }  // namespace ddpm

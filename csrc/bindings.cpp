@@ -29,6 +29,10 @@ using ShapeTuple = std::tuple<int64_t, int64_t, int64_t>;  // samples, channels,
 using TableTuple = std::tuple<uintptr_t, int64_t>;         // pointer, rows
 // given, seed, ids, step, stream
 using NoiseTuple = std::tuple<ImageTuple, uintptr_t, uintptr_t, uintptr_t, uint32_t>;
+using RowsTuple = std::tuple<uintptr_t, int, int64_t, int64_t>;  // pointer, dtype, strides
+// shape, groups, SiLU, dtype, x, weight, bias, scale, shift, added, statistics
+using NormTuple = std::tuple<ShapeTuple, int64_t, bool, int, uintptr_t, RowsTuple, RowsTuple, RowsTuple, RowsTuple,
+                             RowsTuple, uintptr_t>;
 
 template <class T>
 T* pointer(uintptr_t address) {
@@ -41,6 +45,22 @@ Table table(const TableTuple& t) { return Table{pointer<const float>(std::get<0>
 Noise noise(const NoiseTuple& t) {
     return Noise{image(std::get<0>(t)), pointer<const int64_t>(std::get<1>(t)), pointer<const int64_t>(std::get<2>(t)),
                  pointer<const int64_t>(std::get<3>(t)), std::get<4>(t)};
+}
+Rows rows(const RowsTuple& t) {
+    return Rows{pointer<void>(std::get<0>(t)), DType(std::get<1>(t)), std::get<2>(t), std::get<3>(t)};
+}
+GroupNorm norm(const NormTuple& t) {
+    return GroupNorm{shape(std::get<0>(t)),
+                     std::get<1>(t),
+                     std::get<2>(t),
+                     DType(std::get<3>(t)),
+                     pointer<void>(std::get<4>(t)),
+                     rows(std::get<5>(t)),
+                     rows(std::get<6>(t)),
+                     rows(std::get<7>(t)),
+                     rows(std::get<8>(t)),
+                     rows(std::get<9>(t)),
+                     pointer<double>(std::get<10>(t))};
 }
 
 struct Cpu {
@@ -215,6 +235,19 @@ PYBIND11_MODULE(DDPM_MODULE, m) {
     };
     m.def("winograd_input", winograd(true));
     m.def("winograd_output", winograd(false));
+
+    m.def("group_norm", [](const NormTuple& n, double eps, uintptr_t y, int threads) {
+        const GroupNormArgs args{norm(n), eps, pointer<void>(y)};
+        py::gil_scoped_release release;
+        active_kernels().group_norm(args, threads);
+    });
+    m.def("group_norm_backward", [](const NormTuple& n, uintptr_t grad, uintptr_t dx, uintptr_t sums, int threads) {
+        const GroupNormBackwardArgs args{norm(n), pointer<void>(grad), pointer<void>(dx), pointer<double>(sums)};
+        const int64_t size = args.norm.shape.positions * group_norm_width(args.norm, threads);
+        const std::unique_ptr<float[]> scratch(new float[threads * size]);
+        py::gil_scoped_release release;
+        active_kernels().group_norm_backward(args, scratch.get(), threads);
+    });
 
 #if defined(DDPM_CUDA_ARCHS)
     py::module_ gpu = m.def_submodule("cuda", "The same on a GPU. Use ddpm_fast.ops.");

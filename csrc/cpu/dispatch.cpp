@@ -8,7 +8,8 @@ namespace {
 
 #define DDPM_KERNELS(isa) \
     Kernels{#isa, isa::normal, isa::q_sample, isa::diffusion_loss, isa::hybrid_loss, isa::vlb_terms,  \
-            isa::loss_backward, isa::reverse_step, isa::winograd_input, isa::winograd_output}
+            isa::loss_backward, isa::reverse_step, isa::winograd_input, isa::winograd_output,         \
+            isa::group_norm, isa::group_norm_backward}
 
 // Slowest first. `generic` is what the compiler does without being told more: SSE2 on x86-64, NEON on AArch64.
 const Kernels kBuilt[] = {

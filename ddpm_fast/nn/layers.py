@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_fast.nn.convolution import Conv2d
+from ddpm_fast.ops.backend import uses_cpu_kernels
 
-# 2^18 fp32 values are 1 MiB; the CPU norm has three such buffers at a time, and two cores' L2 4 MiB.
-# A U-Net's forward at batch 64, 28x28: 129 ms in chunks of 2^16, 107 of 2^18, 114 of 2^20, 134 in one piece.
-_CHUNK = 1 << 18
+_KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def zeroed(layer: nn.Module) -> nn.Module:
@@ -29,110 +28,41 @@ def zeroed(layer: nn.Module) -> nn.Module:
 class GroupNorm(nn.GroupNorm):
     """Group normalisation, then optionally y*(1+scale)+shift and SiLU, in fp32 (float64 for float64).
 
-    x: [N, C, H, W] of any float dtype; scale, shift: [N, C]. Returns x's shape and dtype.
+    x: [N, C, H, W] of any float dtype; scale and shift, or neither: [N, C]; added: [N, C], which every pixel of x gets
+    before it is normalised. Returns x's shape and dtype. CPU images go through the C++ kernel where it is there.
     """
 
     def __init__(self, groups: int, channels: int, eps: float, silu: bool = True):
         super().__init__(groups, channels, eps=eps)
         self.silu = silu
 
-    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, added: Tensor | None = None
+    ) -> Tensor:
+        weight, bias = self.weight, self.bias
+        if self._takes_kernel(x, weight, bias, scale, shift, added):
+            arguments = x, weight, bias, scale, shift, added, self.num_groups, self.eps, self.silu
+            return torch.ops.ddpm_fast.group_norm.default(*arguments)[0]
         compute = torch.promote_types(x.dtype, torch.float32)
-        weight, bias = self.weight.to(compute), self.bias.to(compute)
-        if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            if scale is not None:
-                scale, shift = scale.to(compute), shift.to(compute)
-            return _NormOnCPU.apply(x, weight, bias, scale, shift, self.num_groups, self.eps, self.silu)
-        y = F.group_norm(x.to(compute), self.num_groups, weight, bias, self.eps)
+        y = x.to(compute)
+        if added is not None:
+            y = y + added.to(compute)[:, :, None, None]
+        y = F.group_norm(y, self.num_groups, weight.to(compute), bias.to(compute), self.eps)
         if scale is not None:
-            y = y * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+            y = y * (1 + scale.to(compute)[:, :, None, None]) + shift.to(compute)[:, :, None, None]
         if self.silu:
             y = F.silu(y)
         return y.to(x.dtype)
 
-
-class _NormOnCPU(torch.autograd.Function):
-    """GroupNorm.forward for eager CPU tensors, as passes over pixels [N, P, C] along the channels.
-
-    torch's channels_last kernel walks C/groups channels at a time - two, for 64 channels in 32 groups - below
-    1,024 pixels, and takes bf16 five times as long as fp32. With u = x*gain + offset per sample and channel,
-    the backward needs only sum(g) and sum(g*x) per channel, g = dL/du, and nothing of the image's size is
-    kept but x. The samples go through in chunks whose fp32 intermediates stay in the cache.
-    """
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, scale, shift, groups, eps, silu):
-        n, c, height, width = x.shape
-        mean, rstd = weight.new_empty(n, c), weight.new_empty(n, c)
-        out = torch.empty(n, height * width, c, dtype=x.dtype)
-        for rows in _chunks(x):
-            pixels = _pixels(x[rows])
-            mean[rows] = _group_mean(pixels.mean(1), groups)
-            centred = pixels - mean[rows, None]
-            rstd[rows] = torch.rsqrt(_group_mean(centred.square().mean(1), groups) + eps)
-            gain, offset = _gain_offset(rows, mean, rstd, weight, bias, scale, shift)
-            u = torch.addcmul(offset, pixels, gain, out=centred)
-            out[rows] = F.silu(u) if silu else u
-        ctx.save_for_backward(x, weight, bias, scale, shift, mean, rstd)
-        ctx.groups, ctx.silu = groups, silu
-        return out.view(n, height, width, c).permute(0, 3, 1, 2)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        x, weight, bias, scale, shift, mean, rstd = ctx.saved_tensors
-        n, c, height, width = x.shape
-        # Sums over pixels, of g and of g times the normalised x.
-        sum_g, sum_gn = torch.empty_like(mean), torch.empty_like(mean)
-        factor = weight.expand(n, c) if scale is None else weight * (1 + scale)
-        dx = torch.empty(n, height * width, c, dtype=x.dtype)
-        for rows in _chunks(x):
-            pixels, g = _pixels(x[rows]), _pixels(grad[rows])
-            gain, offset = _gain_offset(rows, mean, rstd, weight, bias, scale, shift)
-            buffer = torch.empty_like(pixels)
-            if ctx.silu:
-                g = torch.ops.aten.silu_backward(g, torch.addcmul(offset, pixels, gain, out=buffer))
-            sum_g[rows] = g.sum(1)
-            sum_gx = torch.mul(g, pixels, out=buffer).sum(1)
-            sum_gn[rows] = rstd[rows] * (sum_gx - mean[rows] * sum_g[rows])
-            # dx = rstd * (f*g - mean(f*g) - normalised * mean(f*g*normalised)), means over the group.
-            mean_fg, mean_fgn = (_group_mean(factor[rows] * s[rows], ctx.groups) for s in (sum_g, sum_gn))
-            slope = -rstd[rows].square() * mean_fgn / pixels.shape[1]
-            level = -rstd[rows] * mean_fg / pixels.shape[1] - slope * mean[rows]
-            dx[rows] = torch.addcmul(level[:, None], pixels, slope[:, None], out=buffer).addcmul_(g, gain)
-        dx = dx.view(n, height, width, c).permute(0, 3, 1, 2)
-        if scale is None:
-            return dx, sum_gn.sum(0), sum_g.sum(0), None, None, None, None, None
-        grad_weight, grad_bias = (((1 + scale) * s).sum(0) for s in (sum_gn, sum_g))
-        return dx, grad_weight, grad_bias, weight * sum_gn + bias * sum_g, sum_g, None, None, None
-
-
-def _chunks(x: Tensor) -> list[slice]:
-    """Slices of the batch of about _CHUNK elements."""
-    step = max(1, _CHUNK // max(1, x[:1].numel()))
-    return [slice(first, first + step) for first in range(0, x.shape[0], step)]
-
-
-def _pixels(x: Tensor) -> Tensor:
-    """x [N, C, H, W] as [N, H*W, C] in at least fp32; a view of fp32 channels_last."""
-    pixels = x.permute(0, 2, 3, 1).reshape(x.shape[0], x.shape[2] * x.shape[3], x.shape[1])
-    return pixels.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _gain_offset(rows, mean, rstd, weight, bias, scale, shift) -> tuple[Tensor, Tensor]:
-    """The samples' norm, affine and scale-shift as one u = x*gain + offset: [n, 1, C] each."""
-    gain = rstd[rows] * weight
-    offset = bias - mean[rows] * gain
-    if scale is not None:
-        gain, offset = gain * (1 + scale[rows]), offset * (1 + scale[rows]) + shift[rows]
-    return gain[:, None], offset[:, None]
-
-
-def _group_mean(per_channel: Tensor, groups: int) -> Tensor:
-    """Each channel's value [N, C] replaced by the mean over its group."""
-    n, c = per_channel.shape
-    grouped = per_channel.view(n, groups, c // groups)
-    return grouped.mean(2, keepdim=True).expand_as(grouped).reshape(n, c)
+    def _takes_kernel(self, x: Tensor, weight: Tensor, bias: Tensor, *rows: Tensor | None) -> bool:
+        """Whether this image, here and now, goes through the C++ kernel."""
+        shape = x.shape
+        if torch.compiler.is_compiling() or len(shape) != 4 or shape[1] != self.num_channels or not x.numel():
+            return False
+        for v in (x, weight, bias, *rows):
+            if v is not None and (v.device.type != "cpu" or v.dtype not in _KERNEL_DTYPES):
+                return False
+        return all([row is None or row.shape == shape[:2] for row in rows]) and uses_cpu_kernels()
 
 
 class TimeEmbedding(nn.Module):
@@ -208,7 +138,7 @@ class ResBlock(nn.Module):
             scale, shift = emb.chunk(2, dim=1)
             h = self.norm2(h, scale, shift)
         else:
-            h = self.norm2(h + emb[:, :, None, None])
+            h = self.norm2(h, added=emb)
         return self.skip(self.resample(x)) + self.conv2(self.dropout(h))
 
 

@@ -30,6 +30,7 @@ except ImportError as error:
 
 DTYPES = {torch.uint8: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 _NO_IMAGE = (0, 1, False)
+_NO_ROWS = (0, 1, 0, 0)
 
 if _C and (_isa := os.environ.get("DDPM_FAST_CPU_ISA")) and not _C.use_isa(_isa):
     raise InputError(f"DDPM_FAST_CPU_ISA={_isa}: this machine runs {', '.join(_C.isas())}")
@@ -116,6 +117,62 @@ def winograd(x: Tensor, filters: Tensor, bias: Tensor | None) -> Tensor:
         bias_pointer = 0 if bias is None else bias.data_ptr()
         _C.winograd_output((n, height, width, k), out.data_ptr(), m.data_ptr(), first, count, bias_pointer, threads)
     return out.permute(0, 3, 1, 2)
+
+
+def _norm(x, weight, bias, scale, shift, added, groups, silu, statistics) -> tuple:
+    n, c, height, width = x.shape
+    return (
+        *((n, c, height * width), groups, silu, DTYPES[x.dtype], x.data_ptr()),
+        *(_rows(weight), _rows(bias), _rows(scale), _rows(shift), _rows(added), statistics.data_ptr()),
+    )
+
+
+def _rows(values: Tensor | None) -> tuple[int, int, int, int]:
+    """[N, C], or [C] for every sample."""
+    if values is None:
+        return _NO_ROWS
+    strides = values.stride()
+    return values.data_ptr(), DTYPES[values.dtype], strides[0] if len(strides) == 2 else 0, strides[-1]
+
+
+def group_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    added: Tensor | None,
+    groups: int,
+    eps: float,
+    silu: bool,
+) -> tuple[Tensor, Tensor]:
+    """silu?(((x + added - mean) * rstd * weight + bias) * (1 + scale) + shift), and float64 [N, groups, 2]: mean, rstd.
+
+    x: [N, C, H, W], channels_last; weight, bias: [C]; scale, shift, added: [N, C]; each of its own dtype.
+    """
+    y, statistics = torch.empty_like(x), x.new_empty(x.shape[0], groups, 2, dtype=torch.float64)
+    norm = _norm(x, weight, bias, scale, shift, added, groups, silu, statistics)
+    _C.group_norm(norm, eps, y.data_ptr(), torch.get_num_threads())
+    return y, statistics
+
+
+def group_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    added: Tensor | None,
+    statistics: Tensor,
+    silu: bool,
+) -> tuple[Tensor, Tensor]:
+    """dL/dx, and float64 [3, N, C]: sums over the pixels of g, g * n and dL/dx, with g the loss's gradient before SiLU
+    and n the normalised x. grad is channels_last and of x's dtype; the rest is as group_norm had and gave it."""
+    dx, sums = torch.empty_like(x), x.new_empty(3, *x.shape[:2], dtype=torch.float64)
+    norm = _norm(x, weight, bias, scale, shift, added, statistics.shape[1], silu, statistics)
+    _C.group_norm_backward(norm, grad.data_ptr(), dx.data_ptr(), sums.data_ptr(), torch.get_num_threads())
+    return dx, sums
 
 
 class NativeOps(ABC):

@@ -383,3 +383,66 @@ def _winograd(x, filters, bias):
 
 
 _register("winograd(Tensor x, Tensor filters, Tensor? bias) -> Tensor", _winograd, _winograd_empty)
+
+
+# --- group_norm: of CPU images, with what is done around a norm in a U-Net. The statistics are kept for the backward
+
+
+def _norm_empty(x, weight, bias, scale, shift, added, groups, eps, silu):
+    y = torch.empty_like(x, memory_format=torch.channels_last)
+    return y, x.new_empty(x.shape[0], groups, 2, dtype=torch.float64)
+
+
+def _norm(x, weight, bias, scale, shift, added, groups, eps, silu):
+    from . import native
+
+    x = x.contiguous(memory_format=torch.channels_last)
+    return native.group_norm(x, weight, bias, scale, shift, added, groups, eps, silu)
+
+
+def _norm_backward_empty(grad, x, weight, bias, scale, shift, added, statistics, silu):
+    dx = torch.empty_like(x, memory_format=torch.channels_last)
+    return dx, x.new_empty(3, *x.shape[:2], dtype=torch.float64)
+
+
+def _norm_backward_run(grad, x, weight, bias, scale, shift, added, statistics, silu):
+    from . import native
+
+    grad, x = (image.contiguous(memory_format=torch.channels_last) for image in (grad, x))
+    return native.group_norm_backward(grad, x, weight, bias, scale, shift, added, statistics, silu)
+
+
+def _norm_setup(ctx, inputs, output):
+    *tensors, _groups, _eps, ctx.silu = inputs
+    ctx.save_for_backward(*tensors, output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _norm_backward(ctx, grad, _):
+    if grad is None:
+        return (None,) * 9
+    x, weight, bias, scale, shift, added, statistics = ctx.saved_tensors
+    dx, sums = torch.ops.ddpm_fast.group_norm_backward(grad, x, weight, bias, scale, shift, added, statistics, ctx.silu)
+    sum_g, sum_gn, sum_dx = sums
+    by_sample = sums[:2] if scale is None else sums[:2] * (1 + scale.double())
+    grad_bias, grad_weight = by_sample.sum(1)
+    grad_scale = None if scale is None else weight * sum_gn + bias * sum_g
+    grad_shift = None if shift is None else sum_g
+    grad_added = None if added is None else sum_dx
+    return dx, grad_weight, grad_bias, grad_scale, grad_shift, grad_added, None, None, None
+
+
+def _norm_second_backward(ctx, *grads):
+    raise RuntimeError("the CPU's group norm has no second derivative: run the model within use_backend('reference')")
+
+
+_NORM = "Tensor weight, Tensor bias, Tensor? scale, Tensor? shift, Tensor? added"
+_register(f"group_norm(Tensor x, {_NORM}, int groups, float eps, bool silu) -> (Tensor, Tensor)", _norm, _norm_empty)
+_register(
+    f"group_norm_backward(Tensor grad, Tensor x, {_NORM}, Tensor statistics, bool silu) -> (Tensor, Tensor)",
+    _norm_backward_run,
+    _norm_backward_empty,
+)
+_differentiable("group_norm", _norm_setup, _norm_backward)
+_differentiable("group_norm_backward", lambda ctx, inputs, output: None, _norm_second_backward)
