@@ -43,6 +43,10 @@ Noise noise(const NoiseTuple& t) {
                  pointer<const int64_t>(std::get<3>(t)), std::get<4>(t)};
 }
 
+struct alignas(64) CacheLine {
+    float floats[16];
+};
+
 struct Cpu {
     using Where = int;  // threads
 
@@ -203,18 +207,15 @@ PYBIND11_MODULE(DDPM_MODULE, m) {
     define<Cpu>(m);
 
     // Of the CPU alone: a GPU's convolutions are cuDNN's.
-    const auto winograd = [](bool input) {
-        return [input](const std::tuple<int64_t, int64_t, int64_t, int64_t>& s, uintptr_t image, uintptr_t matrices,
-                       int64_t first, int64_t tiles, uintptr_t bias, int threads) {
-            const WinogradArgs args{std::get<0>(s), std::get<1>(s), std::get<2>(s), std::get<3>(s),
-                                    pointer<float>(image), pointer<float>(matrices), first, tiles,
-                                    pointer<const float>(bias)};
-            py::gil_scoped_release release;
-            (input ? active_kernels().winograd_input : active_kernels().winograd_output)(args, threads);
-        };
-    };
-    m.def("winograd_input", winograd(true));
-    m.def("winograd_output", winograd(false));
+    m.def("winograd", [](const std::tuple<int64_t, int64_t, int64_t, int64_t>& s, int64_t out_channels, int dtype,
+                         uintptr_t image, uintptr_t filters, uintptr_t bias, uintptr_t out, int threads) {
+        const WinogradArgs args{std::get<0>(s), std::get<1>(s), std::get<2>(s), std::get<3>(s), out_channels,
+                                DType(dtype), pointer<const void>(image), pointer<const float>(filters),
+                                pointer<const float>(bias), pointer<void>(out)};
+        py::gil_scoped_release release;
+        const std::unique_ptr<CacheLine[]> workspace(new CacheLine[threads * winograd_block(args) / 16]);
+        active_kernels().winograd(args, workspace[0].floats, threads);
+    });
 
 #if defined(DDPM_CUDA_ARCHS)
     py::module_ gpu = m.def_submodule("cuda", "The same on a GPU. Use ddpm_fast.ops.");

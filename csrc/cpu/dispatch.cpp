@@ -8,7 +8,7 @@ namespace {
 
 #define DDPM_KERNELS(isa) \
     Kernels{#isa, isa::normal, isa::q_sample, isa::diffusion_loss, isa::hybrid_loss, isa::vlb_terms,  \
-            isa::loss_backward, isa::reverse_step, isa::winograd_input, isa::winograd_output}
+            isa::loss_backward, isa::reverse_step, isa::winograd}
 
 // Slowest first. `generic` is what the compiler does without being told more: SSE2 on x86-64, NEON on AArch64.
 const Kernels kBuilt[] = {
@@ -23,7 +23,7 @@ constexpr int kCount = sizeof kBuilt / sizeof kBuilt[0];
 bool runnable(const char* isa) {
 #if defined(DDPM_X86)
     __builtin_cpu_init();
-    if (!std::strcmp(isa, "avx2")) return __builtin_cpu_supports("avx2");
+    if (!std::strcmp(isa, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (!std::strcmp(isa, "avx512"))
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");

@@ -17,6 +17,20 @@ inline int64_t loss_chunks(const Shape& shape) {
     return planar > contiguous ? planar : contiguous;
 }
 
+// How Winograd's convolution is cut: tiles in blocks, their channels in strips, output channels in panels. A tile's
+// strip at a point is one line of the cache after another; a line between points keeps them out of one set.
+constexpr int kWinogradTiles = 28, kWinogradStrip = 64, kWinogradPanel = 32;
+constexpr int64_t kWinogradPoint = kWinogradTiles * kWinogradStrip + 16;
+
+inline int64_t winograd_tiles(const WinogradArgs& args) {
+    return args.samples * ((args.height + 3) / 4) * ((args.width + 3) / 4);
+}
+
+// Room for a block's transformed tiles, in floats: [strips, 36, kWinogradPoint].
+inline int64_t winograd_block(const WinogradArgs& args) {
+    return (args.channels + kWinogradStrip - 1) / kWinogradStrip * 36 * kWinogradPoint;
+}
+
 struct Kernels {
     const char* isa;
     void (*normal)(const NormalArgs&, int threads);
@@ -27,8 +41,7 @@ struct Kernels {
     void (*vlb_terms)(const BoundArgs&, double* partial, int threads);
     void (*loss_backward)(const LossBackwardArgs&, int threads);
     void (*reverse_step)(const ReverseStepArgs&, int threads);
-    void (*winograd_input)(const WinogradArgs&, int threads);
-    void (*winograd_output)(const WinogradArgs&, int threads);
+    void (*winograd)(const WinogradArgs&, float* workspace, int threads);  // workspace: a block a thread
 };
 
 // Names of the instruction sets this machine can run, slowest first; null-terminated.
@@ -46,8 +59,7 @@ bool use_isa(const char* name);
     void vlb_terms(const BoundArgs&, double* partial, int threads);      \
     void loss_backward(const LossBackwardArgs&, int threads);            \
     void reverse_step(const ReverseStepArgs&, int threads);              \
-    void winograd_input(const WinogradArgs&, int threads);               \
-    void winograd_output(const WinogradArgs&, int threads);              \
+    void winograd(const WinogradArgs&, float* workspace, int threads);   \
     }
 DDPM_DECLARE_KERNELS(generic)
 DDPM_DECLARE_KERNELS(avx2)

@@ -42,7 +42,7 @@ class Conv2d(nn.Conv2d):
         if self.training and not torch.compiler.is_compiling():
             _transformed.pop(self, None)  # train mode may be set without train(), as an attribute
         if self.takes_winograd(x):
-            return torch.ops.ddpm_fast.winograd(x, self._filters(), self.bias)
+            return torch.ops.ddpm_fast.winograd(x, self._filters(), self.bias, self.out_channels)
         return super().forward(x)
 
     def takes_winograd(self, x: Tensor) -> bool:
