@@ -113,7 +113,8 @@ def ninja_file(compiler: str, nvcc: str | None, archs: list[int], build: Path, o
 
     for isa, extra in (X86_ISAS if is_x86() else {"generic": []}).items():
         for kernel in CPU_KERNELS:
-            compile_(ROOT / "csrc/cpu" / f"{kernel}.cpp", f"{kernel}.{isa}", [f"-DDDPM_ISA={isa}", *extra, *CONTRACTED.get(kernel, [])])
+            flags = [f"-DDDPM_ISA={isa}", *extra, *CONTRACTED.get(kernel, [])]
+            compile_(ROOT / "csrc/cpu" / f"{kernel}.cpp", f"{kernel}.{isa}", flags)
     compile_(ROOT / "csrc/cpu/dispatch.cpp", "dispatch", [])
     compile_(ROOT / "csrc/bindings.cpp", "bindings", includes)
     if nvcc:

@@ -204,6 +204,7 @@ PYBIND11_MODULE(DDPM_MODULE, m) {
         return names;
     });
     m.def("use_isa", [](const std::string& name) { return use_isa(name.c_str()); });
+    m.def("has_matrix_units", [] { return has_matrix_units(); });
     define<Cpu>(m);
 
     // Of the CPU alone: a GPU's convolutions are cuDNN's.

@@ -1,6 +1,10 @@
 // Which instruction sets the kernels were built for, which of them this machine can run, and which one is in use.
 #include <cstring>
 
+#if defined(DDPM_X86)
+#include <cpuid.h>
+#endif
+
 #include "kernels.h"
 
 namespace ddpm {
@@ -53,6 +57,15 @@ const char* const* runnable_isas() {
 }
 
 const Kernels& active_kernels() { return *active; }
+
+bool has_matrix_units() {
+#if defined(DDPM_X86)
+    unsigned eax, ebx, ecx, edx;  // AMX-BF16, which not every compiler's __builtin_cpu_supports knows
+    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx >> 22 & 1);
+#else
+    return true;  // AArch64's bf16 products have not been measured: they are left to the library
+#endif
+}
 
 bool use_isa(const char* name) {
     for (const Kernels& kernels : kBuilt)

@@ -49,6 +49,8 @@ const char* const* runnable_isas();
 // The kernels in use: the fastest runnable ones unless use_isa() chose others. Returns false for an unknown name.
 const Kernels& active_kernels();
 bool use_isa(const char* name);
+// Whether libraries multiply bf16 matrices in units of their own here.
+bool has_matrix_units();
 
 #define DDPM_DECLARE_KERNELS(isa)                                        \
     namespace isa {                                                      \

@@ -46,9 +46,14 @@ def isa() -> str:
 
 
 def use_isa(name: str) -> None:
-    """Chooses another one. The results are the same bits; only the speed differs."""
+    """Chooses another one. The results are the same bits, but a convolution's; only the speed differs."""
     if not _C.use_isa(name):
         raise InputError(f"instruction set {name!r}: this machine runs {', '.join(_C.isas())}")
+
+
+def has_matrix_units() -> bool:
+    """Whether this machine multiplies bf16 matrices several times as fast as fp32 ones."""
+    return bool(_C) and _C.has_matrix_units()
 
 
 def refusal(device: torch.device) -> str:
@@ -93,7 +98,7 @@ def winograd_filters(weight: Tensor) -> Tensor:
     panels = -(-k // _PANEL)
     filters = torch.zeros(panels, 36, c, _PANEL)
     for panel, taps in zip(filters, weight.detach().permute(2, 3, 1, 0).reshape(9, c, k).split(_PANEL, 2), strict=True):
-        panel[..., : taps.shape[2]] = (both @ taps.reshape(9, -1).double()).view(36, c, -1)
+        panel[..., : taps.shape[2]] = (both @ taps.double().reshape(9, -1)).view(36, c, -1)
     return filters
 
 

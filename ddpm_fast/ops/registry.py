@@ -382,6 +382,4 @@ def _winograd(x, filters, bias, out_channels):
     return native.winograd(x, filters, bias, out_channels)
 
 
-_register(
-    "winograd(Tensor x, Tensor filters, Tensor? bias, SymInt out_channels) -> Tensor", _winograd, _winograd_empty
-)
+_register("winograd(Tensor x, Tensor filters, Tensor? bias, SymInt out_channels) -> Tensor", _winograd, _winograd_empty)
