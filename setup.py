@@ -25,7 +25,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 KERNELS = ["normal", "q_sample", "diffusion_loss", "bound", "loss_backward", "reverse_step"]
 CPU_KERNELS = [*KERNELS, "winograd"]
-# Sums of products, of which nobody promises the bits: half the instructions where the machine can contract.
+# Sums of products, whose bits nobody is promised: half the instructions.
 CONTRACTED = {"winograd": ["-ffp-contract=fast"]}
 # Ampere, Hopper and both Blackwells; machine code for one runs on later minor versions, so 80 serves 86 and 89 too.
 # What nvcc does not know yet is left out; the PTX that goes with them serves what comes after the newest.

@@ -214,8 +214,8 @@ PYBIND11_MODULE(DDPM_MODULE, m) {
                                 DType(dtype), pointer<const void>(image), pointer<const float>(filters),
                                 pointer<const float>(bias), pointer<void>(out)};
         py::gil_scoped_release release;
-        const std::unique_ptr<CacheLine[]> workspace(new CacheLine[threads * winograd_block(args) / 16]);
-        active_kernels().winograd(args, workspace[0].floats, threads);
+        const std::unique_ptr<CacheLine[]> workspace(new CacheLine[winograd_workspace(args, threads) / 16]);
+        active_kernels().winograd(args, workspace.get()->floats, threads);
     });
 
 #if defined(DDPM_CUDA_ARCHS)

@@ -1,13 +1,13 @@
 // A 3x3 convolution by Winograd's F(4x4, 3x3): of a block of tiles the image's transform, of each panel of output
 // channels the 36 products and the transform back. Whatever is stored, it is computed in fp32 and rounded once.
 //
-// Per panel and tile the filters are 36 * channels * 32 values and the multiplications as many; what counts is how often
-// a value comes from which cache. A block's transformed tiles stay in the L2 cache for all panels, a panel's products
-// until they are transformed back, and a point's filters (32 KiB of 256 channels), once fetched, for all of the block's
-// tiles. The micro-kernel holds `rows` tiles by two vectors of output channels in registers.
+// The filters are more than any cache holds: 9 MiB of 256 by 256 channels. Each is fetched once a block, in the order of
+// memory, and a point's (32 KiB a panel) serve all of the block's tiles. These, transformed, are read once a panel and
+// stay in the L2 cache, as a panel's products do. The micro-kernel has `rows` tiles by two vectors of output channels
+// in registers, and takes one value of a tile and two vectors of filters at a time.
 //
-// This file alone is compiled with contraction: nothing here is promised to the bit on every machine. But an output's
-// products are always summed in the order of the channels, whatever the batch and the number of threads.
+// This file alone is compiled with contraction: its results are not the same bits on every instruction set. But an
+// output's products are summed in the order of the channels whatever the batch and the number of threads.
 #include "../winograd.h"
 
 #include "../storage.h"
@@ -17,14 +17,16 @@ namespace ddpm {
 namespace DDPM_ISA {
 
 #if defined(__AVX512F__)
-constexpr int kLanes = 16, kRows = 14;  // 28 sums, two vectors of filters and one value of a tile in 32 registers
+constexpr int kLanes = 16, kRows = 14;  // 28 sums and 3 operands in 32 registers
 #elif defined(__AVX__)
-constexpr int kLanes = 8, kRows = 6;  // 12, two and one in 16
+constexpr int kLanes = 8, kRows = 6;  // 12 and 3 in 16
 #elif defined(__aarch64__)
 constexpr int kLanes = 4, kRows = 14;
 #else
 constexpr int kLanes = 4, kRows = 6;
 #endif
+
+constexpr int64_t kStripSize = 36 * kWinogradPoint;
 
 typedef float Vector __attribute__((vector_size(4 * kLanes), may_alias));
 
@@ -101,11 +103,11 @@ static void multiply(const float* tiles, const float* filters, int64_t channels,
         Vector sums[rows][2] = {};
         const float* strip = tiles;
         const float* filter = filters + column;
-        for (int64_t channel = 0; channel < channels; channel += kWinogradStrip, strip += 36 * kWinogradPoint) {
+        for (int64_t channel = 0; channel < channels; channel += kWinogradStrip, strip += kStripSize) {
             const int length = at_most(channels - channel, kWinogradStrip);
             for (int c = 0; c < length; ++c, filter += kWinogradPanel) {
-                const Vector low = *(const Vector*)filter, high = *(const Vector*)(filter + kLanes);
-#pragma GCC unroll 14
+                const Vector* const vectors = reinterpret_cast<const Vector*>(filter);
+                const Vector low = vectors[0], high = vectors[1];
                 for (int row = 0; row < rows; ++row) {
                     const float value = strip[row * kWinogradStrip + c];
                     sums[row][0] += value * low;
@@ -113,14 +115,15 @@ static void multiply(const float* tiles, const float* filters, int64_t channels,
                 }
             }
         }
-#pragma GCC unroll 14
         for (int row = 0; row < rows; ++row) {
-            *(Vector*)(products + row * kWinogradPanel + column) = sums[row][0];
-            *(Vector*)(products + row * kWinogradPanel + column + kLanes) = sums[row][1];
+            Vector* const vectors = reinterpret_cast<Vector*>(products + row * kWinogradPanel + column);
+            vectors[0] = sums[row][0];
+            vectors[1] = sums[row][1];
         }
     }
 }
 
+// The same for a number of rows that is known at run time.
 template <int rows = kRows>
 static void multiply(int count, const float* tiles, const float* filters, int64_t channels, float* products) {
     if (count == rows) return multiply<rows>(tiles, filters, channels, products);
@@ -180,31 +183,30 @@ static void convolve_panel(const WinogradArgs& args, int64_t first, int tiles, i
 
 template <class Storage>
 static void convolve(const WinogradArgs& args, float* workspace, int threads) {
-    const int64_t tiles = winograd_tiles(args), blocks = (tiles + kWinogradTiles - 1) / kWinogradTiles;
-    if (!blocks) return;
-    const int64_t per_block = (tiles + blocks - 1) / blocks;  // blocks of one size: no micro-kernel of a row or two
+    const int64_t tiles = winograd_tiles(args), blocks = winograd_blocks(args), strips = winograd_strips(args);
     const int64_t panels = (args.out_channels + kWinogradPanel - 1) / kWinogradPanel;
-    const int64_t block_size = winograd_block(args);
+    if (!blocks) return;
+    const int64_t size = (tiles + blocks - 1) / blocks;  // all alike: a micro-kernel of few rows is a slow one
     // As many blocks at a time as there are threads. Where they are fewer, threads share a block and part its panels.
 #pragma omp parallel num_threads(threads) if (threads > 1)
     for (int64_t first = 0; first < blocks; first += threads) {
-        const int64_t count = at_most(blocks - first, threads);
-        const int64_t begin = first * per_block, end = begin + at_most(tiles - begin, count * per_block);
+        const int64_t count = at_most(blocks - first, threads), begin = first * size;
+        const int64_t end = begin + at_most(tiles - begin, count * size);
 #pragma omp for collapse(2) schedule(static)
         for (int64_t index = begin; index < end; ++index)
-            for (int64_t channel = 0; channel < args.channels; channel += kWinogradStrip) {
-                const int64_t block = (index - begin) / per_block, row = (index - begin) % per_block;
+            for (int64_t strip = 0; strip < strips; ++strip) {
+                const int64_t block = (index - begin) / size, row = (index - begin) % size;
+                const int64_t channel = strip * kWinogradStrip;
+                float* const to = workspace + (block * strips + strip) * kStripSize + row * kWinogradStrip;
                 transform_input<Storage>(args, tile_at(args, index), channel,
-                                         at_most(args.channels - channel, kWinogradStrip),
-                                         workspace + block * block_size + channel / kWinogradStrip * 36 * kWinogradPoint +
-                                             row * kWinogradStrip);
+                                         at_most(args.channels - channel, kWinogradStrip), to);
             }
 #pragma omp for collapse(2) schedule(static)
         for (int64_t block = 0; block < count; ++block)
             for (int64_t panel = 0; panel < panels; ++panel) {
-                const int64_t start = begin + block * per_block;
-                convolve_panel<Storage>(args, start, at_most(tiles - start, per_block), panel,
-                                        workspace + block * block_size);
+                const int64_t start = begin + block * size;
+                convolve_panel<Storage>(args, start, at_most(tiles - start, size), panel,
+                                        workspace + block * strips * kStripSize);
             }
     }
 }

@@ -368,7 +368,7 @@ _register(
 )
 
 
-# --- winograd: a 3x3 convolution of fp32 CPU images, by filters that were transformed before; without a gradient
+# --- winograd: a 3x3 convolution of CPU images, by filters that were transformed before; without a gradient
 
 
 def _winograd_empty(x, filters, bias, out_channels):
