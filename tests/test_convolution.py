@@ -3,6 +3,8 @@
 import copy
 import gc
 import pickle
+import platform
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -286,6 +288,12 @@ def test_halves(dtype, taken, monkeypatch):
     assert error(conv(x), exact(conv, x)) < 1.001 * error(exact(conv, x).to(dtype), exact(conv, x))
     assert len(taken) == 1
     assert not conv.takes_winograd(x.float())
+
+
+@needs_kernels
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists() or platform.machine() != "x86_64", reason="asks Linux on x86")
+def test_matrix_units_are_the_processors():
+    assert native.has_matrix_units() == ("amx_bf16" in Path("/proc/cpuinfo").read_text().split())
 
 
 @needs_kernels

@@ -1,10 +1,10 @@
 // A 3x3 convolution by Winograd's F(4x4, 3x3): of a block of tiles the image's transform, of each panel of output
 // channels the 36 products and the transform back. Whatever is stored, it is computed in fp32 and rounded once.
 //
-// The filters are more than any cache holds: 9 MiB of 256 by 256 channels. Each is fetched once a block, in the order of
-// memory, and a point's (32 KiB a panel) serve all of the block's tiles. These, transformed, are read once a panel and
-// stay in the L2 cache, as a panel's products do. The micro-kernel has `rows` tiles by two vectors of output channels
-// in registers, and takes one value of a tile and two vectors of filters at a time.
+// The filters are more than a core's caches hold: 9 MiB of 256 by 256 channels. Each is fetched once a block, in the
+// order of memory, and a point's (32 KiB a panel) serve all of the block's tiles. These, transformed, are read once a
+// panel and stay in the L2 cache, as a panel's products do. The micro-kernel has the sums of up to 14 tiles by two
+// vectors of output channels in registers, and takes one value of a tile and two vectors of filters at a time.
 //
 // This file alone is compiled with contraction: its results are not the same bits on every instruction set. But an
 // output's products are summed in the order of the channels whatever the batch and the number of threads.
@@ -178,7 +178,8 @@ static void convolve_panel(const WinogradArgs& args, int64_t first, int tiles, i
     if (args.bias)
         for (int k = 0; k < at_most(args.out_channels - channel, kWinogradPanel); ++k) bias[k] = args.bias[channel + k];
     for (int tile = 0; tile < tiles; ++tile)
-        transform_output<Storage>(args, tile_at(args, first + tile), channel, products[0] + tile * kWinogradPanel, bias);
+        transform_output<Storage>(args, tile_at(args, first + tile), channel, &products[0][tile * kWinogradPanel],
+                                  bias);
 }
 
 template <class Storage>

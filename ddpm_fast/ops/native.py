@@ -92,13 +92,13 @@ def winograd_filters(weight: Tensor) -> Tensor:
     """G g G^T of csrc/winograd.h in float64, rounded once: weight [K, C, 3, 3] -> fp32 [K/32, 36, C, 32], K rounded up
     to panels of 32 and the rest zeros."""
     rows = [[p**k / math.prod(p - q for q in _POINTS if q != p) for k in range(3)] for p in _POINTS]
-    g = torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64)
+    g = torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64, device=weight.device)
     both = (g[:, None, :, None] * g[None, :, None, :]).reshape(36, 9)
     k, c = weight.shape[:2]
-    panels = -(-k // _PANEL)
-    filters = torch.zeros(panels, 36, c, _PANEL)
-    for panel, taps in zip(filters, weight.detach().permute(2, 3, 1, 0).reshape(9, c, k).split(_PANEL, 2), strict=True):
-        panel[..., : taps.shape[2]] = (both @ taps.double().reshape(9, -1)).view(36, c, -1)
+    filters = weight.new_zeros(-(-k // _PANEL), 36, c, _PANEL, dtype=torch.float32)
+    for panel, part in zip(filters, weight.detach().split(_PANEL), strict=True):
+        taps = part.permute(2, 3, 1, 0).double().reshape(9, -1)
+        panel[..., : len(part)] = (both @ taps).view(36, c, -1)
     return filters
 
 
