@@ -7,7 +7,7 @@
 // vectors of output channels in registers, and takes one value of a tile and two vectors of filters at a time.
 //
 // This file alone is compiled with contraction: its results are not the same bits on every instruction set. But an
-// output's products are summed in the order of the channels whatever the batch and the number of threads.
+// output's products are summed in one order whatever the batch and the number of threads: strip by strip of 64 channels.
 #include "../winograd.h"
 
 #include "../storage.h"
@@ -96,15 +96,16 @@ static void transform_input(const WinogradArgs& args, const Tile& tile, int64_t 
     }
 }
 
-// `rows` tiles' products with a point's filters of 32 output channels: their sum over all channels.
+// `rows` tiles' products with a point's filters of 32 output channels: their sum over all channels. Each strip is summed
+// by itself, which takes 1% of the time: a network is off by 1.7e-6 so, by 2.7e-6 with one long sum.
 template <int rows>
 static void multiply(const float* tiles, const float* filters, int64_t channels, float* products) {
     for (int column = 0; column < kWinogradPanel; column += 2 * kLanes) {
-        Vector sums[rows][2] = {};
         const float* strip = tiles;
         const float* filter = filters + column;
         for (int64_t channel = 0; channel < channels; channel += kWinogradStrip, strip += kStripSize) {
             const int length = at_most(channels - channel, kWinogradStrip);
+            Vector sums[rows][2] = {};
             for (int c = 0; c < length; ++c, filter += kWinogradPanel) {
                 const Vector* const vectors = reinterpret_cast<const Vector*>(filter);
                 const Vector low = vectors[0], high = vectors[1];
@@ -114,11 +115,11 @@ static void multiply(const float* tiles, const float* filters, int64_t channels,
                     sums[row][1] += value * high;
                 }
             }
-        }
-        for (int row = 0; row < rows; ++row) {
-            Vector* const vectors = reinterpret_cast<Vector*>(products + row * kWinogradPanel + column);
-            vectors[0] = sums[row][0];
-            vectors[1] = sums[row][1];
+            for (int row = 0; row < rows; ++row) {
+                Vector* const vectors = reinterpret_cast<Vector*>(products + row * kWinogradPanel + column);
+                vectors[0] = channel ? vectors[0] + sums[row][0] : sums[row][0];
+                vectors[1] = channel ? vectors[1] + sums[row][1] : sums[row][1];
+            }
         }
     }
 }
