@@ -7,7 +7,7 @@
 // vectors of output channels in registers, and takes one value of a tile and two vectors of filters at a time.
 //
 // This file alone is compiled with contraction: its results are not the same bits on every instruction set. But an
-// output's products are summed in one order whatever the batch and the number of threads: strip by strip of 64 channels.
+// output's products are summed in one order, by strips of channels, whatever the batch and the number of threads.
 #include "../winograd.h"
 
 #include "../storage.h"
@@ -96,8 +96,8 @@ static void transform_input(const WinogradArgs& args, const Tile& tile, int64_t 
     }
 }
 
-// `rows` tiles' products with a point's filters of 32 output channels: their sum over all channels. Each strip is summed
-// by itself, which takes 1% of the time: a network is off by 1.7e-6 so, by 2.7e-6 with one long sum.
+// `rows` tiles' products with a point's filters of 32 output channels, summed over all channels. Each strip is summed by
+// itself, which takes 1% of the time: a network is off by 1.7e-6 so, by 2.7e-6 with one long sum.
 template <int rows>
 static void multiply(const float* tiles, const float* filters, int64_t channels, float* products) {
     for (int column = 0; column < kWinogradPanel; column += 2 * kLanes) {
