@@ -97,13 +97,14 @@ struct ReverseStepArgs {
     Image x0, x_model;    // data == nullptr: not wanted
 };
 
-// One transform of a convolution by Winograd's F(4x4, 3x3); the image is fp32, [N, H, W, channels] and contiguous.
+// A 3x3 convolution by Winograd's F(4x4, 3x3), stride 1 and padding 1; images are [N, H, W, channels] and contiguous.
 struct WinogradArgs {
-    int64_t samples, height, width, channels;
-    float* image;          // read by the input's transform, written by the output's
-    float* matrices;       // 36 of [tiles, channels]
-    int64_t first, tiles;  // which of the batch's tiles, in the order sample, row, column
-    const float* bias;     // [channels], added to the output; nullptr: none
+    int64_t samples, height, width, channels, out_channels;
+    DType dtype;           // of image and out
+    const void* image;
+    const float* filters;  // transformed: [panels of 32 output channels, 36 points, channels, 32]
+    const float* bias;     // [out_channels]; nullptr: none
+    void* out;
 };
 
 // A number for each sample and channel [N, C], or (with the first stride 0) for each channel; data == nullptr: none.

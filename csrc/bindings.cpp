@@ -63,6 +63,10 @@ GroupNorm norm(const NormTuple& t) {
                      pointer<double>(std::get<10>(t))};
 }
 
+struct alignas(64) CacheLine {
+    float floats[16];
+};
+
 struct Cpu {
     using Where = int;  // threads
 
@@ -220,21 +224,19 @@ PYBIND11_MODULE(DDPM_MODULE, m) {
         return names;
     });
     m.def("use_isa", [](const std::string& name) { return use_isa(name.c_str()); });
+    m.def("has_matrix_units", [] { return has_matrix_units(); });
     define<Cpu>(m);
 
     // Of the CPU alone: a GPU's convolutions are cuDNN's.
-    const auto winograd = [](bool input) {
-        return [input](const std::tuple<int64_t, int64_t, int64_t, int64_t>& s, uintptr_t image, uintptr_t matrices,
-                       int64_t first, int64_t tiles, uintptr_t bias, int threads) {
-            const WinogradArgs args{std::get<0>(s), std::get<1>(s), std::get<2>(s), std::get<3>(s),
-                                    pointer<float>(image), pointer<float>(matrices), first, tiles,
-                                    pointer<const float>(bias)};
-            py::gil_scoped_release release;
-            (input ? active_kernels().winograd_input : active_kernels().winograd_output)(args, threads);
-        };
-    };
-    m.def("winograd_input", winograd(true));
-    m.def("winograd_output", winograd(false));
+    m.def("winograd", [](const std::tuple<int64_t, int64_t, int64_t, int64_t>& s, int64_t out_channels, int dtype,
+                         uintptr_t image, uintptr_t filters, uintptr_t bias, uintptr_t out, int threads) {
+        const WinogradArgs args{std::get<0>(s), std::get<1>(s), std::get<2>(s), std::get<3>(s), out_channels,
+                                DType(dtype), pointer<const void>(image), pointer<const float>(filters),
+                                pointer<const float>(bias), pointer<void>(out)};
+        py::gil_scoped_release release;
+        const std::unique_ptr<CacheLine[]> workspace(new CacheLine[winograd_workspace(args, threads) / 16]);
+        active_kernels().winograd(args, workspace.get()->floats, threads);
+    });
 
     m.def("group_norm", [](const NormTuple& n, double eps, uintptr_t y, int threads) {
         const GroupNormArgs args{norm(n), eps, pointer<void>(y)};

@@ -1,6 +1,10 @@
 // Which instruction sets the kernels were built for, which of them this machine can run, and which one is in use.
 #include <cstring>
 
+#if defined(DDPM_X86)
+#include <cpuid.h>
+#endif
+
 #include "kernels.h"
 
 namespace ddpm {
@@ -8,8 +12,7 @@ namespace {
 
 #define DDPM_KERNELS(isa) \
     Kernels{#isa, isa::normal, isa::q_sample, isa::diffusion_loss, isa::hybrid_loss, isa::vlb_terms,  \
-            isa::loss_backward, isa::reverse_step, isa::winograd_input, isa::winograd_output,         \
-            isa::group_norm, isa::group_norm_backward}
+            isa::loss_backward, isa::reverse_step, isa::winograd, isa::group_norm, isa::group_norm_backward}
 
 // Slowest first. `generic` is what the compiler does without being told more: SSE2 on x86-64, NEON on AArch64.
 const Kernels kBuilt[] = {
@@ -24,7 +27,7 @@ constexpr int kCount = sizeof kBuilt / sizeof kBuilt[0];
 bool runnable(const char* isa) {
 #if defined(DDPM_X86)
     __builtin_cpu_init();
-    if (!std::strcmp(isa, "avx2")) return __builtin_cpu_supports("avx2");
+    if (!std::strcmp(isa, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (!std::strcmp(isa, "avx512"))
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -54,6 +57,15 @@ const char* const* runnable_isas() {
 }
 
 const Kernels& active_kernels() { return *active; }
+
+bool has_matrix_units() {
+#if defined(DDPM_X86)
+    unsigned eax, ebx, ecx, edx;  // AMX-BF16, which not every compiler's __builtin_cpu_supports knows
+    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx >> 22 & 1);
+#else
+    return true;  // AArch64's bf16 products have not been measured: they are left to the library
+#endif
+}
 
 bool use_isa(const char* name) {
     for (const Kernels& kernels : kBuilt)

@@ -1,5 +1,5 @@
-"""The U-Net's 3x3 convolutions. Sampling on a CPU spends three quarters of its time in them, at the speed of the
-library's matrix products: they get faster by fewer multiplications only.
+"""The U-Net's 3x3 convolutions. Sampling on a CPU spends three quarters of its time in them, nearly at the speed of the
+multipliers: they get faster by fewer multiplications only.
 """
 
 import weakref
@@ -12,8 +12,12 @@ from ddpm_fast.ops.backend import uses_cpu_kernels
 
 # Below these Winograd's transforms, or its four times as many weights, cost more than the products saved.
 _MIN_CHANNELS = 32
-_MIN_TILES = 16
-_MAX_WASTE = 1.5  # pixels of 4x4 tiles a pixel of the image: 9x9 takes nine tiles, 1.8, and gains nothing
+_MIN_TILES = 4
+# Pixels of 4x4 tiles a pixel of the image, 1.8 of 9x9, which takes nine tiles. Whatever the dtype, it is computed in
+# fp32: in bf16 the library takes half as long as in fp32, with units for matrices of them an eighth.
+_MAX_WASTE = {torch.float32: 2.0}
+if not native.has_matrix_units():
+    _MAX_WASTE |= {torch.bfloat16: 1.5, torch.float16: 2.0}
 
 # Each layer's filters as the kernels want them, with what they were made from. Not attributes: a copied, pickled or
 # averaged network must not carry them.
@@ -23,11 +27,11 @@ _transformed: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[int, int], Tensor
 class Conv2d(nn.Conv2d):
     """A 3x3 convolution that keeps the image's size: [N, C, H, W] -> [N, out_channels, H, W].
 
-    In eval mode, where no gradient is recorded, fp32 images on the CPU go through Winograd's F(4x4, 3x3), a quarter of
-    the multiplications, wherever that is faster; everything else is F.conv2d. The two differ by rounding, less than
-    2e-6 of the output's norm: for exactly what training computes, leave the model in train mode, or run it within
-    `ddpm_fast.use_backend("reference")`. The transformed filters take four times the weight's memory, from the first
-    call that needs them until the layer is in train mode again, or gone.
+    In eval mode, where no gradient is recorded, images on the CPU go through Winograd's F(4x4, 3x3) in fp32, a quarter
+    of the multiplications, wherever that is faster; everything else is F.conv2d. The two differ by rounding, in fp32
+    less than 2e-6 of the output's norm: for exactly what training computes, leave the model in train mode, or run it
+    within `ddpm_fast.use_backend("reference")`. The transformed filters, in fp32, are four times as many as the weights
+    (K rounded up to 32), from the first call that needs them until the layer is in train mode again, or gone.
     """
 
     def __init__(self, in_channels: int, out_channels: int):
@@ -42,7 +46,7 @@ class Conv2d(nn.Conv2d):
         if self.training and not torch.compiler.is_compiling():
             _transformed.pop(self, None)  # train mode may be set without train(), as an attribute
         if self.takes_winograd(x):
-            return torch.ops.ddpm_fast.winograd(x, self._filters(), self.bias)
+            return torch.ops.ddpm_fast.winograd(x, self._filters(), self.bias, self.out_channels)
         return super().forward(x)
 
     def takes_winograd(self, x: Tensor) -> bool:
@@ -55,9 +59,9 @@ class Conv2d(nn.Conv2d):
         return (
             min(channels, self.out_channels) >= _MIN_CHANNELS
             and tiles >= _MIN_TILES
-            and 16 * tiles <= _MAX_WASTE * n * height * width
+            and 16 * tiles <= _MAX_WASTE.get(x.dtype, 0) * n * height * width
             and channels == self.in_channels
-            and all(v.dtype == torch.float32 and v.device.type == "cpu" for v in tensors)
+            and all(v.dtype == x.dtype and v.device.type == "cpu" for v in tensors)
             # A subclass of Tensor may be anything, and an inference tensor does not count its changes.
             and type(x) is Tensor
             and type(self.weight) is nn.Parameter

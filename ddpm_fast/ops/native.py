@@ -47,9 +47,14 @@ def isa() -> str:
 
 
 def use_isa(name: str) -> None:
-    """Chooses another one. The results are the same bits; only the speed differs."""
+    """Chooses another one. The results are the same bits, but a convolution's; only the speed differs."""
     if not _C.use_isa(name):
         raise InputError(f"instruction set {name!r}: this machine runs {', '.join(_C.isas())}")
+
+
+def has_matrix_units() -> bool:
+    """Whether this machine multiplies bf16 matrices several times as fast as fp32 ones."""
+    return bool(_C) and _C.has_matrix_units()
 
 
 def refusal(device: torch.device) -> str:
@@ -80,42 +85,37 @@ def _noise(noise: Tensor | NoiseKey) -> tuple:
     return _image(noise), 0, 0, 0, 0
 
 
-# Tiles of 4x4 outputs that go through Winograd's products at a time: of 256 channels, 2.4 MiB in and as much out. In 32
-# or 128 at a time convolutions of 128 to 512 channels take 0 to 15% longer. As many whatever the number of threads, so
-# that the result does not depend on it.
-_TILES = 64
 _POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
+_PANEL = 32  # output channels; kWinogradPanel of csrc/cpu/kernels.h
 
 
 def winograd_filters(weight: Tensor) -> Tensor:
-    """G g G^T of csrc/winograd.h in float64, rounded once: weight [K, C, 3, 3] -> fp32 [36, C, K]."""
+    """G g G^T of csrc/winograd.h in float64, rounded once: weight [K, C, 3, 3] -> fp32 [K/32, 36, C, 32], K rounded up
+    to panels of 32 and the rest zeros."""
     rows = [[p**k / math.prod(p - q for q in _POINTS if q != p) for k in range(3)] for p in _POINTS]
-    g = torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64)
+    g = torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64, device=weight.device)
     both = (g[:, None, :, None] * g[None, :, None, :]).reshape(36, 9)
     k, c = weight.shape[:2]
-    taps = weight.permute(2, 3, 1, 0).reshape(9, c * k).double()
-    return (both @ taps).view(36, c, k).float()
+    filters = weight.new_zeros(-(-k // _PANEL), 36, c, _PANEL, dtype=torch.float32)
+    for panel, part in zip(filters, weight.detach().split(_PANEL), strict=True):
+        taps = part.permute(2, 3, 1, 0).double().reshape(9, -1)
+        panel[..., : len(part)] = (both @ taps).view(36, c, -1)
+    return filters
 
 
-def winograd(x: Tensor, filters: Tensor, bias: Tensor | None) -> Tensor:
-    """The 3x3 convolution, stride 1 and padding 1, of fp32 x [N, C, H, W] by filters of winograd_filters, plus
-    bias [K]: fp32 [N, K, H, W], channels_last.
+def winograd(x: Tensor, filters: Tensor, bias: Tensor | None, out_channels: int) -> Tensor:
+    """The 3x3 convolution, stride 1 and padding 1, of x [N, C, H, W] (fp32, bf16 or fp16) by filters of
+    winograd_filters, plus bias [K]: [N, K, H, W] of x's dtype, channels_last. Computed in fp32 and rounded once.
 
     Infinity or NaN in a pixel reaches all 16 outputs of each tile whose 6x6 pixels it is among.
     """
-    (n, c, height, width), k = x.shape, filters.shape[2]
     pixels = x.permute(0, 2, 3, 1).contiguous()
-    out = pixels.new_empty(n, height, width, k)
-    bias = None if bias is None else bias.contiguous()
-    tiles, threads = n * -(-height // 4) * -(-width // 4), torch.get_num_threads()
-    matrices, products = (pixels.new_empty(36 * min(tiles, _TILES) * channels) for channels in (c, k))
-    for first in range(0, tiles, _TILES):
-        count = min(_TILES, tiles - first)
-        v, m = (buffer[: 36 * count * channels] for buffer, channels in ((matrices, c), (products, k)))
-        _C.winograd_input((n, height, width, c), pixels.data_ptr(), v.data_ptr(), first, count, 0, threads)
-        torch.bmm(v.view(36, count, c), filters, out=m.view(36, count, k))
-        bias_pointer = 0 if bias is None else bias.data_ptr()
-        _C.winograd_output((n, height, width, k), out.data_ptr(), m.data_ptr(), first, count, bias_pointer, threads)
+    out = pixels.new_empty(*pixels.shape[:3], out_channels)
+    bias = None if bias is None else bias.float().contiguous()
+    _C.winograd(
+        *(tuple(pixels.shape), out_channels, DTYPES[x.dtype], pixels.data_ptr(), filters.data_ptr()),
+        *(0 if bias is None else bias.data_ptr(), out.data_ptr(), torch.get_num_threads()),
+    )
     return out.permute(0, 3, 1, 2)
 
 

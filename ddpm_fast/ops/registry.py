@@ -368,21 +368,21 @@ _register(
 )
 
 
-# --- winograd: a 3x3 convolution of fp32 CPU images, by filters that were transformed before; without a gradient
+# --- winograd: a 3x3 convolution of CPU images, by filters that were transformed before; without a gradient
 
 
-def _winograd_empty(x, filters, bias):
-    shape = (x.shape[0], filters.shape[2], *x.shape[2:])
+def _winograd_empty(x, filters, bias, out_channels):
+    shape = (x.shape[0], out_channels, *x.shape[2:])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def _winograd(x, filters, bias):
+def _winograd(x, filters, bias, out_channels):
     from . import native  # which imports this module
 
-    return native.winograd(x, filters, bias)
+    return native.winograd(x, filters, bias, out_channels)
 
 
-_register("winograd(Tensor x, Tensor filters, Tensor? bias) -> Tensor", _winograd, _winograd_empty)
+_register("winograd(Tensor x, Tensor filters, Tensor? bias, SymInt out_channels) -> Tensor", _winograd, _winograd_empty)
 
 
 # --- group_norm: of CPU images, with what is done around a norm in a U-Net. The statistics are kept for the backward
