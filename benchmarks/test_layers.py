@@ -8,10 +8,11 @@ import torch
 from . import loop, peers
 from .comparison import Case
 
-ROUNDS = 3  # of seconds each on a CPU: claims are made of what benchmarks.loop measures, in turns
+# Of up to seconds on a CPU, where the comparison has run all once: claims are made of what benchmarks.loop measures.
+ROUNDS = 3
 
 
-def test_layer(benchmark, layer_case: Case, label: str, quick: bool, compiling: bool, device: torch.device):
+def test_layer(benchmark, layer_case: Case, label: str, compiling: bool, device: torch.device):
     comparison = loop.build(layer_case, device, compiling)
     if label in comparison.failures:
         pytest.fail(comparison.failures[label])
@@ -24,7 +25,7 @@ def test_layer(benchmark, layer_case: Case, label: str, quick: bool, compiling: 
             torch.cuda.synchronize(device)
 
     benchmark.group = str(layer_case)
-    benchmark.pedantic(run, rounds=ROUNDS, warmup_rounds=0 if quick else 1)
+    benchmark.pedantic(run, rounds=ROUNDS)
     benchmark.extra_info.update(
         threads=torch.get_num_threads(),
         device=str(device),
