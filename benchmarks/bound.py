@@ -12,12 +12,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-
-import ddpm_fast as df
-
-from . import peers
-from .operations import (
+from ddpm_fast.operations import (
     NOISE_SEED,
     Case,
     GivenOutput,
@@ -29,6 +24,10 @@ from .operations import (
     per_sample_mean,
     scaled,
 )
+from torch import Tensor
+
+import ddpm_fast as df
+from ddpm_fast import peers
 
 
 class Tables(NamedTuple):

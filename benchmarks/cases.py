@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 
 import torch
+from ddpm_fast.bound import HybridLoss, VlbTerms
+from ddpm_fast.operations import Case, Copy, Normal, Operation, QSample, ReverseStep, TrainingLoss
 
 import ddpm_fast as df
+from ddpm_fast import peers
 from ddpm_fast.errors import InputError
-from ddpm_fast.ops import backend
-
-from . import peers
-from .bound import HybridLoss, VlbTerms
-from .operations import Case, Copy, Normal, Operation, QSample, ReverseStep, TrainingLoss
+from ddpm_fast.ops import dispatch as backend
 
 SIZES = ((128, 3, 32, 32), (16, 3, 256, 256))
 QUICK_SIZES = ((4, 3, 16, 16), (2, 3, 40, 24))

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_fast.commands import DTYPE_NAMES
+from ddpm_fast import machine, peers, timing
+from ddpm_fast.commands.common import DTYPE_NAMES
 from ddpm_fast.errors import InputError
-
-from . import machine, peers, timing
 
 WARMUP = 1  # rounds: each run has run before, when it was compared, and takes up to half a minute
 COMPILED = "diffusers torch.compile"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddpm_fast.commands import choose_device
-
-from . import cases, loop
+from ddpm_fast import cases, loop
+from ddpm_fast.commands.common import choose_device
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

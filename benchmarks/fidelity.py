@@ -18,11 +18,10 @@ from rich.markup import escape
 from torch import Tensor
 
 import ddpm_fast as df
-from ddpm_fast.commands import DTYPE_NAMES, choose_device, console, plain_errors
+from ddpm_fast import machine, networks, report
+from ddpm_fast.commands.common import DTYPE_NAMES, choose_device, console, plain_errors
 from ddpm_fast.errors import InputError
-from ddpm_fast.images import to_uint8
-
-from . import machine, networks, report
+from ddpm_fast.pictures.images import to_uint8
 
 PERMUTATIONS = 2000
 FEWER = 5  # the chain that the test must tell apart has so many times fewer steps

@@ -25,12 +25,11 @@ import typer
 from rich.markup import escape
 
 import ddpm_fast as df
-from ddpm_fast.commands import DTYPE_NAMES, choose_device, console, plain_errors
+from ddpm_fast import machine, networks, report, timing
+from ddpm_fast.commands.common import DTYPE_NAMES, choose_device, console, plain_errors
 from ddpm_fast.data import Dataset
 from ddpm_fast.errors import InputError
-from ddpm_fast.training import TrainConfig, Trainer
-
-from . import machine, networks, report, timing
+from ddpm_fast.loops.training import TrainConfig, Trainer
 
 TASKS = ("sampling", "training", "step", "loss")
 TIMED = 3  # runs whose median is a point's time, after the one whose memory is measured

@@ -23,10 +23,9 @@ import torch
 import typer
 from rich.markup import escape
 
-from ddpm_fast.commands import choose_device, console, plain_errors
+from ddpm_fast import cases, machine, report
+from ddpm_fast.commands.common import choose_device, console, plain_errors
 from ddpm_fast.errors import InputError
-
-from . import cases, machine, report
 
 METRICS = {
     "instructions": "smsp__inst_executed.sum",  # of warps

@@ -14,13 +14,13 @@ from typing import Annotated
 
 import torch
 import typer
+from ddpm_fast.comparison import COMPILED, Case, Comparison
 from rich.markup import escape
 
-from ddpm_fast.commands import DTYPE_NAMES, choose_device, console, plain_errors
+from ddpm_fast import machine, networks, peers, report, unet
+from ddpm_fast.commands.common import DTYPE_NAMES, choose_device, console, plain_errors
 from ddpm_fast.errors import InputError
-
-from . import machine, networks, peers, report, sampling, training, unet
-from .comparison import COMPILED, Case, Comparison
+from ddpm_fast.loops import sampling, training
 
 QUICK_ROUNDS = 2
 QUICK_SIZES = (networks.DIGITS, "quick")

@@ -24,10 +24,9 @@ import torch
 import torch.nn.functional as F
 
 import ddpm_fast as df
-from ddpm_fast.commands import DTYPE_NAMES
+from ddpm_fast import peers, timing
+from ddpm_fast.commands.common import DTYPE_NAMES
 from ddpm_fast.ops import native
-
-from . import peers, timing
 
 SCHEDULERS = 4  # of an SM, on every generation since 2017
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**26}  # many times the L2, or the caches of most CPUs

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import ddpm_fast as df
+from ddpm_fast import peers
 from ddpm_fast.errors import InputError
-
-from . import peers
 
 _HO = {"downsample_padding": "asymmetric", "norm_eps": 1e-6, "time_denominator": "half-1", "time_order": "sin|cos"}
 CIFAR10 = df.UNetConfig(**_HO)

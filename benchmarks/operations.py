@@ -22,10 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ddpm_fast as df
-from ddpm_fast.ops import backend
+from ddpm_fast import peers
+from ddpm_fast.ops import dispatch as backend
 from ddpm_fast.samplers import ddpm_table
-
-from . import peers
 
 T = 1000
 TIMESTEP = 500  # of the reverse step: every t > 0 costs the same

@@ -18,15 +18,14 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import torch
 import typer
+from ddpm_fast.operations import Operation
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ddpm_fast.commands import choose_device, console, plain_errors
+from ddpm_fast import cases, kernels, machine, report, timing
+from ddpm_fast.commands.common import choose_device, console, plain_errors
 from ddpm_fast.errors import InputError
-
-from . import cases, kernels, machine, report, timing
-from .operations import Operation
 
 MAX_SETS = 512  # more would rotate through sizes at which only the launches count
 QUICK_ROUNDS = 3

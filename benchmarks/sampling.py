@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator
 from unittest import mock
 
 import torch
+from ddpm_fast.comparison import COMPILED, Case, Comparison, uncompiled
+from ddpm_fast.operations import freshly_compiled, stepped
 from torch import Tensor, nn
 
 import ddpm_fast as df
+from ddpm_fast import networks, peers
 from ddpm_fast.samplers import SamplerTable, make_table
-
-from . import networks, peers
-from .comparison import COMPILED, Case, Comparison, uncompiled
-from .operations import freshly_compiled, stepped
 
 # Of ||out - truth|| / ||truth||. Two ways of the same steps round differently, and a network passes that on; diffusers
 # keeps its state in the network's dtype, and rounds it to bf16 at every step.

@@ -15,11 +15,9 @@ import torch
 import typer
 
 import ddpm_fast as df
-from ddpm_fast import ops
-from ddpm_fast.commands import choose_device, console, plain_errors
+from ddpm_fast import cases, ops, report
+from ddpm_fast.commands.common import choose_device, console, plain_errors
 from ddpm_fast.errors import InputError
-
-from . import cases, report
 
 BOTH = (torch.float32, torch.bfloat16)
 SIZES = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ddpm_fast.comparison import Case
 
-from . import loop, peers
-from .comparison import Case
+from ddpm_fast import loop, peers
 
 # Of up to seconds on a CPU, where the comparison has run all once: claims are made of what benchmarks.loop measures.
 ROUNDS = 3

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ddpm_fast.operations import Case
 
-from . import cases
-from .operations import Case
+from ddpm_fast import cases
 
 CALLS = {"cpu": 1, "cuda": 20}  # in a round: on a GPU the way there and back is shared by several
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ddpm_fast.graphs import CudaGraph, Pool
+from ddpm_fast.loops.graphs import CudaGraph, Pool
 
 WARMUP = 3
 RESAMPLES = 10_000

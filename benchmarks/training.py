@@ -16,17 +16,17 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from ddpm_fast.comparison import COMPILED, Case, Comparison, uncompiled
+from ddpm_fast.operations import freshly_compiled, noised, scaled
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import ddpm_fast as df
+from ddpm_fast import networks, peers
 from ddpm_fast.data import Dataset, batch_indices
-from ddpm_fast.training import TrainConfig, Trainer
-
-from . import networks, peers, sampling
-from .comparison import COMPILED, Case, Comparison, uncompiled
-from .operations import freshly_compiled, noised, scaled
+from ddpm_fast.loops import sampling
+from ddpm_fast.loops.training import TrainConfig, Trainer
 
 # Of the first loss.
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}

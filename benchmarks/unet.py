@@ -10,11 +10,11 @@ import copy
 from collections.abc import Callable
 
 import torch
+from ddpm_fast.comparison import COMPILED, Case, Comparison, uncompiled
+from ddpm_fast.operations import freshly_compiled
 from torch import Tensor, nn
 
-from . import networks, peers
-from .comparison import COMPILED, Case, Comparison, uncompiled
-from .operations import freshly_compiled
+from ddpm_fast import networks, peers
 
 # Of ||out - truth|| / ||truth||, of the output and of two layers' gradients.
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}

@@ -9,16 +9,16 @@ Inside your own loop: df.ops.q_sample, df.ops.diffusion_loss, df.ops.reverse_ste
 
 __version__ = "0.1.0"
 
-from . import ops
-from .checkpoint import LoadedModel, available_models, load_model, save_model
-from .diffusion import GaussianDiffusion
-from .editing import decode, encode, image_to_image, inpaint, interpolate
-from .errors import InputError
-from .nn import EMA, UNet, UNetConfig
-from .noise import NoiseKey, Stream
-from .ops import use_backend
-from .sampling import sample
-from .schedule import Schedule
+from ddpm_fast import ops
+from ddpm_fast.diffusion import GaussianDiffusion
+from ddpm_fast.errors import InputError
+from ddpm_fast.files.checkpoint import LoadedModel, available_models, load_model, save_model
+from ddpm_fast.loops.editing import decode, encode, image_to_image, inpaint, interpolate
+from ddpm_fast.loops.sampling import sample
+from ddpm_fast.nn import EMA, UNet, UNetConfig
+from ddpm_fast.noise import NoiseKey, Stream
+from ddpm_fast.ops import use_backend
+from ddpm_fast.schedule import Schedule
 
 __all__ = [
     "EMA",

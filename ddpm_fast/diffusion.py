@@ -7,20 +7,18 @@ likelihood.py sums the bound over the chain.
 """
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ddpm_fast import ops
 from ddpm_fast.errors import InputError
-from ddpm_fast.likelihood import BitsPerDim, bits_per_dim
+from ddpm_fast.loops.likelihood import BitsPerDim, bits_per_dim
+from ddpm_fast.noise import NoiseKey
 from ddpm_fast.objective import Objective
 from ddpm_fast.ops.reference import widen, working_dtype
 from ddpm_fast.schedule import Schedule
-
-if TYPE_CHECKING:
-    from ddpm_fast.noise import NoiseKey
 
 
 class Posterior(NamedTuple):

@@ -17,7 +17,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from ddpm_fast.errors import InputError
 
 MASK32 = 0xFFFFFFFF
 MAX_ELEMENTS = 2**34  # per sample: element // 4 is one 32-bit word of the counter

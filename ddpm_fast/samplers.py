@@ -16,9 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .diffusion import GaussianDiffusion
-from .errors import InputError
-from .respacing import sampling_timesteps
+from ddpm_fast.diffusion import GaussianDiffusion
+from ddpm_fast.errors import InputError
+from ddpm_fast.respacing import sampling_timesteps
 
 
 class SamplerTable(NamedTuple):

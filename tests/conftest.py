@@ -4,9 +4,9 @@ import os
 
 import pytest
 import torch
-from emulated_cuda import COMPILER, emulated_cuda
-from on_gpu import on_gpu
-from recording import recording  # noqa: F401  (a fixture)
+from support.emulated_cuda import COMPILER, emulated_cuda
+from support.on_gpu import on_gpu
+from support.recording import recording  # noqa: F401  (a fixture)
 
 from ddpm_fast.ops import native, use_backend
 

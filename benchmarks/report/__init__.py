@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from ddpm_fast.commands import console
-from ddpm_fast.files import atomic_path, check_writable
+from ddpm_fast.commands.common import console
+from ddpm_fast.files.atomic import atomic_path, check_writable
 
 Out = Annotated[Path, typer.Option(help="Where the results go, as JSON.")]
 Page = Annotated[Path | None, typer.Option("--markdown", help="Where they go as a Markdown page too.")]

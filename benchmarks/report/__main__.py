@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from ddpm_fast.compare import THRESHOLD, Change
+from ddpm_fast.compare import compare as compared
+from ddpm_fast.page import draw as drawn
+from ddpm_fast.results import Result, read_result
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ddpm_fast.commands import console, plain_errors
-
-from . import duration
-from .compare import THRESHOLD, Change
-from .compare import compare as compared
-from .page import draw as drawn
-from .results import Result, read_result
+from ddpm_fast import duration
+from ddpm_fast.commands.common import console, plain_errors
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ddpm_fast.errors import InputError
+from ddpm_fast.results import CEILING, MIN_ROUNDS, Result, Row
 
-from .results import CEILING, MIN_ROUNDS, Result, Row
+from ddpm_fast.errors import InputError
 
 THRESHOLD = 0.03
 _MACHINE = ("cpu", "architecture", "cores", "isa", "backend")

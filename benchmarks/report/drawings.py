@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from ddpm_fast.results import Curve, Row
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from ddpm_fast.canvas import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, WIDTH, look
-
-from . import duration
-from .results import Curve, Row
+from ddpm_fast import duration
+from ddpm_fast.pictures.canvas import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, WIDTH, look
 
 PANELS = 2  # of sizes beside each other in a figure
 PEERS = {

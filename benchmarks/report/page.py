@@ -7,15 +7,14 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ddpm_fast.results import CEILING, MIN_ROUNDS, Curve, NoiseMemory, Result, Row
 from matplotlib.figure import Figure
 
-from ddpm_fast.canvas import check_picture, save_figure
+from ddpm_fast import drawings, duration, markdown_table
 from ddpm_fast.errors import InputError
-from ddpm_fast.files import atomic_path, check_writable
-from ddpm_fast.ops import backend
-
-from . import drawings, duration, markdown_table
-from .results import CEILING, MIN_ROUNDS, Curve, NoiseMemory, Result, Row
+from ddpm_fast.files.atomic import atomic_path, check_writable
+from ddpm_fast.ops import dispatch as backend
+from ddpm_fast.pictures.canvas import check_picture, save_figure
 
 # What the labels of the rows stand for.
 PEERS = {

@@ -4,7 +4,7 @@
 pixels.py turns one picture into pixels, order.py says which image is the k-th training example.
 """
 
-from .load import BUILTIN, Dataset, load_dataset, read_picture
-from .order import batch_indices, flip_mask
+from ddpm_fast.data.load import BUILTIN, Dataset, load_dataset, read_picture
+from ddpm_fast.data.order import batch_indices, flip_mask
 
 __all__ = ["BUILTIN", "Dataset", "batch_indices", "flip_mask", "load_dataset", "read_picture"]

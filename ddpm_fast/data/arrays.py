@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..errors import InputError
-from .pixels import fit_square, run_parallel
+from ddpm_fast.data.pixels import fit_square, run_parallel
+from ddpm_fast.errors import InputError
 
 _KEYS = ("images", "labels", "label_names")
 _LAYOUT = "uint8 [N, H, W] or [N, H, W, C]"

@@ -13,8 +13,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..errors import InputError
-from .pixels import decode, is_grey, run_parallel, upright_size
+from ddpm_fast.data.pixels import decode, is_grey, run_parallel, upright_size
+from ddpm_fast.errors import InputError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _MAX_MEMBER_BYTES = 1 << 30  # no picture is a gigabyte: a member of an archive that says so is a bomb

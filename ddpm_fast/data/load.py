@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import InputError
-from .arrays import read_arrays
-from .files import Entry, class_labels, list_folder, list_zip, read_pictures
+from ddpm_fast.data.arrays import read_arrays
+from ddpm_fast.data.files import Entry, class_labels, list_folder, list_zip, read_pictures
+from ddpm_fast.errors import InputError
 
 BUILTIN = ("emoji32", "mnist5k")
 _BUILTIN_FOLDER = Path(__file__).resolve().parent.parent / "datasets"

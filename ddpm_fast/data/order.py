@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from ..errors import InputError
+from ddpm_fast.errors import InputError
 
 _WORD = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15

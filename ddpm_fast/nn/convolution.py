@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_fast.ops import native
-from ddpm_fast.ops.backend import uses_cpu_kernels
+from ddpm_fast.ops.dispatch import uses_cpu_kernels
 
 # Below these Winograd's transforms, or its four times as many weights, cost more than the products saved.
 _MIN_CHANNELS = 32

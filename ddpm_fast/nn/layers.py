@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_fast.nn.convolution import Conv2d
-from ddpm_fast.ops.backend import uses_cpu_kernels
+from ddpm_fast.ops.dispatch import uses_cpu_kernels
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

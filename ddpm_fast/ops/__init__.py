@@ -14,10 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from ..noise import MAX_ELEMENTS, NoiseKey
-from . import registry  # defines torch.ops.ddpm_fast.*
-from .backend import active_backend, backend_status, cannot_run_on, use_backend
+from ddpm_fast.errors import InputError
+from ddpm_fast.noise import MAX_ELEMENTS, NoiseKey
+from ddpm_fast.ops import registry  # defines torch.ops.ddpm_fast.*
+from ddpm_fast.ops.dispatch import active_backend, backend_status, cannot_run_on, use_backend
 
 __all__ = [
     "ReverseStep",

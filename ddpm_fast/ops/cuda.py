@@ -11,8 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .native import _C, DTYPES, NativeOps, shape_of
-from .native import unavailable as no_extension
+from ddpm_fast.ops.native import _C, DTYPES, NativeOps, shape_of
+from ddpm_fast.ops.native import unavailable as no_extension
 
 __all__ = ["DTYPES", "OPS", "capabilities", "refusal", "unavailable"]
 

@@ -13,12 +13,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from ..noise import NoiseKey
-from .registry import is_channels_last
+from ddpm_fast.errors import InputError
+from ddpm_fast.noise import NoiseKey
+from ddpm_fast.ops.registry import is_channels_last
 
 try:
-    from .. import _C
+    from ddpm_fast import _C
 
     unavailable = ""
 except ImportError as error:

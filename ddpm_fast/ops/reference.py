@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from ..noise import NoiseKey, normals
+from ddpm_fast.errors import InputError
+from ddpm_fast.noise import NoiseKey, normals
 
 
 def working_dtype(*images: Tensor) -> torch.dtype:

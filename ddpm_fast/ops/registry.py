@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..noise import NoiseKey
-from . import backend, reference
+from ddpm_fast.noise import NoiseKey
+from ddpm_fast.ops import dispatch as backend
+from ddpm_fast.ops import reference
 
 _library = torch.library.Library("ddpm_fast", "DEF")
 _NOISE = "Tensor? noise, Tensor? seed, Tensor? sample_id, Tensor? step_id, int stream"
@@ -377,7 +378,7 @@ def _winograd_empty(x, filters, bias, out_channels):
 
 
 def _winograd(x, filters, bias, out_channels):
-    from . import native  # which imports this module
+    from ddpm_fast.ops import native  # which imports this module
 
     return native.winograd(x, filters, bias, out_channels)
 
@@ -394,7 +395,7 @@ def _norm_empty(x, weight, bias, scale, shift, added, groups, eps, silu):
 
 
 def _norm(x, weight, bias, scale, shift, added, groups, eps, silu):
-    from . import native
+    from ddpm_fast.ops import native
 
     x = x.contiguous(memory_format=torch.channels_last)
     return native.group_norm(x, weight, bias, scale, shift, added, groups, eps, silu)
@@ -406,7 +407,7 @@ def _norm_backward_empty(grad, x, weight, bias, scale, shift, added, statistics,
 
 
 def _norm_backward_run(grad, x, weight, bias, scale, shift, added, statistics, silu):
-    from . import native
+    from ddpm_fast.ops import native
 
     grad, x = (image.contiguous(memory_format=torch.channels_last) for image in (grad, x))
     return native.group_norm_backward(grad, x, weight, bias, scale, shift, added, statistics, silu)

@@ -9,10 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...noise import NoiseKey
-from .. import reference
-from .functions import exponential, greater, lesser, logarithm, rounded_exponential, rounded_tanh
-from .layout import (
+from ddpm_fast.noise import NoiseKey
+from ddpm_fast.ops import reference
+from ddpm_fast.ops.triton.functions import exponential, greater, lesser, logarithm, rounded_exponential, rounded_tanh
+from ddpm_fast.ops.triton.layout import (
     VARYING,
     Walk,
     device_of,
@@ -26,8 +26,8 @@ from .layout import (
     sample_of,
     store,
 )
-from .noise import normal4
-from .sums import COUNTERS, programs_of, sum_of
+from ddpm_fast.ops.triton.noise import normal4
+from ddpm_fast.ops.triton.sums import COUNTERS, programs_of, sum_of
 
 _KL = tl.constexpr(0.0)  # kinds of term, as in a table's row
 _PAPER_DECODER = tl.constexpr(1.0)

@@ -6,7 +6,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .layout import VARYING, Walk, device_of, elements_of, last, load, offset_of, place, sample_of, store
+from ddpm_fast.ops.triton.layout import (
+    VARYING,
+    Walk,
+    device_of,
+    elements_of,
+    last,
+    load,
+    offset_of,
+    place,
+    sample_of,
+    store,
+)
 
 
 @triton.jit(do_not_specialize=VARYING)

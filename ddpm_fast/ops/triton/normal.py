@@ -6,9 +6,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...noise import NoiseKey
-from .layout import VARYING, Walk, device_of, elements_of, last, noise_arguments, offset_of, place, sample_of, store
-from .noise import normal4
+from ddpm_fast.noise import NoiseKey
+from ddpm_fast.ops.triton.layout import (
+    VARYING,
+    Walk,
+    device_of,
+    elements_of,
+    last,
+    noise_arguments,
+    offset_of,
+    place,
+    sample_of,
+    store,
+)
+from ddpm_fast.ops.triton.noise import normal4
 
 
 @triton.jit(do_not_specialize=VARYING)

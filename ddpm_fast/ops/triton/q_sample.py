@@ -6,9 +6,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...noise import NoiseKey
-from .. import reference
-from .layout import (
+from ddpm_fast.noise import NoiseKey
+from ddpm_fast.ops import reference
+from ddpm_fast.ops.triton.layout import (
     VARYING,
     Walk,
     device_of,
@@ -22,7 +22,7 @@ from .layout import (
     sample_of,
     store,
 )
-from .noise import normal4
+from ddpm_fast.ops.triton.noise import normal4
 
 
 @triton.jit(do_not_specialize=VARYING)

@@ -1,0 +1,1 @@
+"""What stands behind each `python -m ddpm_fast.X`: parse, check, act."""

@@ -1,0 +1,68 @@
+"""`python -m ddpm_fast.info`: what was built, what is active, and why the rest is not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from pathlib import Path
+
+import torch
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from ddpm_fast import __version__, ops
+from ddpm_fast.commands.common import console, fast_bf16, plain_errors
+from ddpm_fast.data import BUILTIN
+from ddpm_fast.files.checkpoint import available_models
+from ddpm_fast.ops import cuda, native
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+@app.command()
+def main() -> None:
+    """What was built, what is active, and why the rest is not."""
+    with plain_errors():
+        console.print(f"[bold]ddpm_fast {__version__}[/] in {Path(__file__).parent}", soft_wrap=True)
+        console.print(
+            f"Python {platform.python_version()}, torch {torch.__version__}, triton {_version('triton')}, "
+            f"{torch.get_num_threads()} threads on {platform.machine()}"
+        )
+        if native.unavailable:
+            console.print(f"[red]No C++ kernels[/]: {escape(native.unavailable)}")
+        else:
+            idle = [name for name in native.isas() if name != native.isa()]
+            console.print(
+                f"C++ extension: built; CPU kernels for {native.isa()} active"
+                + (f" (also runnable: {', '.join(idle)}; DDPM_FAST_CPU_ISA chooses)" if idle else "")
+            )
+        if torch.cuda.is_available():
+            names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+            console.print(f"CUDA: {', '.join(names)}")
+        else:
+            reason = "this torch was built without it" if torch.version.cuda is None else "torch finds no GPU or driver"
+            console.print(f"CUDA: none ({reason})")
+        console.print(f"bf16 on this CPU: {'fast' if fast_bf16(torch.device('cpu')) else 'emulated, slower than fp32'}")
+
+        table = Table("backend", "ops", "status", title="Backends, fastest first", title_justify="left")
+        for status in ops.backend_status():
+            kind = "cuda" if status.name == "cuda" or (torch.cuda.is_available() and status.name == "triton") else "cpu"
+            ready = f"ready for {kind.upper()} tensors"
+            if status.name == "cuda" and not status.unavailable:
+                ready += f" (built for compute capabilities {cuda.capabilities()})"
+            reason = status.unavailable or ops.cannot_run_on(status.name, torch.device(kind)) or ready
+            table.add_row(status.name, ", ".join(status.ops) or "-", reason)
+        console.print(table)
+
+        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+            active = {op: ops.active_backend(op, device) for op in native.OPS}
+            console.print(f"Active for {device} tensors: " + ", ".join(f"{op}: {name}" for op, name in active.items()))
+        console.print(f"Models: {', '.join(available_models()) or 'none'}. Data sets: {', '.join(BUILTIN)}.")

@@ -1,0 +1,269 @@
+"""Where weights go: models to sample from, and training states to resume from, as safetensors files.
+
+A model file is small (bfloat16 weights and the config that builds it); a training state is everything, bit
+for bit. How either is laid out, checked and written is in `ddpm_fast.tensorfile`.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddpm_fast.diffusion import GaussianDiffusion
+from ddpm_fast.errors import InputError
+from ddpm_fast.files import tensorfile
+from ddpm_fast.files.atomic import remove_leftovers
+from ddpm_fast.nn.unet import UNet, UNetConfig
+
+MODELS = Path(__file__).parent / "models"  # the models that come with the package
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+NamedParameters = Mapping[str, nn.Parameter] | Iterable[tuple[str, nn.Parameter]]
+
+
+# Models
+
+
+@dataclass
+class LoadedModel:
+    """A model to sample from: the U-Net in eval mode, its diffusion, and the config it was saved with."""
+
+    model: UNet
+    diffusion: GaussianDiffusion
+    config: dict[str, Any]
+    label_names: list[str] | None
+    path: Path
+
+
+def available_models() -> list[str]:
+    """Names of the models that come with the package, sorted."""
+    return sorted(path.stem for path in MODELS.glob("*.safetensors"))
+
+
+def save_model(
+    path: str | os.PathLike,
+    state: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Write a model: `state` (a state_dict, on any device), its floating tensors cast to `dtype`, and
+    `config`, {"unet": {...}, "diffusion": {...}, "label_names": [...] or None, "training": {...}}, as JSON.
+
+    Raises InputError, an older file at `path` untouched, for weights that are not finite (in `dtype`), a
+    config that is not JSON, and a path that cannot be written.
+    """
+    tensors = {name: t.detach().to(dtype) if t.is_floating_point() else t for name, t in state.items()}
+    _check_finite(f"the model to be saved as {path}", tensors)
+    tensorfile.write(path, tensorfile.MODEL, tensors, config)
+
+
+def read_model(path_or_name: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state (CPU, dtypes as stored) and config of a model file, or of the package's model of that name.
+
+    Raises InputError for an unknown name, a missing, damaged or foreign file, and one of a newer format.
+    """
+    return tensorfile.read(_resolve(path_or_name), tensorfile.MODEL)
+
+
+def load_model(
+    path_or_name: str | os.PathLike,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> LoadedModel:
+    """Build the U-Net and the diffusion of a model file, or of the package's model of that name, with its
+    weights.
+
+    dtype: of the parameters; None for float32. Raises InputError where `read_model` does, and for a config
+    that does not build, weights that do not fit it, and weights that are not finite.
+    """
+    path = _resolve(path_or_name)
+    state, config = tensorfile.read(path, tensorfile.MODEL)
+    missing = [key for key in ("unet", "diffusion") if key not in config]
+    if missing:
+        raise InputError(f"{path}: its config lacks {' and '.join(missing)}: write it again with save_model")
+    try:
+        model = UNet(UNetConfig.from_dict(config["unet"]))
+        diffusion = GaussianDiffusion.from_dict(config["diffusion"])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    _check_fits(path, state, model.state_dict())
+    _check_finite(path, state)
+    model.load_state_dict(state)
+    model.to(device=device, dtype=dtype).eval()
+    return LoadedModel(model, diffusion, config, config.get("label_names"), path)
+
+
+def _resolve(path_or_name: str | os.PathLike) -> Path:
+    name, path = os.fspath(path_or_name), Path(path_or_name)
+    if name in available_models():
+        return MODELS / f"{name}.safetensors"
+    if path.name == name and not path.suffix and not os.path.exists(path):
+        shipped = ", ".join(available_models()) or "none"
+        raise InputError(f"no model is called {name!r}; expected one of the package's ({shipped}) or a file's path")
+    return path
+
+
+def _check_fits(path: Path, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    shapes = {name: list(tensor.shape) for name, tensor in wanted.items()}
+    found = {name: list(tensor.shape) for name, tensor in state.items()}
+    problems = _offenders("missing", [f"{n} {shapes[n]}" for n in shapes if n not in found])
+    problems += _offenders("unexpected", [f"{n} {found[n]}" for n in found if n not in shapes])
+    differ = [n for n in shapes if found.get(n, shapes[n]) != shapes[n]]
+    problems += _offenders("of another shape", [f"{n} {found[n]} instead of {shapes[n]}" for n in differ])
+    if problems:
+        raise InputError(
+            f"{path}: its weights do not fit the U-Net of its config: {'; '.join(problems)}. "
+            f"Save the state_dict of the UNet that this config builds"
+        )
+
+
+def _check_finite(what: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    # A finite sum proves finite terms, and is 50 times faster than isfinite on a CPU's bfloat16.
+    floats = [name for name, t in tensors.items() if t.is_floating_point()]
+    suspects = [name for name in floats if not tensors[name].sum(dtype=torch.float32).isfinite()]
+    bad = [name for name in suspects if not tensors[name].isfinite().all()]
+    if bad:
+        counts = [f"{n} ({int((~tensors[n].isfinite()).sum())} of {tensors[n].numel()} values)" for n in bad]
+        raise InputError(
+            f"{what} has {_offenders('weights that are not finite:', counts)[0]}. "
+            f"The training diverged, or they overflow {tensors[bad[0]].dtype}: use an earlier checkpoint"
+        )
+
+
+# Training states
+
+
+def save_training(path: str | os.PathLike, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write a training state: tensors of any dtype, bit for bit, and `meta` (step, config, args) as JSON.
+
+    Prefixes tell the parts apart: {**add_prefix("model.", model.state_dict()), **add_prefix("ema.", ...)}.
+    Raises InputError, an older file untouched, for a meta that is not JSON and a path that cannot be written.
+    """
+    tensorfile.write(path, tensorfile.TRAINING, tensors, meta)
+
+
+def read_training(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors (CPU) and meta of `save_training`. Raises InputError for a missing, damaged or foreign
+    file."""
+    return tensorfile.read(Path(path), tensorfile.TRAINING)
+
+
+def add_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, named `prefix` + name."""
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def take_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names start with `prefix`, named without it."""
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def checkpoint_path(folder: str | os.PathLike, step: int) -> Path:
+    """Where the training state after `step` steps goes: `folder/step-00001000.safetensors`."""
+    return Path(folder) / f"step-{step:08d}.safetensors"
+
+
+def latest_checkpoint(folder: str | os.PathLike) -> Path | None:
+    """The training state of the highest step in `folder`; None if there is none, or no folder."""
+    return max(_checkpoints(folder), default=(0, None))[1]
+
+
+def prune_checkpoints(folder: str | os.PathLike, keep: int = 2) -> list[Path]:
+    """Remove all but the `keep` training states of the highest steps, and what killed writers left behind.
+
+    Returns the training states removed. Raises InputError for keep < 1: the last one is never removed.
+    """
+    if keep < 1:
+        raise InputError(f"keep is {keep}; expected at least 1: without a checkpoint a run cannot be resumed")
+    removed = [path for _, path in sorted(_checkpoints(folder))[:-keep]]
+    for path in removed:
+        path.unlink(missing_ok=True)
+    remove_leftovers(folder)
+    return removed
+
+
+def _checkpoints(folder: str | os.PathLike) -> list[tuple[int, Path]]:
+    names = [(re.fullmatch(r"step-(\d+)\.safetensors", p.name), p) for p in Path(folder).glob("step-*")]
+    return [(int(match[1]), path) for match, path in names if match and path.is_file()]
+
+
+# The optimizer
+
+
+def optimizer_to_tensors(opt: torch.optim.Optimizer, names: NamedParameters) -> dict[str, Tensor]:
+    """AdamW's state as `<parameter>.step`, `.exp_avg` and `.exp_avg_sq`: the optimizer's own tensors, not
+    copies.
+
+    names: `model.named_parameters()`. A parameter that was never stepped has only a `.step`, of 0. Raises
+    InputError for a parameter without a name, and for an optimizer that keeps other things than these three.
+    """
+    tensors = {}
+    for name, (parameter, _) in _named(opt, names).items():
+        state = opt.state.get(parameter) or {"step": torch.zeros(())}
+        other = sorted(set(state) - {"step", *_MOMENTS})
+        if other:
+            raise InputError(f"the optimizer keeps {', '.join(other)} for {name}; expected AdamW without amsgrad")
+        tensors.update({f"{name}.{key}": value.detach() for key, value in state.items()})
+    return tensors
+
+
+def load_optimizer_tensors(opt: torch.optim.Optimizer, names: NamedParameters, tensors: Mapping[str, Tensor]) -> None:
+    """Set AdamW's state from `optimizer_to_tensors`, bit for bit, in each parameter's device and memory
+    format.
+
+    Learning rates and the other settings of `opt` stay. Raises InputError, `opt` unchanged, if a parameter's
+    state is missing, incomplete or unexpected, or has another shape or dtype.
+    """
+    named = _named(opt, names)
+    expected = {}
+    for name, (parameter, _) in named.items():
+        expected[f"{name}.step"] = "float32 []"
+        if any(f"{name}.{key}" in tensors for key in _MOMENTS):
+            expected |= {f"{name}.{key}": tensorfile.kind(parameter) for key in _MOMENTS}
+    found = {key: tensorfile.kind(tensor) for key, tensor in tensors.items()}
+    problems = _offenders("missing", [key for key in expected if key not in found])
+    problems += _offenders("unexpected", [key for key in found if key not in expected])
+    differ = [key for key in expected if found.get(key, expected[key]) != expected[key]]
+    problems += _offenders("of another kind", [f"{key} {found[key]} instead of {expected[key]}" for key in differ])
+    if problems:
+        raise InputError(
+            f"the optimizer's saved state does not fit the model: {'; '.join(problems)}. "
+            f"Resume with the config that the checkpoint was made with"
+        )
+    for name, (parameter, group) in named.items():
+        opt.state.pop(parameter, None)
+        if f"{name}.exp_avg" not in tensors:
+            continue
+        # Captured and fused steps count on the device, the others on the CPU.
+        on_device = group.get("capturable") or group.get("fused")
+        step = tensors[f"{name}.step"].to(parameter.device if on_device else "cpu", copy=True)
+        moments = {k: torch.empty_like(parameter, requires_grad=False) for k in _MOMENTS}
+        with torch.no_grad():
+            for key, moment in moments.items():
+                moment.copy_(tensors[f"{name}.{key}"])
+        opt.state[parameter] = {"step": step, **moments}
+
+
+def _named(opt: torch.optim.Optimizer, names: NamedParameters) -> dict[str, tuple[nn.Parameter, dict]]:
+    """The optimizer's parameters by name, each with its group."""
+    name_of = {id(parameter): name for name, parameter in dict(names).items()}
+    parameters = [(p, group) for group in opt.param_groups for p in group["params"]]
+    unnamed = [list(p.shape) for p, _ in parameters if id(p) not in name_of]
+    if unnamed:
+        raise InputError(
+            f"{len(unnamed)} of the optimizer's {len(parameters)} parameters have no name, the first of "
+            f"shape {unnamed[0]}: give named_parameters() of the model that it optimizes"
+        )
+    return {name_of[id(p)]: (p, group) for p, group in parameters}
+
+
+def _offenders(what: str, names: list[str]) -> list[str]:
+    """[] for no names, else one phrase with the first three."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [f"{what} {', '.join(names[:3])}{more}"] if names else []

@@ -1,0 +1,118 @@
+"""Which code runs an op: the C++ kernels for CUDA or the CPU, Triton's, or plain torch.
+
+The default is the fastest backend that is there and handles the call's device and dtypes; use_backend() or the
+environment variable DDPM_FAST_BACKEND chooses one by name, and then nothing else is tried: if it cannot run the call,
+the error says why and what to do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+from ddpm_fast.errors import InputError
+
+NAMES = ("cuda", "cpu", "triton", "reference")  # fastest first
+_MODULES = {"cpu": "native"}  # the others are named as their modules are
+
+
+class Status(NamedTuple):
+    """A line of `python -m ddpm_fast.info`: a backend, the ops it has, and why it is not there if it is not."""
+
+    name: str
+    ops: tuple[str, ...]
+    unavailable: str
+
+
+@cache
+def _module(name: str):
+    return importlib.import_module(f".{_MODULES.get(name, name)}", __package__)
+
+
+def _unavailable(name: str) -> str:
+    return getattr(_module(name), "unavailable", "")
+
+
+def backend_status() -> list[Status]:
+    """Every backend, fastest first, with what it can do here."""
+    return [Status(name, tuple(_module(name).OPS), _unavailable(name)) for name in NAMES]
+
+
+def cannot_run_on(name: str, device: torch.device) -> str:
+    """Why an available backend cannot run on tensors of this device, or the empty string."""
+    return "" if name == "reference" else _module(name).refusal(device)
+
+
+def _refusal(name: str, op: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str:
+    """Why a backend cannot run a call, or the empty string."""
+    module = _module(name)
+    if reason := _unavailable(name):
+        return reason
+    if op not in module.OPS:
+        return f"it has no kernel for {op}; it has {', '.join(module.OPS)}"
+    if reason := cannot_run_on(name, device):
+        return reason
+    if name != "reference":
+        for dtype in dtypes:
+            if dtype not in module.DTYPES:
+                return f"it has no {dtype}; use the reference backend for that, or one of {list(module.DTYPES)}"
+    return ""
+
+
+def _check_name(name: str) -> str:
+    if name not in NAMES:
+        raise InputError(f"backend {name!r} is unknown; there are {', '.join(NAMES)}")
+    if reason := _unavailable(name):
+        raise InputError(f"backend {name!r} is not available: {reason}")
+    return name
+
+
+_chosen: str | None = os.environ.get("DDPM_FAST_BACKEND") or None
+
+
+class use_backend:
+    """Chooses a backend by name for all ops, or with None the default again. As a context manager: for its block.
+
+    Raises InputError at once if there is no such backend or it cannot run here, saying why and how to get it.
+    """
+
+    def __init__(self, name: str | None):
+        global _chosen
+        self._previous = _chosen
+        _chosen = None if name is None else _check_name(name)
+
+    def __enter__(self) -> use_backend:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        global _chosen
+        _chosen = self._previous
+
+
+def active_backend(op: str, device: torch.device | str = "cpu", *dtypes: torch.dtype) -> str:
+    """The name of the backend that would run `op` on tensors of this device and these dtypes."""
+    device = torch.device(device)
+    if _chosen is not None:
+        if reason := _refusal(_check_name(_chosen), op, device, dtypes):
+            raise InputError(f"backend {_chosen!r} cannot run {op}: {reason}")
+        return _chosen
+    return next(name for name in NAMES if not _refusal(name, op, device, dtypes))
+
+
+def uses_cpu_kernels() -> bool:
+    """Whether the C++ kernels for the CPU are there and no other backend was asked for."""
+    return _chosen in (None, "cpu") and not _unavailable("cpu")
+
+
+def kernel(op: str, device: torch.device, *dtypes: torch.dtype) -> Callable[..., None]:
+    """The function that runs `op`, by the rule of active_backend."""
+    if _chosen is None and device.type in ("cpu", "cuda"):  # the common case, without building the reasons
+        module = _module(device.type)
+        if not module.unavailable and not module.refusal(device) and all(dtype in module.DTYPES for dtype in dtypes):
+            return module.OPS[op]
+    return _module(active_backend(op, device, *dtypes)).OPS[op]

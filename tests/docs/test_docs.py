@@ -1,0 +1,52 @@
+"""docs/math.md names functions and tests: they must exist, and every equation's section must name both."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MATH = (ROOT / "docs" / "math.md").read_text()
+CODE = sorted(set(re.findall(r"`(ddpm_fast(?:\.\w+)+)`", MATH)))
+TESTS = sorted(set(re.findall(r"`(test_\w+\.py(?:::\w+)?)`", MATH)))
+FILES = sorted(set(re.findall(r"`(csrc/[\w/]+\.(?:h|cpp))`", MATH)))
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_the_code_that_math_md_names_exists(name):
+    parts = name.split(".")
+    for split in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:split]))
+        except ModuleNotFoundError:
+            continue
+        for attribute in parts[split:]:
+            found = getattr(found, attribute)
+        return
+    pytest.fail(f"{name} cannot be imported")
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_the_tests_that_math_md_names_exist(name):
+    file, _, function = name.partition("::")
+    (path,) = (ROOT / "tests").rglob(file)
+    text = path.read_text()
+    assert not function or f"\ndef {function}(" in text
+
+
+@pytest.mark.parametrize("name", [*FILES, *re.findall(r"\]\((?!http)([\w./-]+)\)", MATH)])
+def test_the_files_that_math_md_names_exist(name):
+    assert (ROOT / name).exists() or (ROOT / "docs" / name).exists()
+
+
+def test_math_md_names_enough():
+    # Fewer would mean that the patterns above no longer find them.
+    assert len(CODE) > 30 and len(TESTS) > 50 and len(FILES) >= 5
+
+
+def test_every_section_with_an_equation_says_where_and_by_what():
+    sections = re.split(r"^## ", MATH, flags=re.M)[1:]
+    for section in sections:
+        if "$$" in section:
+            assert "\n- in `" in section and "\n- by `" in section, section.splitlines()[0]

@@ -1,0 +1,269 @@
+"""The loops on a GPU: nothing waits for it, and replayed CUDA graphs give the eager loops' numbers bit for bit."""
+
+import gc
+
+import pytest
+import torch
+from support.networks import random_unet
+
+from ddpm_fast.commands import train
+from ddpm_fast.data import Dataset
+from ddpm_fast.diffusion import GaussianDiffusion
+from ddpm_fast.errors import InputError
+from ddpm_fast.loops import editing, graphs
+from ddpm_fast.loops.sampling import sample
+from ddpm_fast.loops.training import TrainConfig, Trainer
+from ddpm_fast.nn import UNetConfig
+from ddpm_fast.schedule import Schedule
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and there is none"),
+]
+CUDA = torch.device("cuda", 0)
+FIXED = GaussianDiffusion(Schedule.cosine(50), prediction="v", variance="fixed_small")
+LEARNED = GaussianDiffusion(Schedule.cosine(50), prediction="v", variance="learned_range", loss="hybrid")
+SAMPLERS = ["ddpm", "ddim", "dpmpp_1", "dpmpp_2m", "dpmpp_2m_sde"]
+OPTIONS = {
+    "plain": {},
+    "guidance": {"guidance": 3.0, "guidance_rescale": 0.7},
+    "dynamic threshold": {"guidance": 4.0, "dynamic_threshold": 0.9},
+}
+
+
+@pytest.fixture
+def replays(monkeypatch):
+    """How often a graph was replayed so far."""
+    count = 0
+
+    class Counted(graphs.CudaGraph):
+        def replay(self):
+            nonlocal count
+            count += 1
+            super().replay()
+
+    monkeypatch.setattr(graphs, "CudaGraph", Counted)
+    return lambda: count
+
+
+@pytest.fixture
+def no_sync():
+    """Called, makes whatever waits for the GPU an error for the rest of the test."""
+    before = torch.cuda.get_sync_debug_mode()
+    yield lambda: torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.fixture(autouse=True)
+def same_kernels_every_time():
+    """cuDNN's backward passes may add in any order otherwise."""
+    cudnn = torch.backends.cudnn
+    before, cudnn.deterministic = cudnn.deterministic, True
+    yield
+    cudnn.deterministic = before
+
+
+def network(learned_variance=False, dtype=torch.float32):
+    model = random_unet(
+        **{"image_size": 16, "in_channels": 3, "model_channels": 32, "channel_mult": (1, 2)},
+        **{"attention_resolutions": (8,), "num_classes": 3, "norm_groups": 8, "learned_variance": learned_variance},
+    )
+    return model.to(CUDA, dtype)
+
+
+def test_the_guard_against_waiting_works(no_sync):
+    x = torch.ones(3, device=CUDA)
+    no_sync()
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        x.sum().item()
+
+
+# Sampling
+
+
+@pytest.mark.parametrize("cuda_graph", [False, None], ids=["eager", "graph"])
+@pytest.mark.parametrize("word", OPTIONS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_sampling_never_waits(no_sync, sampler, word, cuda_graph):
+    model = network(dtype=torch.bfloat16)
+    options = {"sampler": sampler, "steps": 5, "batch_size": 2, "labels": 1, **OPTIONS[word], "cuda_graph": cuda_graph}
+    sample(model, FIXED, 6, **options)  # compiles, captures
+    sample(model, FIXED, 6, **options, on_step=lambda first, i, x: no_sync())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("learned", [False, True], ids=["fixed variance", "learned variance"])
+@pytest.mark.parametrize("word", OPTIONS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_sampling_from_a_graph_is_the_eager_loop_bit_for_bit(replays, sampler, word, learned, dtype):
+    model, diffusion = network(learned, dtype), LEARNED if learned else FIXED
+    options = {"sampler": sampler, "steps": 6, "batch_size": 4, **OPTIONS[word]}
+    calls = [
+        {"labels": [0, 1, 2, 0, 1, 2, 0], "seed": 3},
+        {"labels": [2, 2, 2, 1, 1, 0, 0], "seed": 2**63 + 5, "first_sample_id": 2**40},
+    ]
+    eager = [sample(model, diffusion, 7, **call, **options, cuda_graph=False) for call in calls]
+    assert replays() == 0 and not torch.equal(*eager)
+    for call, expected, count in zip(calls, eager, (4 + 4, 6 + 6), strict=True):
+        before = replays()
+        assert torch.equal(sample(model, diffusion, 7, **call, **options, cuda_graph=True), expected)
+        assert replays() - before == count
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.9)
+    changed = sample(model, diffusion, 7, **calls[0], **options, cuda_graph=False)
+    assert not torch.equal(changed, eager[0])
+    assert torch.equal(sample(model, diffusion, 7, **calls[0], **options), changed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_inpainting_from_graphs(replays, dtype):
+    model = network(dtype=dtype)
+    for seed in (1, 2):
+        generator = torch.Generator().manual_seed(seed)
+        images = torch.rand(3, 3, 16, 16, generator=generator) * 2 - 1
+        mask = torch.rand(16, 16, generator=generator) < 0.5
+        options = {"steps": 6, "resamplings": 3, "jump_length": 2, "labels": 2, "sampler": "dpmpp_2m_sde"}
+        eager = editing.inpaint(model, FIXED, images, mask, **options, cuda_graph=False)
+        before = replays()
+        assert torch.equal(editing.inpaint(model, FIXED, images, mask, **options, cuda_graph=True), eager)
+        assert replays() > before
+
+
+def test_a_graph_on_another_stream_waits_for_the_one_before(replays):
+    model, stream = network(), torch.cuda.Stream(CUDA)
+    eager = [sample(model, FIXED, 4, steps=20, seed=seed, cuda_graph=False) for seed in range(4)]
+    found = []
+    for seed in range(4):
+        with torch.cuda.stream(stream if seed % 2 else torch.cuda.current_stream(CUDA)):
+            found.append(sample(model, FIXED, 4, steps=20, seed=seed))
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(found, eager, strict=True)) and replays() > 0
+
+
+class OwnNetwork(torch.nn.Module):
+    def __init__(self, forward):
+        super().__init__()
+        self.weight, self.own = torch.nn.Parameter(torch.tensor(0.3)), forward
+        self.to(CUDA)
+
+    def forward(self, x, t):
+        return self.own(self, x, t)
+
+
+def reading_back(self, x, t):
+    return x * self.weight * max(0.1, (t[0] / 50).item())
+
+
+def synchronizing(self, x, t):
+    torch.cuda.synchronize()
+    return x * self.weight
+
+
+@pytest.mark.parametrize("forward", [reading_back, synchronizing])
+def test_a_network_that_waits_is_called_as_before_and_leaves_others_their_graphs(replays, forward):
+    options, stream = {"steps": 8, "shape": (3, 4)}, torch.cuda.current_stream(CUDA)
+    model = OwnNetwork(forward)
+    eager = sample(model, FIXED, 2, **options, cuda_graph=False)
+    for _ in range(2):
+        assert torch.equal(sample(model, FIXED, 2, **options), eager)
+    with pytest.raises(InputError, match="no graph can be captured"):
+        sample(OwnNetwork(forward), FIXED, 2, **options, cuda_graph=True)
+    assert replays() == 0 and torch.cuda.current_stream(CUDA) == stream
+    other = OwnNetwork(lambda self, x, t: x * self.weight)
+    assert torch.equal(
+        sample(other, FIXED, 2, **options, cuda_graph=True), sample(other, FIXED, 2, **options, cuda_graph=False)
+    )
+    assert replays() == 6
+
+
+def test_autocast_is_eager_and_says_so():
+    model = network()
+    with torch.autocast("cuda", torch.bfloat16):
+        expected = sample(model, FIXED, 2, steps=5, cuda_graph=False)
+        assert torch.equal(sample(model, FIXED, 2, steps=5), expected)
+        with pytest.raises(InputError, match="autocast is active"):
+            sample(model, FIXED, 2, steps=5, cuda_graph=True)
+
+
+def test_graphs_give_their_memory_back():
+    allocated = []
+    for _ in range(4):
+        model = network()
+        for n in range(1, 10):
+            sample(model, FIXED, n, steps=4, cuda_graph=True)
+        del model
+        gc.collect()
+        allocated.append(torch.cuda.memory_allocated(CUDA))
+    # The first time cuBLAS makes its workspaces, which stay.
+    assert max(allocated[1:]) - allocated[0] < 2**20
+
+
+# Training
+
+
+KINDS = {
+    "fp32": {},
+    "bf16": {"precision": "bf16"},
+    "learned variance, importance sampling": {
+        "diffusion": GaussianDiffusion(Schedule.cosine(4), variance="learned_range", loss="hybrid"),
+        "timestep_sampling": "loss_second_moment",
+    },
+    "bound, stratified": {
+        "diffusion": GaussianDiffusion(Schedule.cosine(100), loss="rescaled_vlb"),
+        "timestep_sampling": "stratified",
+    },
+}
+
+
+def trainer(cuda_graph, diffusion=None, **options):
+    """With every source of randomness in use: dropout, dropped labels, flips."""
+    diffusion = diffusion or GaussianDiffusion(Schedule.cosine(100))
+    config = TrainConfig(**{"batch_size": 8, "warmup": 5, "flip": True, "label_drop": 0.3, **options})
+    network = UNetConfig(
+        image_size=16, in_channels=3, model_channels=32, channel_mult=(1, 2), num_res_blocks=1,
+        attention_resolutions=(), num_classes=3, norm_groups=8, dropout=0.2,
+        learned_variance=diffusion.objective.learned,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (50, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    dataset = Dataset(images, torch.arange(50) % 3, None, "random")
+    return Trainer(network, diffusion, config, dataset, CUDA, cuda_graph)
+
+
+@pytest.mark.parametrize("cuda_graph", [False, None], ids=["eager", "graph"])
+@pytest.mark.parametrize("word", KINDS)
+def test_training_never_waits(no_sync, tmp_path, word, cuda_graph):
+    subject, metrics = trainer(cuda_graph, **KINDS[word]), train.Metrics(0)
+    for _ in range(4):  # makes tables, captures
+        metrics.add(*subject.train_step())
+    metrics.look(tmp_path, wait=True)
+    no_sync()
+    looks = []
+    for _ in range(6):
+        metrics.add(*subject.train_step())
+        looks += metrics.look(tmp_path, wait=False)
+    assert sum(look.steps for look in looks) >= 5
+
+
+@pytest.mark.parametrize("word", KINDS)
+def test_training_from_a_graph_is_the_eager_one_bit_for_bit(replays, tmp_path, word):
+    subjects = [trainer(cuda_graph, **KINDS[word]) for cuda_graph in (False, False, True)]
+    for step in range(12):
+        (first, again, replayed) = (torch.stack(subject.train_step()) for subject in subjects)
+        if not torch.equal(first, again):
+            pytest.skip(f"two eager runs differ at step {step}: a kernel here does not add in one order")
+        assert torch.equal(first, replayed), step
+    assert replays() == 10
+    states = [subject.save(tmp_path / str(i), {}) for i, subject in enumerate(subjects)]
+    eager, again, graph = (train.checkpoint.read_training(state)[0] for state in states)
+    assert eager.keys() == graph.keys()
+    for name, value in eager.items():
+        assert not torch.equal(value, again[name]) or torch.equal(value, graph[name]), name
+
+    # The average can be sampled from in between, and a state loaded: the next steps are the same.
+    sample(subjects[2].averaged_model(), subjects[2].diffusion, 2, steps=4)
+    subjects[2].load(states[0])
+    for _ in range(4):
+        assert torch.equal(*(torch.stack(subject.train_step()) for subject in (subjects[0], subjects[2])))
+    assert replays() > 10

@@ -1,0 +1,81 @@
+"""What the loops need to know of a network: its place, its mode, its labels."""
+
+import pytest
+import torch
+
+from ddpm_fast.diffusion import GaussianDiffusion
+from ddpm_fast.errors import InputError
+from ddpm_fast.loops.likelihood import bits_per_dim
+from ddpm_fast.loops.network import check_labels, evaluating, placement
+from ddpm_fast.loops.sampling import sample
+from ddpm_fast.schedule import Schedule
+
+
+class Normalised(torch.nn.Module):
+    """A network in training with one part frozen."""
+
+    def __init__(self):
+        super().__init__()
+        self.frozen, self.live = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3)
+        self.train()
+        self.frozen.eval()
+
+    def forward(self, x, t):
+        return self.live(self.frozen(x))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model, diffusion: sample(model, diffusion, 4, shape=(3,)),
+        lambda model, diffusion: bits_per_dim(diffusion, model, torch.zeros(4, 3)),
+    ],
+    ids=["sample", "bits_per_dim"],
+)
+def test_every_module_gets_its_mode_back(use):
+    model = Normalised()
+    before = model.live.running_mean.clone()
+    use(model, GaussianDiffusion(Schedule.cosine(3), "v"))
+    assert model.training and model.live.training and not model.frozen.training
+    assert torch.equal(model.live.running_mean, before), "statistics were gathered while sampling"
+
+
+def test_modes_come_back_after_an_error():
+    model = Normalised()
+    with pytest.raises(KeyError), evaluating(model):
+        assert not model.live.training
+        raise KeyError
+    assert model.live.training and not model.frozen.training
+
+
+def test_placement():
+    assert placement(torch.nn.Linear(2, 2).to(torch.bfloat16)) == (torch.device("cpu"), torch.bfloat16)
+    assert placement(torch.nn.Identity()) == (torch.device("cpu"), None)
+    with pytest.raises(InputError, match=r"the model is a function; expected a torch\.nn\.Module"):
+        placement(lambda x, t: x)
+
+
+@pytest.mark.parametrize("labels", [3, [3, 3], torch.tensor([3, 3]), torch.tensor(3)], ids=str)
+def test_labels_are_one_or_one_each(labels):
+    assert check_labels(torch.nn.Identity(), labels, 2).tolist() == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([1.7, 0.0], "labels are torch.float32; expected integers"),
+        ([True, False], "labels are torch.bool; expected integers"),
+        ("abc", "labels are 'abc'; expected one class, or 2"),
+        ([None, 1], "expected one class, or 2, one a sample"),
+        ([0, 1, 2], "expected one class, or 2, one a sample"),
+    ],
+    ids=str,
+)
+def test_labels_that_are_none(labels, message):
+    with pytest.raises(InputError, match=message):
+        check_labels(torch.nn.Identity(), labels, 2)
+
+
+def test_no_labels():
+    assert check_labels(torch.nn.Identity(), None, 2) is None
+    assert check_labels(torch.nn.Identity(), [], 0).shape == (0,)

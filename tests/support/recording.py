@@ -1,0 +1,111 @@
+"""A CUDA graph without a GPU: records the operations of a run and repeats them with the tensors they had then.
+
+That is what a graph does: addresses and numbers are those of the recording, whatever Python would say at the replay.
+Where the operations would stop a capture on a GPU, because they read back from it or copy from the host, this one
+raises too. It stands in for ddpm_fast.graphs.CudaGraph.
+"""
+
+import contextlib
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from ddpm_fast.loops import graphs
+from ddpm_fast.nn import UNet
+
+READS_BACK = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "masked_select", "equal", "unique", "allclose")
+
+
+class NoSync(TorchDispatchMode):
+    """Raises RuntimeError where a GPU's values would have to be read back, or the host's be copied to it."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        if name in READS_BACK or any(i is not None and i.dtype == torch.bool for i in indices):
+            raise RuntimeError(f"{function} waits for the device")
+        if name == "lift_fresh":  # what torch.tensor(data) makes
+            raise RuntimeError(f"{function} copies from the host")
+        return function(*args, **(kwargs or {}))
+
+
+def tensors(tree):
+    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, torch.Tensor)]
+
+
+def storage_of(tensor):
+    return tensor.untyped_storage().data_ptr()
+
+
+class _Recorder(NoSync):
+    def __init__(self):
+        super().__init__()
+        self.operations, self.before, self.fresh = [], {}, set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        for i, argument in enumerate(function._schema.arguments):
+            if argument.is_write:
+                written = args[i] if i < len(args) else kwargs.get(argument.name)
+                for tensor in tensors(written):
+                    place = storage_of(tensor)
+                    if place not in self.fresh:
+                        self.before.setdefault(place, (tensor.untyped_storage(), tensor.untyped_storage().clone()))
+        results = super().__torch_dispatch__(function, types, args, kwargs)
+        given = {storage_of(tensor) for tensor in tensors((args, kwargs))}
+        own = [None if storage_of(tensor) in given else tensor for tensor in tensors(results)]
+        self.fresh.update(storage_of(tensor) for tensor in own if tensor is not None)
+        self.operations.append((function, args, kwargs, own))
+        return results
+
+
+class RecordingGraph:
+    """ddpm_fast.loops.graphs.CudaGraph's two methods, and how often each was called, over all."""
+
+    captures = replays = 0
+
+    def __init__(self, pool):
+        self.operations = []
+
+    def capture(self, run):
+        type(self).captures += 1
+        recorder, generator = _Recorder(), torch.get_rng_state()
+        try:
+            with recorder:
+                run()
+            self.operations = recorder.operations
+        finally:
+            # A capture executes nothing: what was written is as it was, and what was made is not there yet.
+            torch.set_rng_state(generator)
+            for storage, content in recorder.before.values():
+                storage.copy_(content)
+        with torch._C._AutoDispatchBelowAutograd():
+            for *_, own in self.operations:
+                for tensor in own:
+                    if tensor is not None and tensor.is_floating_point():
+                        tensor.fill_(torch.nan)
+
+    def replay(self):
+        type(self).replays += 1
+        with torch._C._AutoDispatchBelowAutograd():
+            for function, args, kwargs, own in self.operations:
+                for tensor, result in zip(own, tensors(function(*args, **kwargs)), strict=True):
+                    if tensor is not None:
+                        tensor.copy_(result)
+
+
+@pytest.fixture
+def recording(monkeypatch):
+    """Captures on the CPU, by recording: yields RecordingGraph, its counts at 0."""
+
+    class Counted(RecordingGraph):
+        captures = replays = 0
+
+    monkeypatch.setattr(graphs, "CudaGraph", Counted)
+    monkeypatch.setattr(graphs, "cannot_capture", lambda device, model=None: "")
+    monkeypatch.setattr(graphs, "_no_waiting", contextlib.nullcontext)
+    # On the CPU alone, this looks at the labels' values.
+    monkeypatch.setattr(UNet, "_check", lambda *_: None)
+    return Counted
