@@ -226,7 +226,7 @@ def test_ctrl_c_and_sigterm_save_first(tmp_path, number):
         [
             sys.executable,
             "-m",
-            "ddpm_fast.commands.train",
+            "ddpm_fast.train",
             *TINY,
             "--steps",
             "99999",
