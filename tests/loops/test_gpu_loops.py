@@ -81,6 +81,7 @@ def test_the_guard_against_waiting_works(no_sync):
 # Sampling
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("cuda_graph", [False, None], ids=["eager", "graph"])
 @pytest.mark.parametrize("word", OPTIONS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -91,6 +92,7 @@ def test_sampling_never_waits(no_sync, sampler, word, cuda_graph):
     sample(model, FIXED, 6, **options, on_step=lambda first, i, x: no_sync())
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("learned", [False, True], ids=["fixed variance", "learned variance"])
 @pytest.mark.parametrize("word", OPTIONS)

@@ -373,6 +373,7 @@ ALLOWED = (names for names in itertools.product(*NAMES) if allowed(*names))
 CHOICES = [(*names, way) for names, way in zip(ALLOWED, itertools.cycle(TIMESTEP_SAMPLINGS), strict=False)]
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize(("prediction", "variance", "loss", "weighting", "sampling"), CHOICES)
 def test_every_allowed_combination_takes_a_finite_step(prediction, variance, loss, weighting, sampling):
     schedules = [Schedule.linear(30)] + [Schedule.cosine(30).zero_terminal_snr()] * (prediction != "eps")

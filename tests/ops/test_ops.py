@@ -122,6 +122,7 @@ def noise_for(kind, shape, layout="contiguous"):
 # --- every dtype
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("out", FLOATS, ids=str)
 @pytest.mark.parametrize("noise", ["key", *FLOATS], ids=str)
 @pytest.mark.parametrize("x0", [U8, *FLOATS], ids=str)
@@ -138,6 +139,7 @@ def test_q_sample_result_dtype(x0, expected):
     assert q_sample(image((2, 3), x0), timesteps(2), Q_TABLE, image((2, 3))).dtype == expected
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("noise", ["key", *FLOATS], ids=str)
 @pytest.mark.parametrize("x0", [U8, *FLOATS], ids=str)
 @pytest.mark.parametrize("output", FLOATS, ids=str)
@@ -149,6 +151,7 @@ def test_diffusion_loss_dtypes(output, x0, noise, backend):
     close(loss, loss_formula(out, x, t, LOSS_TABLE, z), loss_formula(out, x, t, LOSS_TABLE, z, output))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("previous", [None, *FLOATS], ids=str)
 @pytest.mark.parametrize("output", FLOATS, ids=str)
 @pytest.mark.parametrize("x_t", FLOATS, ids=str)
@@ -176,6 +179,7 @@ def test_reverse_step_dtypes(x_t, output, previous, some_of):
             close(step.x_model, exact, in_fp32.to(model))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("noise", ["key", F32, BF16], ids=str)
 @pytest.mark.parametrize("output", FLOATS, ids=str)
 @pytest.mark.parametrize("x_t", FLOATS, ids=str)
@@ -227,6 +231,7 @@ def each(*marks):
     return lambda test: functools.reduce(lambda marked, mark: mark(marked), marks, test)
 
 
+@pytest.mark.pairwise
 @each(*IN_PLACE, pytest.mark.parametrize("x_t", FLOATS, ids=str))
 def test_reverse_step_in_place_is_reverse_step_bit_for_bit(x_t, model, learned, layout, backend):
     steps_in_place(x_t, model, learned, layout)
