@@ -65,8 +65,14 @@ def same_kernels_every_time():
 
 def network(learned_variance=False, dtype=torch.float32):
     model = random_unet(
-        **{"image_size": 16, "in_channels": 3, "model_channels": 32, "channel_mult": (1, 2)},
-        **{"attention_resolutions": (8,), "num_classes": 3, "norm_groups": 8, "learned_variance": learned_variance},
+        image_size=16,
+        in_channels=3,
+        model_channels=32,
+        channel_mult=(1, 2),
+        attention_resolutions=(8,),
+        num_classes=3,
+        norm_groups=8,
+        learned_variance=learned_variance,
     )
     return model.to(CUDA, dtype)
 

@@ -162,6 +162,7 @@ def test_the_gradient_of_hybrids_variance_is_the_bounds(backend):
 # --- finite differences
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("noise", ["given", "key"])
 @pytest.mark.parametrize("decoder", ["paper", "exact"])
 @pytest.mark.parametrize("prediction, variance", [("eps", "fixed_small"), ("v", "learned"), ("x0", "learned_range")])

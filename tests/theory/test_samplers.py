@@ -198,7 +198,9 @@ PLANS = {
     "ddim": {"sampler": "ddim"},
     "ddim, eta 0.4": {"sampler": "ddim", "eta": 0.4},
     "ddim, eta 1": {"sampler": "ddim", "eta": 1},
-    **{name: {"sampler": name} for name in ("dpmpp_1", "dpmpp_2m", "dpmpp_2m_sde")},
+    "dpmpp_1": {"sampler": "dpmpp_1"},
+    "dpmpp_2m": {"sampler": "dpmpp_2m"},
+    "dpmpp_2m_sde": {"sampler": "dpmpp_2m_sde"},
 }
 
 
@@ -311,7 +313,11 @@ def test_without_eta_no_noise_is_drawn(sampler, backend):
     x, x0 = torch.zeros(2, 3, 4), torch.zeros(2, 3, 4)
     for i in range(10):
         step = ops.reverse_step(
-            *(x, torch.ones_like(x), table.coefficients.float(), torch.tensor(i), torch.full_like(x, math.nan)),
+            x,
+            torch.ones_like(x),
+            table.coefficients.float(),
+            torch.tensor(i),
+            torch.full_like(x, math.nan),
             x0_previous=x0,
         )
         assert step.x.isfinite().all()
