@@ -22,7 +22,6 @@ from ddpm_fast.files import checkpoint
 from ddpm_fast.loops.timesteps import TIMESTEP_SAMPLINGS
 from ddpm_fast.loops.training import NonFiniteLoss, TrainConfig, Trainer
 from ddpm_fast.nn import EMA, UNet, UNetConfig
-from ddpm_fast.nn.ema import _fused_lerp_
 from ddpm_fast.noise import NoiseKey, Stream, normals, uniform_integers
 from ddpm_fast.schedule import Schedule
 
@@ -133,10 +132,9 @@ KINDS = {
 
 
 @pytest.mark.parametrize("word", KINDS)
-def test_replayed_steps_are_the_eager_ones_bit_for_bit(recording, monkeypatch, tmp_path, word):
+def test_replayed_steps_are_the_eager_ones_bit_for_bit(recording, tmp_path, word):
     """With a recording in the place of a CUDA graph (recording.py): dropout, warm-up, flips and dropped labels are all
     in use, and the learning rate, the average's decay and everything drawn differ from step to step."""
-    monkeypatch.setattr("ddpm_fast.nn.ema._foreach_lerp_", _fused_lerp_)  # a GPU's way
     eager, replayed = trainer(**KINDS[word], cuda_graph=False), trainer(**KINDS[word])
     for _ in range(12):
         found, expected = replayed.train_step(), eager.train_step()
