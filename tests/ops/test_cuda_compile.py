@@ -13,8 +13,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support import sass
 
-from benchmarks import sass
 from ddpm_fast.ops import cuda, native
 
 pytestmark = [
