@@ -41,8 +41,7 @@ def sampling_timesteps(spec, T: int, spacing: str = "even") -> list[int]:
     Raises InputError for a number of steps outside 1..T, a list without T-1, an unknown spacing, "quadratic" with
     sections, strides or a list, and whatever Schedule.respace refuses.
     """
-    if spacing not in SPACINGS:
-        raise InputError(f"spacing {spacing!r} is unknown; there are {', '.join(SPACINGS)}")
+    check_spacing(spacing)
     if spec is None:
         return list(range(T))
     if isinstance(spec, str) and spec.strip().isdecimal():
@@ -63,6 +62,12 @@ def sampling_timesteps(spec, T: int, spacing: str = "even") -> list[int]:
             f"T-1 = {T - 1}: end the list with {T - 1}"
         )
     return [*timesteps[:-1], T - 1]
+
+
+def check_spacing(spacing: str) -> None:
+    """Raises InputError for a spacing that is not in SPACINGS."""
+    if spacing not in SPACINGS:
+        raise InputError(f"spacing {spacing!r} is unknown; there are {', '.join(SPACINGS)}")
 
 
 def _count(text: str, spec: str) -> int:

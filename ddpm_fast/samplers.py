@@ -51,8 +51,7 @@ def ddim_table(diffusion: GaussianDiffusion, eta: float = 0.0, clip: bool = True
     eps is that of the clipped x0. eta from 0 (sigma is 0 everywhere and no noise is drawn) to 1 (ancestral sampling
     with the posterior's variance) scales sigma [S eq. 16]. Raises InputError for an eta outside [0, 1].
     """
-    if not isinstance(eta, Real) or isinstance(eta, bool) or not 0 <= eta <= 1:
-        raise InputError(f"eta = {eta!r}: expected a number from 0 (no noise) to 1 (as much as ancestral sampling)")
+    _check_eta(eta)
     return _downwards(diffusion, clip, *_towards_next(diffusion, float(eta)))
 
 
@@ -116,13 +115,26 @@ def make_table(
     Raises InputError for an unknown sampler, steps or a spacing that the chain cannot give, and for an eta outside
     [0, 1] or with another sampler.
     """
-    if sampler not in list(SAMPLERS):
-        raise InputError(f"sampler {sampler!r} is unknown; there are {', '.join(SAMPLERS)}")
-    if eta is not None and sampler != "ddim":
-        raise InputError(f"eta belongs to ddim; {sampler} has none: leave it out, or choose sampler 'ddim'")
+    check_sampler(sampler, eta)
     options = {} if eta is None else {"eta": eta}
     diffusion = diffusion.respace(sampling_timesteps(steps, diffusion.num_timesteps, spacing))
     return SAMPLERS[sampler](diffusion, clip=clip, **options)
+
+
+def check_sampler(sampler: str, eta: float | None) -> None:
+    """Raises InputError for an unknown sampler, and for an eta outside [0, 1] or with a sampler other than "ddim"."""
+    if sampler not in list(SAMPLERS):
+        raise InputError(f"sampler {sampler!r} is unknown; there are {', '.join(SAMPLERS)}")
+    if eta is None:
+        return
+    if sampler != "ddim":
+        raise InputError(f"eta belongs to ddim; {sampler} has none: leave it out, or choose sampler 'ddim'")
+    _check_eta(eta)
+
+
+def _check_eta(eta: float) -> None:
+    if not isinstance(eta, Real) or isinstance(eta, bool) or not 0 <= eta <= 1:
+        raise InputError(f"eta = {eta!r}: expected a number from 0 (no noise) to 1 (as much as ancestral sampling)")
 
 
 def _mean(ab: Tensor, ab_next: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
