@@ -87,10 +87,10 @@ def main(
         Path | None, typer.Option(help="inpaint the picture: a black and white mask, white where it is kept")
     ] = None,
     resamplings: Annotated[
-        int | None, typer.Option(help="inpainting: how often each section is run; more is slower and more coherent")
+        int | None, typer.Option(help="inpainting: how often each stretch of steps is run; more is slower and more coherent")
     ] = None,
     jump_length: Annotated[
-        int | None, typer.Option(help="inpainting: steps in a section, which is repeated --resamplings times")
+        int | None, typer.Option(help="inpainting: number of steps in a stretch, which is run --resamplings times")
     ] = None,
     interpolate_with: Annotated[Path | None, typer.Option(help="the second picture, to interpolate to")] = None,
     round_trip: Annotated[

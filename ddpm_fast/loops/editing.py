@@ -95,15 +95,15 @@ def inpaint(
     """Images that keep the known pixels exactly and are drawn elsewhere (RePaint: Lugmayr et al. 2022, alg. 1).
 
     After every row the known pixels, noised to its level, replace the drawn ones. To make the drawn pixels consistent
-    with the known ones, every section of jump_length rows is run `resamplings` times: after each time but the last,
+    with the known ones, every stretch of jump_length rows is run `resamplings` times: after each time but the last,
     noise is added to get from its end back to its start. So the network is called about steps * resamplings times.
 
     Args:
         model, diffusion: As in sample().
         images: float [N, C, ...] about in [-1, 1], or uint8.
         mask: bool or 0/1, 1 (True) where a pixel is known: [H, W], [1, H, W], [N, 1, H, W] or like the images.
-        resamplings: How often each section is run. 1 only pastes the known pixels.
-        jump_length: How many rows a section has.
+        resamplings: How often each stretch is run. 1 only pastes the known pixels.
+        jump_length: How many rows a stretch has.
         **options: See SamplingOptions.
 
     Returns:
@@ -436,7 +436,7 @@ def _tail(table: SamplerTable, row: int) -> SamplerTable:
 def _resampled(
     table: SamplerTable, levels: Tensor, resamplings: int, jump_length: int
 ) -> tuple[SamplerTable, Tensor, list[bool]]:
-    """RePaint's table over the rows of a sampler's table. Every section of jump_length rows, counted from the end, is
+    """RePaint's table over the rows of a sampler's table. Every stretch of jump_length rows, counted from the end, is
     run `resamplings` times. Between two times one row, a jump, noises its end back to its start: x ~ q(x_t | x_t') [Ho
     et al. 2020, eq. 2, over several timesteps].
 

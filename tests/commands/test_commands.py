@@ -313,10 +313,28 @@ def test_info_says_what_is_active_and_why_the_rest_is_not():
         assert "CUDA: none" in result.stdout
 
 
-@pytest.mark.parametrize("module", ["sample", "train", "info", "evaluate", "plot"])
-def test_commands_start_with_python_dash_m(module):
-    result = subprocess.run([sys.executable, "-m", f"ddpm_fast.{module}", "--help"], capture_output=True, text=True)
+DOORS = ("sample", "train", "info", "evaluate", "plot")
+# What `python -m ddpm_fast.X --help` does, one X after the other: a process each would import torch each time.
+EVERY_HELP = f"""
+import runpy, sys
+for door in {DOORS}:
+    sys.argv = [door, "--help"]
+    try:
+        runpy.run_module(f"ddpm_fast.{{door}}", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        print(f"{{door}} ended with status {{end.code}}")
+"""
+
+
+def test_commands_start_with_python_dash_m():
+    command = [sys.executable, "-m", "ddpm_fast.info", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0 and "Usage" in result.stdout, result.stderr
+    result = subprocess.run([sys.executable, "-c", EVERY_HELP], capture_output=True, text=True)
+    parts = result.stdout.split(" ended with status 0\n")
+    assert result.returncode == 0 and len(parts) == len(DOORS) + 1, result.stdout + result.stderr
+    for door, text in zip(DOORS, parts, strict=False):
+        assert "Usage" in text and text.endswith(door), text
 
 
 def test_importing_the_sample_command_leaves_the_sample_function(small):

@@ -87,6 +87,7 @@ def test_the_guard_against_waiting_works(no_sync):
 # Sampling
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("cuda_graph", [False, None], ids=["eager", "graph"])
 @pytest.mark.parametrize("word", OPTIONS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -97,6 +98,7 @@ def test_sampling_never_waits(no_sync, sampler, word, cuda_graph):
     sample(model, FIXED, 6, **options, on_step=lambda step: no_sync())
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("learned", [False, True], ids=["fixed variance", "learned variance"])
 @pytest.mark.parametrize("word", OPTIONS)

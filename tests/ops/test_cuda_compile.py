@@ -13,8 +13,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support import sass
 
-from benchmarks import sass
 from ddpm_fast.ops import cuda, native
 
 pytestmark = [
@@ -58,8 +58,13 @@ def all_of(arch: str) -> list[sass.Kernel]:
 def test_every_op_is_there(arch):
     ops = {plain(kernel).split("<")[0] for kernel in all_of(arch)}
     assert ops == {
-        *("normal_kernel", "q_sample_kernel", "diffusion_loss_kernel", "bound_kernel", "finish_kernel"),
-        *("loss_backward_kernel", "reverse_step_kernel"),
+        "normal_kernel",
+        "q_sample_kernel",
+        "diffusion_loss_kernel",
+        "bound_kernel",
+        "finish_kernel",
+        "loss_backward_kernel",
+        "reverse_step_kernel",
     }
 
 

@@ -98,6 +98,7 @@ def close(actual, exact, rtol):
 # --- against the formulas
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("chain", SCHEDULES)
@@ -115,6 +116,7 @@ def test_vlb_terms_are_the_formula(chain, prediction, variance, some_of):
             assert (made.pred_x0.abs() == 1).any()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("variance", ["learned", "learned_range"])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("chain", SCHEDULES)
@@ -144,6 +146,7 @@ def test_float64_is_exact(prediction, variance):
         close(hybrid_loss(output, x0, t, table, z), exact, 1e-9)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("noise", ["key", F32, BF16, F16], ids=str)
 @pytest.mark.parametrize("x0_dtype", [U8, F32, BF16, F16], ids=str)
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)

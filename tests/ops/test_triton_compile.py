@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from support import sass
 
-from benchmarks import sass
 from ddpm_fast.noise import NoiseKey
 from ddpm_fast.ops import triton as triton_backend
 
