@@ -63,8 +63,7 @@ def sampling_timesteps(spec: TimestepSpec | None, T: int, spacing: str = "even")
         InputError: If the number of timesteps is outside 1..T, a list lacks T-1, the spacing is unknown, "quadratic" is
             combined with sections, strides or a list, or Schedule.respace refuses the spec.
     """
-    if spacing not in SPACINGS:
-        raise InputError(f"spacing {spacing!r} is unknown; there are {', '.join(SPACINGS)}")
+    check_spacing(spacing)
     if spec is None:
         return list(range(T))
     if isinstance(spec, str) and spec.strip().isdecimal():
@@ -85,6 +84,12 @@ def sampling_timesteps(spec: TimestepSpec | None, T: int, spacing: str = "even")
             f"T-1 = {T - 1}: end the list with {T - 1}"
         )
     return [*timesteps[:-1], T - 1]
+
+
+def check_spacing(spacing: str) -> None:
+    """Raises InputError for a spacing that is not in SPACINGS."""
+    if spacing not in SPACINGS:
+        raise InputError(f"spacing {spacing!r} is unknown; there are {', '.join(SPACINGS)}")
 
 
 def _count(text: str, spec: str) -> int:
