@@ -1,21 +1,22 @@
 """Every op once on each backend, at sizes that leave a rest everywhere: a program to run under compute-sanitizer.
 
-    compute-sanitizer --error-exitcode 9 python -m benchmarks.sanitize
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 9 python -m tests.support.every_op
 
-PYTORCH_NO_CUDA_MEMORY_CACHING=1 belongs with it: torch's own allocator hands out pieces of large blocks, inside which
-an access out of bounds is not seen. Whether the results are right is for the tests to say.
+Without that variable torch's own allocator hands out pieces of large blocks, inside which an access out of bounds is
+not seen. Whether the results are right is for the tests to say.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+from typing import Annotated
 
 import torch
 import typer
 
 import ddpm_fast as df
-from ddpm_fast import cases, ops, report
+from ddpm_fast import ops
 from ddpm_fast.commands.common import choose_device, console, plain_errors
 from ddpm_fast.errors import InputError
 
@@ -30,7 +31,7 @@ SIZES = {
     (2, 3, 2, 3, 5): BOTH[:1],  # a volume
     (0, 3, 4, 4): BOTH[1:],  # no sample
 }
-T = 10  # steps of the schedule
+T = 10  # timesteps of the schedule
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -74,8 +75,8 @@ def run_all(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, dev
 
 @app.command()
 def main(
-    device: report.Device = "auto",
-    backend: report.Backends = [],  # noqa: B006
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    backend: Annotated[list[str], typer.Option(help="Run this backend alone (repeatable).")] = [],  # noqa: B006
 ) -> None:
     """Run every op on each backend that is there. Fails if none is."""
     with plain_errors():
@@ -83,7 +84,7 @@ def main(
         if place.type == "cuda" and os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING") != "1":
             console.print("Without PYTORCH_NO_CUDA_MEMORY_CACHING=1 a sanitizer misses most accesses out of bounds")
         statuses = {status.name: status for status in ops.backend_status()}
-        for name in backend or [name for name in cases.OURS["cuda"] if name in statuses or place.type == "cuda"]:
+        for name in backend or ("cuda", "triton"):
             status = statuses.get(name)
             reason = f"there is no backend of this name, only {', '.join(statuses)}" if status is None else ""
             if reason := reason or status.unavailable or ops.cannot_run_on(name, place):
