@@ -17,7 +17,7 @@ from ddpm_fast.errors import InputError
 from ddpm_fast.loops.likelihood import BitsPerDim, bits_per_dim
 from ddpm_fast.noise import NoiseKey
 from ddpm_fast.objective import Objective
-from ddpm_fast.ops.reference import widen, working_dtype
+from ddpm_fast.ops.tensors import widen, working_dtype
 from ddpm_fast.respacing import TimestepSpec
 from ddpm_fast.schedule import Schedule
 

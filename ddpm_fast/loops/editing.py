@@ -28,7 +28,7 @@ from ddpm_fast.errors import InputError
 from ddpm_fast.loops.sampling import Paste, Run
 from ddpm_fast.nn import UNet
 from ddpm_fast.noise import NoiseKey, Stream
-from ddpm_fast.ops.reference import widen
+from ddpm_fast.ops.tensors import widen
 from ddpm_fast.samplers import SamplerTable, ddim_encode_table
 
 

@@ -108,9 +108,17 @@ def test_options_of_sampler_and_guidance_reach_the_library(small, tmp_path, argu
     assert result.exit_code == 0, result.stderr
     loaded, (sampler, steps, spacing) = df.load_model(small), options
     x = df.sample(
-        *(loaded.model, loaded.diffusion, 3),
-        **{"sampler": sampler, "steps": steps, "spacing": spacing, "eta": 0.5 if sampler == "ddim" else None},
-        **{"labels": 2, "guidance": 3.0, "guidance_rescale": 0.4, "dynamic_threshold": 0.9},
+        loaded.model,
+        loaded.diffusion,
+        3,
+        sampler=sampler,
+        steps=steps,
+        spacing=spacing,
+        eta=0.5 if sampler == "ddim" else None,
+        labels=2,
+        guidance=3.0,
+        guidance_rescale=0.4,
+        dynamic_threshold=0.9,
     )
     assert np.array_equal(np.load(out)["images"], to_uint8(x))
 
@@ -305,10 +313,28 @@ def test_info_says_what_is_active_and_why_the_rest_is_not():
         assert "CUDA: none" in result.stdout
 
 
-@pytest.mark.parametrize("module", ["sample", "train", "info", "evaluate", "plot"])
-def test_commands_start_with_python_dash_m(module):
-    result = subprocess.run([sys.executable, "-m", f"ddpm_fast.{module}", "--help"], capture_output=True, text=True)
+DOORS = ("sample", "train", "info", "evaluate", "plot")
+# What `python -m ddpm_fast.X --help` does, one X after the other: a process each would import torch each time.
+EVERY_HELP = f"""
+import runpy, sys
+for door in {DOORS}:
+    sys.argv = [door, "--help"]
+    try:
+        runpy.run_module(f"ddpm_fast.{{door}}", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        print(f"{{door}} ended with status {{end.code}}")
+"""
+
+
+def test_commands_start_with_python_dash_m():
+    command = [sys.executable, "-m", "ddpm_fast.info", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0 and "Usage" in result.stdout, result.stderr
+    result = subprocess.run([sys.executable, "-c", EVERY_HELP], capture_output=True, text=True)
+    parts = result.stdout.split(" ended with status 0\n")
+    assert result.returncode == 0 and len(parts) == len(DOORS) + 1, result.stdout + result.stderr
+    for door, text in zip(DOORS, parts, strict=False):
+        assert "Usage" in text and text.endswith(door), text
 
 
 def test_importing_the_sample_command_leaves_the_sample_function(small):
@@ -319,8 +345,15 @@ def test_importing_the_sample_command_leaves_the_sample_function(small):
 
 def test_public_names_are_stable():
     expected = {
-        *("Schedule", "GaussianDiffusion", "sample", "UNet", "UNetConfig", "load_model", "NoiseKey"),
-        *("use_backend", "ops"),
+        "Schedule",
+        "GaussianDiffusion",
+        "sample",
+        "UNet",
+        "UNetConfig",
+        "load_model",
+        "NoiseKey",
+        "use_backend",
+        "ops",
     }
     assert expected <= set(df.__all__)
     assert all(hasattr(df, name) for name in df.__all__)

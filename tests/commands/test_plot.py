@@ -43,11 +43,19 @@ def small(tmp_path_factory):
 
 
 REPORT = {
-    **{"model": "small.safetensors", "data": "a $ set_of_2", "images": 12, "estimate": False},
-    **{"total_bits_per_dim": 3.5, "total_stderr": 0.25, "prior_bits_per_dim": 1e-3},
-    **{"timesteps": [0.0, 1.0, 2.0, 3.0], "counts": [1.0, 1.0, 1.0, 1.0]},
-    **{"terms_bits_per_dim": [2.0, 1.0, 0.4, 0.099], "terms_stderr": [0.1, 0.05, 0.02, 0.01]},
-    **{"mse_x0": [0.01, 0.02, 0.04, 0.08], "mse_eps": [0.8, 0.4, 0.2, 0.1]},
+    "model": "small.safetensors",
+    "data": "a $ set_of_2",
+    "images": 12,
+    "estimate": False,
+    "total_bits_per_dim": 3.5,
+    "total_stderr": 0.25,
+    "prior_bits_per_dim": 1e-3,
+    "timesteps": [0.0, 1.0, 2.0, 3.0],
+    "counts": [1.0, 1.0, 1.0, 1.0],
+    "terms_bits_per_dim": [2.0, 1.0, 0.4, 0.099],
+    "terms_stderr": [0.1, 0.05, 0.02, 0.01],
+    "mse_x0": [0.01, 0.02, 0.04, 0.08],
+    "mse_eps": [0.8, 0.4, 0.2, 0.1],
 }
 
 

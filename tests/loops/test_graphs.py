@@ -25,8 +25,13 @@ LEARNED = GaussianDiffusion(Schedule.cosine(50), prediction="v", variance="learn
 
 def network(learned_variance=False):
     return random_unet(
-        **{"image_size": 8, "in_channels": 2, "model_channels": 8, "channel_mult": (1, 2)},
-        **{"num_classes": 3, "norm_groups": 4, "learned_variance": learned_variance},
+        image_size=8,
+        in_channels=2,
+        model_channels=8,
+        channel_mult=(1, 2),
+        num_classes=3,
+        norm_groups=4,
+        learned_variance=learned_variance,
     )
 
 
@@ -55,6 +60,7 @@ OPTIONS = {
 SAMPLERS = ["ddpm", "ddim", "dpmpp_1", "dpmpp_2m", "dpmpp_2m_sde"]
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("learned", [False, True], ids=["fixed variance", "learned variance"])
 @pytest.mark.parametrize("word", OPTIONS)

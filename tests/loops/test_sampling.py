@@ -20,8 +20,13 @@ from ddpm_fast.schedule import Schedule
 def network():
     """A small conditional network whose output depends on its input."""
     return random_unet(
-        **{"image_size": 16, "in_channels": 2, "model_channels": 16, "channel_mult": (1, 2)},
-        **{"attention_resolutions": (8,), "num_classes": 3, "norm_groups": 8},
+        image_size=16,
+        in_channels=2,
+        model_channels=16,
+        channel_mult=(1, 2),
+        attention_resolutions=(8,),
+        num_classes=3,
+        norm_groups=8,
     )
 
 

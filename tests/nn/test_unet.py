@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from benchmarks.networks import from_diffusers, translated
 from ddpm_fast.errors import InputError
+from ddpm_fast.formats.diffusers import from_diffusers, translated
 from ddpm_fast.nn.layers import Attention, NearestUp, ResBlock, TimeEmbedding
 from ddpm_fast.nn.unet import UNet, UNetConfig
 

@@ -15,7 +15,8 @@ from support.bound_formulas import F64, bits_per_dim, bound, column, pixels
 
 from ddpm_fast.noise import NoiseKey
 from ddpm_fast.objective import Objective
-from ddpm_fast.ops import hybrid_loss, native, normal, use_backend, vlb_terms
+from ddpm_fast.ops import hybrid_loss, normal, use_backend, vlb_terms
+from ddpm_fast.ops.backends import cpu
 from ddpm_fast.schedule import Schedule
 
 F32, BF16, F16, U8 = torch.float32, torch.bfloat16, torch.float16, torch.uint8
@@ -98,6 +99,7 @@ def close(actual, exact, rtol):
 # --- against the formulas
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("chain", SCHEDULES)
@@ -115,6 +117,7 @@ def test_vlb_terms_are_the_formula(chain, prediction, variance, some_of):
             assert (made.pred_x0.abs() == 1).any()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("variance", ["learned", "learned_range"])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("chain", SCHEDULES)
@@ -144,6 +147,7 @@ def test_float64_is_exact(prediction, variance):
         close(hybrid_loss(output, x0, t, table, z), exact, 1e-9)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("noise", ["key", F32, BF16, F16], ids=str)
 @pytest.mark.parametrize("x0_dtype", [U8, F32, BF16, F16], ids=str)
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
@@ -224,7 +228,7 @@ def test_the_same_bits_on_any_instruction_set_and_number_of_threads(layout, isa)
             same_bits(losses_of(output, x0, t, key), actual)
     finally:
         torch.set_num_threads(before)
-    native.use_isa("generic")
+    cpu.use_isa("generic")
     same_bits(losses_of(output, x0, t, key), actual)
 
 

@@ -85,10 +85,10 @@ def boundaries(name: str) -> np.ndarray:
     return np.concatenate([values, middle, np.nextafter(middle, infinity), np.nextafter(middle, -infinity)])
 
 
-SPECIAL = np.array(
+SPECIAL = np.concatenate(
     [
-        *(0.0, -0.0, np.inf, -np.inf, np.nan, 65519.996, 65520.0, -65520.0, 3.4028235e38, -3.4028235e38, 1e-45, -1e-45),
-        *(2.0**-24, 2.0**-25, 2.0**-25 * 1.0000001, 2.0**-14, 2.0**-14 * 0.9999999, 2.0**-126, 2.0**-133, 2.0**-134),
+        [0.0, -0.0, np.inf, -np.inf, np.nan, 65519.996, 65520.0, -65520.0, 3.4028235e38, -3.4028235e38, 1e-45, -1e-45],
+        [2.0**-24, 2.0**-25, 2.0**-25 * 1.0000001, 2.0**-14, 2.0**-14 * 0.9999999, 2.0**-126, 2.0**-133, 2.0**-134],
     ],
     dtype=np.float32,
 )

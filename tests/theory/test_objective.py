@@ -95,6 +95,7 @@ def test_log_variance_is_finite_everywhere(variance, schedule):
     assert Objective(variance=variance).variance_table(schedule)[:, 1].isfinite().all()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_tables_are_float64_with_a_finite_row_per_step(prediction, variance, schedule):
@@ -160,6 +161,7 @@ def test_learned_tells_of_the_second_group_of_channels(variance, learned):
 # --- the bound's table
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_bound_table_columns_are_their_definitions(prediction, variance, schedule):
@@ -217,6 +219,7 @@ SNR_WEIGHTS = {
 }
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("gamma", [1, 5.0])
 @pytest.mark.parametrize("prediction, weighting", SNR_WEIGHTS)
 def test_weights_are_the_papers(prediction, weighting, gamma, schedule):
