@@ -93,6 +93,12 @@ WEIGHTINGS: dict[str, Callable[[Tensor, float], Tensor] | None] = {
 DECODERS = {"paper": 1.0, "exact": 2.0}
 
 
+def output_channels(channels: int, learned: bool) -> int:
+    """The channels of a network's output for images of `channels` channels: twice as many where the variance is
+    learned, the prediction and then what sets the variance."""
+    return 2 * channels if learned else channels
+
+
 @dataclass(frozen=True)
 class Objective:
     """A choice of prediction, variance, loss and weighting.

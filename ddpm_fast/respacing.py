@@ -35,9 +35,9 @@ def kept_timesteps(spec: TimestepSpec, T: int) -> list[int]:
         return _section_timesteps([_count(part, spec) for part in spec.split(",")], T)
     if isinstance(spec, int) and not isinstance(spec, bool):
         return _section_timesteps([spec], T)
-    if hasattr(spec, "__len__"):
-        return check_timesteps(spec, T)
-    raise _unreadable(spec)
+    if isinstance(spec, bool) or not hasattr(spec, "__len__"):
+        raise _unreadable(spec)
+    return check_timesteps(spec, T)
 
 
 def sampling_timesteps(spec: TimestepSpec | None, T: int, spacing: str = "even") -> list[int]:
@@ -63,8 +63,7 @@ def sampling_timesteps(spec: TimestepSpec | None, T: int, spacing: str = "even")
         InputError: If the number of timesteps is outside 1..T, a list lacks T-1, the spacing is unknown, "quadratic" is
             combined with sections, strides or a list, or Schedule.respace refuses the spec.
     """
-    if spacing not in SPACINGS:
-        raise InputError(f"spacing {spacing!r} is unknown; there are {', '.join(SPACINGS)}")
+    check_spacing(spacing)
     if spec is None:
         return list(range(T))
     if isinstance(spec, str) and spec.strip().isdecimal():
@@ -85,6 +84,12 @@ def sampling_timesteps(spec: TimestepSpec | None, T: int, spacing: str = "even")
             f"T-1 = {T - 1}: end the list with {T - 1}"
         )
     return [*timesteps[:-1], T - 1]
+
+
+def check_spacing(spacing: str) -> None:
+    """Raises InputError for a spacing that is not in SPACINGS."""
+    if spacing not in SPACINGS:
+        raise InputError(f"spacing {spacing!r} is unknown; there are {', '.join(SPACINGS)}")
 
 
 def _count(text: str, spec: str) -> int:

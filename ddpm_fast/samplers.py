@@ -69,8 +69,7 @@ def ddim_table(diffusion: GaussianDiffusion, eta: float = 0.0, clip: bool = True
     Raises:
         InputError: For an eta outside [0, 1].
     """
-    if not isinstance(eta, Real) or isinstance(eta, bool) or not 0 <= eta <= 1:
-        raise InputError(f"eta = {eta!r}: expected a number from 0 (no noise) to 1 (as much as ancestral sampling)")
+    _check_eta(eta)
     b_x, b_x0, sigma = _towards_next(diffusion, float(eta))
     return _downwards(diffusion, clip, b_x, b_x0, sigma=sigma)
 
@@ -154,14 +153,27 @@ def make_table(
         InputError: For an unknown sampler, for steps or a spacing that the chain does not allow, and for an eta outside
             [0, 1] or with a sampler other than "ddim".
     """
-    if sampler not in list(SAMPLERS):
-        raise InputError(f"sampler {sampler!r} is unknown; there are {', '.join(SAMPLERS)}")
-    if eta is not None and sampler != "ddim":
-        raise InputError(f"eta belongs to ddim, and {sampler} has none: leave it out, or choose sampler 'ddim'")
+    check_sampler(sampler, eta)
     diffusion = diffusion.respace(sampling_timesteps(steps, diffusion.num_timesteps, spacing))
     if eta is not None:
         return ddim_table(diffusion, eta, clip)
     return SAMPLERS[sampler](diffusion, clip=clip)
+
+
+def check_sampler(sampler: str, eta: float | None) -> None:
+    """Raises InputError for an unknown sampler, and for an eta outside [0, 1] or with a sampler other than "ddim"."""
+    if sampler not in list(SAMPLERS):
+        raise InputError(f"sampler {sampler!r} is unknown; there are {', '.join(SAMPLERS)}")
+    if eta is None:
+        return
+    if sampler != "ddim":
+        raise InputError(f"eta belongs to ddim, and {sampler} has none: leave it out, or choose sampler 'ddim'")
+    _check_eta(eta)
+
+
+def _check_eta(eta: float) -> None:
+    if not isinstance(eta, Real) or isinstance(eta, bool) or not 0 <= eta <= 1:
+        raise InputError(f"eta = {eta!r}: expected a number from 0 (no noise) to 1 (as much as ancestral sampling)")
 
 
 def _mean(ab: Tensor, ab_next: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
