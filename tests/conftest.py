@@ -28,11 +28,15 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Deselects the cases that `pytest.mark.pairwise` leaves out, unless --exhaustive or `-m exhaustive` is given."""
-    left_out = leave_pairs(items)
-    if left_out and not config.getoption("exhaustive") and "exhaustive" not in config.getoption("markexpr"):
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+    """Deselects the cases that carry the marker `exhaustive` or get it since `pairwise` can do without them.
+
+    They run with --exhaustive, with `-m exhaustive`, and where nothing else was named on the command line.
+    """
+    leave_pairs(items)
+    kept = [item for item in items if item.get_closest_marker("exhaustive") is None]
+    if kept and not config.getoption("exhaustive") and "exhaustive" not in config.getoption("markexpr"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("exhaustive")])
+        items[:] = kept
 
 
 @pytest.fixture(params=BACKENDS)

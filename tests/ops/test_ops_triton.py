@@ -12,7 +12,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from test_ops_storage import LOW, SPECIAL, boundaries, exact_values, nearest_even, patterns, same, through
+from support.storage import LOW, SPECIAL, boundaries, exact_values, nearest_even, patterns, same, through
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.noise import NoiseKey
