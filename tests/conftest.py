@@ -9,7 +9,8 @@ from support.on_gpu import on_gpu
 from support.pairwise import leave_pairs
 from support.recording import recording  # noqa: F401  (a fixture)
 
-from ddpm_fast.ops import native, use_backend
+from ddpm_fast.ops import use_backend
+from ddpm_fast.ops.backends import cpu
 
 HOST_BACKENDS = ["reference", "cpu"]
 BACKENDS = list(HOST_BACKENDS)
@@ -70,11 +71,11 @@ def some_of(backend):
     ]
 
 
-@pytest.fixture(params=native.isas() or ["generic"])
+@pytest.fixture(params=cpu.isas() or ["generic"])
 def isa(request):
     """Runs the test on the C++ kernels, once for each instruction set that this machine has."""
-    before = native.isa()
+    before = cpu.isa()
     with use_backend("cpu"):
-        native.use_isa(request.param)
+        cpu.use_isa(request.param)
         yield request.param
-    native.use_isa(before)
+    cpu.use_isa(before)

@@ -7,6 +7,7 @@ ddpm_fast.evaluate nll` wrote. chain: of a model's reverse process.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,15 +17,19 @@ from matplotlib.figure import Figure
 from rich.markup import escape
 from torch import Tensor
 
+from ddpm_fast import ops
 from ddpm_fast.commands.common import choose_device, console, parse_labels, plain_errors
 from ddpm_fast.data import load_dataset, read_picture
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
-from ddpm_fast.loops.sampling import sample
+from ddpm_fast.loops.network import Network
+from ddpm_fast.loops.options import SamplingOptions, Step
+from ddpm_fast.loops.sampling import prepare
+from ddpm_fast.noise import Stream
 from ddpm_fast.pictures.canvas import check_channels, check_picture, save_figure
 from ddpm_fast.pictures.figures import draw_bound, draw_chain, draw_noising, draw_schedules, draw_snr, draw_variances
 from ddpm_fast.respacing import sampling_timesteps
-from ddpm_fast.samplers import SAMPLERS, make_table
+from ddpm_fast.samplers import SAMPLERS
 from ddpm_fast.schedule import SCHEDULES, Schedule
 
 MOST_SAMPLES = 50  # of a chain: more than a screen can show
@@ -221,24 +226,25 @@ def reverse_states(
     """(timesteps, x_t, predicted x_0) at `columns` of the equally spaced steps of sample(model, diffusion, n, ...), the
     noisiest first: K ints and two tensors [K, n, C, H, W], x_0 clipped as the sampler does. Raises InputError where
     sample does."""
-    table = make_table(loaded.diffusion, sampler, steps, spacing="even")
-    shown = sampling_timesteps(columns, len(table.timesteps))
-    seen: list[tuple[Tensor, Tensor]] = []
-    calls = iter(range(len(table.timesteps)))
+    network = Network.of(loaded.model)
+    shown = sampling_timesteps(columns, steps)
+    timesteps: list[int] = []
+    x_t: list[Tensor] = []
+    x0: list[Tensor] = []
 
-    def watch(model: torch.nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-        if next(calls) in shown:
-            seen.append((arguments[0].clone(), output))  # the loop's next step overwrites its state
+    def watch(step: Step) -> None:
+        nonlocal x
+        if step.index in shown:
+            timesteps.append(step.t)
+            x_t.append(x)
+            x0.append(step.x0)
+        x = step.x
 
-    hook = loaded.model.register_forward_hook(watch)
-    try:
-        sample(loaded.model, loaded.diffusion, n, sampler=sampler, steps=steps, spacing="even", **options)
-    finally:
-        hook.remove()
-    x_t, outputs = (torch.stack(parts) for parts in zip(*seen, strict=True))
-    rows = table.coefficients[shown].to(x_t).view(len(shown), 8, 1, 1, 1, 1)
-    x0 = (rows[:, 0] * x_t + rows[:, 1] * outputs[:, :, : x_t.shape[2]]).clamp(-1, 1)
-    return table.timesteps[shown].tolist(), x_t, x0
+    wanted = SamplingOptions(sampler=sampler, steps=steps, spacing="even", on_step=watch, **options)
+    prepared = prepare(network, loaded.diffusion, n, wanted)
+    x = ops.normal(replace(prepared.key, stream=Stream.INITIAL), prepared.shape)  # the state before the first row
+    prepared.draw()
+    return timesteps, torch.stack(x_t), torch.stack(x0)
 
 
 def _write(figure: Figure, out: Path) -> None:

@@ -20,7 +20,7 @@ from ddpm_fast.files import tensorfile
 from ddpm_fast.files.atomic import remove_leftovers
 from ddpm_fast.nn.unet import UNet, UNetConfig
 
-MODELS = Path(__file__).parent / "models"  # the models that come with the package
+MODELS = Path(__file__).resolve().parent.parent / "models"  # the models that come with the package
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

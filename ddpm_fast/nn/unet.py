@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.nn.layers import Attention, Downsample, GroupNorm, ResBlock, TimeEmbedding, Upsample, zeroed
+from ddpm_fast.objective import output_channels
 
 _CHOICES = {
     "resample": ("conv", "resblock"),
@@ -136,7 +137,7 @@ class UNetConfig:
     @property
     def out_channels(self) -> int:
         """Channels of the network's output."""
-        return self.in_channels * (2 if self.learned_variance else 1)
+        return output_channels(self.in_channels, self.learned_variance)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, tuples as lists: what JSON gives back."""

@@ -225,11 +225,11 @@ def test_labels():
         ),
         (
             ["--model", "SMALL", "--init-image", "PICTURE", "--mask", "MASK", "--strength", "0.5"],
-            "inpainting goes all the way: leave it out",
+            "not for inpainting: leave --strength out",
         ),
         (
             ["--model", "SMALL", "--init-image", "PICTURE", "--mask", "MASK", "--steps", "4"],
-            "jump_length is 5, but the plan has 4 steps",
+            "jump_length is 5, but there are 4 steps",
         ),
         (
             ["--model", "SMALL", "--init-image", "PICTURE", "--mask", "MASK", "--round-trip"],
@@ -237,7 +237,7 @@ def test_labels():
         ),
         (
             ["--model", "SMALL", "--init-image", "PICTURE", "--round-trip", "--sampler", "ddpm"],
-            "--round-trip is DDIM's, not ddpm's",
+            "--round-trip works with the sampler ddim alone, not with ddpm",
         ),
         (["--model", "SMALL", "--init-image", "PICTURE", "--round-trip", "--n", "2"], "leave --n out"),
         (
@@ -246,14 +246,14 @@ def test_labels():
         ),
         (
             ["--model", "SMALL", "--init-image", "PICTURE", "--interpolate-with", "PICTURE", "--labels", "0,1"],
-            "an interpolation is of one class",
+            "an interpolation has one class for all images",
         ),
         (
             ["--model", "SMALL", "--init-image", "PICTURE", "--interpolate-with", "PAIR.npz"],
-            "--init-image holds 1 and it 2: give files of one each",
+            "--init-image holds 1 and --interpolate-with 2: give files of one picture each",
         ),
         (["--model", "UNDROPPED", "--labels", "none"], "its null class was never trained"),
-        (["--model", "UNDROPPED", "--init-image", "PICTURE"], "without labels the null class is asked"),
+        (["--model", "UNDROPPED", "--init-image", "PICTURE"], "without labels the null class is used"),
         (["--model", "SMALL", "--init-image", "TEXT"], "--init-image: cannot read the image"),
         (["--model", "SMALL", "--n", "0"], "--n is 0"),
         (["--model", "SMALL", "--sampler", "euler"], "there are ddpm"),
@@ -348,15 +348,17 @@ def test_importing_the_sample_command_leaves_the_sample_function(small):
 
 def test_public_names_are_stable():
     expected = {
-        "Schedule",
         "GaussianDiffusion",
-        "sample",
+        "NoiseKey",
+        "SamplingOptions",
+        "Schedule",
+        "Step",
         "UNet",
         "UNetConfig",
         "load_model",
-        "NoiseKey",
-        "use_backend",
         "ops",
+        "sample",
+        "use_backend",
     }
     assert expected <= set(df.__all__)
     assert all(hasattr(df, name) for name in df.__all__)

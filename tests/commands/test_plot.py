@@ -212,9 +212,7 @@ def test_chain_shows_the_states_of_sample_and_what_the_model_predicts_from_them(
     options = {"sampler": sampler, "steps": 7, "labels": [0, 2], "seed": 3}
     timesteps, x_t, x0 = plot.reverse_states(loaded, 2, 4, **options)
     states = []
-    df.sample(
-        loaded.model, loaded.diffusion, 2, spacing="even", on_step=lambda *step: states.append(step[2]), **options
-    )
+    df.sample(loaded.model, loaded.diffusion, 2, on_step=lambda step: states.append(step.x), **options)
     assert timesteps == [19, 13, 6, 0]
     torch.testing.assert_close(x_t[1:], torch.stack([states[i] for i in (1, 3, 5)]), rtol=0, atol=0)
     for t, state, predicted in zip(timesteps, x_t, x0, strict=True):

@@ -95,7 +95,7 @@ def test_sampling_never_waits(no_sync, sampler, word, cuda_graph):
     model = network(dtype=torch.bfloat16)
     options = {"sampler": sampler, "steps": 5, "batch_size": 2, "labels": 1, **OPTIONS[word], "cuda_graph": cuda_graph}
     sample(model, FIXED, 6, **options)  # compiles, captures
-    sample(model, FIXED, 6, **options, on_step=lambda first, i, x: no_sync())
+    sample(model, FIXED, 6, **options, on_step=lambda step: no_sync())
 
 
 @pytest.mark.pairwise

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from support import sass
 
-from ddpm_fast.ops import cuda, native
+from ddpm_fast.ops.backends import cpu, cuda
 
 pytestmark = [
     pytest.mark.cross_compile,
@@ -30,13 +30,13 @@ VALUES = {"Flat": 8, "Pixels<3>": 12, "Any": 4}
 
 @functools.cache
 def built(arch: str) -> list[sass.Kernel]:
-    return sass.kernels(Path(native._C.__file__), arch)
+    return sass.kernels(Path(cpu._C.__file__), arch)
 
 
 @pytest.fixture(params=ARCHS, ids="sm_{}".format)
 def arch(request):
-    if request.param not in native._C.cuda.archs:
-        pytest.skip(f"the extension was built for {native._C.cuda.archs} (DDPM_FAST_CUDA_ARCHS)")
+    if request.param not in cpu._C.cuda.archs:
+        pytest.skip(f"the extension was built for {cpu._C.cuda.archs} (DDPM_FAST_CUDA_ARCHS)")
     return f"sm_{request.param}"
 
 

@@ -14,7 +14,8 @@ from scipy.stats import norm
 from support.bound_formulas import F64, batch, bits_per_dim, bound, bound_table, column, hybrid_table, pixels
 
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.ops import hybrid_loss, native, normal, use_backend, vlb_terms
+from ddpm_fast.ops import hybrid_loss, normal, use_backend, vlb_terms
+from ddpm_fast.ops.backends import cpu
 from ddpm_fast.schedule import Schedule
 
 F32, BF16, F16, U8 = torch.float32, torch.bfloat16, torch.float16, torch.uint8
@@ -193,7 +194,7 @@ def test_the_same_bits_on_any_instruction_set_and_number_of_threads(layout, isa)
             same_bits(losses_of(output, x0, t, key), actual)
     finally:
         torch.set_num_threads(before)
-    native.use_isa("generic")
+    cpu.use_isa("generic")
     same_bits(losses_of(output, x0, t, key), actual)
 
 

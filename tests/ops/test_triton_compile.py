@@ -13,7 +13,7 @@ import torch
 from support import sass
 
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.ops import triton as triton_backend
+from ddpm_fast.ops.backends import triton as triton_backend
 
 triton = pytest.importorskip("triton", reason="the package triton is not installed: pip install triton")
 

@@ -337,7 +337,7 @@ T = torch.tensor([0, 9])
             "learned_variance=True, or choose variance = 'fixed_small' or 'fixed_large'",
         ),
         ("learned", X, [2, 6, 4, 4], "learned_variance=True"),
-        ("fixed_large", DOUBLED, [2, 3, 4, 4], "learns its variance: choose 'learned_range' (or 'learned')"),
+        ("fixed_large", DOUBLED, [2, 3, 4, 4], "learns its variance: choose variance = 'learned_range' (or 'learned')"),
         ("fixed_small", torch.zeros(2, 9, 4, 4), [2, 3, 4, 4], "variance is 'fixed_small'"),
     ],
     ids=["learned_range of C channels", "learned of C channels", "fixed of 2C channels", "3C channels"],

@@ -362,8 +362,12 @@ def test_a_respaced_chain_tells_the_network_the_original_steps():
         pytest.param({"sampler": "ddim", "eta": math.inf}, r"eta = inf: expected", id="infinite eta"),
         pytest.param({"sampler": "ddim", "eta": "0.5"}, r"eta = '0.5': expected", id="eta as text"),
         pytest.param({"sampler": "ddim", "eta": True}, r"eta = True: expected", id="eta as a switch"),
-        pytest.param({"sampler": "ddpm", "eta": 0.5}, r"eta belongs to ddim; ddpm has none: leave", id="eta for ddpm"),
-        pytest.param({"sampler": "dpmpp_2m", "eta": 0.0}, r"eta belongs to ddim; dpmpp_2m", id="eta 0 for dpmpp"),
+        pytest.param(
+            {"sampler": "ddpm", "eta": 0.5}, r"eta belongs to ddim, and ddpm has none: leave", id="eta for ddpm"
+        ),
+        pytest.param(
+            {"sampler": "dpmpp_2m", "eta": 0.0}, r"eta belongs to ddim, and dpmpp_2m has", id="eta 0 for dpmpp"
+        ),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(arguments, message):
@@ -372,7 +376,7 @@ def test_a_plan_that_cannot_be_is_refused(arguments, message):
 
 
 def test_an_order_beyond_the_second_is_refused():
-    with pytest.raises(InputError, match=r"order = 3: .* of order 1 or 2"):
+    with pytest.raises(InputError, match=r"order = 3: expected 1 or 2"):
         dpmpp_table(GaussianDiffusion(Schedule.linear(100)), order=3)
 
 
