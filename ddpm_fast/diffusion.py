@@ -40,7 +40,7 @@ class PMeanVariance(NamedTuple):
 
 
 class VlbTerms(NamedTuple):
-    """The variational bound's term at each sample's t, in bits/dim, and the predictions' mean squared errors; all [N]."""
+    """Each sample's term of the variational bound at its t, in bits/dim, and its mean squared errors; [N] each."""
 
     bits_per_dim: Tensor
     mse_x0: Tensor

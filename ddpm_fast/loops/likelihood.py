@@ -26,7 +26,9 @@ class Bound(Protocol):
     bits_per_dim calls this loop: it is the one place where a formula reaches for a loop."""
 
     schedule: Schedule
-    num_timesteps: int
+
+    @property
+    def num_timesteps(self) -> int: ...
 
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor | NoiseKey, dtype: torch.dtype | None = None) -> Tensor: ...
 

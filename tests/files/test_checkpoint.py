@@ -188,7 +188,7 @@ def test_what_must_not_be_saved_leaves_the_old_file(tmp_path, state, config, mes
         pytest.param(None, "that ddpm_fast did not write; expected a ddpm_fast model", id="no metadata"),
         pytest.param({"format": "pt"}, "that ddpm_fast did not write; expected a ddpm_fast model", id="foreign"),
         pytest.param({"format": "ddpm_fast training"}, "is a ddpm_fast training file; expected", id="training"),
-        pytest.param({"version": "2"}, "version 2, this ddpm_fast reads up to 1: get a newer one", id="newer"),
+        pytest.param({"version": "2"}, "version 2, but this ddpm_fast reads versions up to 1: update", id="newer"),
         pytest.param({"version": "one"}, "version is 'one'; expected a number", id="version is a word"),
         pytest.param({"version": "0"}, "version is '0'; expected a number", id="version 0"),
         pytest.param({"config": '{"k": '}, "its config is not JSON", id="JSON cut short"),
