@@ -154,7 +154,8 @@ def test_a_file_without_a_suffix_is_a_path(small, monkeypatch):
 @pytest.mark.parametrize("save", [checkpoint.save_model, checkpoint.save_training], ids=["model", "training"])
 def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch, save, failing):
     (tmp_path / "a").write_bytes(b"old")
-    monkeypatch.setattr(*((tensorfile, "save_file") if failing == "writer" else (os, "replace")), broken)
+    module, name = (tensorfile, "save_file") if failing == "writer" else (os, "replace")
+    monkeypatch.setattr(module, name, broken)
     with pytest.raises(Broken):
         save(tmp_path / "a", {"w": torch.zeros(3)}, {})
     assert [p.name for p in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_bytes() == b"old"

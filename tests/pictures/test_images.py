@@ -343,7 +343,8 @@ WRITERS = {
 def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch, name, failing):
     file, write, writer = WRITERS[name]
     (tmp_path / file).write_bytes(b"old")
-    monkeypatch.setattr(*(writer if failing == "writer" else (os, "replace")), broken)
+    owner, name = writer if failing == "writer" else (os, "replace")
+    monkeypatch.setattr(owner, name, broken)
     with pytest.raises(Broken):
         write(tmp_path / file)
     assert everything_in(tmp_path) == [file]
