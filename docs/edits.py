@@ -33,7 +33,8 @@ def table(path: Path, rows: dict[str, Tensor], columns: list[str] | None = None)
     """Rows of images [N, 1, H, W] in [-1, 1], each with its name, under the columns' names."""
     width = max(len(images) for images in rows.values())
     figure, axes = plt.subplots(
-        *(len(rows), width),
+        len(rows),
+        width,
         figsize=(1.5 + 0.72 * width, 0.74 * len(rows) + 0.25),
         squeeze=False,
         gridspec_kw={"wspace": 0.06, "hspace": 0.06},
@@ -127,7 +128,7 @@ def main(out: Path) -> None:
     table(out / "inpainting.png", *inpainting())
     table(out / "interpolation.png", interpolation())
     images, latents, decoded = round_trip(50)
-    rows = {"original": images, "latent / 2": latents / 2, "decoded": decoded, "difference": decoded - images}
+    rows = {"original": images, "latent, halved": latents / 2, "decoded": decoded, "difference": decoded - images}
     table(out / "round-trip.png", rows)
     print("| steps | mean squared error | PSNR |\n|---|---|---|")
     for steps in (10, 20, 50, 100, 250, 1000):
