@@ -87,7 +87,8 @@ def main(
         Path | None, typer.Option(help="inpaint the picture: a black and white mask, white where it is kept")
     ] = None,
     resamplings: Annotated[
-        int | None, typer.Option(help="inpainting: how often each stretch of steps is run; more is slower and more coherent")
+        int | None,
+        typer.Option(help="inpainting: how often each stretch of steps is run; more is slower and more coherent"),
     ] = None,
     jump_length: Annotated[
         int | None, typer.Option(help="inpainting: number of steps in a stretch, which is run --resamplings times")
