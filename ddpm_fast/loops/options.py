@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.respacing import check_spacing
+from ddpm_fast.respacing import TimestepSpec, check_spacing
 from ddpm_fast.samplers import check_sampler
 
 
@@ -72,7 +72,7 @@ class SamplingOptions:
     """
 
     sampler: str = "ddpm"
-    steps: int | str | Sequence[int] | None = None
+    steps: TimestepSpec | None = None
     spacing: str = "even"
     eta: float | None = None
     clip: bool = True
@@ -141,7 +141,7 @@ class EditingKeywords(DecodingKeywords, total=False):
     """The keyword arguments of image_to_image(), inpaint() and interpolate(): see SamplingOptions."""
 
     sampler: str
-    steps: int | str | Sequence[int] | None
+    steps: TimestepSpec | None
     eta: float | None
     labels: int | Sequence[int] | Tensor | None
 
