@@ -33,7 +33,8 @@ def table(path: Path, rows: dict[str, Tensor], columns: list[str] | None = None)
     """Rows of images [N, 1, H, W] in [-1, 1], each with its name, under the columns' names."""
     width = max(len(images) for images in rows.values())
     figure, axes = plt.subplots(
-        *(len(rows), width),
+        len(rows),
+        width,
         figsize=(1.5 + 0.72 * width, 0.74 * len(rows) + 0.25),
         squeeze=False,
         gridspec_kw={"wspace": 0.06, "hspace": 0.06},
@@ -54,11 +55,11 @@ def table(path: Path, rows: dict[str, Tensor], columns: list[str] | None = None)
 
 
 def samplers() -> dict[str, Tensor]:
-    plans = [("ddpm", 250), ("ddpm", 50), ("ddpm", 10), ("ddim", 10), ("dpmpp_2m", 10), ("ddim", 5), ("dpmpp_2m", 5)]
+    choices = [("ddpm", 250), ("ddpm", 50), ("ddpm", 10), ("ddim", 10), ("dpmpp_2m", 10), ("ddim", 5), ("dpmpp_2m", 5)]
     options = {"spacing": "even", "labels": list(range(10))}
     return {
         f"{sampler}, {steps} steps": df.sample(MODEL, DIFFUSION, 10, sampler=sampler, steps=steps, **options)
-        for sampler, steps in plans
+        for sampler, steps in choices
     }
 
 

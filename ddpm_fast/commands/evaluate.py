@@ -151,8 +151,8 @@ def nll(
             seed=seed,
             precision=DTYPE_NAMES[dtype],
         )
-        with atomic_path(out) as path:
-            path.write_text(json.dumps(report, indent=1) + "\n")
+        with atomic_path(out) as unfinished:
+            unfinished.write_text(json.dumps(report, indent=1) + "\n")
         if plot is not None:
             save_figure(draw_bound(report), plot)
         _print(report, T, seconds, torch_device)
@@ -205,7 +205,8 @@ def evaluate_images(
     """
     device = Network.of(loaded.model).device
     conditional = loaded.model.config.num_classes > 0
-    calls = -(-n // batch_size) * options.steps
+    steps = options.steps or loaded.diffusion.num_timesteps
+    calls = -(-n // batch_size) * steps
     parts: list[BitsPerDim] = []
     started = time.perf_counter()
     with _bar() as bar:
@@ -221,7 +222,7 @@ def evaluate_images(
             part = loaded.diffusion.bits_per_dim(
                 loaded.model,
                 x0.to(device),
-                steps=options.steps,
+                steps=steps,
                 labels=labels.to(device) if conditional and labels is not None else None,
                 seed=options.seed,
                 first_sample_id=first,

@@ -201,7 +201,8 @@ def _find_state(context: typer.Context, arguments: dict[str, Any], out: Path, re
     defaults = {option.name: option.get_default(context) for option in context.command.params if not option.required}
     stored = defaults | checkpoint.read_training(state)[1]["arguments"]
     for name, value in stored.items():
-        given = context.get_parameter_source(name).name == "COMMANDLINE"
+        source = context.get_parameter_source(name)
+        given = source is not None and source.name == "COMMANDLINE"
         if name == "precision" and arguments[name] == "auto":
             given = False  # what was chosen is stored
         if name in FREE_ON_RESUME and given:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from torch import Tensor
 
@@ -33,7 +33,7 @@ class Step(NamedTuple):
     """
 
     first: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which a Step has no use for
     t: int
     x: Tensor
     x0: Tensor | None
@@ -152,7 +152,7 @@ class SamplingKeywords(EditingKeywords, total=False):
     shape: tuple[int, ...] | None
 
 
-def check_keywords(given: Mapping[str, object], allowed: type) -> None:
+def check_keywords(given: Mapping[str, object], allowed: Any) -> None:
     """Raises TypeError, as Python does, for keyword arguments that a function with **options does not take.
 
     Args:

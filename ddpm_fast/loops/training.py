@@ -186,7 +186,7 @@ class Trainer:
             mirrored = flip_mask(config.seed, first, size)
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
         for batch, place in ((images, self._images), (labels, self._labels)):
-            if place is None:
+            if place is None or batch is None:
                 continue
             # A copy from pinned memory does not wait. PyTorch reuses that memory only after the copy is done.
             place.copy_(batch.pin_memory() if place.device.type == "cuda" else batch, non_blocking=True)

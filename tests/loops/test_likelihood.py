@@ -214,8 +214,9 @@ def test_a_bf16_network_is_close():
 )
 def test_bad_input(options, message):
     diffusion = GaussianDiffusion(Schedule.cosine(12), "v")
+    keywords = {"model": Stub(), "x0": pixels(2)} | options
     with pytest.raises(InputError, match=message):
-        bits_per_dim(diffusion, **{"model": Stub(), "x0": pixels(2), **options})
+        bits_per_dim(diffusion, **keywords)
 
 
 def test_the_keywords_are_the_options():
