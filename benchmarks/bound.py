@@ -1,4 +1,4 @@
-"""The losses that hold the variational bound, and the bound's terms, beside their composition in torch operations.
+"""The losses that hold the variational bound, and the bound's terms, compared with their composition in torch operations.
 
 The composition is that of the reference codes (openai/improved-diffusion and those that follow it): every table's
 entries are spread over the whole batch, x_t and the noise are kept from the forward process, both Gaussians are formed,
@@ -9,25 +9,15 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from ddpm_fast.operations import (
-    NOISE_SEED,
-    Case,
-    GivenOutput,
-    Operation,
-    T,
-    exact,
-    freshly_compiled,
-    noised,
-    per_sample_mean,
-    scaled,
-)
 from torch import Tensor
 
 import ddpm_fast as df
-from ddpm_fast import peers
+from benchmarks import peers
+from benchmarks.operations import NOISE_SEED, Operation, T, exact, noised, per_sample_mean, scaled
 
 
 class Tables(NamedTuple):
@@ -112,93 +102,92 @@ def composed_terms(
     return bits, per_sample_mean((pred_x0 - x0) ** 2), per_sample_mean((eps - noise) ** 2)
 
 
-class VlbTerms(Operation):
-    """The bound's terms and both MSEs of a batch, without gradients.
+# --- the ops: each function makes the Operation of a case
 
-    The compositions are given x_t and the noise, which they keep from the forward process; ours is given the key and
-    draws the noise again.
-    """
 
-    baselines: dict[str, str] = {"composed": "composed", "torch.compile": "compiled"}  # noqa: RUF012
-    formula = staticmethod(composed_terms)
+class Inputs(NamedTuple):
+    """What both ops read: an output [N, 2C, ...] of eps and v, x_0, x_t and the noise. The compositions are given x_t
+    and the noise, which they keep from the forward process; ours is given the key and draws the noise again."""
 
-    def __init__(self, case: Case, device: torch.device):
-        super().__init__(case, device)
-        self.x0 = self.image()
+    diffusion: df.GaussianDiffusion
+    tables: Tables
+    output: Tensor
+    x0: Tensor
+    t: Tensor
+    noise: Tensor
+    x_t: Tensor
+
+    @classmethod
+    def of(cls, op: Operation) -> Inputs:
         # Away from t = 0, whose likelihoods in the tails are decided by rounding.
-        self.t = torch.randint(1, T, case.shape[:1], generator=self.generator, device=device)
-        self.diffusion = df.GaussianDiffusion(df.Schedule.linear(T), variance="learned_range", loss="hybrid")
-        self.tables = Tables.of(self.diffusion.schedule, device)
-        self.exact_table = self.diffusion.schedule.q_sample_table().to(device)
-        eps, v = self.randn(self.generator), self.randn(self.generator).clamp(-1, 1)
-        self.output = self.as_output(torch.cat([eps, v], 1))
-        self.key = self.new_key(NOISE_SEED, df.Stream.EVALUATION)
-        self.noise = df.ops.normal(self.key, case.shape[1:], dtype=self.compute_dtype, memory_format=self.memory_format)
-        self.x_t = self.diffusion.q_sample(self.x0, self.t, self.noise)
-        self.bytes_per_element = self.x0.itemsize + 2 * self.output_dtype.itemsize
+        x0, t = op.image(), op.timesteps(first=1)
+        diffusion = df.GaussianDiffusion(df.Schedule.linear(T), variance="learned_range", loss="hybrid")
+        eps, v = op.randn(op.generator), op.randn(op.generator).clamp(-1, 1)
+        op.key = op.new_key(NOISE_SEED, df.Stream.EVALUATION)
+        noise = df.ops.normal(op.key, op.case.shape[1:], dtype=op.compute_dtype, memory_format=op.memory_format)
+        return cls(
+            diffusion=diffusion,
+            tables=Tables.of(diffusion.schedule, op.device),
+            output=op.as_output(torch.cat([eps, v], 1)),
+            x0=x0,
+            t=t,
+            noise=noise,
+            x_t=diffusion.q_sample(x0, t, noise),
+        )
 
-    @functools.cached_property
-    def compiled_formula(self):
-        return freshly_compiled(functools.partial(self.formula, self.tables))
+    def composed(self, formula: Callable) -> Callable:
+        """The formula on these inputs; what is returned takes a noise tensor and has no use for it."""
+        return lambda _: formula(self.tables, self.output, scaled(self.x0), self.x_t, self.t, self.noise)
 
-    def ours(self, noise: None) -> tuple[Tensor, ...]:
-        return tuple(self.diffusion.vlb_terms(self.output, self.x0, self.t, self.key))
+    def compiled(self, op: Operation, formula: Callable) -> Callable:
+        run = op.once("compiled", lambda: peers.freshly_compiled(functools.partial(formula, self.tables)))
+        return lambda _: run(self.output, scaled(self.x0), self.x_t, self.t, self.noise)
 
-    def composed(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        return self.formula(self.tables, self.output, scaled(self.x0), self.x_t, self.t, self.noise)
-
-    def compiled(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        return self.compiled_formula(self.output, scaled(self.x0), self.x_t, self.t, self.noise)
-
-    def expected(self, noise: Tensor) -> tuple[Tensor, ...]:
-        return self.formula(self.tables, *self.wide_inputs())
-
-    def wide_inputs(self) -> tuple[Tensor, ...]:
+    def expected(self, formula: Callable, output: Tensor):
+        """The formula in float64."""
         x0, noise = exact(self.x0), self.noise.double()
-        x_t = noised(x0, self.t, self.exact_table, noise)
-        return self.output.detach().double(), x0, x_t, self.t, noise
+        table = self.diffusion.schedule.q_sample_table().to(x0.device)
+        return formula(self.tables, output, x0, noised(x0, self.t, table, noise), self.t, noise)
 
 
-class HybridLoss(VlbTerms):
+def vlb_terms(op: Operation) -> Operation:
+    """The bound's terms and both MSEs of a batch, without gradients."""
+    given = Inputs.of(op)
+    op.bytes_per_element = given.x0.itemsize + 2 * op.output_dtype.itemsize
+    op.ours = lambda _: tuple(given.diffusion.vlb_terms(given.output, given.x0, given.t, op.key))
+    op.peers = {"composed": given.composed(composed_terms), "torch.compile": given.compiled(op, composed_terms)}
+    op.expected = lambda _: given.expected(composed_terms, given.output.double())
+    return op
+
+
+def hybrid_loss(op: Operation) -> Operation:
     """L_hybrid of each sample, and the gradient of its mean in the output [Nichol & Dhariwal 2021, eq. 16]."""
+    given = Inputs.of(op)
+    given.output.requires_grad_()
+    op.grad = True
+    # x_0 and both groups of the output; what the forward keeps for the backward (written, read), the gradient
+    op.bytes_per_element = given.x0.itemsize + (2 + 2 + 2 + 2) * op.output_dtype.itemsize
+    composed, compiled = given.composed(composed_hybrid), given.compiled(op, composed_hybrid)
 
-    grad = True
-    baselines: dict[str, str] = {**VlbTerms.baselines, peers.LUCIDRAINS: "lucidrains"}  # noqa: RUF012
-    formula = staticmethod(composed_hybrid)
-
-    def __init__(self, case: Case, device: torch.device):
-        super().__init__(case, device)
-        self.output.requires_grad_()
-        # x_0 and both groups of the output; what the forward keeps for the backward (written, read), the gradient
-        self.bytes_per_element = self.x0.itemsize + (2 + 2 + 2 + 2) * self.output_dtype.itemsize
-
-    def with_gradient(self, loss: Tensor, output: Tensor) -> tuple[Tensor, ...]:
+    def with_gradient(loss: Tensor, output: Tensor = given.output) -> tuple[Tensor, ...]:
         return loss.detach(), *torch.autograd.grad(loss.mean(), output)
 
-    def ours(self, noise: None) -> tuple[Tensor, ...]:
-        losses = self.diffusion.training_losses(self.output, self.x0, self.t, self.key)
-        return self.with_gradient(losses, self.output)
-
-    @functools.cached_property
-    def lucid(self):
-        _, channels, *size = self.case.shape
-        network = GivenOutput(channels, groups=2)
-        return peers.lucidrains_diffusion(network, tuple(size), learned=True).to(self.device)
-
-    def lucidrains(self, noise: Tensor | None) -> tuple[Tensor, ...]:
+    def lucidrains(_: Tensor | None) -> tuple[Tensor, ...]:
         # It makes x_t itself, which the compositions are given.
-        self.lucid.model.tensors["output"] = self.output
-        loss = self.lucid.p_losses(scaled(self.x0), self.t, noise=self.noise, loss_reduction="none")
-        return self.with_gradient(loss, self.output)
+        chain = op.lucidrains(groups=2)
+        chain.model.tensors["output"] = given.output
+        return with_gradient(chain.p_losses(scaled(given.x0), given.t, noise=given.noise, loss_reduction="none"))
 
-    def composed(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        return self.with_gradient(super().composed(noise), self.output)
-
-    def compiled(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        return self.with_gradient(super().compiled(noise), self.output)
-
-    def expected(self, noise: Tensor) -> tuple[Tensor, ...]:
-        output, *others = self.wide_inputs()
+    def expected(_: Tensor) -> tuple[Tensor, ...]:
         with torch.enable_grad():
-            output.requires_grad_()
-            return self.with_gradient(self.formula(self.tables, output, *others), output)
+            output = given.output.detach().double().requires_grad_()
+            return with_gradient(given.expected(composed_hybrid, output), output)
+
+    op.ours = lambda _: with_gradient(given.diffusion.training_losses(given.output, given.x0, given.t, op.key))
+    op.expected = expected
+    op.peers = {
+        "composed": lambda z: with_gradient(composed(z)),
+        "torch.compile": lambda z: with_gradient(compiled(z)),
+        peers.LUCIDRAINS: lucidrains,
+    }
+    return op

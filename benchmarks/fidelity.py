@@ -1,33 +1,30 @@
-"""Are the samples of the faster modes those of the exact one? `python -m benchmarks.fidelity --out FILE.json`.
+"""Are the samples of the faster modes those of the exact one? `python -m benchmarks fidelity --out FILE.json`.
 
-The shipped digit model draws with plain torch in fp32, as ours does in fp32 (on the CPU by Winograd's convolutions) and
-in bf16. From the same noise the images are compared pixel by pixel. From other noise they are two sets of images, and
-the kernel two-sample test says whether anything tells them apart (Gretton et al. 2012, "A Kernel Two-Sample Test", with
-a Gaussian kernel on pixels and permutations). That the test can tell is shown on chains of fewer steps.
+The shipped digit model draws with plain torch in fp32, and ours does in fp32 (on the CPU by Winograd's convolutions)
+and in bf16. From the same noise the images are compared pixel by pixel. From different noise they are two sets of
+images, and the kernel two-sample test says whether they can be told apart (Gretton et al. 2012, "A Kernel Two-Sample
+Test", with a Gaussian kernel on pixels and permutations). That the test can tell is shown on chains of fewer steps.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Annotated
 
 import numpy as np
 import torch
-import typer
-from rich.markup import escape
 from torch import Tensor
 
 import ddpm_fast as df
-from ddpm_fast import machine, networks, report
-from ddpm_fast.commands.common import DTYPE_NAMES, choose_device, console, plain_errors
+from benchmarks import networks
+from benchmarks.rows import duration
+from benchmarks.runs import Options, Run, checked
+from ddpm_fast.commands.common import DTYPE_NAMES, console
 from ddpm_fast.errors import InputError
 from ddpm_fast.pictures.images import to_uint8
 
 PERMUTATIONS = 2000
 FEWER = 5  # the chain that the test must tell apart has so many times fewer steps
 BATCH = 100
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def two_sample_p(first: Tensor, second: Tensor, permutations: int = PERMUTATIONS) -> float:
@@ -58,67 +55,33 @@ def deviations(images: Tensor, exact: Tensor) -> dict:
     }
 
 
-def markdown(made: dict) -> str:
-    """The results as a page."""
-    text = f"# Fidelity\n\n{report.title(made)}; {made['n']} digits, {made['steps']} steps. {made['date']}.\n\n"
-    columns = ("mode", "time", "mean levels off", "pixels that differ", "the worst image, mean", "p of other noise")
-    rows = [
-        [
-            *(line["mode"], report.duration(line["seconds"]), f"{line['mean_levels']:.3g}"),
-            *(f"{line['differing_share']:.2%}", f"{line['worst_image_mean_levels']:.3g}", f"{line['p_value']:.3g}"),
-        ]
-        for line in made["results"]
-    ]
-    text += report.markdown_table(columns, rows)
-    text += f"\nThe same test between chains of {made['steps']} and {made['control']['steps']} steps: "
-    return text + f"p = {made['control']['p_value']:.3g}.\n"
+def main(options: Options, n: int = 500, steps: int = 50) -> None:
+    """Compares the samples of each mode with those of plain torch, and writes what was found to a file."""
+    if n < 2 or steps < FEWER:
+        raise InputError(f"n is {n} and steps {steps}; expected at least 2 images and {FEWER} steps")
+    run = Run(checked(options, 0, 0), {}, n=n, steps=steps, permutations=PERMUTATIONS, fidelity=[])
+    labels = torch.arange(n, device=run.device) % 10
 
+    def drawn(dtype: torch.dtype, seed: int, steps: int = steps) -> tuple[Tensor, float]:
+        made = networks.network(networks.DIGITS)
+        model, started = made.model.to(run.device, dtype), time.monotonic()
+        images = df.sample(model, made.diffusion, n, steps=steps, seed=seed, labels=labels, batch_size=BATCH).cpu()
+        return images, time.monotonic() - started
 
-@app.command()
-def main(
-    out: report.Out,
-    page: report.Page = None,
-    n: Annotated[int, typer.Option(help="Images in a set.")] = 500,
-    steps: Annotated[int, typer.Option(help="Steps of the chain.")] = 50,
-    device: report.Device = "auto",
-) -> None:
-    """Compare the samples of each mode with those of plain torch; write what was found to a file."""
-    with plain_errors():
-        place = choose_device(device)
-        report.check(out, page)
-        if n < 2 or steps < FEWER:
-            raise InputError(f"n is {n} and steps {steps}; expected at least 2 images and {FEWER} steps")
-        labels = torch.arange(n) % 10
-
-        def drawn(dtype: torch.dtype, seed: int, steps: int = steps) -> tuple[Tensor, float]:
-            made = networks.network(networks.DIGITS)
-            started = time.monotonic()
-            images = df.sample(
-                *(made.model.to(place, dtype), made.diffusion, n),
-                **{"steps": steps, "seed": seed, "labels": labels.to(place), "batch_size": BATCH},
-            ).cpu()
-            return images, time.monotonic() - started
-
-        console.print("plain torch, fp32")
-        with df.use_backend("reference"):
-            exact, _ = drawn(torch.float32, seed=0)
-        results = []
-        for dtype, mode in DTYPE_NAMES.items():
-            console.print(f"{mode}, the same noise and other noise")
-            same, seconds = drawn(dtype, seed=0)
-            other, _ = drawn(dtype, seed=1)
-            line = {"mode": mode, "seconds": seconds, **deviations(same, exact)}
-            results.append({**line, "p_value": two_sample_p(other, exact)})
-        coarse, _ = drawn(torch.float32, seed=1, steps=steps // FEWER)
-        made = {
-            **machine.environment(place),
-            **{"device": str(place), "n": n, "steps": steps, "permutations": PERMUTATIONS, "results": results},
-            "control": {"steps": steps // FEWER, "p_value": two_sample_p(coarse, exact)},
-        }
-        text = markdown(made)
-        report.write(made, text, out, page)
-        console.print(escape(text), soft_wrap=True)
-
-
-if __name__ == "__main__":
-    app()
+    with df.use_backend("reference"):
+        exact, _ = drawn(torch.float32, seed=0)
+    for dtype, mode in DTYPE_NAMES.items():
+        same, seconds = drawn(dtype, seed=0)
+        other, _ = drawn(dtype, seed=1)
+        line = {"mode": mode, "seconds": seconds, **deviations(same, exact), "p_value": two_sample_p(other, exact)}
+        run.found["fidelity"].append(line)
+        console.print(
+            f"{mode}, {duration(seconds)}: from the same noise {line['differing_share']:.2%} of the pixels differ, on "
+            f"average by {line['mean_levels']:.3g} of 255 levels; from different noise p = {line['p_value']:.3g}"
+        )
+        run.write()
+    coarse, _ = drawn(torch.float32, seed=1, steps=steps // FEWER)
+    control = {"steps": steps // FEWER, "p_value": two_sample_p(coarse, exact)}
+    run.found["control"] = control
+    console.print(f"The same test between chains of {steps} and {control['steps']} steps: p = {control['p_value']:.3g}")
+    run.finish()

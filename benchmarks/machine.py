@@ -1,10 +1,9 @@
 """Where and with what something was measured, and the ceilings of a machine: bytes, instructions, operations of matrix
 products and normals a second.
 
-The floor of an op is the larger of two times: the bytes that it must move over the bandwidth of a large copy, and the
-warp instructions that it executes over the rate at which the GPU issues them, one a clock for each of an SM's four
-schedulers. That rate is for the cheapest instructions: on sm_90 32-bit integer ones run at half of it, so that Philox
-stands above its floor.
+A ceiling is what a machine reaches at best, a second. A floor is the time that work takes at least: how much of it there
+is, over the ceiling. A GPU issues one warp instruction a clock for each of the four schedulers of an SM. That rate is
+for the cheapest instructions: on sm_90 32-bit integer ones run at half of it, so Philox cannot reach it.
 """
 
 from __future__ import annotations
@@ -17,16 +16,15 @@ import platform
 import subprocess
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 import ddpm_fast as df
-from ddpm_fast import peers, timing
+from benchmarks import peers, timing
 from ddpm_fast.commands.common import DTYPE_NAMES
-from ddpm_fast.ops import native
+from ddpm_fast.ops.backends import cpu
 
 SCHEDULERS = 4  # of an SM, on every generation since 2017
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**26}  # many times the L2, or the caches of most CPUs
@@ -39,13 +37,13 @@ _SMI = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.dra
 
 
 def environment(device: torch.device) -> dict:
-    """Where and with what this is measured: machine, versions, commit."""
+    """What a result was measured on and with: machine, versions, commit."""
     where = {
         "cpu": _cpu_model(),
         "architecture": platform.machine(),
         "cores": cores(),
         "threads": torch.get_num_threads(),
-        "isa": native.isa() if not native.unavailable else None,
+        "isa": cpu.isa() if not cpu.unavailable else None,
         "backend": df.ops.active_backend("q_sample", device, torch.float32),
         "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,
     }
@@ -135,19 +133,6 @@ def issue_rate(card: dict | None) -> float | None:
     return card["multiprocessors"] * SCHEDULERS * card["sm_clock_hz"]
 
 
-class Floor(NamedTuple):
-    """The time that something cannot go under, and why: "bytes", "flops", "normals" or "instructions"."""
-
-    seconds: float
-    bound_by: str
-
-
-def floor(**seconds: float) -> Floor:
-    """The longest of the times that each resource takes by itself, by its name; the first of equals."""
-    name = max(seconds, key=lambda name: seconds[name])
-    return Floor(seconds[name], name)
-
-
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second of the fastest square matrix product, alone and as a convolution of 1x1, which
     on a CPU are two libraries: the ceiling of what only multiplies. The best time, as of a ceiling, not the median."""
@@ -170,29 +155,15 @@ def normal_rate(device: torch.device) -> float:
     return math.prod(NORMALS[device.type]) / float(np.median(timing.interleaved([draws], COPY_ROUNDS, device)))
 
 
-class Ceilings(NamedTuple):
-    """What the machine reaches at best, measured: bytes a second, operations a second by dtype, normals a second."""
-
-    copy_bytes_per_s: float
-    flops_per_s: dict[str, float]
-    normals_per_s: float
-
-    def to_dict(self, threads: int) -> dict:
-        """As JSON has it: "normals_per_s_per_thread" is of the threads in use."""
-        return {**self._asdict(), "normals_per_s_per_thread": self.normals_per_s / threads}
-
-    def floor(self, nbytes: float, flops: float, dtype: str, normals: float) -> Floor:
-        """Of work that moves so many bytes, does so many operations in a dtype, and draws so many normals."""
-        return floor(
-            bytes=nbytes / self.copy_bytes_per_s,
-            flops=flops / self.flops_per_s[dtype],
-            normals=normals / self.normals_per_s,
-        )
-
-
-def ceilings(device: torch.device) -> Ceilings:
-    rates = {name: matrix_rate(device, dtype) for dtype, name in DTYPE_NAMES.items()}
-    return Ceilings(copy_bandwidth(device), rates, normal_rate(device))
+def ceilings(device: torch.device, matrices: bool) -> dict[str, float]:
+    """What the machine reaches at best, measured: "bytes" a second, "normals" a second, warp "instructions" a second of
+    a GPU, and, if matrices are wanted, operations a second by dtype ("flops fp32")."""
+    found = {"bytes": copy_bandwidth(device), "normals": normal_rate(device)}
+    if device.type == "cuda" and (rate := issue_rate(gpu(device))):
+        found["instructions"] = rate
+    if matrices:
+        found |= {f"flops {name}": matrix_rate(device, dtype) for dtype, name in DTYPE_NAMES.items()}
+    return found
 
 
 def _output(*command: str) -> str:

@@ -127,11 +127,6 @@ def median_interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def ratio(baseline: np.ndarray, measured: np.ndarray) -> dict:
-    """What is said of two columns of interleaved(): the median of the rounds' ratios, and its interval."""
-    return {"speedup": float(np.median(baseline / measured)), "speedup_95": median_interval(baseline / measured)}
-
-
 def rotation(bytes_per_call: int, l2_bytes: int) -> int:
     """How many sets of tensors, used in turn, leave none of a set in the L2 when its turn comes again."""
     wanted = L2_TIMES * l2_bytes

@@ -18,7 +18,7 @@ from ddpm_fast.errors import InputError
 from ddpm_fast.loops.likelihood import BitsPerDim, LikelihoodKeywords, bits_per_dim
 from ddpm_fast.noise import NoiseKey
 from ddpm_fast.objective import Objective
-from ddpm_fast.ops.reference import widen, working_dtype
+from ddpm_fast.ops.tensors import widen, working_dtype
 from ddpm_fast.respacing import TimestepSpec
 from ddpm_fast.schedule import Schedule
 
@@ -41,8 +41,7 @@ class PMeanVariance(NamedTuple):
 
 
 class VlbTerms(NamedTuple):
-    """The variational bound's term at each sample's t, in bits/dim, and the predictions' mean squared errors; all
-    [N]."""
+    """Each sample's term of the variational bound at its t, in bits/dim, and its mean squared errors; [N] each."""
 
     bits_per_dim: Tensor
     mse_x0: Tensor

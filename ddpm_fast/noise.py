@@ -183,7 +183,7 @@ def _radius(word: Tensor) -> Tensor:
 
 
 def normal_pair(word0: Tensor, word1: Tensor) -> tuple[Tensor, Tensor]:
-    """Two standard normals, fp32, from two random words by Box-Muller: the same bits as normal_pair of csrc/philox.h."""
+    """Two standard normals, fp32, from two random words by Box-Muller. csrc/philox.h has the same function in C++."""
     radius = _radius(word0)
     # The 24 bits below the two bits of the quadrant, as a signed number.
     steps = ((word1 >> 6 & 0xFFFFFF) ^ 0x800000) - 0x800000

@@ -35,9 +35,9 @@ def kept_timesteps(spec: TimestepSpec, T: int) -> list[int]:
         return _section_timesteps([_count(part, spec) for part in spec.split(",")], T)
     if isinstance(spec, int) and not isinstance(spec, bool):
         return _section_timesteps([spec], T)
-    if hasattr(spec, "__len__"):
-        return check_timesteps(spec, T)
-    raise _unreadable(spec)
+    if isinstance(spec, bool) or not hasattr(spec, "__len__"):
+        raise _unreadable(spec)
+    return check_timesteps(spec, T)
 
 
 def sampling_timesteps(spec: TimestepSpec | None, T: int, spacing: str = "even") -> list[int]:

@@ -9,7 +9,8 @@ from support.on_gpu import on_gpu
 from support.pairwise import leave_pairs
 from support.recording import recording  # noqa: F401  (a fixture)
 
-from ddpm_fast.ops import native, use_backend
+from ddpm_fast.ops import use_backend
+from ddpm_fast.ops.backends import cpu
 
 HOST_BACKENDS = ["reference", "cpu"]
 BACKENDS = list(HOST_BACKENDS)
@@ -27,11 +28,15 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Deselects the cases that `pytest.mark.pairwise` leaves out, unless --exhaustive or `-m exhaustive` is given."""
-    left_out = leave_pairs(items)
-    if left_out and not config.getoption("exhaustive") and "exhaustive" not in config.getoption("markexpr"):
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+    """Deselects the cases that carry the marker `exhaustive` or get it since `pairwise` can do without them.
+
+    They run with --exhaustive, with `-m exhaustive`, and where nothing else was named on the command line.
+    """
+    leave_pairs(items)
+    kept = [item for item in items if item.get_closest_marker("exhaustive") is None]
+    if kept and not config.getoption("exhaustive") and "exhaustive" not in config.getoption("markexpr"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("exhaustive")])
+        items[:] = kept
 
 
 @pytest.fixture(params=BACKENDS)
@@ -66,11 +71,11 @@ def some_of(backend):
     ]
 
 
-@pytest.fixture(params=native.isas() or ["generic"])
+@pytest.fixture(params=cpu.isas() or ["generic"])
 def isa(request):
     """Runs the test on the C++ kernels, once for each instruction set that this machine has."""
-    before = native.isa()
+    before = cpu.isa()
     with use_backend("cpu"):
-        native.use_isa(request.param)
+        cpu.use_isa(request.param)
         yield request.param
-    native.use_isa(before)
+    cpu.use_isa(before)

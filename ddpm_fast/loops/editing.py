@@ -32,7 +32,7 @@ from ddpm_fast.loops.options import DecodingKeywords, EditingKeywords, EncodingK
 from ddpm_fast.loops.sampling import Prepared, Start, prepare
 from ddpm_fast.loops.state import Paste
 from ddpm_fast.noise import NoiseKey, Stream
-from ddpm_fast.ops.reference import widen
+from ddpm_fast.ops.tensors import widen
 from ddpm_fast.respacing import TimestepSpec
 from ddpm_fast.samplers import SamplerTable, ddim_encode_table
 

@@ -30,7 +30,9 @@ class BoundedDiffusion(Protocol):
     """
 
     schedule: Schedule
-    num_timesteps: int
+
+    @property
+    def num_timesteps(self) -> int: ...
 
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor | NoiseKey, dtype: torch.dtype | None = None) -> Tensor: ...
 

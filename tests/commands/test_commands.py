@@ -277,7 +277,10 @@ def test_bad_input_ends_with_a_message_and_status_2_before_any_sampling(small, t
         "SMALL": small,
         "PLAIN": tmp_path / "plain.safetensors",
         "UNDROPPED": tmp_path / "undropped.safetensors",
-        **{name: tmp_path / f"{name.lower()}.png" for name in ("PICTURE", "WIDE", "MASK", "SMOOTH")},
+        "PICTURE": tmp_path / "picture.png",
+        "WIDE": tmp_path / "wide.png",
+        "MASK": tmp_path / "mask.png",
+        "SMOOTH": tmp_path / "smooth.png",
         "TWO.npz": tmp_path / "two.npz",
         "PAIR.npz": tmp_path / "pair.npz",
     }

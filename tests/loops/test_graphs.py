@@ -92,7 +92,7 @@ def test_a_smaller_last_batch_and_other_steps_have_graphs_of_their_own(recording
     # 3, 3 and 2 samples: the second batch is replayed from its first row on.
     assert (captures, replays) == (2, 3 + 5 + 3)
     assert both(recording, model, FIXED, 8, **options)[2:] == (0, 15)
-    eager, replayed, captures, _ = both(recording, model, FIXED, 8, **{**options, "steps": 6})
+    eager, replayed, captures, _ = both(recording, model, FIXED, 8, labels=1, steps=6, batch_size=3)
     assert torch.equal(eager, replayed) and captures == 2
     # The timesteps and coefficients are not in the graph: the same number of others needs no new one.
     eager, replayed, captures, _ = both(recording, model, FIXED, 8, **options, spacing="quadratic")

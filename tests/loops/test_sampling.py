@@ -81,12 +81,12 @@ class Elementwise(torch.nn.Module):
 @pytest.mark.parametrize("shape", [(2, 16, 16), (5,), (1, 3, 4, 5)], ids=["images", "vectors", "volumes"])
 def test_with_an_elementwise_network_the_batch_does_not_matter_at_all(shape):
     diffusion = GaussianDiffusion(Schedule.cosine(100))
+    others = sample(Elementwise(), diffusion, 64, steps=20, seed=4, shape=shape)
     options = {"steps": 20, "seed": 3, "shape": shape}
     together = sample(Elementwise(), diffusion, 64, **options)
-    assert together.shape == (64, *shape)
+    assert together.shape == (64, *shape) and not torch.equal(together, others)
     assert torch.equal(together, sample(Elementwise(), diffusion, 64, **options, batch_size=10))
     assert torch.equal(together[17:18], sample(Elementwise(), diffusion, 1, **options, first_sample_id=17))
-    assert not torch.equal(together, sample(Elementwise(), diffusion, 64, **{**options, "seed": 4}))
 
 
 def test_shape_is_needed_for_a_network_of_ones_own_and_only_then(network):

@@ -562,10 +562,10 @@ def test_run_older_than_an_option_resumes_with_its_default(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "classes"), [(None, 10), ("--classes", 10), ("--no-classes", 0)], ids=["if any", "yes", "no"]
+    ("options", "classes"), [([], 10), (["--classes"], 10), (["--no-classes"], 0)], ids=["if any", "yes", "no"]
 )
-def test_conditioning_follows_the_labels_unless_told_otherwise(tmp_path, option, classes):
-    command(*TINY, "--steps", 1, "--out", tmp_path, *([option] if option else []))
+def test_conditioning_follows_the_labels_unless_told_otherwise(tmp_path, options, classes):
+    command(*TINY, "--steps", 1, "--out", tmp_path, *options)
     assert checkpoint.load_model(tmp_path / "model.safetensors").model.config.num_classes == classes
 
 

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from support.bound_formulas import F64, bits_per_dim, bound, column, pixels
+from support.bound_formulas import F64, batch, bits_per_dim, bound, bound_table, hybrid_table, pixels
 
 from ddpm_fast.noise import NoiseKey
 from ddpm_fast.objective import Objective
@@ -19,31 +19,6 @@ SCHEDULES = {"linear": Schedule.linear(1000), "cosine": Schedule.cosine(1000)}
 PREDICTIONS = ("eps", "x0", "v")
 VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")
 LEARNED = ("learned", "learned_range")
-
-
-def batch(schedule, prediction, variance, shape=(5, 3, 9, 7), dtype=F32):
-    """(output, x0, t, z) of a network half as good as it could be, at t = 0, 1, 2, T/2, T-1."""
-    generator = torch.Generator().manual_seed(0)
-    T = len(schedule)
-    x0 = torch.randint(-40, 296, shape, generator=generator).clamp(0, 255).to(U8)
-    z, error, v = torch.randn(3, *shape, generator=generator, dtype=F64)
-    t = torch.tensor([0, 1, 2, T // 2, T - 1])
-    ab, x = column(schedule.alphas_cumprod, t, x0), pixels(x0)
-    target = {"eps": z, "x0": x, "v": ab.sqrt() * z - (1 - ab).sqrt() * x}[prediction]
-    output = target + 0.5 * error * ((1 / ab - 1).sqrt().clamp(max=1) if prediction == "x0" else 1)
-    if variance == "learned":
-        v = column(schedule.posterior_log_variance_clipped, t, x0) + 0.3 * v
-    if variance in LEARNED:
-        output = torch.cat([output, v], 1)
-    return output.to(dtype), x0, t, z.float()
-
-
-def bound_table(schedule, prediction, variance, clip=False, decoder="exact"):
-    return Objective(prediction, variance, "vlb").bound_table(schedule, clip, decoder).float()
-
-
-def hybrid_table(schedule, prediction, variance, **choices):
-    return Objective(prediction, variance, "hybrid", **choices).hybrid_table(schedule).float()
 
 
 INCOMING = torch.tensor([1.0, -0.5, 2.0, 0.1, 3.0])

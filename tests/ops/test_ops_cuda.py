@@ -15,7 +15,8 @@ from support.emulated_cuda import COMPILER, emulated_cuda, kernels
 
 from ddpm_fast.noise import NoiseKey, normals
 from ddpm_fast.objective import Objective
-from ddpm_fast.ops import cuda, diffusion_loss, hybrid_loss, normal, q_sample, reverse_step, use_backend, vlb_terms
+from ddpm_fast.ops import diffusion_loss, hybrid_loss, normal, q_sample, reverse_step, use_backend, vlb_terms
+from ddpm_fast.ops.backends import cuda
 from ddpm_fast.schedule import Schedule
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler to compile the CUDA sources for the CPU with")

@@ -55,15 +55,8 @@ def _cell(value: object) -> Hashable:
     return type(value), value if isinstance(value, Hashable) else repr(value)
 
 
-def leave_pairs(items: Sequence[pytest.Item]) -> list[pytest.Item]:
-    """Gives the marker `exhaustive` to the cases of tests marked `pairwise` that those rows can do without.
-
-    Args:
-        items: what pytest has collected.
-
-    Returns:
-        The cases that carry the marker now, in their order.
-    """
+def leave_pairs(items: Sequence[pytest.Item]) -> None:
+    """Gives the marker `exhaustive` to the cases of tests marked `pairwise` that are not among those rows."""
     products: dict[tuple, list[pytest.Function]] = {}
     for item in items:
         if item.get_closest_marker("pairwise") is None:
@@ -72,11 +65,9 @@ def leave_pairs(items: Sequence[pytest.Item]) -> list[pytest.Item]:
         backend = next((parameters[name] for name in BACKEND_PARAMETERS if name in parameters), None)
         if backend != "reference":
             products.setdefault((item.nodeid.partition("[")[0], backend), []).append(item)
-    left_out = set()
     for cases in products.values():
         rows = [tuple(map(_cell, case.callspec.params.values())) for case in cases]
         chosen = set(pairwise(rows))
-        left_out.update(case for i, case in enumerate(cases) if i not in chosen)
-    for item in left_out:
-        item.add_marker("exhaustive")
-    return [item for item in items if item in left_out]
+        for i, case in enumerate(cases):
+            if i not in chosen:
+                case.add_marker("exhaustive")

@@ -253,7 +253,7 @@ T = torch.tensor([0, 9])
         ({"output": X.long()}, "output is torch.int64: expected a floating dtype"),
         (
             {"output": X.repeat(1, 2, 1, 1)},
-            r"output has shape \[2, 6, 4, 4\]: expected \[2, 3, 4, 4\], because x_t has .*choose variance = 'learned_range'",
+            r"output has shape \[2, 6, 4, 4\]: expected \[2, 3, 4, 4\], because x_t has .*= 'learned_range'",
         ),
         ({"output": X.to("meta")}, "output is on meta but x_t on cpu"),
     ],

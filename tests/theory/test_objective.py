@@ -300,9 +300,7 @@ def test_unknown_choices_are_refused_with_those_that_exist(choice, message):
 
 @pytest.mark.parametrize("variance", ["learned", "learned_range"])
 def test_a_learned_variance_needs_a_loss_that_trains_it(variance):
-    with pytest.raises(
-        InputError, match=f"bound trains variance = '{variance}'.*'simple' does not contain it.*'hybrid'"
-    ):
+    with pytest.raises(InputError, match=f"bound trains variance = '{variance}'.*'simple' does not.*'hybrid'"):
         Objective(variance=variance)
     for loss in ("hybrid", "vlb", "rescaled_vlb"):
         assert Objective(variance=variance, loss=loss).learned
@@ -311,9 +309,7 @@ def test_a_learned_variance_needs_a_loss_that_trains_it(variance):
 @pytest.mark.parametrize("weighting", ["snr", "min_snr"])
 @pytest.mark.parametrize("loss", ["vlb", "rescaled_vlb"])
 def test_the_bound_has_its_own_weights(loss, weighting):
-    with pytest.raises(
-        InputError, match=f"'{weighting}' is for a regression loss.*'{loss}' is the variational bound.*'none'"
-    ):
+    with pytest.raises(InputError, match=f"'{weighting}' is for a regression.*'{loss}' is the variational.*'none'"):
         Objective(loss=loss, loss_weighting=weighting)
     assert Objective(loss=loss).is_bound and not Objective(loss="hybrid").is_bound
 

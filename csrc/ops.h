@@ -1,0 +1,163 @@
+// The ops: what the kernels are given, on the CPU and on the GPU alike, and at the end the table of all ops. Everything
+// is raw pointers and sizes, which whoever calls has checked. Python passes a struct as a tuple of its fields, in their
+// order (python.h); ddpm_fast/ops/backends/extension.py makes the tuples.
+#pragma once
+
+#include "storage.h"
+
+namespace ddpm {
+
+// A tensor [N, C, ...]: dense, either contiguous or channels_last.
+struct Image {
+    void* data;
+    DType dtype;
+    bool channels_last;
+};
+
+struct Shape {
+    int64_t samples, channels, positions;  // positions: the product of the trailing dimensions
+    DDPM_METHOD int64_t elements() const { return channels * positions; }
+};
+
+// An output [N, groups * C, ...] beside an image [N, C, ...].
+DDPM_FN Shape widened(const Shape& shape, int64_t groups) {
+    return Shape{shape.samples, groups * shape.channels, shape.positions};
+}
+
+DDPM_FN bool channels_last(const Image& image) { return image.data && image.channels_last; }
+
+// Noise is either given (data != nullptr) or drawn from its counter.
+struct Noise {
+    Image given;
+    const int64_t* seed;       // [1]
+    const int64_t* sample_id;  // [N]
+    const int64_t* step;       // [1]
+    uint32_t stream;
+};
+
+// A table's rows; a kernel on the GPU, which cannot raise an error, answers an index outside with NaN.
+struct Table {
+    const float* entries;  // [rows, columns]
+    int64_t rows;
+};
+
+struct NormalArgs {
+    Shape shape;
+    Noise noise;
+    Image out;
+};
+
+struct QSampleArgs {
+    Shape shape;
+    Image x0;
+    const int64_t* t;  // [N]
+    Table table;       // 2 columns
+    Noise noise;
+    Image out;
+};
+
+struct LossArgs {
+    Shape shape;
+    Image output, x0;
+    const int64_t* t;  // [N]
+    Table table;       // 3 columns
+    Noise noise;
+    Image residual;    // data == nullptr: not wanted
+    float* loss;       // [N]
+};
+
+struct LossBackwardArgs {
+    Shape shape;
+    Image stored;        // what the loss's forward left
+    int64_t groups;      // of channels, each with its factor
+    const float* scale;  // [N, groups]
+    Image grad;
+};
+
+struct BoundArgs {
+    Shape shape;       // of x_0
+    int64_t groups;    // 2: the output's second group of channels sets the variance; 1: it has none
+    Image output, x0;
+    const int64_t* t;  // [N]
+    Table table;       // 9 columns for vlb_terms, 11 for hybrid_loss
+    Noise noise;
+    Image gradient;    // shaped like the output; data == nullptr: not wanted
+    float* loss;       // [N]: L_hybrid, or the bound's term in bits/dim
+    float* mse_x0;     // [N]: of vlb_terms alone
+    float* factors;    // [N, groups]: what makes the loss's gradient of `gradient`
+};
+
+struct ReverseStepArgs {
+    Shape shape;          // of x
+    int64_t groups;       // of C channels in the output
+    Image x, output;
+    Image x0_previous;    // data == nullptr: none
+    Table table;          // 8 columns
+    const int64_t* step;  // [1]: the row
+    Noise noise;
+    Image x_next;
+    Image x0, x_model;    // data == nullptr: not wanted
+};
+
+// A 3x3 convolution by Winograd's F(4x4, 3x3), stride 1 and padding 1; images are [N, H, W, channels] and contiguous.
+struct WinogradArgs {
+    int64_t samples, height, width, channels, out_channels;
+    DType dtype;           // of image and out
+    const void* image;
+    const float* filters;  // transformed: [panels of 32 output channels, 36 points, channels, 32]
+    const float* bias;     // [out_channels]; nullptr: none
+    void* out;
+};
+
+// A number for each sample and channel [N, C], or (with the first stride 0) for each channel; data == nullptr: none.
+struct Rows {
+    const void* data;
+    DType dtype;
+    int64_t sample_stride, channel_stride;
+};
+
+// What a group norm's forward and backward have in common. Images are channels_last and of one dtype.
+struct GroupNorm {
+    Shape shape;
+    int64_t groups;
+    bool silu;
+    DType dtype;
+    const void* x;
+    Rows weight, bias, scale, shift, added;
+    double* statistics;  // [N, groups, 2]: mean, 1/sqrt(variance + eps); the forward writes them
+};
+
+struct GroupNormArgs {
+    GroupNorm norm;
+    double eps;
+    void* y;
+};
+
+struct GroupNormBackwardArgs {
+    GroupNorm norm;
+    const void* grad;
+    void* dx;
+    double* sums;  // [3, N, C]: over pixels, of g (dL/dy before SiLU), of g times the normalised x, and of dx
+};
+
+}  // namespace ddpm
+
+// Every op once: X(name, arguments). The kernels' declarations, the choice of an instruction set and the exports to Python
+// are made from this table. The kernels are
+//     void name(const Arguments&, void* workspace, int threads)         one for each instruction set: cpu/kernels.h
+//     int name(const Arguments&, float* workspace, void* stream)        cuda/kernels.h
+#define DDPM_OPS(X)                    \
+    X(normal, NormalArgs)              \
+    X(q_sample, QSampleArgs)           \
+    X(diffusion_loss, LossArgs)        \
+    X(hybrid_loss, BoundArgs)          \
+    X(vlb_terms, BoundArgs)            \
+    X(loss_backward, LossBackwardArgs) \
+    X(reverse_step, ReverseStepArgs)
+
+// The CPU has those of the network besides. A GPU's convolutions and norms are its libraries'.
+#define DDPM_CPU_OPS(X)        \
+    DDPM_OPS(X)                \
+    X(winograd, WinogradArgs)  \
+    X(group_norm, GroupNormArgs) \
+    X(group_norm_backward, GroupNormBackwardArgs)

@@ -1,0 +1,89 @@
+"""The ops on the CUDA C++ kernels of csrc/cuda/: tensors in, raw pointers and the caller's stream out.
+
+Nothing waits for the GPU, and a call can be captured in a CUDA graph. Where a loss's sample is summed in parts, their
+sums go through a workspace that is allocated like any tensor (in a graph's own pool while that is captured).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from ddpm_fast import compat
+from ddpm_fast.ops.backends.extension import _C, DTYPES, Kernels, shape_of
+from ddpm_fast.ops.backends.extension import unavailable as no_extension
+
+__all__ = ["DTYPES", "OPS", "capabilities", "refusal", "unavailable"]
+
+_SUMS = {"diffusion_loss", "hybrid_loss", "vlb_terms"}
+_REINSTALL = "reinstall with it: pip install --no-build-isolation -e . (DDPM_FAST_CUDA_ARCHS=90 for compute 9.0 alone)"
+
+_kernels = getattr(_C, "cuda", None)
+unavailable = no_extension or (
+    "" if _kernels else f"the C++ extension was built without nvcc. Put CUDA's nvcc on the PATH and {_REINSTALL}"
+)
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def capabilities() -> str:
+    """The compute capabilities that the kernels were built for, in words."""
+    return ", ".join(f"{arch // 10}.{arch % 10}" for arch in _kernels.archs)
+
+
+@cache
+def _driver_refusal() -> str:
+    """Why no GPU can be used here at all, or the empty string."""
+    if not torch.cuda.is_available():
+        return "this torch was built without CUDA" if torch.version.cuda is None else "torch finds no GPU or driver"
+    driver, runtime = _kernels.driver_version(), _kernels.runtime_version()
+    if driver // 1000 < runtime // 1000:
+        return (
+            f"its kernels were built with CUDA {_version(runtime)} and this driver supports {_version(driver)}: update "
+            f"the driver, or put an nvcc of CUDA {driver // 1000} on the PATH and {_REINSTALL}"
+        )
+    return ""
+
+
+@cache
+def _device_refusal(index: int) -> str:
+    """Why the kernels cannot run on this GPU, or the empty string."""
+    major, minor = torch.cuda.get_device_capability(index)
+    # Machine code runs on later minor versions of its generation, PTX is compiled for anything later.
+    if any(arch // 10 == major and arch % 10 <= minor for arch in _kernels.archs) or _kernels.ptx <= 10 * major + minor:
+        return ""
+    return (
+        f"its kernels were built for compute capabilities {capabilities()} and cuda:{index} "
+        f"({torch.cuda.get_device_name(index)}) has {major}.{minor}: set DDPM_FAST_CUDA_ARCHS={10 * major + minor} "
+        f"and {_REINSTALL}"
+    )
+
+
+def refusal(device: torch.device) -> str:
+    """Why these kernels cannot run on tensors of this device, or the empty string."""
+    if device.type != "cuda":
+        return f"its kernels are for CUDA tensors and these are on {device}"
+    return _driver_refusal() or _device_refusal(torch.cuda.current_device() if device.index is None else device.index)
+
+
+class _CudaKernels(Kernels):
+    def run(self, op: str, image: Tensor, *arguments: object) -> None:
+        if image.numel() == 0:
+            return
+        shape, device, workspace = shape_of(image), image.device, None
+        if op in _SUMS and (floats := _kernels.workspace(shape)):
+            workspace = torch.empty(floats, dtype=torch.float32, device=device)
+        getattr(_kernels, op)(shape, *arguments, _where(device, workspace))
+
+
+def _where(device: torch.device, workspace: Tensor | None) -> tuple[int, int, int]:
+    """(device, stream, workspace) as the extension takes them."""
+    stream = compat.current_stream(device.index)
+    return device.index, stream, 0 if workspace is None else workspace.data_ptr()
+
+
+OPS = _CudaKernels().table()

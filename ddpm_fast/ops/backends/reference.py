@@ -1,0 +1,382 @@
+"""The ops in plain torch, on any device: the oracle that every kernel is tested against, and the fallback.
+
+Arithmetic is fp32 (float64 where an image is float64), operation for operation as in csrc/*.h, so that in fp32 the
+results are the same bits as the kernels' - but where there is an exp, log or tanh, which are torch's own here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddpm_fast.noise import NoiseKey
+from ddpm_fast.ops.tensors import FLOATS, check_rows, draw, per_channel, per_sample, row_of, widen, working_dtype
+
+DTYPES = (*FLOATS, torch.uint8)  # uint8 as x0 alone
+unavailable = ""
+
+
+def refusal(device: torch.device) -> str:
+    """Plain torch runs on every device."""
+    return ""
+
+
+def normal(key: NoiseKey, out: Tensor) -> None:
+    out.copy_(draw(key, out, torch.float32))
+
+
+def q_sample(x0: Tensor, t: Tensor, table: Tensor, noise: Tensor | NoiseKey, out: Tensor) -> None:
+    dtype = working_dtype(x0, out)
+    check_rows("q_sample", "t", table, t)
+    signal, sigma = (per_sample(column, x0) for column in table[t].to(dtype).unbind(1))
+    out.copy_(signal * widen(x0, dtype) + sigma * draw(noise, x0, dtype))
+
+
+def diffusion_loss(
+    output: Tensor,
+    x0: Tensor,
+    t: Tensor,
+    table: Tensor,
+    noise: Tensor | NoiseKey,
+    residual: Tensor | None,
+    loss: Tensor,
+) -> None:
+    dtype = working_dtype(output, x0)
+    check_rows("diffusion_loss", "t", table, t)
+    c_x0, c_noise, weight = table[t].to(dtype).unbind(1)
+    target = per_sample(c_x0, x0) * widen(x0, dtype) + per_sample(c_noise, x0) * draw(noise, x0, dtype)
+    difference = output.to(dtype) - target
+    if residual is not None:
+        residual.copy_(difference)
+    loss.copy_(weight * difference.flatten(1).square().mean(dim=1))
+
+
+class BoundTerm(NamedTuple):
+    """The bound's term at one t per element, in nats, and its derivatives by the error of x_0 and by log Sigma."""
+
+    nats: Tensor
+    by_error: Tensor
+    by_log_variance: Tensor
+
+
+def kl_term(pull: Tensor, error: Tensor, d: Tensor) -> BoundTerm:
+    """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) [H eq. 5], for log variances that differ by d: see csrc/bound.h."""
+    shrink = torch.exp(-d)
+    # e^-d - 1 + d. Near 0 by its series: late in the chain d is about 1e-3, and the sum would lose all but its first
+    # digits in fp32. At 0.03 both are good to 4e-6 in fp32 and 1e-13 in float64.
+    series = d * d * (0.5 - d * (1 / 6 - d * (1 / 24 - d * (1 / 120 - d * (1 / 720 - d / 5040)))))
+    spread = torch.where(d.abs() < 0.03, series, torch.expm1(-d) + d)
+    square = (pull * error) ** 2 * shrink
+    return BoundTerm(0.5 * (spread + square), pull * pull * error * shrink, 0.5 * (d - spread - square))
+
+
+def paper_decoder_term(x0: Tensor, error: Tensor, log_variance: Tensor) -> BoundTerm:
+    """-log p(x_0 | x_1) [H eq. 13]: what a normal of mean x_0 + error puts on the bin of width 2/255 around x_0, the
+    first and last being open; by the tanh approximation of OpenAI's code, with its floor of 1e-12."""
+    inverse, scale = torch.exp(-0.5 * log_variance), math.sqrt(2 / math.pi)
+    first, last = x0 < -0.999, x0 > 0.999
+    cdf, slope, edge = [], [], []
+    for shift, beyond in ((1 / 255, last), (-1 / 255, first)):
+        u = (inverse * (-error + shift)).clamp(-32, 32)
+        tanh = torch.tanh(scale * (u + 0.044715 * (u * u * u)))
+        density = 0.5 * scale * (1.0 - tanh * tanh) * (1.0 + 3 * 0.044715 * u * u)
+        outermost = torch.full_like(u, float(shift > 0))
+        cdf.append(torch.where(beyond, outermost, 0.5 * (1.0 + tanh)))
+        slope.append(density.masked_fill(beyond, 0.0))
+        edge.append(u)
+    probability = cdf[0] - cdf[1]
+    held = probability.clamp(min=1e-12)
+    weight = torch.where(probability < 1e-12, torch.zeros_like(held), 1.0 / held)
+    return BoundTerm(
+        -torch.log(held),
+        inverse * (slope[0] - slope[1]) * weight,
+        0.5 * (edge[0] * slope[0] - edge[1] * slope[1]) * weight,
+    )
+
+
+def exact_decoder_term(x0: Tensor, error: Tensor, log_variance: Tensor) -> BoundTerm:
+    """The same by the normal's CDF. In float64: the bins of a narrow normal are differences of nearly equal logarithms,
+    of which fp32 would keep three digits."""
+    dtype = error.dtype
+    x0, error, log_variance = x0.double(), error.double(), log_variance.double()
+    inverse, log_root = torch.exp(-0.5 * log_variance), 0.5 * math.log(2 * math.pi)
+    first, last = x0 < -0.999, x0 > 0.999
+    # By symmetry the bin lies above the mean: log(Q(a) - Q(b)), with Q the upper tail.
+    middle, half = inverse * error.abs(), inverse / 255
+    a, b = middle - half, middle + half
+    log_a, log_b = torch.special.log_ndtr(-a), torch.special.log_ndtr(-b)
+    log_bin = log_a + torch.log(-torch.expm1(log_b - log_a))
+    density_a, density_b = (torch.exp(-0.5 * u * u - log_root - log_bin) for u in (a, b))
+    bin_by_error = inverse * torch.sign(error) * (density_b - density_a)
+    bin_by_scale = b * density_b - a * density_a  # by log(1/deviation)
+    # The open bins: the CDF at y.
+    y = inverse * (torch.where(first, -error, error) + 1 / 255)
+    log_open = torch.special.log_ndtr(y)
+    density = torch.exp(-0.5 * y * y - log_root - log_open)
+    open_by_error = torch.where(first, -inverse, inverse) * density
+    is_open = first | last
+    nats = -torch.where(is_open, log_open, log_bin)
+    by_error = -torch.where(is_open, open_by_error, bin_by_error)
+    by_log_variance = 0.5 * torch.where(is_open, y * density, bin_by_scale)
+    return BoundTerm(*(part.to(dtype) for part in (nats, by_error, by_log_variance)))
+
+
+class _Bound(NamedTuple):
+    """The parts of hybrid_loss and vlb_terms, per element but for the last two, which are [N]."""
+
+    residual: Tensor
+    error: Tensor  # predicted x_0 - x_0, clipped
+    stopped: Tensor  # whether it was
+    term: BoundTerm
+    slope: Tensor  # of the log variance in v
+    error_scale: Tensor  # what by_error is divided by to be about 1
+
+
+def _bound(output, x0, t, table, noise) -> _Bound:
+    dtype = working_dtype(output, x0)
+    channels = x0.shape[1]
+    rows = table[t].to(dtype)
+    c_x0, c_noise, a_out, pull, log_beta, delta, slope, kind, clip = (
+        per_sample(column, x0) for column in rows[:, :9].unbind(1)
+    )
+    pixels = widen(x0, dtype)
+    residual = output[:, :channels].to(dtype) - (c_x0 * pixels + c_noise * draw(noise, x0, dtype))
+    error = a_out * residual
+    stopped = (pixels + error).abs() > clip
+    error = torch.where(stopped, torch.sign(pixels + error) * clip - pixels, error)
+    learned = output.shape[1] > channels
+    d = delta + slope * output[:, channels:].to(dtype) if learned else delta.expand_as(pixels)
+    kinds = [
+        kl_term(pull, error, d),
+        paper_decoder_term(pixels, error, log_beta + d),
+        exact_decoder_term(pixels, error, log_beta + d),
+    ]
+    term = BoundTerm(*(torch.where(kind == 0, k, torch.where(kind == 1, p, e)) for k, p, e in zip(*kinds, strict=True)))
+    error_scale = torch.where(kind == 0, pull * pull, torch.exp(-(log_beta + delta)))
+    return _Bound(residual, error, stopped, term, rows[:, 6], error_scale.flatten())
+
+
+def _store_gradient(gradient: Tensor, by_output: Tensor, by_v: Tensor) -> None:
+    """What a loss's backward scales: by_output beside by_v where the output has a second group of channels."""
+    parts = [by_output, by_v] if gradient.shape[1] > by_output.shape[1] else [by_output]
+    # fp16 ends at 65504; an untrained network's derivative may not.
+    largest = torch.finfo(gradient.dtype).max
+    gradient.copy_(torch.cat(parts, 1).clamp(-largest, largest))
+
+
+def hybrid_loss(
+    output: Tensor,
+    x0: Tensor,
+    t: Tensor,
+    table: Tensor,
+    noise: Tensor | NoiseKey,
+    gradient: Tensor | None,
+    loss: Tensor,
+    factors: Tensor,
+) -> None:
+    check_rows("hybrid_loss", "t", table, t)
+    made = _bound(output, x0, t, table, noise)
+    mse_weight, vlb_weight = table[t, 9:].to(loss.dtype).unbind(1)
+    elements = max(1, math.prod(x0.shape[1:]))
+    bits = made.term.nats.flatten(1).mean(1) / math.log(2)
+    loss.copy_(mse_weight * made.residual.flatten(1).square().mean(1) + vlb_weight * bits)
+    factors[:, 0] = 2 * mse_weight / elements
+    factors[:, 1] = vlb_weight * made.slope / (elements * math.log(2))
+    if gradient is not None:
+        _store_gradient(gradient, made.residual, made.term.by_log_variance)
+
+
+def vlb_terms(
+    output: Tensor,
+    x0: Tensor,
+    t: Tensor,
+    table: Tensor,
+    noise: Tensor | NoiseKey,
+    gradient: Tensor | None,
+    bits: Tensor,
+    mse_x0: Tensor,
+    factors: Tensor,
+) -> None:
+    check_rows("vlb_terms", "t", table, t)
+    made = _bound(output, x0, t, table, noise)
+    per_element = 1 / (max(1, math.prod(x0.shape[1:])) * math.log(2))
+    bits.copy_(made.term.nats.flatten(1).mean(1) / math.log(2))
+    mse_x0.copy_(made.error.flatten(1).square().mean(1))
+    factors[:, 0] = table[t, 2].to(bits.dtype) * made.error_scale * per_element
+    if factors.shape[1] == 2:
+        factors[:, 1] = made.slope * per_element
+    if gradient is not None:
+        by_output = made.term.by_error / per_sample(made.error_scale, x0)
+        _store_gradient(gradient, by_output.masked_fill(made.stopped, 0.0), made.term.by_log_variance)
+
+
+def loss_backward(stored: Tensor, scale: Tensor, grad: Tensor) -> None:
+    scale = scale.repeat_interleave(stored.shape[1] // scale.shape[1], dim=1)
+    grad.copy_(stored.to(working_dtype(stored)) * scale.view(*scale.shape, *[1] * (stored.ndim - 2)))
+
+
+def reverse_step(
+    x_t: Tensor,
+    output: Tensor,
+    x0_previous: Tensor | None,
+    table: Tensor,
+    step: Tensor,
+    noise: Tensor | NoiseKey,
+    x_out: Tensor,
+    x0_out: Tensor | None,
+    model_out: Tensor | None,
+) -> None:
+    dtype = working_dtype(x_t, output)
+    check_rows("reverse_step", "step", table, step)
+    a_x, a_out, b_x, b_x0, b_previous, sigma, clip, spread = row_of(table, step).to(dtype).unbind()
+    x, channels = x_t.to(dtype), x_t.shape[1]
+    x0 = torch.clamp(a_x * x + a_out * output[:, :channels].to(dtype), -clip, clip)
+    following = b_x * x + b_x0 * x0
+    if x0_previous is not None:
+        following = following + b_previous * x0_previous.to(dtype)
+    deviation = sigma
+    if output.shape[1] > channels:
+        v = output[:, channels:].to(dtype)
+        deviation = torch.where(spread == 0, sigma, sigma * torch.exp(spread * v))
+    # A step without noise ignores what is in it, without asking the device whether it is one.
+    following = torch.where(sigma == 0, following, following + deviation * draw(noise, x_t, dtype))
+    x_out.copy_(following)
+    if x0_out is not None:
+        x0_out.copy_(x0)
+    if model_out is not None:
+        model_out.copy_(following)
+
+
+# --- the network's ops
+
+
+def plain_group_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    added: Tensor | None,
+    silu: bool,
+) -> Tensor:
+    """ops.group_norm in torch's own operations, differentiable to any order."""
+    compute = torch.promote_types(x.dtype, torch.float32)
+    y = x.to(compute)
+    if added is not None:
+        y = y + per_channel(added.to(compute), x)
+    y = F.group_norm(y, groups, weight.to(compute), bias.to(compute), eps)
+    if scale is not None:
+        y = y * (1 + per_channel(scale.to(compute), x)) + per_channel(shift.to(compute), x)
+    if silu:
+        y = F.silu(y)
+    return y.to(x.dtype)
+
+
+def group_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    added: Tensor | None,
+    eps: float,
+    silu: bool,
+    y: Tensor,
+    statistics: Tensor,
+) -> None:
+    groups = statistics.shape[1]
+    if not x.numel():
+        statistics.fill_(math.nan)
+        return
+    y.copy_(plain_group_norm(x, weight, bias, groups, eps, scale, shift, added, silu))
+    wide = x.double() if added is None else x.double() + per_channel(added.double(), x)
+    variance, mean = torch.var_mean(wide.unflatten(1, (groups, -1)).flatten(2), 2, correction=0)
+    statistics.copy_(torch.stack([mean, (variance + eps).rsqrt()], 2))
+
+
+def group_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    added: Tensor | None,
+    statistics: Tensor,
+    silu: bool,
+    dx: Tensor,
+    sums: Tensor,
+) -> None:
+    if not x.numel():
+        sums.zero_()
+        return
+    groups = statistics.shape[1]
+    mean, rstd = (per_channel(v.repeat_interleave(x.shape[1] // groups, 1), x) for v in statistics.unbind(2))
+    spread = 1.0 if scale is None else 1 + per_channel(scale.double(), x)
+    offset = 0.0 if shift is None else per_channel(shift.double(), x)
+    factor = per_channel(weight.double()[None], x) * spread
+    wide = x.double() if added is None else x.double() + per_channel(added.double(), x)
+    n = (wide - mean) * rstd
+    g = grad.double()
+    if silu:
+        u = n * factor + per_channel(bias.double()[None], x) * spread + offset
+        sigmoid = torch.sigmoid(u)
+        g = g * sigmoid * (1 + u * (1 - sigmoid))
+
+    def group_mean(v: Tensor) -> Tensor:
+        means = v.unflatten(1, (groups, -1)).flatten(2).mean(2)
+        return per_channel(means.repeat_interleave(x.shape[1] // groups, 1), x)
+
+    exact = rstd * (factor * g - group_mean(factor * g) - n * group_mean(factor * g * n))
+    dx.copy_(exact)
+    sums.copy_(torch.stack([v.flatten(2).sum(2) for v in (g, g * n, exact)]))
+
+
+def winograd_matrices(device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+    """G [6, 3], B^T [6, 6] and A^T [4, 6] of csrc/winograd.h, in float64."""
+    points = (0.0, 0.625, -0.625, 1.5, -1.5)
+    others = [[q for q in points if q != p] for p in points]
+    filters = [
+        [p**k / math.prod(p - q for q in rest) for k in range(3)] for p, rest in zip(points, others, strict=True)
+    ]
+    image = [[*np.poly(rest)[::-1], 0.0] for rest in others]
+    outputs = [[p**k for p in points] + [float(k == 3)] for k in range(4)]
+    rows = [*filters, [0.0, 0.0, 1.0]], [*image, list(np.poly(points)[::-1])], outputs
+    return tuple(torch.tensor(matrix, dtype=torch.float64, device=device) for matrix in rows)
+
+
+def winograd(x: Tensor, filters: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """Y = A^T [F * (B^T d B)] A of each 6x6 tile d, where F are the filters at the 36 points."""
+    dtype = working_dtype(x)
+    _, to_points, to_pixels = (matrix.to(dtype) for matrix in winograd_matrices(x.device))
+    n, channels, height, width = x.shape
+    down, across = -(-height // 4), -(-width // 4)
+    padded = F.pad(x.to(dtype), (1, 4 * across + 1 - width, 1, 4 * down + 1 - height))
+    tiles = padded.unfold(2, 6, 4).unfold(3, 6, 4)  # [N, C, down, across, 6, 6]
+    image = torch.einsum("pi,qj,ncyxij->ncyxpq", to_points, to_points, tiles)
+    by_point = filters.to(dtype).permute(0, 3, 1, 2).reshape(-1, 6, 6, channels)[: out.shape[1]]
+    products = torch.einsum("kpqc,ncyxpq->nkyxpq", by_point, image)
+    pixels = torch.einsum("ip,jq,nkyxpq->nkyixj", to_pixels, to_pixels, products)
+    y = pixels.reshape(n, out.shape[1], 4 * down, 4 * across)[:, :, :height, :width]
+    out.copy_(y if bias is None else y + bias.to(dtype)[:, None, None])
+
+
+OPS = {
+    "normal": normal,
+    "q_sample": q_sample,
+    "diffusion_loss": diffusion_loss,
+    "hybrid_loss": hybrid_loss,
+    "vlb_terms": vlb_terms,
+    "loss_backward": loss_backward,
+    "reverse_step": reverse_step,
+    "group_norm": group_norm,
+    "group_norm_backward": group_norm_backward,
+    "winograd": winograd,
+}

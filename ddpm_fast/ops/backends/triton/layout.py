@@ -1,0 +1,192 @@
+"""How the kernels walk over a batch of images: which elements a program has, where they lie, and how they are stored.
+
+A program has a block of counters of one sample, four consecutive elements (in logical NCHW order) each, so that Philox
+runs once for four normals. The four lie in one thread: contiguous operands are read and written 16 bytes at a time
+where the sample's size allows. Offsets within a sample are 32-bit where they fit and 64-bit otherwise; those of samples
+are always 64-bit.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from contextlib import AbstractContextManager
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ddpm_fast.noise import NoiseKey
+from ddpm_fast.ops.tensors import is_channels_last
+
+WARPS = 4
+LEAST_TILE = 64  # counters of a channel from which it gets programs of its own
+WIDE_OFFSETS = 2**29  # elements of a sample from which the last offset, of two groups of channels, may need 64 bits
+MAX_GRID_Y = 65535
+# Arguments that vary without a difference to the code: no kernel is compiled anew for a batch of one.
+VARYING = ("samples", "vectors", "channels", "positions", "stream", "rows")
+_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+class Walk:
+    """A launch over images [N, C, ...] of one shape, the first's; None stands for an image that is not there.
+
+    order: "flat", consecutive elements, where all are contiguous; "tiled", consecutive positions of one channel, where
+    some are channels_last; "scattered", which divides for every element, where channels are small or no multiple of 4.
+    drawn: whether the kernel draws noise. counters: how many of them a thread has.
+    """
+
+    def __init__(self, image: Tensor, *others: Tensor | None, drawn: bool, counters: int = 2):
+        images = [image, *(x for x in others if x is not None)]
+        self.samples, self.elements = image.shape[0], math.prod(image.shape[1:])
+        self.channels = image.shape[1] if image.ndim > 1 else 1
+        self.positions = self.elements // max(1, self.channels)
+        self.order, self.block, self._warp = "flat", 32 * WARPS * counters, 32 * counters
+        if any(is_channels_last(x) for x in images):
+            self.order = "scattered"
+            if self.positions % 4 == 0 and self.positions >= 4 * LEAST_TILE:
+                self.order = "tiled"
+                self.block = min(self.block, triton.next_power_of_2(self.positions // 4))
+        # What a thread reads at once must divide a sample. A counter gives it four elements; without one it takes as
+        # many as fill 16 bytes of the largest type.
+        self.vector = math.gcd(self.elements, 4 if drawn else 16 // max(x.itemsize for x in images))
+
+    @property
+    def empty(self) -> bool:
+        return self.samples == 0 or self.elements == 0
+
+    @property
+    def blocks(self) -> int:
+        """of a sample"""
+        if self.order == "tiled":
+            return self.channels * triton.cdiv(self.positions, 4 * self.block)
+        return triton.cdiv(self.elements, 4 * self.block)
+
+    def grid(self, per_sample: int) -> tuple[int, int, int]:
+        """Programs [per_sample, samples], the samples over two dimensions of at most 65535. See sample_of."""
+        third = triton.cdiv(self.samples, MAX_GRID_Y)
+        return per_sample, triton.cdiv(self.samples, third), third
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """The kernels' `samples, vectors, channels, positions`."""
+        return self.samples, self.elements // self.vector, self.channels, self.positions
+
+    @property
+    def choices(self) -> dict[str, object]:
+        """The kernels' constexpr arguments, and how they are launched."""
+        return {
+            "VECTOR": self.vector,
+            "ORDER": self.order,
+            "LARGE": self.elements >= WIDE_OFFSETS,
+            "BLOCK": self.block,
+            "num_warps": self.block // self._warp,
+            "enable_fp_fusion": False,
+        }
+
+
+def last(image: Tensor | None) -> bool:
+    return image is not None and is_channels_last(image)
+
+
+def device_of(image: Tensor) -> AbstractContextManager:
+    """Launch here: Triton takes the current device, which may be another one."""
+    return torch.cuda.device(image.device if image.is_cuda else -1)
+
+
+def noise_arguments(noise: Tensor | NoiseKey) -> tuple:
+    """The kernels' `noise, seed, sample_id, step_id, stream`: what is not there is None, and no code is made for it."""
+    if isinstance(noise, NoiseKey):
+        return None, noise.seed, noise.sample_id, noise.step, int(noise.stream)
+    return noise, None, None, None, 0
+
+
+@triton.jit
+def sample_of(samples):
+    """The program's sample (int64). Where the grid has a few programs too many they do the last sample once more."""
+    sample = tl.program_id(1).to(tl.int64) + tl.program_id(2).to(tl.int64) * tl.num_programs(1)
+    return tl.minimum(sample, samples - 1)
+
+
+@triton.jit
+def spare(samples):
+    """Whether the program is one of those, which a kernel that works in place must not let do it."""
+    return tl.program_id(1).to(tl.int64) + tl.program_id(2).to(tl.int64) * tl.num_programs(1) >= samples
+
+
+@triton.jit
+def row_at(table, index, rows, COLUMNS: tl.constexpr):
+    """Where row `index` of a table starts, and whether there is one: the CPU refuses an index outside, a GPU would have
+    to be waited for, and what comes of it is NaN. Then the row is another."""
+    inside = (index >= 0) & (index < rows)
+    return table + COLUMNS * tl.where(inside, index, 0), inside
+
+
+@triton.jit
+def elements_of(vectors, VECTOR: tl.constexpr, LARGE: tl.constexpr):
+    """Of a sample. A product, so that the compiler sees what divides it."""
+    if LARGE:
+        return vectors.to(tl.int64) * VECTOR
+    else:
+        return vectors * VECTOR
+
+
+@triton.jit
+def place(block, elements, channels, positions, ORDER: tl.constexpr, LARGE: tl.constexpr, BLOCK: tl.constexpr):
+    """A block's counters [BLOCK], its elements [4 BLOCK], whether there are such, and where some operand may be
+    channels_last their channels and positions."""
+    if LARGE:
+        block = block.to(tl.int64)
+    if ORDER == "tiled":
+        # Neighbouring programs have neighbouring channels: what one leaves of a cache line another takes.
+        tile = block // channels
+        channel = block - tile * channels
+        quads = positions // 4
+        counter = channel * quads + tile * BLOCK + tl.arange(0, BLOCK)
+        position = tile * (4 * BLOCK) + tl.arange(0, 4 * BLOCK)
+        return counter, channel * (quads * 4) + position, position < quads * 4, channel, position
+    else:
+        counter = block * BLOCK + tl.arange(0, BLOCK)
+        element = block * (4 * BLOCK) + tl.arange(0, 4 * BLOCK)
+        channel, position = element, element
+        if ORDER == "scattered":
+            channel = element // positions
+            position = element - channel * positions
+        return counter, element, element < elements, channel, position
+
+
+@triton.jit
+def offset_of(element, channel, position, channels, LAST: tl.constexpr):
+    """Where elements of a sample of so many channels lie in its memory."""
+    if LAST:
+        return position * channels + channel
+    else:
+        return element
+
+
+@triton.jit
+def load(address, mask):
+    """In fp32; uint8 pixels 0..255 become -1..1."""
+    value = tl.load(address, mask=mask)
+    if address.dtype.element_ty == tl.uint8:
+        value = value.to(tl.float32)
+        # The same bits as value / 127.5 - 1 for each of the 256, without a division: the first product is exact.
+        return value * 0.0078125 + value * 3.06372573e-05 - 1.0
+    elif _INTERPRETED and address.dtype.element_ty == tl.bfloat16:  # the interpreter would take subnormals for 0
+        return (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return value.to(tl.float32)
+
+
+@triton.jit
+def store(address, value, mask):
+    """Rounded once, to nearest even."""
+    dtype = address.dtype.element_ty
+    if _INTERPRETED and dtype == tl.bfloat16:  # the interpreter would truncate
+        bits = value.to(tl.uint32, bitcast=True)
+        rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+        bits = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, rounded).to(tl.uint16)
+        tl.store(address, bits.to(tl.bfloat16, bitcast=True), mask=mask)
+    else:
+        tl.store(address, value.to(dtype), mask=mask)
