@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from ddpm_fast import ops
 from ddpm_fast.errors import InputError
-from ddpm_fast.loops.likelihood import BitsPerDim, bits_per_dim
+from ddpm_fast.loops.likelihood import BitsPerDim, LikelihoodKeywords, bits_per_dim
 from ddpm_fast.noise import NoiseKey
 from ddpm_fast.objective import Objective
 from ddpm_fast.ops.tensors import widen, working_dtype
@@ -247,11 +248,11 @@ class GaussianDiffusion:
         constant = 0.5 * (-alpha_bar - math.log1p(-alpha_bar)) if alpha_bar > 1e-4 else small
         return (constant + 0.5 * alpha_bar * x.flatten(1).square().mean(1)) / math.log(2)
 
-    def bits_per_dim(self, model: nn.Module, x0: Tensor, **options: Any) -> BitsPerDim:
+    def bits_per_dim(self, model: nn.Module, x0: Tensor, **options: Unpack[LikelihoodKeywords]) -> BitsPerDim:
         """The variational bound on -log p(x_0) of each image in bits/dim, with its parts.
 
-        The options are those of loops.likelihood.bits_per_dim: steps, labels, seed, first_sample_id, clip, decoder,
-        on_step.
+        The options are those of loops.likelihood.LikelihoodOptions: steps, labels, seed, first_sample_id, clip,
+        decoder, on_step.
         """
         return bits_per_dim(self, model, x0, **options)
 

@@ -9,7 +9,7 @@ last row goes to the image. All tables are float64 on the CPU; cast them last.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from numbers import Real
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
-from ddpm_fast.respacing import sampling_timesteps
+from ddpm_fast.respacing import TimestepSpec, sampling_timesteps
 
 
 class SamplerTable(NamedTuple):
@@ -133,7 +133,7 @@ SAMPLERS: dict[str, Callable[..., SamplerTable]] = {
 def make_table(
     diffusion: GaussianDiffusion,
     sampler: str = "ddpm",
-    steps: int | str | Sequence[int] | None = None,
+    steps: TimestepSpec | None = None,
     *,
     spacing: str = "even",
     eta: float | None = None,

@@ -55,11 +55,11 @@ def table(path: Path, rows: dict[str, Tensor], columns: list[str] | None = None)
 
 
 def samplers() -> dict[str, Tensor]:
-    plans = [("ddpm", 250), ("ddpm", 50), ("ddpm", 10), ("ddim", 10), ("dpmpp_2m", 10), ("ddim", 5), ("dpmpp_2m", 5)]
+    choices = [("ddpm", 250), ("ddpm", 50), ("ddpm", 10), ("ddim", 10), ("dpmpp_2m", 10), ("ddim", 5), ("dpmpp_2m", 5)]
     options = {"spacing": "even", "labels": list(range(10))}
     return {
         f"{sampler}, {steps} steps": df.sample(MODEL, DIFFUSION, 10, sampler=sampler, steps=steps, **options)
-        for sampler, steps in plans
+        for sampler, steps in choices
     }
 
 

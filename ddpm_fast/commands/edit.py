@@ -129,8 +129,8 @@ class Edit:
         """The n edited images, ready to be drawn. pictures: read_images(init_image). Raises InputError."""
         network, diffusion = Network.of(loaded.model), loaded.diffusion
         images = pictures[torch.arange(n) % len(pictures)]
-        if self.mode == "inpainting":
-            mask = self._read_mask(loaded)
+        if self.mask is not None:
+            mask = _read_mask(self.mask, loaded)
             return editing.prepare_inpaint(
                 network,
                 diffusion,
@@ -140,33 +140,13 @@ class Edit:
                 resamplings=5 if self.resamplings is None else self.resamplings,
                 jump_length=5 if self.jump_length is None else self.jump_length,
             )
-        if self.mode == "interpolation":
-            other = self._read_other(loaded, pictures)
+        if self.interpolate_with is not None:
+            other = _read_other(self.interpolate_with, loaded, pictures)
             return editing.prepare_interpolate(network, diffusion, images[0], other, n, options, strength=self.strength)
-        if self.mode == "round trip":
+        if self.round_trip:
             return editing.prepare_round_trip(network, diffusion, images, options)
         strength = 0.5 if self.strength is None else self.strength
         return editing.prepare_image_to_image(network, diffusion, images, strength, options)
-
-    def _read_other(self, loaded: LoadedModel, pictures: Tensor) -> Tensor:
-        """The second picture of an interpolation."""
-        other = read_images(self.interpolate_with, loaded, "--interpolate-with")
-        if len(pictures) + len(other) > 2:
-            raise InputError(
-                "--interpolate-with leads from one picture to one other, but --init-image holds "
-                f"{len(pictures)} and --interpolate-with {len(other)}: give files of one picture each"
-            )
-        return other[0]
-
-    def _read_mask(self, loaded: LoadedModel) -> Tensor:
-        mask = read_images(self.mask, loaded, "--mask", channels=1)
-        wrong = int(((mask != 0) & (mask != 255)).sum())
-        if wrong:
-            raise InputError(
-                f"--mask: {wrong} of the {mask.numel()} pixels of {self.mask} are neither white (kept) nor black "
-                "(drawn): save the mask in these two colours only, without smoothed edges, and not as JPEG"
-            )
-        return mask == 255
 
 
 def read_images(path: Path, loaded: LoadedModel, option: str, channels: int | None = None) -> Tensor:
@@ -211,6 +191,29 @@ def read_images(path: Path, loaded: LoadedModel, option: str, channels: int | No
         found, expected = (kinds.get(c, f"{c} channels") for c in (images.shape[1], channels))
         raise InputError(f"{option}: {path} is {found}; expected {expected}: convert it first")
     return images
+
+
+def _read_other(path: Path, loaded: LoadedModel, pictures: Tensor) -> Tensor:
+    """The second picture of an interpolation."""
+    other = read_images(path, loaded, "--interpolate-with")
+    if len(pictures) + len(other) > 2:
+        raise InputError(
+            "--interpolate-with leads from one picture to one other, but --init-image holds "
+            f"{len(pictures)} and --interpolate-with {len(other)}: give files of one picture each"
+        )
+    return other[0]
+
+
+def _read_mask(path: Path, loaded: LoadedModel) -> Tensor:
+    """The mask of an inpainting: bool [K, 1, H, W]."""
+    mask = read_images(path, loaded, "--mask", channels=1)
+    wrong = int(((mask != 0) & (mask != 255)).sum())
+    if wrong:
+        raise InputError(
+            f"--mask: {wrong} of the {mask.numel()} pixels of {path} are neither white (kept) nor black "
+            "(drawn): save the mask in these two colours only, without smoothed edges, and not as JPEG"
+        )
+    return mask == 255
 
 
 def round_trip_error(images: Tensor, pictures: Tensor) -> str:

@@ -289,18 +289,18 @@ def reverse_states(
     timesteps: list[int] = []
     x_t: list[Tensor] = []
     x0: list[Tensor] = []
+    before: list[Tensor] = []  # the state before the row, alone
 
     def watch(step: Step) -> None:
-        nonlocal x
-        if step.index in shown:
+        if step.index in shown and step.x0 is not None:
             timesteps.append(step.t)
-            x_t.append(x)
+            x_t.append(before[0])
             x0.append(step.x0)
-        x = step.x
+        before[0] = step.x
 
     wanted = SamplingOptions(sampler=sampler, steps=steps, spacing="even", on_step=watch, **options)
     prepared = prepare(network, loaded.diffusion, n, wanted)
-    x = ops.normal(replace(prepared.key, stream=Stream.INITIAL), prepared.shape)  # the state before the first row
+    before.append(ops.normal(replace(prepared.key, stream=Stream.INITIAL), prepared.shape))
     prepared.draw()
     return timesteps, torch.stack(x_t), torch.stack(x0)
 

@@ -125,7 +125,7 @@ def main(
         torch_device = choose_device(device)
         dtype = choose_dtype(precision, torch_device)
         loaded = checkpoint.load_model(model, device=torch_device, dtype=dtype)
-        pictures = None if edit is None else read_images(edit.init_image, loaded, "--init-image")
+        pictures = torch.empty(0) if edit is None else read_images(edit.init_image, loaded, "--init-image")
         count = n or (64 if edit is None else edit.default_count(pictures))
         classes = _choose_classes(loaded, labels, count, edit, guidance)
         if edit is not None:

@@ -33,6 +33,7 @@ from ddpm_fast.loops.sampling import Prepared, Start, prepare
 from ddpm_fast.loops.state import Paste
 from ddpm_fast.noise import NoiseKey, Stream
 from ddpm_fast.ops.tensors import widen
+from ddpm_fast.respacing import TimestepSpec
 from ddpm_fast.samplers import SamplerTable, ddim_encode_table
 
 # Image to image
@@ -265,7 +266,7 @@ def encode(
     model: nn.Module,
     diffusion: GaussianDiffusion,
     images: Tensor,
-    steps: int | str | Sequence[int] | None = None,
+    steps: TimestepSpec | None = None,
     labels: int | Sequence[int] | Tensor | None = None,
     **options: Unpack[EncodingKeywords],
 ) -> Tensor:
@@ -301,7 +302,7 @@ def decode(
     model: nn.Module,
     diffusion: GaussianDiffusion,
     latents: Tensor,
-    steps: int | str | Sequence[int] | None = None,
+    steps: TimestepSpec | None = None,
     labels: int | Sequence[int] | Tensor | None = None,
     **options: Unpack[DecodingKeywords],
 ) -> Tensor:

@@ -267,10 +267,11 @@ def _baked(model: nn.Module) -> Hashable:
         for module in model.modules()
     )
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda
+    conv = cudnn.conv  # type: ignore[attr-defined]  # torch's annotations lack it
     return (
         tuple((t.data_ptr(), t.dtype, t.shape, t.stride(), t.device) for t in tensors),
         tuple(modules),
-        (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.conv.fp32_precision, matmul.matmul.fp32_precision),
+        (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, conv.fp32_precision, matmul.matmul.fp32_precision),
         (torch.are_deterministic_algorithms_enabled(), matmul.flash_sdp_enabled(), matmul.mem_efficient_sdp_enabled()),
         (matmul.math_sdp_enabled(), matmul.cudnn_sdp_enabled()),
     )

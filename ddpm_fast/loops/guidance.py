@@ -52,6 +52,8 @@ def predictor(
 
     if guidance is None or guidance == 1:
         return lambda x, t: ask(x, t, labels)
+    if labels is None or null_label is None:
+        raise InputError("guidance needs labels and the null class: call null_class first, which says what is missing")
     if guidance == 0 and rescale == 0:
         return lambda x, t: ask(x, t, torch.full_like(labels, null_label))
 

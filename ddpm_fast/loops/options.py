@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from torch import Tensor
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.respacing import check_spacing
+from ddpm_fast.respacing import TimestepSpec, check_spacing
 from ddpm_fast.samplers import check_sampler
 
 
@@ -33,7 +33,7 @@ class Step(NamedTuple):
     """
 
     first: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which a Step has no use for
     t: int
     x: Tensor
     x0: Tensor | None
@@ -72,7 +72,7 @@ class SamplingOptions:
     """
 
     sampler: str = "ddpm"
-    steps: int | str | Sequence[int] | None = None
+    steps: TimestepSpec | None = None
     spacing: str = "even"
     eta: float | None = None
     clip: bool = True
@@ -141,7 +141,7 @@ class EditingKeywords(DecodingKeywords, total=False):
     """The keyword arguments of image_to_image(), inpaint() and interpolate(): see SamplingOptions."""
 
     sampler: str
-    steps: int | str | Sequence[int] | None
+    steps: TimestepSpec | None
     eta: float | None
     labels: int | Sequence[int] | Tensor | None
 
@@ -152,7 +152,7 @@ class SamplingKeywords(EditingKeywords, total=False):
     shape: tuple[int, ...] | None
 
 
-def check_keywords(given: Mapping[str, object], allowed: type) -> None:
+def check_keywords(given: Mapping[str, object], allowed: Any) -> None:
     """Raises TypeError, as Python does, for keyword arguments that a function with **options does not take.
 
     Args:

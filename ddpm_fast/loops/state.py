@@ -7,7 +7,7 @@ device. So a row never waits for the device, and the same code runs eagerly and 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -157,7 +157,7 @@ class BatchState:
             levels=None if paste is None else paste.levels,
         )
 
-    def _tensors(self) -> dict[str, Tensor | None]:
+    def _tensors(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def layout(self) -> tuple:
@@ -166,12 +166,13 @@ class BatchState:
 
     def copy(self) -> BatchState:
         """The same state in tensors of its own."""
-        return BatchState(**{name: None if t is None else t.clone() for name, t in self._tensors().items()})
+        clones: dict[str, Any] = {name: None if t is None else t.clone() for name, t in self._tensors().items()}
+        return BatchState(**clones)
 
     def load(self, other: BatchState) -> None:
         """Take over the values of another state of the same layout, in this one's tensors."""
         for mine, theirs in zip(self._tensors().values(), other._tensors().values(), strict=True):
-            if mine is not None and theirs is not None:
+            if mine is not None:
                 mine.copy_(theirs)
 
     def advance(self, predict: Predict, kind: RowKind, threshold: float | None = None) -> None:
@@ -207,7 +208,7 @@ class BatchState:
         # index_select, because timesteps[step] would read the step back to the host.
         t = self.timesteps.index_select(0, self.step.view(1))
         output = predict(x_model, t.expand(x.shape[0]))
-        if threshold is None:
+        if threshold is None or self.to_x0 is None:
             return output
         row = self.to_x0.index_select(0, self.step.view(1))[0]
         prediction, variance = output[:, : x.shape[1]], output[:, x.shape[1] :]
@@ -215,6 +216,8 @@ class BatchState:
         return torch.cat([x0, variance], dim=1) if variance.shape[1] else x0
 
     def _paste(self, key: NoiseKey) -> None:
+        if self.known is None or self.where is None or self.levels is None:
+            return
         known = replace(key, stream=Stream.KNOWN)
         noised = ops.q_sample(self.known, self.step.expand(self.x.shape[0]), self.levels, known)
         torch.where(self.where, noised, self.x, out=self.x)

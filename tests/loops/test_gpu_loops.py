@@ -6,11 +6,12 @@ import pytest
 import torch
 from support.networks import random_unet
 
-from ddpm_fast.commands import train
 from ddpm_fast.data import Dataset
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
+from ddpm_fast.files import checkpoint
 from ddpm_fast.loops import editing, graphs
+from ddpm_fast.loops.metrics import Metrics
 from ddpm_fast.loops.sampling import sample
 from ddpm_fast.loops.training import TrainConfig, Trainer
 from ddpm_fast.nn import UNetConfig
@@ -241,16 +242,16 @@ def trainer(cuda_graph, diffusion=None, **options):
 
 @pytest.mark.parametrize("cuda_graph", [False, None], ids=["eager", "graph"])
 @pytest.mark.parametrize("word", KINDS)
-def test_training_never_waits(no_sync, tmp_path, word, cuda_graph):
-    subject, metrics = trainer(cuda_graph, **KINDS[word]), train.Metrics(0)
+def test_training_never_waits(no_sync, word, cuda_graph):
+    subject, metrics = trainer(cuda_graph, **KINDS[word]), Metrics(0)
     for _ in range(4):  # makes tables, captures
         metrics.add(*subject.train_step())
-    metrics.look(tmp_path, wait=True)
+    metrics.look(wait=True)
     no_sync()
     looks = []
     for _ in range(6):
         metrics.add(*subject.train_step())
-        looks += metrics.look(tmp_path, wait=False)
+        looks += metrics.look(wait=False)
     assert sum(look.steps for look in looks) >= 5
 
 
@@ -264,7 +265,7 @@ def test_training_from_a_graph_is_the_eager_one_bit_for_bit(replays, tmp_path, w
         assert torch.equal(first, replayed), step
     assert replays() == 10
     states = [subject.save(tmp_path / str(i), {}) for i, subject in enumerate(subjects)]
-    eager, again, graph = (train.checkpoint.read_training(state)[0] for state in states)
+    eager, again, graph = (checkpoint.read_training(state)[0] for state in states)
     assert eager.keys() == graph.keys()
     for name, value in eager.items():
         assert not torch.equal(value, again[name]) or torch.equal(value, graph[name]), name

@@ -19,8 +19,10 @@ from ddpm_fast.data import Dataset, batch_indices, flip_mask, load_dataset
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
+from ddpm_fast.loops import metrics as metrics_module
+from ddpm_fast.loops.metrics import Look, Metrics, NonFiniteLoss
 from ddpm_fast.loops.timesteps import TIMESTEP_SAMPLINGS
-from ddpm_fast.loops.training import NonFiniteLoss, TrainConfig, Trainer
+from ddpm_fast.loops.training import TrainConfig, Trainer
 from ddpm_fast.nn import EMA, UNet, UNetConfig
 from ddpm_fast.noise import NoiseKey, Stream, normals, uniform_integers
 from ddpm_fast.schedule import Schedule
@@ -270,31 +272,31 @@ class Arriving:
 @pytest.fixture
 def late(monkeypatch):
     """Numbers that, as from a GPU, are not there at the look at which they are sent."""
-    monkeypatch.setattr(train, "_send", lambda numbers: (numbers, Arriving()))
+    monkeypatch.setattr(metrics_module, "_send", lambda numbers: (numbers, Arriving()))
     monkeypatch.setattr(Arriving, "waited", 0)
 
 
-def test_metrics_are_read_at_the_next_look_or_when_they_must_be(late, tmp_path):
-    metrics = train.Metrics(step=40)
+def test_metrics_are_read_at_the_next_look_or_when_they_must_be(late):
+    metrics = Metrics(step=40)
     for i in range(3):
         metrics.add(torch.tensor(float(i)), torch.tensor(2.0 * i))
-    assert metrics.look(tmp_path, wait=False) == []
+    assert metrics.look(wait=False) == []
     metrics.add(torch.tensor(5.0), torch.tensor(7.0))
-    assert metrics.look(tmp_path, wait=False) == [train.Look(43, 3, 1.0, 2.0)]
+    assert metrics.look(wait=False) == [Look(43, 3, 1.0, 2.0)]
     metrics.add(torch.tensor(6.0), torch.tensor(8.0))
-    assert metrics.look(tmp_path, wait=True) == [train.Look(44, 1, 5.0, 7.0), train.Look(45, 1, 6.0, 8.0)]
-    assert metrics.look(tmp_path, wait=True) == [] and Arriving.waited == 3
+    assert metrics.look(wait=True) == [Look(44, 1, 5.0, 7.0), Look(45, 1, 6.0, 8.0)]
+    assert metrics.look(wait=True) == [] and Arriving.waited == 3
 
 
 @pytest.mark.parametrize("bad", ["loss", "norm"])
-def test_late_metrics_name_the_first_bad_step_before_anything_is_saved(late, tmp_path, bad):
+def test_late_metrics_name_the_first_bad_step_before_anything_is_saved(late, bad):
     def run(wait_at):
-        metrics = train.Metrics(step=10)
+        metrics = Metrics(step=10)
         for step in range(11, 20):
             numbers = {"loss": 1.0, "norm": 1.0} | ({bad: math.inf} if step >= 14 else {})
             metrics.add(torch.tensor(numbers["loss"]), torch.tensor(numbers["norm"]))
             if step % 3 == 0:
-                metrics.look(tmp_path, wait=step == wait_at)
+                metrics.look(wait=step == wait_at)
 
     with pytest.raises(NonFiniteLoss, match="step 14 gave"):
         run(wait_at=15)
