@@ -105,7 +105,7 @@ def active_backend(op: str, device: torch.device | str = "cpu", *dtypes: torch.d
     """
     device = torch.device(device) if isinstance(device, str) else device
     if _chosen is None:
-        if _runs_as_usual(op, device, dtypes):
+        if _usual_module(op, device, dtypes) is not None:
             return device.type
         return next((name for name in NAMES if not _refusal(name, op, device, dtypes)), "reference")
     if reason := _refusal(_check_name(_chosen), op, device, dtypes):
@@ -115,14 +115,20 @@ def active_backend(op: str, device: torch.device | str = "cpu", *dtypes: torch.d
     return _chosen
 
 
-def _runs_as_usual(op: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> bool:
-    """Whether the C++ kernels for the device take the call: the common case, without building any reason."""
+def _usual_module(op: str, device: torch.device, dtypes: tuple[torch.dtype, ...]):
+    """The C++ kernels for the device if they take the call, or None: the common case, without building any reason."""
     module = _MODULES.get(device.type)
     if module is None or module.unavailable or op not in module.OPS or module.refusal(device):
-        return False
-    return all([dtype in module.DTYPES for dtype in dtypes])
+        return None
+    supported = module.DTYPES
+    for dtype in dtypes:
+        if dtype not in supported:
+            return None
+    return module
 
 
 def kernel(op: str, device: torch.device, *dtypes: torch.dtype) -> Callable[..., None]:
     """The function that runs `op`, by the rule of active_backend."""
+    if _chosen is None and (module := _usual_module(op, device, dtypes)) is not None:
+        return module.OPS[op]
     return _module(active_backend(op, device, *dtypes)).OPS[op]
