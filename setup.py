@@ -23,8 +23,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-KERNELS = ["normal", "q_sample", "diffusion_loss", "bound", "loss_backward", "reverse_step"]
-CPU_KERNELS = [*KERNELS, "winograd", "group_norm"]
+ONCE = "dispatch"  # of csrc/cpu; its other files are compiled for each instruction set
+CPU_KERNELS = sorted(path.stem for path in ROOT.glob("csrc/cpu/*.cpp") if path.stem != ONCE)
+CUDA_KERNELS = sorted(path.stem for path in ROOT.glob("csrc/cuda/*.cu"))
 # Sums of products, whose bits nobody is promised: half the instructions.
 CONTRACTED = {"winograd": ["-ffp-contract=fast"]}
 # Ampere, Hopper and both Blackwells; machine code for one runs on later minor versions, so 80 serves 86 and 89 too.
@@ -116,7 +117,7 @@ def ninja_file(compiler: str, nvcc: str | None, archs: list[int], build: Path, o
         for kernel in CPU_KERNELS:
             flags = [f"-DDDPM_ISA={isa}", *extra, *CONTRACTED.get(kernel, [])]
             compile_(ROOT / "csrc/cpu" / f"{kernel}.cpp", f"{kernel}.{isa}", flags)
-    compile_(ROOT / "csrc/cpu/dispatch.cpp", "dispatch", [])
+    compile_(ROOT / f"csrc/cpu/{ONCE}.cpp", ONCE, [])
     compile_(ROOT / "csrc/bindings.cpp", "bindings", includes)
     if nvcc:
         lines += [
@@ -125,7 +126,7 @@ def ninja_file(compiler: str, nvcc: str | None, archs: list[int], build: Path, o
             "  depfile = $out.d",
             "  deps = gcc",
         ]
-        for kernel in [*KERNELS, "runtime"]:
+        for kernel in CUDA_KERNELS:
             objects.append(escape(build / f"{kernel}.cuda.o"))
             lines.append(f"build {objects[-1]}: cuda {escape(ROOT / 'csrc/cuda' / f'{kernel}.cu')}")
     lines.append(f"build {escape(output)}: link {' '.join(objects)}")

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 import ddpm_fast as df
 from benchmarks import peers, timing
 from ddpm_fast.commands.common import DTYPE_NAMES
-from ddpm_fast.ops import native
+from ddpm_fast.ops.backends import cpu
 
 SCHEDULERS = 4  # of an SM, on every generation since 2017
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**26}  # many times the L2, or the caches of most CPUs
@@ -42,7 +42,7 @@ def environment(device: torch.device) -> dict:
         "architecture": platform.machine(),
         "cores": cores(),
         "threads": torch.get_num_threads(),
-        "isa": native.isa() if not native.unavailable else None,
+        "isa": cpu.isa() if not cpu.unavailable else None,
         "backend": df.ops.active_backend("q_sample", device, torch.float32),
         "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,
     }

@@ -87,7 +87,8 @@ def image_to_image() -> tuple[dict[str, Tensor], list[str]]:
     images = digits(which)
     results = [df.image_to_image(MODEL, DIFFUSION, images, strength, steps=50) for strength in strengths]
     rows = torch.stack([images, *results], dim=1)
-    return {f"a {digit}": row for digit, row in zip(which, rows, strict=True)}, ["original", *map(str, strengths)]
+    columns = ["original", *(f"strength\n{strength}" for strength in strengths)]
+    return {f"a {digit}": row for digit, row in zip(which, rows, strict=True)}, columns
 
 
 def inpainting() -> tuple[dict[str, Tensor], list[str]]:

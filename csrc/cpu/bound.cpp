@@ -135,9 +135,13 @@ static void bound(const BoundArgs& args, double* partial, int threads) {
     }
 }
 
-void hybrid_loss(const BoundArgs& args, double* partial, int threads) { bound<true>(args, partial, threads); }
+void hybrid_loss(const BoundArgs& args, void* workspace, int threads) {
+    bound<true>(args, static_cast<double*>(workspace), threads);
+}
 
-void vlb_terms(const BoundArgs& args, double* partial, int threads) { bound<false>(args, partial, threads); }
+void vlb_terms(const BoundArgs& args, void* workspace, int threads) {
+    bound<false>(args, static_cast<double*>(workspace), threads);
+}
 
 }  // namespace DDPM_ISA
 }  // namespace ddpm

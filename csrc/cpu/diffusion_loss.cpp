@@ -15,7 +15,8 @@ static inline bool is_planar(const LossArgs& args) {
            channels_last(args.residual);
 }
 
-void diffusion_loss(const LossArgs& args, double* partial, int threads) {
+void diffusion_loss(const LossArgs& args, void* workspace, int threads) {
+    double* const partial = static_cast<double*>(workspace);
     const bool planar = is_planar(args);
     const int64_t chunks = chunks_of(args.shape, planar);
     parallel_chunks(args.shape, planar, threads, [&](int64_t sample, int64_t chunk) {

@@ -8,18 +8,26 @@
 #include "kernels.h"
 
 namespace ddpm {
+
+#define DDPM_POINTER(name, Arguments) name,
+#define DDPM_KERNELS(isa)                                                \
+    namespace isa {                                                      \
+    static const Kernels kKernels = {#isa, DDPM_CPU_OPS(DDPM_POINTER)}; \
+    }
+DDPM_KERNELS(generic)
+#if defined(DDPM_X86)
+DDPM_KERNELS(avx2)
+DDPM_KERNELS(avx512)
+#endif
+
 namespace {
 
-#define DDPM_KERNELS(isa) \
-    Kernels{#isa, isa::normal, isa::q_sample, isa::diffusion_loss, isa::hybrid_loss, isa::vlb_terms,  \
-            isa::loss_backward, isa::reverse_step, isa::winograd, isa::group_norm, isa::group_norm_backward}
-
 // Slowest first. `generic` is what the compiler does without being told more: SSE2 on x86-64, NEON on AArch64.
-const Kernels kBuilt[] = {
-    DDPM_KERNELS(generic),
+const Kernels* const kBuilt[] = {
+    &generic::kKernels,
 #if defined(DDPM_X86)
-    DDPM_KERNELS(avx2),
-    DDPM_KERNELS(avx512),
+    &avx2::kKernels,
+    &avx512::kKernels,
 #endif
 };
 constexpr int kCount = sizeof kBuilt / sizeof kBuilt[0];
@@ -36,9 +44,9 @@ bool runnable(const char* isa) {
 }
 
 const Kernels* fastest() {
-    const Kernels* best = &kBuilt[0];
-    for (const Kernels& kernels : kBuilt)
-        if (runnable(kernels.isa)) best = &kernels;
+    const Kernels* best = kBuilt[0];
+    for (const Kernels* kernels : kBuilt)
+        if (runnable(kernels->isa)) best = kernels;
     return best;
 }
 
@@ -50,8 +58,8 @@ const char* const* runnable_isas() {
     static const char* names[kCount + 1] = {};
     if (!names[0]) {
         int count = 0;
-        for (const Kernels& kernels : kBuilt)
-            if (runnable(kernels.isa)) names[count++] = kernels.isa;
+        for (const Kernels* kernels : kBuilt)
+            if (runnable(kernels->isa)) names[count++] = kernels->isa;
     }
     return names;
 }
@@ -68,9 +76,9 @@ bool has_matrix_units() {
 }
 
 bool use_isa(const char* name) {
-    for (const Kernels& kernels : kBuilt)
-        if (!std::strcmp(kernels.isa, name) && runnable(name)) {
-            active = &kernels;
+    for (const Kernels* kernels : kBuilt)
+        if (!std::strcmp(kernels->isa, name) && runnable(name)) {
+            active = kernels;
             return true;
         }
     return false;

@@ -172,8 +172,8 @@ static void find_statistics(const GroupNorm& norm, const Unit& unit, double eps)
     for_each_strip(norm, unit, [&](const Strip& strip) {
         alignas(64) double sums[kNormStrip] = {};
         alignas(64) float first[kNormStrip];
-        load(norm, norm.x, strip.offset, 1, strip.length, block);
-        for (int c = 0; c < strip.length; ++c) first[c] = block.values[c];
+        load(norm, norm.x, strip.offset, positions ? 1 : 0, strip.length, block);
+        for (int c = 0; c < strip.length; ++c) first[c] = positions ? block.values[c] : 0.0f;
         for_each_block(norm, strip, [&](int64_t, int pixels, int64_t offset) {
             load(norm, norm.x, offset, pixels, strip.length, block);
             const float* const x = block.values;
@@ -345,13 +345,18 @@ static inline void parallel_units(const GroupNorm& norm, int threads, Body body)
     }
 }
 
-void group_norm(const GroupNormArgs& args, int threads) {
+void group_norm(const GroupNormArgs& args, void*, int threads) {
     const auto run = args.norm.silu ? forward<true> : forward<false>;
     parallel_units(args.norm, threads, [&](const Unit& unit) { run(args, unit); });
 }
 
-void group_norm_backward(const GroupNormBackwardArgs& args, float* scratch, int threads) {
+void group_norm_backward(const GroupNormBackwardArgs& args, void* workspace, int threads) {
     const auto run = args.norm.silu ? backward<true> : backward<false>;
+    float* const scratch = static_cast<float*>(workspace);
+    if (!args.norm.shape.positions) {  // without pixels the statistics are NaN, and the sums are 0
+        for (int64_t i = 0; i < 3 * args.norm.shape.samples * args.norm.shape.channels; ++i) args.sums[i] = 0.0;
+        return;
+    }
     const int64_t size = args.norm.shape.positions * group_norm_width(args.norm, threads);
     parallel_units(args.norm, threads,
                    [&](const Unit& unit) { run(args, scratch + omp_get_thread_num() * size, unit); });

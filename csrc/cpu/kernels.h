@@ -2,7 +2,7 @@
 // (namespaces generic, avx2, avx512); dispatch.cpp picks the best one that the machine can run.
 #pragma once
 
-#include "../arguments.h"
+#include "../ops.h"
 
 namespace ddpm {
 
@@ -35,7 +35,7 @@ inline int64_t winograd_strips(const WinogradArgs& args) {
 }
 
 // Room for the transformed tiles of a block a thread, in floats: [blocks, strips, 36, kWinogradPoint].
-inline int64_t winograd_workspace(const WinogradArgs& args, int threads) {
+inline int64_t winograd_floats(const WinogradArgs& args, int threads) {
     const int64_t blocks = winograd_blocks(args);
     return (blocks < threads ? blocks : threads) * winograd_strips(args) * 36 * kWinogradPoint;
 }
@@ -53,20 +53,30 @@ inline int64_t group_norm_width(const GroupNorm& norm, int threads) {
     return count * least < channels ? count * least : channels;
 }
 
+// The memory that a kernel works in, in bytes: none, or the overload for its arguments. It is aligned to 64 bytes.
+template <class Arguments>
+int64_t workspace_bytes(const Arguments&, int /*threads*/) {
+    return 0;
+}
+// A partial sum (double) for each sample and chunk, which one thread writes; they are summed in order. For the bound two.
+inline int64_t workspace_bytes(const LossArgs& args, int) {
+    return 8 * args.shape.samples * loss_chunks(args.shape);
+}
+inline int64_t workspace_bytes(const BoundArgs& args, int) {
+    return 2 * 8 * args.shape.samples * loss_chunks(args.shape);
+}
+inline int64_t workspace_bytes(const WinogradArgs& args, int threads) { return 4 * winograd_floats(args, threads); }
+// fp32 [threads, positions, group_norm_width]
+inline int64_t workspace_bytes(const GroupNormBackwardArgs& args, int threads) {
+    return 4 * threads * args.norm.shape.positions * group_norm_width(args.norm, threads);
+}
+
+// The kernels for one instruction set.
 struct Kernels {
     const char* isa;
-    void (*normal)(const NormalArgs&, int threads);
-    void (*q_sample)(const QSampleArgs&, int threads);
-    // partial: [N, loss_chunks(shape)], of the bound [N, loss_chunks(shape), 2]; one writer a slot, summed in order.
-    void (*diffusion_loss)(const LossArgs&, double* partial, int threads);
-    void (*hybrid_loss)(const BoundArgs&, double* partial, int threads);
-    void (*vlb_terms)(const BoundArgs&, double* partial, int threads);
-    void (*loss_backward)(const LossBackwardArgs&, int threads);
-    void (*reverse_step)(const ReverseStepArgs&, int threads);
-    void (*winograd)(const WinogradArgs&, float* workspace, int threads);  // of winograd_workspace, 64-byte aligned
-    void (*group_norm)(const GroupNormArgs&, int threads);
-    // scratch: [threads, positions, group_norm_width(norm, threads)]
-    void (*group_norm_backward)(const GroupNormBackwardArgs&, float* scratch, int threads);
+#define DDPM_FIELD(name, Arguments) void (*name)(const Arguments&, void* workspace, int threads);
+    DDPM_CPU_OPS(DDPM_FIELD)
+#undef DDPM_FIELD
 };
 
 // Names of the instruction sets this machine can run, slowest first; null-terminated.
@@ -77,22 +87,16 @@ bool use_isa(const char* name);
 // Whether libraries multiply bf16 matrices in units of their own here.
 bool has_matrix_units();
 
-#define DDPM_DECLARE_KERNELS(isa)                                        \
-    namespace isa {                                                      \
-    void normal(const NormalArgs&, int threads);                         \
-    void q_sample(const QSampleArgs&, int threads);                      \
-    void diffusion_loss(const LossArgs&, double* partial, int threads);  \
-    void hybrid_loss(const BoundArgs&, double* partial, int threads);    \
-    void vlb_terms(const BoundArgs&, double* partial, int threads);      \
-    void loss_backward(const LossBackwardArgs&, int threads);            \
-    void reverse_step(const ReverseStepArgs&, int threads);              \
-    void winograd(const WinogradArgs&, float* workspace, int threads);   \
-    void group_norm(const GroupNormArgs&, int threads);                  \
-    void group_norm_backward(const GroupNormBackwardArgs&, float*, int); \
-    }
-DDPM_DECLARE_KERNELS(generic)
-DDPM_DECLARE_KERNELS(avx2)
-DDPM_DECLARE_KERNELS(avx512)
-#undef DDPM_DECLARE_KERNELS
+#define DDPM_DECLARE(name, Arguments) void name(const Arguments&, void* workspace, int threads);
+namespace generic {
+DDPM_CPU_OPS(DDPM_DECLARE)
+}
+namespace avx2 {
+DDPM_CPU_OPS(DDPM_DECLARE)
+}
+namespace avx512 {
+DDPM_CPU_OPS(DDPM_DECLARE)
+}
+#undef DDPM_DECLARE
 
 }  // namespace ddpm

@@ -6,7 +6,7 @@ namespace DDPM_ISA {
 
 constexpr int64_t kPattern = 64;  // channels up to which a channels_last pair is walked in memory order
 
-void loss_backward(const LossBackwardArgs& args, int threads) {
+void loss_backward(const LossBackwardArgs& args, void*, int threads) {
     Shape shape = args.shape;
     Image from = args.stored, to = args.grad;
     const int64_t per_group = shape.channels / args.groups;

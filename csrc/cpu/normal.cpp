@@ -4,7 +4,7 @@
 namespace ddpm {
 namespace DDPM_ISA {
 
-void normal(const NormalArgs& args, int threads) {
+void normal(const NormalArgs& args, void*, int threads) {
     const bool planar = args.out.channels_last;
     parallel_chunks(args.shape, planar, threads, [&](int64_t sample, int64_t chunk) {
         const BlockKey key = key_of(args.noise, sample);

@@ -6,7 +6,7 @@
 namespace ddpm {
 namespace DDPM_ISA {
 
-void q_sample(const QSampleArgs& args, int threads) {
+void q_sample(const QSampleArgs& args, void*, int threads) {
     const bool planar = channels_last(args.x0) || channels_last(args.noise.given) || channels_last(args.out);
     parallel_chunks(args.shape, planar, threads, [&](int64_t sample, int64_t chunk) {
         const float* const entry = args.table.entries + 2 * args.t[sample];

@@ -7,7 +7,7 @@
 namespace ddpm {
 namespace DDPM_ISA {
 
-void reverse_step(const ReverseStepArgs& args, int threads) {
+void reverse_step(const ReverseStepArgs& args, void*, int threads) {
     const StepRow row = step_row(args.table.entries + kStepColumns * *args.step);
     const bool planar = channels_last(args.x) || channels_last(args.output) || channels_last(args.x0_previous) ||
                         channels_last(args.noise.given) || channels_last(args.x_next) || channels_last(args.x0) ||

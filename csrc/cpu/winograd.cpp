@@ -213,11 +213,12 @@ static void convolve(const WinogradArgs& args, float* workspace, int threads) {
     }
 }
 
-void winograd(const WinogradArgs& args, float* workspace, int threads) {
+void winograd(const WinogradArgs& args, void* workspace, int threads) {
+    float* const tiles = static_cast<float*>(workspace);
     switch (args.dtype) {
-        case DType::bf16: return convolve<Bf16>(args, workspace, threads);
-        case DType::f16: return convolve<Fp16>(args, workspace, threads);
-        default: return convolve<Fp32>(args, workspace, threads);
+        case DType::bf16: return convolve<Bf16>(args, tiles, threads);
+        case DType::f16: return convolve<Fp16>(args, tiles, threads);
+        default: return convolve<Fp32>(args, tiles, threads);
     }
 }
 

@@ -11,7 +11,7 @@
 // Flat and Pixels know the storage types at compile time (given noise is fp32 there). layout_of() says which one fits.
 #pragma once
 
-#include "../arguments.h"
+#include "../ops.h"
 #include "../philox.h"
 
 namespace ddpm {

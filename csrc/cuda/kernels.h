@@ -2,7 +2,7 @@
 // device; nothing waits for it. Each returns a cudaError_t, 0 if the launch was accepted.
 #pragma once
 
-#include "../arguments.h"
+#include "../ops.h"
 
 namespace ddpm {
 namespace cuda {
@@ -10,13 +10,9 @@ namespace cuda {
 // How many floats of workspace a loss needs: two sums for each part of a sample that is in several.
 int64_t workspace(const Shape& shape);
 
-int normal(const NormalArgs&, void* stream);
-int q_sample(const QSampleArgs&, void* stream);
-int diffusion_loss(const LossArgs&, float* workspace, void* stream);
-int hybrid_loss(const BoundArgs&, float* workspace, void* stream);
-int vlb_terms(const BoundArgs&, float* workspace, void* stream);
-int loss_backward(const LossBackwardArgs&, void* stream);
-int reverse_step(const ReverseStepArgs&, void* stream);
+#define DDPM_DECLARE(name, Arguments) int name(const Arguments&, float* workspace, void* stream);
+DDPM_OPS(DDPM_DECLARE)
+#undef DDPM_DECLARE
 
 // Makes `device` current and gives back the one that was; -1 if the runtime cannot.
 int exchange_device(int device);

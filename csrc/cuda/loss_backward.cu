@@ -34,7 +34,7 @@ cudaError_t run(const LossBackwardArgs& args, void* stream) {
 
 }  // namespace
 
-int loss_backward(const LossBackwardArgs& args, void* stream) {
+int loss_backward(const LossBackwardArgs& args, float*, void* stream) {
     LossBackwardArgs call = args;
     call.shape.channels /= call.groups;  // of one group, as the other ops have it
     if (call.groups == 1 && call.stored.channels_last && call.grad.channels_last)

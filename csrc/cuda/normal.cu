@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kThreads) normal_kernel(const NormalArgs args)
 
 }  // namespace
 
-int normal(const NormalArgs& args, void* stream) {
+int normal(const NormalArgs& args, float*, void* stream) {
     cudaError_t error = cudaSuccess;
     choose(EqualPairs{}, layout_of(args.shape, args.noise.given, {args.out}), args.out.dtype, args.out.dtype, [&](auto access, auto types) {
         using Access = decltype(access);

@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kThreads) q_sample_kernel(const QSampleArgs ar
 
 }  // namespace
 
-int q_sample(const QSampleArgs& args, void* stream) {
+int q_sample(const QSampleArgs& args, float*, void* stream) {
     cudaError_t error = cudaSuccess;
     choose(TrainingPairs{}, layout_of(args.shape, args.noise.given, {args.x0, args.out}), args.x0.dtype, args.out.dtype,
            [&](auto access, auto types) {

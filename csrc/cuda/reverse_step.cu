@@ -74,7 +74,7 @@ cudaError_t run(const ReverseStepArgs& args, void* stream) {
 
 }  // namespace
 
-int reverse_step(const ReverseStepArgs& args, void* stream) {
+int reverse_step(const ReverseStepArgs& args, float*, void* stream) {
     return args.groups == 2 ? run<2>(args, stream) : run<1>(args, stream);
 }
 

@@ -15,7 +15,7 @@ from ddpm_fast import __version__, ops
 from ddpm_fast.commands.common import console, fast_bf16, plain_errors
 from ddpm_fast.data import BUILTIN
 from ddpm_fast.files.checkpoint import available_models
-from ddpm_fast.ops import cuda, native
+from ddpm_fast.ops.backends import cpu, cuda, reference
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -31,17 +31,17 @@ def _version(package: str) -> str:
 def main() -> None:
     """What was built, what is active, and why the rest is not."""
     with plain_errors():
-        console.print(f"[bold]ddpm_fast {__version__}[/] in {Path(__file__).parent}", soft_wrap=True)
+        console.print(f"[bold]ddpm_fast {__version__}[/] in {Path(__file__).parents[1]}", soft_wrap=True)
         console.print(
             f"Python {platform.python_version()}, torch {torch.__version__}, triton {_version('triton')}, "
             f"{torch.get_num_threads()} threads on {platform.machine()}"
         )
-        if native.unavailable:
-            console.print(f"[red]No C++ kernels[/]: {escape(native.unavailable)}")
+        if cpu.unavailable:
+            console.print(f"[red]No C++ kernels[/]: {escape(cpu.unavailable)}")
         else:
-            idle = [name for name in native.isas() if name != native.isa()]
+            idle = [name for name in cpu.isas() if name != cpu.isa()]
             console.print(
-                f"C++ extension: built; CPU kernels for {native.isa()} active"
+                f"C++ extension: built; CPU kernels for {cpu.isa()} active"
                 + (f" (also runnable: {', '.join(idle)}; DDPM_FAST_CPU_ISA chooses)" if idle else "")
             )
         if torch.cuda.is_available():
@@ -63,6 +63,6 @@ def main() -> None:
         console.print(table)
 
         for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-            active = {op: ops.active_backend(op, device) for op in native.OPS}
+            active = {op: ops.active_backend(op, device) for op in reference.OPS}
             console.print(f"Active for {device} tensors: " + ", ".join(f"{op}: {name}" for op, name in active.items()))
         console.print(f"Models: {', '.join(available_models()) or 'none'}. Data sets: {', '.join(BUILTIN)}.")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_fast.errors import InputError
-from ddpm_fast.loops.network import check_labels, evaluating, placement
+from ddpm_fast.loops.network import Network, evaluating
 from ddpm_fast.noise import NoiseKey, Stream, uniform_integers
 from ddpm_fast.respacing import sampling_timesteps
 from ddpm_fast.schedule import Schedule
@@ -26,7 +26,9 @@ class Bound(Protocol):
     bits_per_dim calls this loop: it is the one place where a formula reaches for a loop."""
 
     schedule: Schedule
-    num_timesteps: int
+
+    @property
+    def num_timesteps(self) -> int: ...
 
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor | NoiseKey, dtype: torch.dtype | None = None) -> Tensor: ...
 
@@ -89,8 +91,9 @@ def bits_per_dim(
     ends = sampling_timesteps(steps, T, "quadratic" if steps is not None else "even")
     key = NoiseKey.of(seed, n, first_sample_id=first_sample_id, stream=Stream.EVALUATION, device=device)
     told = diffusion.schedule.timesteps.to(device)
-    dtype = placement(model)[1] or torch.float32
-    labels = check_labels(model, labels, n)
+    network = Network.of(model)
+    dtype = network.dtype or torch.float32
+    labels = network.check_labels(labels, n)
     labels = None if labels is None else labels.to(device)
     columns = []
     with evaluating(model):

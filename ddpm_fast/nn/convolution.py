@@ -7,8 +7,9 @@ import weakref
 import torch
 from torch import Tensor, nn
 
-from ddpm_fast.ops import native
-from ddpm_fast.ops.dispatch import uses_cpu_kernels
+from ddpm_fast import compat
+from ddpm_fast.ops import active_backend, winograd, winograd_filters
+from ddpm_fast.ops.backends import cpu
 
 # Below these Winograd's transforms, or its four times as many weights, cost more than the products saved.
 _MIN_CHANNELS = 32
@@ -16,7 +17,7 @@ _MIN_TILES = 4
 # Pixels of 4x4 tiles a pixel of the image, 1.8 of 9x9, which takes nine tiles. Whatever the dtype, it is computed in
 # fp32: in bf16 the library takes half as long as in fp32, with units for matrices of them an eighth.
 _MAX_WASTE = {torch.float32: 2.0}
-if not native.has_matrix_units():
+if not cpu.has_matrix_units():
     _MAX_WASTE |= {torch.bfloat16: 1.5, torch.float16: 2.0}
 
 # Each layer's filters as the kernels want them, with what they were made from. Not attributes: a copied, pickled or
@@ -46,7 +47,7 @@ class Conv2d(nn.Conv2d):
         if self.training and not torch.compiler.is_compiling():
             _transformed.pop(self, None)  # train mode may be set without train(), as an attribute
         if self.takes_winograd(x):
-            return torch.ops.ddpm_fast.winograd(x, self._filters(), self.bias, self.out_channels)
+            return winograd(x, self._filters(), self.bias, self.out_channels)
         return super().forward(x)
 
     def takes_winograd(self, x: Tensor) -> bool:
@@ -61,23 +62,23 @@ class Conv2d(nn.Conv2d):
             and tiles >= _MIN_TILES
             and 16 * tiles <= _MAX_WASTE.get(x.dtype, 0) * n * height * width
             and channels == self.in_channels
-            and all(v.dtype == x.dtype and v.device.type == "cpu" for v in tensors)
+            and all(v.dtype == x.dtype and v.device == x.device for v in tensors)
             # A subclass of Tensor may be anything, and an inference tensor does not count its changes.
             and type(x) is Tensor
             and type(self.weight) is nn.Parameter
             and not self.weight.is_inference()
             and not (torch.is_grad_enabled() and any(v.requires_grad for v in tensors))
             and not torch.is_autocast_enabled("cpu")
-            and uses_cpu_kernels()
+            and active_backend("winograd", x.device, x.dtype) != "reference"
         )
 
     def _filters(self) -> Tensor:
         """The weight transformed, anew if it has changed. What is written through `.data` is not counted as a change:
         an 8x8 sample of the weight shows it."""
         weight = self.weight.detach()
-        state = weight.data_ptr(), self.weight._version
+        state = weight.data_ptr(), compat.changes_of(self.weight)
         probe = weight[:: -(-weight.shape[0] // 8), :: -(-weight.shape[1] // 8), 1, 1]
         held = _transformed.get(self)
         if held is None or held[0] != state or not torch.equal(held[1], probe):
-            held = _transformed[self] = state, probe.clone(), native.winograd_filters(weight)
+            held = _transformed[self] = state, probe.clone(), winograd_filters(weight)
         return held[2]

@@ -13,9 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_fast.nn.convolution import Conv2d
-from ddpm_fast.ops.dispatch import uses_cpu_kernels
-
-_KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from ddpm_fast.ops import group_norm
 
 
 def zeroed(layer: nn.Module) -> nn.Module:
@@ -26,11 +24,7 @@ def zeroed(layer: nn.Module) -> nn.Module:
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation, then optionally y*(1+scale)+shift and SiLU, in fp32 (float64 for float64).
-
-    x: [N, C, H, W] of any float dtype; scale and shift, or neither: [N, C]; added: [N, C], which every pixel of x gets
-    before it is normalised. Returns x's shape and dtype. CPU images go through the C++ kernel where it is there.
-    """
+    """Group normalisation, then optionally y*(1+scale)+shift and SiLU: ops.group_norm with this layer's weights."""
 
     def __init__(self, groups: int, channels: int, eps: float, silu: bool = True):
         super().__init__(groups, channels, eps=eps)
@@ -39,30 +33,18 @@ class GroupNorm(nn.GroupNorm):
     def forward(
         self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, added: Tensor | None = None
     ) -> Tensor:
-        weight, bias = self.weight, self.bias
-        if self._takes_kernel(x, weight, bias, scale, shift, added):
-            arguments = x, weight, bias, scale, shift, added, self.num_groups, self.eps, self.silu
-            return torch.ops.ddpm_fast.group_norm.default(*arguments)[0]
-        compute = torch.promote_types(x.dtype, torch.float32)
-        y = x.to(compute)
-        if added is not None:
-            y = y + added.to(compute)[:, :, None, None]
-        y = F.group_norm(y, self.num_groups, weight.to(compute), bias.to(compute), self.eps)
-        if scale is not None:
-            y = y * (1 + scale.to(compute)[:, :, None, None]) + shift.to(compute)[:, :, None, None]
-        if self.silu:
-            y = F.silu(y)
-        return y.to(x.dtype)
-
-    def _takes_kernel(self, x: Tensor, weight: Tensor, bias: Tensor, *rows: Tensor | None) -> bool:
-        """Whether this image, here and now, goes through the C++ kernel."""
-        shape = x.shape
-        if torch.compiler.is_compiling() or len(shape) != 4 or shape[1] != self.num_channels or not x.numel():
-            return False
-        for v in (x, weight, bias, *rows):
-            if v is not None and (v.device.type != "cpu" or v.dtype not in _KERNEL_DTYPES):
-                return False
-        return all([row is None or row.shape == shape[:2] for row in rows]) and uses_cpu_kernels()
+        """x [N, C, H, W], any float; scale and shift, or neither, and added: [N, C]. Returns x's shape and dtype."""
+        return group_norm(
+            x,
+            self.weight,
+            self.bias,
+            self.num_groups,
+            self.eps,
+            scale=scale,
+            shift=shift,
+            added=added,
+            silu=self.silu,
+        )
 
 
 class TimeEmbedding(nn.Module):

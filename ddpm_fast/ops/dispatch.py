@@ -1,8 +1,8 @@
 """Which code runs an op: the C++ kernels for CUDA or the CPU, Triton's, or plain torch.
 
-The default is the fastest backend that is there and handles the call's device and dtypes; use_backend() or the
+The default is the fastest backend that is there and handles the call's device and dtypes. use_backend() or the
 environment variable DDPM_FAST_BACKEND chooses one by name, and then nothing else is tried: if it cannot run the call,
-the error says why and what to do.
+the error says why and what to do. The network's ops are the exception: plain torch runs them where a backend cannot.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from typing import NamedTuple
 import torch
 
 from ddpm_fast.errors import InputError
+from ddpm_fast.ops.backends import cpu, cuda, reference
 
 NAMES = ("cuda", "cpu", "triton", "reference")  # fastest first
-_MODULES = {"cpu": "native"}  # the others are named as their modules are
+# What torch has as well, and the CPU's C++ kernels do faster.
+NETWORK_OPS = ("group_norm", "group_norm_backward", "winograd")
+_MODULES = {"cuda": cuda, "cpu": cpu, "reference": reference}
 
 
 class Status(NamedTuple):
@@ -30,44 +33,44 @@ class Status(NamedTuple):
 
 
 @cache
+def _triton():
+    """Imported when somebody first asks for it: importing Triton takes longer than all the rest."""
+    return importlib.import_module("ddpm_fast.ops.backends.triton")
+
+
 def _module(name: str):
-    return importlib.import_module(f".{_MODULES.get(name, name)}", __package__)
-
-
-def _unavailable(name: str) -> str:
-    return getattr(_module(name), "unavailable", "")
+    return _triton() if name == "triton" else _MODULES[name]
 
 
 def backend_status() -> list[Status]:
     """Every backend, fastest first, with what it can do here."""
-    return [Status(name, tuple(_module(name).OPS), _unavailable(name)) for name in NAMES]
+    return [Status(name, tuple(_module(name).OPS), _module(name).unavailable) for name in NAMES]
 
 
 def cannot_run_on(name: str, device: torch.device) -> str:
     """Why an available backend cannot run on tensors of this device, or the empty string."""
-    return "" if name == "reference" else _module(name).refusal(device)
+    return _module(name).refusal(device)
 
 
 def _refusal(name: str, op: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str:
     """Why a backend cannot run a call, or the empty string."""
     module = _module(name)
-    if reason := _unavailable(name):
-        return reason
+    if module.unavailable:
+        return module.unavailable
     if op not in module.OPS:
         return f"it has no kernel for {op}; it has {', '.join(module.OPS)}"
-    if reason := cannot_run_on(name, device):
+    if reason := module.refusal(device):
         return reason
-    if name != "reference":
-        for dtype in dtypes:
-            if dtype not in module.DTYPES:
-                return f"it has no {dtype}; use the reference backend for that, or one of {list(module.DTYPES)}"
+    for dtype in dtypes:
+        if dtype not in module.DTYPES:
+            return f"it has no {dtype}; use the reference backend for that, or one of {list(module.DTYPES)}"
     return ""
 
 
 def _check_name(name: str) -> str:
     if name not in NAMES:
         raise InputError(f"backend {name!r} is unknown; there are {', '.join(NAMES)}")
-    if reason := _unavailable(name):
+    if reason := _module(name).unavailable:
         raise InputError(f"backend {name!r} is not available: {reason}")
     return name
 
@@ -95,24 +98,31 @@ class use_backend:
 
 
 def active_backend(op: str, device: torch.device | str = "cpu", *dtypes: torch.dtype) -> str:
-    """The name of the backend that would run `op` on tensors of this device and these dtypes."""
-    device = torch.device(device)
-    if _chosen is not None:
-        if reason := _refusal(_check_name(_chosen), op, device, dtypes):
-            raise InputError(f"backend {_chosen!r} cannot run {op}: {reason}")
-        return _chosen
-    return next(name for name in NAMES if not _refusal(name, op, device, dtypes))
+    """The name of the backend that would run `op` on tensors of this device and these dtypes.
+
+    Raises InputError where a backend was asked for by name and cannot run the call. For the network's ops (group_norm,
+    winograd) the answer is then "reference".
+    """
+    device = torch.device(device) if isinstance(device, str) else device
+    if _chosen is None:
+        if _runs_as_usual(op, device, dtypes):
+            return device.type
+        return next((name for name in NAMES if not _refusal(name, op, device, dtypes)), "reference")
+    if reason := _refusal(_check_name(_chosen), op, device, dtypes):
+        if op in NETWORK_OPS:
+            return "reference"
+        raise InputError(f"backend {_chosen!r} cannot run {op}: {reason}")
+    return _chosen
 
 
-def uses_cpu_kernels() -> bool:
-    """Whether the C++ kernels for the CPU are there and no other backend was asked for."""
-    return _chosen in (None, "cpu") and not _unavailable("cpu")
+def _runs_as_usual(op: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> bool:
+    """Whether the C++ kernels for the device take the call: the common case, without building any reason."""
+    module = _MODULES.get(device.type)
+    if module is None or module.unavailable or op not in module.OPS or module.refusal(device):
+        return False
+    return all([dtype in module.DTYPES for dtype in dtypes])
 
 
 def kernel(op: str, device: torch.device, *dtypes: torch.dtype) -> Callable[..., None]:
     """The function that runs `op`, by the rule of active_backend."""
-    if _chosen is None and device.type in ("cpu", "cuda"):  # the common case, without building the reasons
-        module = _module(device.type)
-        if not module.unavailable and not module.refusal(device) and all(dtype in module.DTYPES for dtype in dtypes):
-            return module.OPS[op]
     return _module(active_backend(op, device, *dtypes)).OPS[op]

@@ -39,10 +39,8 @@ def files(tmp_path_factory):
 def run(files, *arguments, data="labelled.npz", out="nll.json"):
     return CliRunner().invoke(
         app,
-        [
-            *("nll", "--model", str(files / "model.safetensors"), "--data", str(files / data)),
-            *("--out", str(files / out), *map(str, arguments)),
-        ],
+        ["nll", f"--model={files}/model.safetensors", f"--data={files / data}", f"--out={files / out}"]
+        + [str(argument) for argument in arguments],
     )
 
 

@@ -65,8 +65,14 @@ def same_kernels_every_time():
 
 def network(learned_variance=False, dtype=torch.float32):
     model = random_unet(
-        **{"image_size": 16, "in_channels": 3, "model_channels": 32, "channel_mult": (1, 2)},
-        **{"attention_resolutions": (8,), "num_classes": 3, "norm_groups": 8, "learned_variance": learned_variance},
+        image_size=16,
+        in_channels=3,
+        model_channels=32,
+        channel_mult=(1, 2),
+        attention_resolutions=(8,),
+        num_classes=3,
+        norm_groups=8,
+        learned_variance=learned_variance,
     )
     return model.to(CUDA, dtype)
 
@@ -81,6 +87,7 @@ def test_the_guard_against_waiting_works(no_sync):
 # Sampling
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("cuda_graph", [False, None], ids=["eager", "graph"])
 @pytest.mark.parametrize("word", OPTIONS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -88,9 +95,10 @@ def test_sampling_never_waits(no_sync, sampler, word, cuda_graph):
     model = network(dtype=torch.bfloat16)
     options = {"sampler": sampler, "steps": 5, "batch_size": 2, "labels": 1, **OPTIONS[word], "cuda_graph": cuda_graph}
     sample(model, FIXED, 6, **options)  # compiles, captures
-    sample(model, FIXED, 6, **options, on_step=lambda first, i, x: no_sync())
+    sample(model, FIXED, 6, **options, on_step=lambda step: no_sync())
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("learned", [False, True], ids=["fixed variance", "learned variance"])
 @pytest.mark.parametrize("word", OPTIONS)

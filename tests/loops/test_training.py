@@ -22,15 +22,21 @@ from ddpm_fast.files import checkpoint
 from ddpm_fast.loops.timesteps import TIMESTEP_SAMPLINGS
 from ddpm_fast.loops.training import NonFiniteLoss, TrainConfig, Trainer
 from ddpm_fast.nn import EMA, UNet, UNetConfig
-from ddpm_fast.nn.ema import _fused_lerp_
 from ddpm_fast.noise import NoiseKey, Stream, normals, uniform_integers
 from ddpm_fast.schedule import Schedule
 
 CPU = torch.device("cpu")
 TINY = [
-    *("--data", "mnist5k", "--model-channels", "8", "--channel-mult", "1,2", "--num-res-blocks", "1"),
-    *("--batch-size", "8", "--warmup", "5", "--sample-every", "0", "--device", "cpu"),
+    "--data=mnist5k",
+    "--model-channels=8",
+    "--channel-mult=1,2",
+    "--num-res-blocks=1",
+    "--batch-size=8",
+    "--warmup=5",
+    "--sample-every=0",
+    "--device=cpu",
 ]
+DIVERGING = ["--steps=200", "--lr=1e30", "--grad-clip=1e30", "--precision=fp32"]
 
 
 @pytest.fixture(autouse=True)
@@ -126,10 +132,9 @@ KINDS = {
 
 
 @pytest.mark.parametrize("word", KINDS)
-def test_replayed_steps_are_the_eager_ones_bit_for_bit(recording, monkeypatch, tmp_path, word):
+def test_replayed_steps_are_the_eager_ones_bit_for_bit(recording, tmp_path, word):
     """With a recording in the place of a CUDA graph (recording.py): dropout, warm-up, flips and dropped labels are all
     in use, and the learning rate, the average's decay and everything drawn differ from step to step."""
-    monkeypatch.setattr("ddpm_fast.nn.ema._foreach_lerp_", _fused_lerp_)  # a GPU's way
     eager, replayed = trainer(**KINDS[word], cuda_graph=False), trainer(**KINDS[word])
     for _ in range(12):
         found, expected = replayed.train_step(), eager.train_step()
@@ -220,42 +225,29 @@ def test_command_trains_saves_and_resumes_to_the_same_weights(tmp_path):
     assert checkpoint.load_model(tmp_path / "a" / "model.safetensors").config["training"]["steps"] == 6
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_save_first(tmp_path, number):
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "ddpm_fast.train",
-            *TINY,
-            "--steps",
-            "99999",
-            "--save-every",
-            "1",
-            "--out",
-            tmp_path,
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 60
-    while checkpoint.latest_checkpoint(tmp_path) is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
-    state = checkpoint.latest_checkpoint(tmp_path)
-    step = checkpoint.read_training(state)[1]["step"]
-    assert f"Stopped at step {step}, saved" in output and "--resume" in output
+def test_ctrl_c_and_sigterm_save_first(tmp_path):
+    train_forever = [sys.executable, "-m", "ddpm_fast.train", *TINY, "--steps=99999", "--save-every=1"]
+    running = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        out = tmp_path / number.name
+        process = subprocess.Popen([*train_forever, "--out", out], stdout=subprocess.PIPE, text=True)
+        running[number] = process, out
+    for number, (process, out) in running.items():
+        deadline = time.monotonic() + 60
+        while checkpoint.latest_checkpoint(out) is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+    for process, out in running.values():
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 130, output
+        state = checkpoint.latest_checkpoint(out)
+        step = checkpoint.read_training(state)[1]["step"]
+        assert f"Stopped at step {step}, saved" in output and "--resume" in output
 
 
 def test_non_finite_loss_stops_with_the_step_named_and_the_last_good_checkpoint_kept(tmp_path):
     # At this learning rate the weights overflow within a few steps.
-    run = command(
-        *(*TINY, "--steps", 200, "--lr", 1e30, "--grad-clip", 1e30, "--save-every", 1, "--log-every", 1),
-        *("--out", tmp_path, "--precision", "fp32"),
-        check=False,
-    )
+    run = command(*TINY, *DIVERGING, "--save-every", 1, "--log-every", 1, "--out", tmp_path, check=False)
     assert run.exit_code == 1
     state = checkpoint.latest_checkpoint(tmp_path)
     step = checkpoint.read_training(state)[1]["step"]
@@ -311,11 +303,7 @@ def test_late_metrics_name_the_first_bad_step_before_anything_is_saved(late, tmp
 
 
 def test_a_late_non_finite_loss_stops_the_command_with_nothing_saved_of_it(late, tmp_path):
-    run = command(
-        *(*TINY, "--steps", 200, "--lr", 1e30, "--grad-clip", 1e30, "--save-every", 100, "--log-every", 2),
-        *("--out", tmp_path, "--precision", "fp32"),
-        check=False,
-    )
+    run = command(*TINY, *DIVERGING, "--save-every", 100, "--log-every", 2, "--out", tmp_path, check=False)
     assert run.exit_code == 1 and "gave the loss" in run.stdout
     assert checkpoint.latest_checkpoint(tmp_path) is None and not (tmp_path / "model.safetensors").exists()
 
@@ -373,6 +361,7 @@ ALLOWED = (names for names in itertools.product(*NAMES) if allowed(*names))
 CHOICES = [(*names, way) for names, way in zip(ALLOWED, itertools.cycle(TIMESTEP_SAMPLINGS), strict=False)]
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize(("prediction", "variance", "loss", "weighting", "sampling"), CHOICES)
 def test_every_allowed_combination_takes_a_finite_step(prediction, variance, loss, weighting, sampling):
     schedules = [Schedule.linear(30)] + [Schedule.cosine(30).zero_terminal_snr()] * (prediction != "eps")
@@ -571,10 +560,10 @@ def test_run_older_than_an_option_resumes_with_its_default(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "classes"), [(None, 10), ("--classes", 10), ("--no-classes", 0)], ids=["if any", "yes", "no"]
+    ("options", "classes"), [([], 10), (["--classes"], 10), (["--no-classes"], 0)], ids=["if any", "yes", "no"]
 )
-def test_conditioning_follows_the_labels_unless_told_otherwise(tmp_path, option, classes):
-    command(*TINY, "--steps", 1, "--out", tmp_path, *([option] if option else []))
+def test_conditioning_follows_the_labels_unless_told_otherwise(tmp_path, options, classes):
+    command(*TINY, "--steps", 1, "--out", tmp_path, *options)
     assert checkpoint.load_model(tmp_path / "model.safetensors").model.config.num_classes == classes
 
 
@@ -589,10 +578,7 @@ def test_broken_file_is_named_and_skipped_or_stops_the_run(tmp_path):
     for i in range(4):
         Image.new("L", (16, 16), 60 * i).save(pictures / f"{i}.png")
     (pictures / "broken.png").write_bytes(b"not a picture")
-    tiny = [
-        *("--data", pictures, "--model-channels", 8, "--channel-mult", "1,2", "--num-res-blocks", 1),
-        *("--batch-size", 2, "--sample-every", 0, "--device", "cpu", "--steps", 1),
-    ]
+    tiny = [*TINY, f"--data={pictures}", "--batch-size=2", "--steps=1"]
     run = command(*tiny, "--out", tmp_path / "run")
     assert "broken.png" in run.stdout and "4 images 1x16x16" in run.stdout
     strict = command(*tiny, "--out", tmp_path / "strict", "--strict", check=False)

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_fast import use_backend
+from ddpm_fast import ops, use_backend
 from ddpm_fast.nn import convolution
 from ddpm_fast.nn.convolution import Conv2d
-from ddpm_fast.ops import native
+from ddpm_fast.ops.backends import cpu
 
-needs_kernels = pytest.mark.skipif(not native.isas(), reason=native.unavailable)
+needs_kernels = pytest.mark.skipif(not cpu.isas(), reason=cpu.unavailable)
 
 
 def image(*shape: int, seed: int = 1) -> Tensor:
@@ -44,14 +44,14 @@ def error(value: Tensor, expected: Tensor) -> float:
 
 def winograd(conv: Conv2d, x: Tensor) -> Tensor:
     """What the layer computes if it takes Winograd's algorithm, which it does not for everything."""
-    return torch.ops.ddpm_fast.winograd(x, native.winograd_filters(conv.weight), conv.bias, conv.out_channels)
+    return ops.winograd(x, ops.winograd_filters(conv.weight), conv.bias, conv.out_channels)
 
 
 @pytest.fixture
 def taken(monkeypatch):
     """A list with the shape of each image that went through Winograd's algorithm."""
-    shapes, original = [], native.winograd
-    monkeypatch.setattr(native, "winograd", lambda x, *rest: shapes.append(tuple(x.shape)) or original(x, *rest))
+    shapes, original = [], cpu.OPS["winograd"]
+    monkeypatch.setitem(cpu.OPS, "winograd", lambda x, *rest: shapes.append(tuple(x.shape)) or original(x, *rest))
     return shapes
 
 
@@ -103,7 +103,7 @@ def test_every_tap_reaches_its_pixel():
         x = torch.zeros(1, 2, 9, 9).contiguous(memory_format=torch.channels_last)
         x[0, 1, row, column] = 1
         weight = torch.arange(1.0, 2 * 2 * 9 + 1).view(2, 2, 3, 3)
-        output = native.winograd(x, native.winograd_filters(weight), None, 2)
+        output = ops.winograd(x, ops.winograd_filters(weight), None, 2)
         torch.testing.assert_close(output, F.conv2d(x, weight, padding=1), rtol=0, atol=1e-4)
 
 
@@ -166,8 +166,8 @@ def test_changed_weights_are_seen(change, taken):
 @needs_kernels
 @torch.no_grad()
 def test_filters_are_made_once_and_go_with_the_layer(monkeypatch):
-    made, original = [], native.winograd_filters
-    monkeypatch.setattr(native, "winograd_filters", lambda weight: made.append(weight) or original(weight))
+    made, original = [], convolution.winograd_filters
+    monkeypatch.setattr(convolution, "winograd_filters", lambda weight: made.append(weight) or original(weight))
     conv, x = layer(), image(2, 32, 16, 16)
     for _ in range(3):
         conv(x)
@@ -293,7 +293,7 @@ def test_halves(dtype, taken, monkeypatch):
 @needs_kernels
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists() or platform.machine() != "x86_64", reason="asks Linux on x86")
 def test_matrix_units_are_the_processors():
-    assert native.has_matrix_units() == ("amx_bf16" in Path("/proc/cpuinfo").read_text().split())
+    assert cpu.has_matrix_units() == ("amx_bf16" in Path("/proc/cpuinfo").read_text().split())
 
 
 @needs_kernels
@@ -305,6 +305,6 @@ def test_empty_batch():
 @needs_kernels
 def test_opcheck():
     conv, x = layer(), image(2, 32, 16, 16)
-    filters = native.winograd_filters(conv.weight)
+    filters = ops.winograd_filters(conv.weight)
     torch.library.opcheck(torch.ops.ddpm_fast.winograd.default, (x, filters, conv.bias.detach(), 32))
     torch.library.opcheck(torch.ops.ddpm_fast.winograd.default, (x.contiguous().bfloat16(), filters, None, 32))

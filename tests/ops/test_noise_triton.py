@@ -17,7 +17,7 @@ from ddpm_fast.ops import normal, use_backend
 triton = pytest.importorskip("triton", reason="the package triton is not installed: pip install triton")
 import triton.language as tl  # noqa: E402
 
-from ddpm_fast.ops.triton.noise import normal_pair  # noqa: E402
+from ddpm_fast.ops.backends.triton.noise import normal_pair  # noqa: E402
 
 pytestmark = [
     pytest.mark.interpreter,

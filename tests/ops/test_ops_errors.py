@@ -75,11 +75,11 @@ ERRORS = {
     ),
     "normal: sample beyond the counter": (
         lambda: normal(KEY, (2**34 + 1,)),
-        ["normal: a sample of 17179869185 elements", "reaches 17179869184"],
+        ["normal: a sample has 17179869185 elements", "reaches 17179869184"],
     ),
     "q_sample: integer images": (lambda: q(x0=X.long()), ["q_sample: x0 is torch.int64", FLOATS, "torch.uint8"]),
     "q_sample: images without channels": (lambda: q(x0=X[:, 0, 0, 0]), ["x0 has shape (2,)", "expected [N, C, ...]"]),
-    "q_sample: sample beyond the counter": (lambda: q(x0=HUGE), ["q_sample: a sample of 17179869185 elements"]),
+    "q_sample: sample beyond the counter": (lambda: q(x0=HUGE), ["q_sample: a sample has 17179869185 elements"]),
     "q_sample: the loss's table": (
         lambda: q(table=LOSS_TABLE),
         ["q_sample: table is torch.float32 of shape (5, 3)", "expected float32 [rows, 2]"],

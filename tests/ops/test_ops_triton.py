@@ -12,29 +12,29 @@ import os
 import numpy as np
 import pytest
 import torch
-from test_ops_storage import LOW, SPECIAL, boundaries, exact_values, nearest_even, patterns, same, through
+from support.storage import LOW, SPECIAL, boundaries, exact_values, nearest_even, patterns, same, through
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.noise import NoiseKey
 from ddpm_fast.ops import (
     diffusion_loss,
     hybrid_loss,
-    native,
     normal,
     q_sample,
-    reference,
     reverse_step,
     reverse_step_,
+    tensors,
     use_backend,
     vlb_terms,
 )
-from ddpm_fast.ops import triton as triton_backend
+from ddpm_fast.ops.backends import cuda
+from ddpm_fast.ops.backends import triton as triton_backend
 
 triton = pytest.importorskip("triton", reason="the package triton is not installed: pip install triton")
 import triton.language as tl  # noqa: E402
 
-from ddpm_fast.ops.triton import layout  # noqa: E402
-from ddpm_fast.ops.triton.sums import sum_of  # noqa: E402
+from ddpm_fast.ops.backends.triton import layout  # noqa: E402
+from ddpm_fast.ops.backends.triton.sums import sum_of  # noqa: E402
 
 pytestmark = [
     pytest.mark.interpreter,
@@ -175,7 +175,7 @@ def test_more_samples_than_a_grids_second_dimension(monkeypatch):
 @pytest.mark.parametrize("index", [-1, 6, 2**62, -(2**63)])
 def test_an_index_outside_the_table_gives_nan(index, monkeypatch):
     # As on a GPU: the interpreter's tensors are on the CPU, where an index is looked at before.
-    monkeypatch.setattr(reference, "check_rows", lambda *_: None)
+    monkeypatch.setattr(tensors, "check_rows", lambda *_: None)
     x, x0, key = draw((2, 3, 20, 18)), draw((2, 3, 20, 18), U8), NoiseKey.of(0, 2)
     out, t = draw((2, 6, 20, 18)), torch.tensor([1, index])
     with use_backend("triton"):
@@ -211,7 +211,14 @@ def test_places_beyond_2_to_the_32_elements(order):
     blocks = channels * positions // (4 * block_size)
     places = torch.empty(9 * block_size, dtype=torch.int64)
     _place_kernel[(1,)](
-        *(places, blocks - 1, channels * positions // 4, channels, positions), ORDER=order, LARGE=True, BLOCK=block_size
+        places,
+        blocks - 1,
+        channels * positions // 4,
+        channels,
+        positions,
+        ORDER=order,
+        LARGE=True,
+        BLOCK=block_size,
     )
     element, offset, counter = places.split([4 * block_size, 4 * block_size, block_size])
     expected = list(range(channels * positions - 4 * block_size, channels * positions))
@@ -255,8 +262,8 @@ def test_results_are_rounded_to_nearest_even(name):
 
 
 def test_there_is_a_kernel_for_every_op():
-    assert list(triton_backend.OPS) == list(native.OPS)
-    assert set(triton_backend.DTYPES) == set(native.DTYPES)
+    assert list(triton_backend.OPS) == list(cuda.OPS)
+    assert set(triton_backend.DTYPES) == set(cuda.DTYPES)
 
 
 def test_an_op_without_a_kernel_says_which_there_are(monkeypatch):

@@ -15,7 +15,8 @@ from unittest import mock
 import ninja
 import pybind11
 
-from ddpm_fast.ops import cuda, use_backend
+from ddpm_fast.ops import use_backend
+from ddpm_fast.ops.backends import cuda
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / f"cuda_on_cpu-{sys.implementation.cache_tag}"

@@ -12,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from ddpm_fast import compat
 from ddpm_fast.loops import graphs
 from ddpm_fast.nn import UNet
 
@@ -81,7 +82,7 @@ class RecordingGraph:
             torch.set_rng_state(generator)
             for storage, content in recorder.before.values():
                 storage.copy_(content)
-        with torch._C._AutoDispatchBelowAutograd():
+        with compat.below_autograd():
             for *_, own in self.operations:
                 for tensor in own:
                     if tensor is not None and tensor.is_floating_point():
@@ -89,7 +90,7 @@ class RecordingGraph:
 
     def replay(self):
         type(self).replays += 1
-        with torch._C._AutoDispatchBelowAutograd():
+        with compat.below_autograd():
             for function, args, kwargs, own in self.operations:
                 for tensor, result in zip(own, tensors(function(*args, **kwargs)), strict=True):
                     if tensor is not None:

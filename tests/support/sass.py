@@ -84,13 +84,15 @@ def nvcc() -> Path | None:
     return Path(found) if found else None
 
 
-def kernels(binary: Path) -> list[Kernel]:
-    """Every kernel in a cubin, object file or shared library, once an architecture it was compiled for."""
-    usage = _resource_usage(binary)
+def kernels(binary: Path, arch: str = "") -> list[Kernel]:
+    """Every kernel in a cubin, object file or shared library: once for each architecture it was compiled for, or for
+    the one that is named (such as sm_90), which saves the time of disassembling the others."""
+    only = ["-arch", arch] if arch else []
+    usage = _resource_usage(binary, only)
     found = [
         # A cubin names its architecture beside the code alone.
         Kernel(name, arch, *(usage.get((arch, name)) or usage["", name]), *_parsed(lines))
-        for arch, name, lines in _functions(binary)
+        for arch, name, lines in _functions(binary, only)
     ]
     if not found or not shutil.which("c++filt"):
         return found
@@ -102,10 +104,10 @@ def _run(*command: str | Path) -> str:
     return subprocess.run([*map(str, command)], capture_output=True, text=True, check=True).stdout
 
 
-def _functions(binary: Path) -> Iterator[tuple[str, str, list[tuple[int, str, str]]]]:
+def _functions(binary: Path, only: list[str]) -> Iterator[tuple[str, str, list[tuple[int, str, str]]]]:
     """(architecture, mangled name, [(address, opcode, operands), ...])"""
     arch, name, lines = "", "", []
-    for line in _run(cuobjdump(), "--dump-sass", binary).splitlines():
+    for line in _run(cuobjdump(), "--dump-sass", *only, binary).splitlines():
         if match := _INSTRUCTION.match(line):
             lines.append((int(match[1], 16), match[2], match[3]))
             continue
@@ -139,10 +141,10 @@ def _parsed(
     return tuple((opcode, operands) for _, opcode, operands in lines[:end]), tuple(sorted(loops))
 
 
-def _resource_usage(binary: Path) -> dict[tuple[str, str], tuple[int, int, int, int]]:
+def _resource_usage(binary: Path, only: list[str]) -> dict[tuple[str, str], tuple[int, int, int, int]]:
     """(registers, stack, local, shared) by architecture and mangled name."""
     usage, arch, name = {}, "", ""
-    for line in _run(cuobjdump(), "--dump-resource-usage", binary).splitlines():
+    for line in _run(cuobjdump(), "--dump-resource-usage", *only, binary).splitlines():
         if match := re.match(r"^\s*arch = (sm_\w+)", line):
             arch = match[1]
         elif match := _USAGE.match(line):

@@ -9,48 +9,21 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ddpm_fast.errors import InputError
-from ddpm_fast.noise import NoiseKey, normals
+from ddpm_fast.noise import NoiseKey
+from ddpm_fast.ops.tensors import FLOATS, check_rows, draw, per_channel, per_sample, row_of, widen, working_dtype
+
+DTYPES = (*FLOATS, torch.uint8)  # uint8 as x0 alone
+unavailable = ""
 
 
-def working_dtype(*images: Tensor) -> torch.dtype:
-    """What to compute in: float64 if any image is, else fp32."""
-    return torch.float64 if any(image.dtype == torch.float64 for image in images) else torch.float32
-
-
-def per_sample(values: Tensor, image: Tensor) -> Tensor:
-    """[N] shaped to multiply an image [N, C, ...]."""
-    return values.view(-1, *[1] * (image.ndim - 1))
-
-
-def widen(image: Tensor, dtype: torch.dtype) -> Tensor:
-    """Storage to arithmetic: uint8 pixels become -1..1, floats are cast."""
-    return image.to(dtype) / 127.5 - 1.0 if image.dtype == torch.uint8 else image.to(dtype)
-
-
-def draw(noise: Tensor | NoiseKey, image: Tensor, dtype: torch.dtype) -> Tensor:
-    """The noise of an image: given, or drawn in fp32 from its key."""
-    if isinstance(noise, NoiseKey):
-        return normals(noise, math.prod(image.shape[1:])).view(image.shape).to(dtype)
-    return noise.to(dtype)
-
-
-def check_rows(op: str, name: str, table: Tensor, index: Tensor) -> None:
-    """Raises InputError for an index outside the table, on the CPU: looking on a GPU would wait for it."""
-    if index.device.type != "cpu":
-        return
-    index, rows = index.view(-1), table.shape[0]
-    if len(outside := ((index < 0) | (index >= rows)).nonzero()):
-        i = int(outside[0])
-        raise InputError(f"{op}: {name}[{i}] is {int(index[i])}, outside the table's range 0..{rows - 1}")
-
-
-def row_of(table: Tensor, step: Tensor) -> Tensor:
-    """table[step] for a scalar tensor, which as an index would be read back to the host first."""
-    return table.index_select(0, step.view(1))[0]
+def refusal(device: torch.device) -> str:
+    """Plain torch runs on every device."""
+    return ""
 
 
 def normal(key: NoiseKey, out: Tensor) -> None:
@@ -279,6 +252,122 @@ def reverse_step(
         model_out.copy_(following)
 
 
+# --- the network's ops
+
+
+def plain_group_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    added: Tensor | None,
+    silu: bool,
+) -> Tensor:
+    """ops.group_norm in torch's own operations, differentiable to any order."""
+    compute = torch.promote_types(x.dtype, torch.float32)
+    y = x.to(compute)
+    if added is not None:
+        y = y + per_channel(added.to(compute), x)
+    y = F.group_norm(y, groups, weight.to(compute), bias.to(compute), eps)
+    if scale is not None:
+        y = y * (1 + per_channel(scale.to(compute), x)) + per_channel(shift.to(compute), x)
+    if silu:
+        y = F.silu(y)
+    return y.to(x.dtype)
+
+
+def group_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    added: Tensor | None,
+    eps: float,
+    silu: bool,
+    y: Tensor,
+    statistics: Tensor,
+) -> None:
+    groups = statistics.shape[1]
+    if not x.numel():
+        statistics.fill_(math.nan)
+        return
+    y.copy_(plain_group_norm(x, weight, bias, groups, eps, scale, shift, added, silu))
+    wide = x.double() if added is None else x.double() + per_channel(added.double(), x)
+    variance, mean = torch.var_mean(wide.unflatten(1, (groups, -1)).flatten(2), 2, correction=0)
+    statistics.copy_(torch.stack([mean, (variance + eps).rsqrt()], 2))
+
+
+def group_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    added: Tensor | None,
+    statistics: Tensor,
+    silu: bool,
+    dx: Tensor,
+    sums: Tensor,
+) -> None:
+    if not x.numel():
+        sums.zero_()
+        return
+    groups = statistics.shape[1]
+    mean, rstd = (per_channel(v.repeat_interleave(x.shape[1] // groups, 1), x) for v in statistics.unbind(2))
+    spread = 1.0 if scale is None else 1 + per_channel(scale.double(), x)
+    offset = 0.0 if shift is None else per_channel(shift.double(), x)
+    factor = per_channel(weight.double()[None], x) * spread
+    wide = x.double() if added is None else x.double() + per_channel(added.double(), x)
+    n = (wide - mean) * rstd
+    g = grad.double()
+    if silu:
+        u = n * factor + per_channel(bias.double()[None], x) * spread + offset
+        sigmoid = torch.sigmoid(u)
+        g = g * sigmoid * (1 + u * (1 - sigmoid))
+
+    def group_mean(v: Tensor) -> Tensor:
+        means = v.unflatten(1, (groups, -1)).flatten(2).mean(2)
+        return per_channel(means.repeat_interleave(x.shape[1] // groups, 1), x)
+
+    exact = rstd * (factor * g - group_mean(factor * g) - n * group_mean(factor * g * n))
+    dx.copy_(exact)
+    sums.copy_(torch.stack([v.flatten(2).sum(2) for v in (g, g * n, exact)]))
+
+
+def winograd_matrices(device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+    """G [6, 3], B^T [6, 6] and A^T [4, 6] of csrc/winograd.h, in float64."""
+    points = (0.0, 0.625, -0.625, 1.5, -1.5)
+    others = [[q for q in points if q != p] for p in points]
+    filters = [
+        [p**k / math.prod(p - q for q in rest) for k in range(3)] for p, rest in zip(points, others, strict=True)
+    ]
+    image = [[*np.poly(rest)[::-1], 0.0] for rest in others]
+    outputs = [[p**k for p in points] + [float(k == 3)] for k in range(4)]
+    rows = [*filters, [0.0, 0.0, 1.0]], [*image, list(np.poly(points)[::-1])], outputs
+    return tuple(torch.tensor(matrix, dtype=torch.float64, device=device) for matrix in rows)
+
+
+def winograd(x: Tensor, filters: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """Y = A^T [F * (B^T d B)] A of each 6x6 tile d, where F are the filters at the 36 points."""
+    dtype = working_dtype(x)
+    _, to_points, to_pixels = (matrix.to(dtype) for matrix in winograd_matrices(x.device))
+    n, channels, height, width = x.shape
+    down, across = -(-height // 4), -(-width // 4)
+    padded = F.pad(x.to(dtype), (1, 4 * across + 1 - width, 1, 4 * down + 1 - height))
+    tiles = padded.unfold(2, 6, 4).unfold(3, 6, 4)  # [N, C, down, across, 6, 6]
+    image = torch.einsum("pi,qj,ncyxij->ncyxpq", to_points, to_points, tiles)
+    by_point = filters.to(dtype).permute(0, 3, 1, 2).reshape(-1, 6, 6, channels)[: out.shape[1]]
+    products = torch.einsum("kpqc,ncyxpq->nkyxpq", by_point, image)
+    pixels = torch.einsum("ip,jq,nkyxpq->nkyixj", to_pixels, to_pixels, products)
+    y = pixels.reshape(n, out.shape[1], 4 * down, 4 * across)[:, :, :height, :width]
+    out.copy_(y if bias is None else y + bias.to(dtype)[:, None, None])
+
+
 OPS = {
     "normal": normal,
     "q_sample": q_sample,
@@ -287,4 +376,7 @@ OPS = {
     "vlb_terms": vlb_terms,
     "loss_backward": loss_backward,
     "reverse_step": reverse_step,
+    "group_norm": group_norm,
+    "group_norm_backward": group_norm_backward,
+    "winograd": winograd,
 }

@@ -9,9 +9,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.ops import reference
-from ddpm_fast.ops.triton.functions import exponential, greater, lesser
-from ddpm_fast.ops.triton.layout import (
+from ddpm_fast.ops import tensors
+from ddpm_fast.ops.backends.triton.functions import exponential, greater, lesser
+from ddpm_fast.ops.backends.triton.layout import (
     VARYING,
     Walk,
     device_of,
@@ -26,7 +26,7 @@ from ddpm_fast.ops.triton.layout import (
     spare,
     store,
 )
-from ddpm_fast.ops.triton.noise import normal4
+from ddpm_fast.ops.backends.triton.noise import normal4
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -92,7 +92,7 @@ def reverse_step(
     x0_out: Tensor | None,
     model_out: Tensor | None,
 ) -> None:
-    reference.check_rows("reverse_step", "step", table, step)
+    tensors.check_rows("reverse_step", "step", table, step)
     given, *key = noise_arguments(noise)
     images = {
         **{"X": x_t, "OUTPUT": output, "PREVIOUS": x0_previous, "NOISE": given},

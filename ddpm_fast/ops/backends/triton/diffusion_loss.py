@@ -10,8 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.ops import reference
-from ddpm_fast.ops.triton.layout import (
+from ddpm_fast.ops import tensors
+from ddpm_fast.ops.backends.triton.layout import (
     VARYING,
     Walk,
     device_of,
@@ -25,8 +25,8 @@ from ddpm_fast.ops.triton.layout import (
     sample_of,
     store,
 )
-from ddpm_fast.ops.triton.noise import normal4
-from ddpm_fast.ops.triton.sums import COUNTERS, programs_of, sum_of
+from ddpm_fast.ops.backends.triton.noise import normal4
+from ddpm_fast.ops.backends.triton.sums import COUNTERS, programs_of, sum_of
 
 
 @triton.jit(do_not_specialize=(*VARYING, "blocks"))
@@ -86,7 +86,7 @@ def diffusion_loss(
     residual: Tensor | None,
     loss: Tensor,
 ) -> None:
-    reference.check_rows("diffusion_loss", "t", table, t)
+    tensors.check_rows("diffusion_loss", "t", table, t)
     given, *key = noise_arguments(noise)
     images = {"OUTPUT": output, "X0": x0, "NOISE": given, "RESIDUAL": residual}
     walk = Walk(*images.values(), drawn=given is None)

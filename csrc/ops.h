@@ -1,4 +1,6 @@
-// What the kernels are given, on the CPU and on the GPU alike: raw pointers and sizes. Whoever calls has checked them.
+// The ops: what the kernels are given, on the CPU and on the GPU alike, and at the end the table of all ops. Everything
+// is raw pointers and sizes, which whoever calls has checked. Python passes a struct as a tuple of its fields, in their
+// order (python.h); ddpm_fast/ops/backends/extension.py makes the tuples.
 #pragma once
 
 #include "storage.h"
@@ -139,3 +141,23 @@ struct GroupNormBackwardArgs {
 };
 
 }  // namespace ddpm
+
+// Every op once: X(name, arguments). The kernels' declarations, the choice of an instruction set and the exports to Python
+// are made from this table. The kernels are
+//     void name(const Arguments&, void* workspace, int threads)         one for each instruction set: cpu/kernels.h
+//     int name(const Arguments&, float* workspace, void* stream)        cuda/kernels.h
+#define DDPM_OPS(X)                    \
+    X(normal, NormalArgs)              \
+    X(q_sample, QSampleArgs)           \
+    X(diffusion_loss, LossArgs)        \
+    X(hybrid_loss, BoundArgs)          \
+    X(vlb_terms, BoundArgs)            \
+    X(loss_backward, LossBackwardArgs) \
+    X(reverse_step, ReverseStepArgs)
+
+// The CPU has those of the network besides. A GPU's convolutions and norms are its libraries'.
+#define DDPM_CPU_OPS(X)        \
+    DDPM_OPS(X)                \
+    X(winograd, WinogradArgs)  \
+    X(group_norm, GroupNormArgs) \
+    X(group_norm_backward, GroupNormBackwardArgs)

@@ -11,8 +11,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ddpm_fast.ops.native import _C, DTYPES, NativeOps, shape_of
-from ddpm_fast.ops.native import unavailable as no_extension
+from ddpm_fast import compat
+from ddpm_fast.ops.backends.extension import _C, DTYPES, Kernels, shape_of
+from ddpm_fast.ops.backends.extension import unavailable as no_extension
 
 __all__ = ["DTYPES", "OPS", "capabilities", "refusal", "unavailable"]
 
@@ -69,8 +70,8 @@ def refusal(device: torch.device) -> str:
     return _driver_refusal() or _device_refusal(torch.cuda.current_device() if device.index is None else device.index)
 
 
-class _CudaOps(NativeOps):
-    def run(self, op: str, image: Tensor, *arguments) -> None:
+class _CudaKernels(Kernels):
+    def run(self, op: str, image: Tensor, *arguments: object) -> None:
         if image.numel() == 0:
             return
         shape, device, workspace = shape_of(image), image.device, None
@@ -81,9 +82,8 @@ class _CudaOps(NativeOps):
 
 def _where(device: torch.device, workspace: Tensor | None) -> tuple[int, int, int]:
     """(device, stream, workspace) as the extension takes them."""
-    # As Triton asks for it: torch.cuda.current_stream() makes an object first.
-    stream = torch._C._cuda_getCurrentRawStream(device.index)
+    stream = compat.current_stream(device.index)
     return device.index, stream, 0 if workspace is None else workspace.data_ptr()
 
 
-OPS = _CudaOps().table()
+OPS = _CudaKernels().table()

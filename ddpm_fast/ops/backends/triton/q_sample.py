@@ -7,8 +7,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.ops import reference
-from ddpm_fast.ops.triton.layout import (
+from ddpm_fast.ops import tensors
+from ddpm_fast.ops.backends.triton.layout import (
     VARYING,
     Walk,
     device_of,
@@ -22,7 +22,7 @@ from ddpm_fast.ops.triton.layout import (
     sample_of,
     store,
 )
-from ddpm_fast.ops.triton.noise import normal4
+from ddpm_fast.ops.backends.triton.noise import normal4
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -48,7 +48,7 @@ def _q_sample_kernel(
 
 
 def q_sample(x0: Tensor, t: Tensor, table: Tensor, noise: Tensor | NoiseKey, out: Tensor) -> None:
-    reference.check_rows("q_sample", "t", table, t)
+    tensors.check_rows("q_sample", "t", table, t)
     given, *key = noise_arguments(noise)
     walk = Walk(x0, given, out, drawn=given is None)
     if walk.empty:

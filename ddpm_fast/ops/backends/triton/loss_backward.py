@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ddpm_fast.ops.triton.layout import (
+from ddpm_fast.ops.backends.triton.layout import (
     VARYING,
     Walk,
     device_of,

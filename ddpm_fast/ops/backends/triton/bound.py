@@ -10,9 +10,16 @@ import triton.language as tl
 from torch import Tensor
 
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.ops import reference
-from ddpm_fast.ops.triton.functions import exponential, greater, lesser, logarithm, rounded_exponential, rounded_tanh
-from ddpm_fast.ops.triton.layout import (
+from ddpm_fast.ops import tensors
+from ddpm_fast.ops.backends.triton.functions import (
+    exponential,
+    greater,
+    lesser,
+    logarithm,
+    rounded_exponential,
+    rounded_tanh,
+)
+from ddpm_fast.ops.backends.triton.layout import (
     VARYING,
     Walk,
     device_of,
@@ -26,8 +33,8 @@ from ddpm_fast.ops.triton.layout import (
     sample_of,
     store,
 )
-from ddpm_fast.ops.triton.noise import normal4
-from ddpm_fast.ops.triton.sums import COUNTERS, programs_of, sum_of
+from ddpm_fast.ops.backends.triton.noise import normal4
+from ddpm_fast.ops.backends.triton.sums import COUNTERS, programs_of, sum_of
 
 _KL = tl.constexpr(0.0)  # kinds of term, as in a table's row
 _PAPER_DECODER = tl.constexpr(1.0)
@@ -326,7 +333,7 @@ def vlb_terms(
 
 
 def _bound(op, output, x0, t, table, noise, gradient, loss, mse_x0, factors) -> None:
-    reference.check_rows(op, "t", table, t)
+    tensors.check_rows(op, "t", table, t)
     given, *key = noise_arguments(noise)
     images = {"X0": x0, "OUTPUT": output, "NOISE": given, "GRADIENT": gradient}
     walk = Walk(*images.values(), drawn=given is None, counters=1)  # with two it takes 145 registers instead of 62

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.ops.triton.layout import (
+from ddpm_fast.ops.backends.triton.layout import (
     VARYING,
     Walk,
     device_of,
@@ -19,7 +19,7 @@ from ddpm_fast.ops.triton.layout import (
     sample_of,
     store,
 )
-from ddpm_fast.ops.triton.noise import normal4
+from ddpm_fast.ops.backends.triton.noise import normal4
 
 
 @triton.jit(do_not_specialize=VARYING)

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.ops.registry import is_channels_last
+from ddpm_fast.ops.tensors import is_channels_last
 
 WARPS = 4
 LEAST_TILE = 64  # counters of a channel from which it gets programs of its own

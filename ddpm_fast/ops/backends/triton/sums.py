@@ -5,7 +5,7 @@ as a tree, and a second kernel the programs' sums in their order. No atomics.
 import triton
 import triton.language as tl
 
-from ddpm_fast.ops.triton.layout import Walk
+from ddpm_fast.ops.backends.triton.layout import Walk
 
 COUNTERS = tl.constexpr(1024)  # that a program adds up: a sample of at most 4096 elements needs no second kernel
 

@@ -1,0 +1,85 @@
+"""Every private part of torch that the package uses: why it is needed, in which versions it is, and what happens
+without it. Nothing else in the package may touch torch._C or an underscored name of torch.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+_raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+_below_autograd = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
+
+# Whether an op's gradient can be registered without torch.library.register_autograd. See below_autograd().
+HAS_BELOW_AUTOGRAD = _below_autograd is not None
+
+
+def current_stream(index: int) -> int:
+    """The handle (cudaStream_t) of the current stream of GPU `index`, as an integer.
+
+    Private part: torch._C._cuda_getCurrentRawStream, seen in torch 1.8 to 2.14 with CUDA; Triton calls it too.
+    Reason: torch.cuda.current_stream() makes a Stream object at each call of an op.
+    Without it: that public function.
+    """
+    return torch.cuda.current_stream(index).cuda_stream if _raw_stream is None else _raw_stream(index)
+
+
+def below_autograd() -> AbstractContextManager[None]:
+    """A block in which ops run without autograd, as within an autograd.Function's forward.
+
+    Private part: torch._C._AutoDispatchBelowAutograd, seen in torch 1.10 to 2.14; torch.library uses it itself.
+    Reason: torch.library.register_autograd lists the schema's arguments anew at each call, to fill in defaults and pass
+    keywords on. Our schemas have neither, and a tiny loss takes less time without it: docs/measured.md has the figures.
+    Without it: HAS_BELOW_AUTOGRAD is False, and ops/declare.py registers gradients by torch.library.register_autograd.
+    """
+    return _below_autograd()
+
+
+def changes_of(tensor: Tensor) -> int:
+    """How often the tensor has been written to in place.
+
+    Private part: Tensor._version, seen in torch 0.4 to 2.14, and described in PyTorch's notes on autograd.
+    Reason: filters that were made of a weight have to be made anew when an optimiser, or load_state_dict, changes it.
+    Without it: 0. Changes are then seen by a sample of the weight's values only, as those through `.data` always are.
+    """
+    return getattr(tensor, "_version", 0)
+
+
+def has_forward_hooks(module: nn.Module) -> bool:
+    """Whether forward hooks are registered on this module.
+
+    Reason: a CUDA graph does not call hooks, and torch has no public way to ask for them. Seen in torch 2.10 to 2.13.
+    Without these attributes a network is taken to have none, and a hook on it is not called while a graph is replayed.
+    """
+    return bool(getattr(module, "_forward_hooks", None) or getattr(module, "_forward_pre_hooks", None))
+
+
+def end_failed_capture(device: int, pool: tuple[int, int] | None) -> bool:
+    """Tell the allocator that a capture which failed is over. Returns whether it did not know already.
+
+    Reason: in torch up to 2.11 the allocator still assumes a capture after one has failed, raises at every
+    empty_cache(), and keeps a pointer to the graph, which must therefore stay alive (pytorch/pytorch#180395). Newer
+    versions raise RuntimeError here, because nothing is left to end. Without this function nothing is done.
+    """
+    end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+    if end is None:
+        return False
+    try:
+        end(device, pool)
+    except RuntimeError:
+        return False
+    return True
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU has the bf16 instructions of AVX-512.
+
+    Reason: torch.cpu.get_capabilities() says so in public, but torch 2.10 lacks it. Seen in torch 2.10 to 2.13. Without
+    either, bf16 is taken to be slow, and the commands' --precision auto chooses fp32.
+    """
+    if hasattr(torch.cpu, "get_capabilities"):
+        return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+    is_supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(is_supported and is_supported())

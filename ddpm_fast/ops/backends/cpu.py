@@ -1,0 +1,140 @@
+"""The ops on the C++ kernels of csrc/cpu/, and the instruction sets that these were built for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ddpm_fast.errors import InputError
+from ddpm_fast.ops.backends.extension import _C, DTYPES, Kernels, shape_of, unavailable
+
+__all__ = ["DTYPES", "OPS", "has_matrix_units", "isa", "isas", "refusal", "unavailable", "use_isa"]
+
+_NO_ROWS = (0, 1, 0, 0)
+
+if _C and (_isa := os.environ.get("DDPM_FAST_CPU_ISA")) and not _C.use_isa(_isa):
+    raise InputError(f"DDPM_FAST_CPU_ISA={_isa}: this machine runs {', '.join(_C.isas())}")
+
+
+def isas() -> list[str]:
+    """The instruction sets that the kernels were built for and this machine runs, slowest first."""
+    return _C.isas() if _C else []
+
+
+def isa() -> str:
+    """The one in use."""
+    return _C.isa()
+
+
+def use_isa(name: str) -> None:
+    """Chooses another one. The results are the same bits, except a convolution's; the speed differs."""
+    if not _C.use_isa(name):
+        raise InputError(f"instruction set {name!r}: this machine runs {', '.join(_C.isas())}")
+
+
+def has_matrix_units() -> bool:
+    """Whether this machine multiplies bf16 matrices several times as fast as fp32 ones."""
+    return bool(_C) and _C.has_matrix_units()
+
+
+def refusal(device: torch.device) -> str:
+    """Why these kernels cannot run on tensors of this device, or the empty string."""
+    return "" if device.type == "cpu" else f"its kernels are for CPU tensors and these are on {device}"
+
+
+def _rows_of(values: Tensor | None) -> tuple[int, int, int, int]:
+    """struct Rows of [N, C], or of [C] for every sample"""
+    if values is None:
+        return _NO_ROWS
+    strides = values.stride()
+    return values.data_ptr(), DTYPES[values.dtype], strides[0] if len(strides) == 2 else 0, strides[-1]
+
+
+class _CpuKernels(Kernels):
+    """Beside the ops that a GPU has too, those of the network."""
+
+    def run(self, op: str, image: Tensor, *arguments: object) -> None:
+        try:
+            getattr(_C, op)(shape_of(image), *arguments, torch.get_num_threads())
+        except IndexError as error:
+            raise InputError(f"{op}: {error}") from None
+
+    def group_norm(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        added: Tensor | None,
+        eps: float,
+        silu: bool,
+        y: Tensor,
+        statistics: Tensor,
+    ) -> None:
+        norm = self._norm(x, weight, bias, scale, shift, added, silu, statistics)
+        _C.group_norm(norm, eps, y.data_ptr(), torch.get_num_threads())
+
+    def group_norm_backward(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        added: Tensor | None,
+        statistics: Tensor,
+        silu: bool,
+        dx: Tensor,
+        sums: Tensor,
+    ) -> None:
+        norm = self._norm(x, weight, bias, scale, shift, added, silu, statistics)
+        _C.group_norm_backward(norm, grad.data_ptr(), dx.data_ptr(), sums.data_ptr(), torch.get_num_threads())
+
+    @staticmethod
+    def _norm(x, weight, bias, scale, shift, added, silu, statistics) -> tuple:
+        """struct GroupNorm; the images are channels_last"""
+        return (
+            shape_of(x),
+            statistics.shape[1],
+            silu,
+            DTYPES[x.dtype],
+            x.data_ptr(),
+            _rows_of(weight),
+            _rows_of(bias),
+            _rows_of(scale),
+            _rows_of(shift),
+            _rows_of(added),
+            statistics.data_ptr(),
+        )
+
+    def winograd(self, x: Tensor, filters: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """x and out are channels_last; filters and bias fp32."""
+        n, channels, height, width = x.shape
+        _C.winograd(
+            n,
+            height,
+            width,
+            channels,
+            out.shape[1],
+            DTYPES[x.dtype],
+            x.data_ptr(),
+            filters.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+
+    def table(self) -> dict[str, Callable[..., None]]:
+        return super().table() | {
+            "group_norm": self.group_norm,
+            "group_norm_backward": self.group_norm_backward,
+            "winograd": self.winograd,
+        }
+
+
+OPS = _CpuKernels().table()

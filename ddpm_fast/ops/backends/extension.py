@@ -1,0 +1,188 @@
+"""The C++ extension, ddpm_fast._C, and how tensors reach it: as raw pointers with sizes, in tuples that are the structs
+of csrc/ops.h, field by field. What arrives here has been checked by the public ops.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ddpm_fast.noise import NoiseKey
+from ddpm_fast.ops.tensors import is_channels_last
+
+try:
+    from ddpm_fast import _C
+
+    unavailable = ""
+except ImportError as error:
+    _C = None
+    unavailable = (
+        f"the C++ extension cannot be imported ({error}). Install the package with a C++ compiler at hand, from its "
+        "source folder: pip install -e ."
+    )
+
+DTYPES = {torch.uint8: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # DType of csrc/storage.h
+_NO_IMAGE = (0, 1, False)
+
+
+def image_of(image: Tensor | None) -> tuple[int, int, bool]:
+    """struct Image"""
+    return _NO_IMAGE if image is None else (image.data_ptr(), DTYPES[image.dtype], is_channels_last(image))
+
+
+def shape_of(image: Tensor) -> tuple[int, int, int]:
+    """struct Shape: samples, channels, and positions, the product of the trailing dimensions"""
+    n, channels = (image.shape[0], 1) if image.ndim < 2 else image.shape[:2]
+    positions = 1
+    for size in image.shape[2:]:
+        positions *= size
+    return n, channels, positions
+
+
+def table_of(table: Tensor) -> tuple[int, int]:
+    """struct Table"""
+    return table.data_ptr(), table.shape[0]
+
+
+def noise_of(noise: Tensor | NoiseKey) -> tuple[tuple[int, int, bool], int, int, int, int]:
+    """struct Noise"""
+    if isinstance(noise, NoiseKey):
+        return _NO_IMAGE, noise.seed.data_ptr(), noise.sample_id.data_ptr(), noise.step.data_ptr(), noise.stream
+    return image_of(noise), 0, 0, 0, 0
+
+
+class Kernels(ABC):
+    """The ops on one of the extension's two sets of kernels, the CPU's or the GPU's.
+
+    Every backend's functions have these signatures: the results come last, and are there to be written.
+    """
+
+    @abstractmethod
+    def run(self, op: str, image: Tensor, *arguments: object) -> None:
+        """Calls the exported function `op` with the fields of its struct: the image's shape, then the arguments."""
+
+    def normal(self, key: NoiseKey, out: Tensor) -> None:
+        self.run("normal", out, noise_of(key), image_of(out))
+
+    def q_sample(self, x0: Tensor, t: Tensor, table: Tensor, noise: Tensor | NoiseKey, out: Tensor) -> None:
+        self.run("q_sample", x0, image_of(x0), t.data_ptr(), table_of(table), noise_of(noise), image_of(out))
+
+    def diffusion_loss(
+        self,
+        output: Tensor,
+        x0: Tensor,
+        t: Tensor,
+        table: Tensor,
+        noise: Tensor | NoiseKey,
+        residual: Tensor | None,
+        loss: Tensor,
+    ) -> None:
+        self.run(
+            "diffusion_loss",
+            x0,
+            image_of(output),
+            image_of(x0),
+            t.data_ptr(),
+            table_of(table),
+            noise_of(noise),
+            image_of(residual),
+            loss.data_ptr(),
+        )
+
+    def hybrid_loss(
+        self,
+        output: Tensor,
+        x0: Tensor,
+        t: Tensor,
+        table: Tensor,
+        noise: Tensor | NoiseKey,
+        gradient: Tensor | None,
+        loss: Tensor,
+        factors: Tensor,
+    ) -> None:
+        self.run(
+            "hybrid_loss",
+            x0,
+            factors.shape[1],
+            image_of(output),
+            image_of(x0),
+            t.data_ptr(),
+            table_of(table),
+            noise_of(noise),
+            image_of(gradient),
+            loss.data_ptr(),
+            0,  # no mse_x0
+            factors.data_ptr(),
+        )
+
+    def vlb_terms(
+        self,
+        output: Tensor,
+        x0: Tensor,
+        t: Tensor,
+        table: Tensor,
+        noise: Tensor | NoiseKey,
+        gradient: Tensor | None,
+        bits: Tensor,
+        mse_x0: Tensor,
+        factors: Tensor,
+    ) -> None:
+        self.run(
+            "vlb_terms",
+            x0,
+            factors.shape[1],
+            image_of(output),
+            image_of(x0),
+            t.data_ptr(),
+            table_of(table),
+            noise_of(noise),
+            image_of(gradient),
+            bits.data_ptr(),
+            mse_x0.data_ptr(),
+            factors.data_ptr(),
+        )
+
+    def loss_backward(self, stored: Tensor, scale: Tensor, grad: Tensor) -> None:
+        self.run("loss_backward", stored, image_of(stored), scale.shape[1], scale.data_ptr(), image_of(grad))
+
+    def reverse_step(
+        self,
+        x_t: Tensor,
+        output: Tensor,
+        x0_previous: Tensor | None,
+        table: Tensor,
+        step: Tensor,
+        noise: Tensor | NoiseKey,
+        x_out: Tensor,
+        x0_out: Tensor | None,
+        model_out: Tensor | None,
+    ) -> None:
+        self.run(
+            "reverse_step",
+            x_t,
+            2 if output.shape[1] > x_t.shape[1] else 1,
+            image_of(x_t),
+            image_of(output),
+            image_of(x0_previous),
+            table_of(table),
+            step.data_ptr(),
+            noise_of(noise),
+            image_of(x_out),
+            image_of(x0_out),
+            image_of(model_out),
+        )
+
+    def table(self) -> dict[str, Callable[..., None]]:
+        """The ops by name."""
+        return {
+            "normal": self.normal,
+            "q_sample": self.q_sample,
+            "diffusion_loss": self.diffusion_loss,
+            "hybrid_loss": self.hybrid_loss,
+            "vlb_terms": self.vlb_terms,
+            "loss_backward": self.loss_backward,
+            "reverse_step": self.reverse_step,
+        }

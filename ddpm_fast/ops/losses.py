@@ -1,0 +1,239 @@
+"""The training losses and the terms of the variational bound, each with its gradient from one pass.
+
+A forward leaves derivatives behind, in the output's dtype and about 1 in size, and numbers for each sample that make
+gradients of them. `loss_backward` multiplies the two.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddpm_fast.errors import InputError
+from ddpm_fast.noise import NoiseKey
+from ddpm_fast.ops.checks import PIXELS, check_groups, check_image, check_like, check_noise, check_timesteps
+from ddpm_fast.ops.declare import Gradient, declare, kernel_for
+from ddpm_fast.ops.tensors import coefficients, dense, like, working_dtype
+
+_ops = torch.ops.ddpm_fast
+
+
+def _check_loss(op: str, output: Tensor, x0: Tensor, t: Tensor, table: Tensor, columns: int) -> None:
+    check_image(op, "output", output)
+    check_image(op, "x0", x0, PIXELS)
+    check_timesteps(op, output, t, table, columns)
+    if output[0:1].numel() == 0 and output.shape[0] > 0:
+        raise InputError(f"{op}: samples of shape {tuple(output.shape[1:])} have no elements to average over")
+
+
+def _wants_gradient(output: Tensor) -> bool:
+    return output.requires_grad and torch.is_grad_enabled()
+
+
+# --- loss_backward: of all of the losses
+
+
+def _loss_backward(stored, scale):
+    grad = like(stored)
+    kernel_for("loss_backward", stored)(dense(stored), scale.contiguous(), grad)
+    return grad
+
+
+declare(
+    "loss_backward(Tensor stored, Tensor scale) -> Tensor",
+    run=_loss_backward,
+    shapes=lambda stored, scale: like(stored),
+)
+
+
+# --- diffusion_loss: the forward leaves output - target behind
+
+
+def diffusion_loss(output: Tensor, x0: Tensor, t: Tensor, table: Tensor, noise: Tensor | NoiseKey) -> Tensor:
+    """The regression loss of each sample: weight_t * mean((output - target)^2) (Ho et al. 2020, eq. 14).
+
+    The target is linear in x0 and the noise, which covers every prediction: target = table[t, 0] x0 + table[t, 1] eps.
+    One pass computes the loss and keeps output - target, in output's dtype, for the gradient. Differentiable in output
+    only.
+
+    Args:
+        output: float [N, C, ...], the network's.
+        x0: [N, C, ...], uint8 or float.
+        t: int64 [N], the timesteps.
+        table: fp32 [T, 3], Objective.loss_table: the target's two coefficients and weight_t.
+        noise: eps, shaped like x0, or a NoiseKey of N samples.
+
+    Returns:
+        fp32 [N]; float64 for a float64 output.
+
+    Raises:
+        InputError: shapes, dtypes or devices do not fit; on the CPU also for t outside 0..T-1.
+    """
+    _check_loss("diffusion_loss", output, x0, t, table, columns=3)
+    check_like("diffusion_loss", "x0", x0, "output", output)
+    parts = check_noise("diffusion_loss", noise, x0)
+    loss, _ = _ops.diffusion_loss(output, x0, t, table, *parts, _wants_gradient(output))
+    return loss
+
+
+def _diffusion_loss_empty(output, x0, t, table, noise, with_residual):
+    loss = torch.empty(output.shape[0], dtype=working_dtype(output), device=output.device)
+    return loss, like(output) if with_residual else output.new_empty(0)
+
+
+def _diffusion_loss(output, x0, t, table, noise, with_residual):
+    loss, residual = _diffusion_loss_empty(output, x0, t, table, noise, with_residual)
+    run = kernel_for("diffusion_loss", output, x0, noise)
+    rows = coefficients(table, output, x0)
+    run(dense(output), dense(x0), t.contiguous(), rows, noise, residual if with_residual else None, loss)
+    return loss, residual
+
+
+def _diffusion_loss_save(ctx, inputs, outputs):
+    ctx.save_for_backward(outputs[1], inputs.t, inputs.table)
+    # The residual gets no gradient. Without this, a zero one of the image's size is made for it every time.
+    ctx.set_materialize_grads(False)
+
+
+def _diffusion_loss_backward(ctx, grad_loss, _):
+    if grad_loss is None:
+        return {}
+    residual, t, table = ctx.saved_tensors
+    elements = residual[0].numel() if residual.shape[0] else 1
+    scale = grad_loss * table[t, 2].to(grad_loss.dtype) * (2.0 / elements)
+    return {"output": _ops.loss_backward(residual, scale[:, None])}
+
+
+declare(
+    "diffusion_loss(Tensor output, Tensor x0, Tensor t, Tensor table, NOISE, bool with_residual) -> (Tensor, Tensor)",
+    run=_diffusion_loss,
+    shapes=_diffusion_loss_empty,
+    gradient=Gradient(_diffusion_loss_save, _diffusion_loss_backward),
+)
+
+
+# --- hybrid_loss and vlb_terms: the forward leaves derivatives behind, and factors [N, groups] that make gradients of
+# them, where groups is how many times x0's channels the output has
+
+
+def hybrid_loss(output: Tensor, x0: Tensor, t: Tensor, table: Tensor, noise: Tensor | NoiseKey) -> Tensor:
+    """L_hybrid of each sample, for a learned variance (Nichol & Dhariwal 2021, eq. 16).
+
+    The regression loss of diffusion_loss plus a multiple of the variational bound's term at t in bits/dim, whose
+    gradient reaches the variance alone. One pass computes the loss and keeps what its gradient needs, in output's
+    dtype. Differentiable in output only.
+
+    Args:
+        output: float [N, 2C, ...], the prediction and then v, which sets the variance.
+        x0: [N, C, ...], uint8 or float.
+        t: int64 [N], the timesteps.
+        table: fp32 [T, 11], Objective.hybrid_table.
+        noise: eps, shaped like x0, or a NoiseKey of N samples.
+
+    Returns:
+        fp32 [N]; float64 for a float64 output.
+
+    Raises:
+        InputError: shapes, dtypes or devices do not fit; on the CPU also for t outside 0..T-1.
+    """
+    _check_loss("hybrid_loss", output, x0, t, table, columns=11)
+    check_groups("hybrid_loss", output, x0, (2,))
+    parts = check_noise("hybrid_loss", noise, x0)
+    loss, *_ = _ops.hybrid_loss(output, x0, t, table, *parts, _wants_gradient(output))
+    return loss
+
+
+class VlbTerms(NamedTuple):
+    """The variational bound's term at each sample's t, [N] each."""
+
+    bits_per_dim: Tensor
+    mse_x0: Tensor
+
+
+def vlb_terms(output: Tensor, x0: Tensor, t: Tensor, table: Tensor, noise: Tensor | NoiseKey) -> VlbTerms:
+    """The variational bound's term at each sample's t in bits/dim (Ho et al. 2020, eq. 5 and 13): the KL divergence of
+    the posterior from the model's step, or at t = 0 the negative log likelihood of x_0 given x_1.
+
+    bits_per_dim is differentiable in output (its gradient too comes from the one pass), mse_x0 is not.
+
+    Args:
+        output: float [N, C, ...], or [N, 2C, ...] with a learned variance.
+        x0: [N, C, ...], uint8 or float.
+        t: int64 [N], the timesteps.
+        table: fp32 [T, 9], Objective.bound_table.
+        noise: eps, shaped like x0, or a NoiseKey of N samples.
+
+    Returns:
+        bits_per_dim, fp32 [N], and mse_x0, fp32 [N]: the mean squared error of the predicted x_0, which is clipped as
+        the table says. The mean squared error of eps is SNR_t times it.
+
+    Raises:
+        InputError: shapes, dtypes or devices do not fit; on the CPU also for t outside 0..T-1.
+    """
+    _check_loss("vlb_terms", output, x0, t, table, columns=9)
+    check_groups("vlb_terms", output, x0, (1, 2))
+    parts = check_noise("vlb_terms", noise, x0)
+    bits, mse_x0, *_ = _ops.vlb_terms(output, x0, t, table, *parts, _wants_gradient(output))
+    return VlbTerms(bits, mse_x0.detach())
+
+
+def _hybrid_loss_empty(output, x0, t, table, noise, with_gradient):
+    """(loss, gradient, factors)"""
+    dtype = working_dtype(output)
+    groups = 2 if output.shape[1] > x0.shape[1] else 1
+    loss = torch.empty(output.shape[0], dtype=dtype, device=output.device)
+    factors = torch.empty((output.shape[0], groups), dtype=dtype, device=output.device)
+    return loss, like(output) if with_gradient else output.new_empty(0), factors
+
+
+def _hybrid_loss(output, x0, t, table, noise, with_gradient):
+    loss, gradient, factors = _hybrid_loss_empty(output, x0, t, table, noise, with_gradient)
+    run = kernel_for("hybrid_loss", output, x0, noise)
+    rows = coefficients(table, output, x0)
+    run(dense(output), dense(x0), t.contiguous(), rows, noise, gradient if with_gradient else None, loss, factors)
+    return loss, gradient, factors
+
+
+def _vlb_terms_empty(output, x0, t, table, noise, with_gradient):
+    bits, gradient, factors = _hybrid_loss_empty(output, x0, t, table, noise, with_gradient)
+    return bits, torch.empty_like(bits), gradient, factors
+
+
+def _vlb_terms(output, x0, t, table, noise, with_gradient):
+    bits, mse_x0, gradient, factors = _vlb_terms_empty(output, x0, t, table, noise, with_gradient)
+    run = kernel_for("vlb_terms", output, x0, noise)
+    rows = coefficients(table, output, x0)
+    kept = gradient if with_gradient else None
+    run(dense(output), dense(x0), t.contiguous(), rows, noise, kept, bits, mse_x0, factors)
+    return bits, mse_x0, gradient, factors
+
+
+def _bound_save(ctx, inputs, outputs):
+    ctx.save_for_backward(*outputs[-2:])
+    # Neither what is kept nor a metric gets a gradient. Without this, zero ones are made of them every time.
+    ctx.set_materialize_grads(False)
+
+
+def _bound_backward(ctx, grad_loss, *_):
+    if grad_loss is None:
+        return {}
+    gradient, factors = ctx.saved_tensors
+    return {"output": _ops.loss_backward(gradient, grad_loss[:, None] * factors)}
+
+
+declare(
+    "hybrid_loss(Tensor output, Tensor x0, Tensor t, Tensor table, NOISE, bool with_gradient) "
+    "-> (Tensor, Tensor, Tensor)",
+    run=_hybrid_loss,
+    shapes=_hybrid_loss_empty,
+    gradient=Gradient(_bound_save, _bound_backward),
+)
+declare(
+    "vlb_terms(Tensor output, Tensor x0, Tensor t, Tensor table, NOISE, bool with_gradient) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    run=_vlb_terms,
+    shapes=_vlb_terms_empty,
+    gradient=Gradient(_bound_save, _bound_backward),
+)

@@ -1,0 +1,131 @@
+"""Standard normals, and the forward process: `normal` and `q_sample`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ddpm_fast.errors import InputError
+from ddpm_fast.noise import NoiseKey
+from ddpm_fast.ops.checks import PIXELS, check_dtype, check_elements, check_image, check_noise, check_timesteps
+from ddpm_fast.ops.declare import Gradient, declare, kernel_for
+from ddpm_fast.ops.tensors import coefficients, dense, like, pack_noise, per_sample, working_dtype
+
+_ops = torch.ops.ddpm_fast
+
+
+# --- normal
+
+
+def normal(
+    key: NoiseKey,
+    shape: tuple[int, ...],
+    *,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Tensor:
+    """Standard normals of the samples that `key` names, the same numbers on every device and backend.
+
+    Args:
+        key: names the N samples, and is on the device where the normals are wanted.
+        shape: of one sample, at most 2^34 elements.
+        dtype: any float; the normals are drawn in fp32 and rounded once.
+        memory_format: contiguous or channels_last; the numbers do not depend on it.
+
+    Returns:
+        [N, *shape] of the dtype.
+
+    Raises:
+        InputError: the shape is negative or too large, or the dtype is no float.
+    """
+    check_dtype("normal", "dtype", dtype)
+    if any(size < 0 for size in shape):
+        raise InputError(f"normal: shape {tuple(shape)} has a negative size")
+    full = (key.sample_id.shape[0], *shape)
+    channels_last = memory_format in (torch.channels_last, torch.channels_last_3d)
+    if channels_last and len(full) not in (4, 5):
+        raise InputError(f"normal: channels_last needs samples of shape [C, H, W] or [C, D, H, W], not {tuple(shape)}")
+    check_elements("normal", full)
+    return _ops.normal(key.seed, key.sample_id, key.step, key.stream, list(full), dtype, channels_last)
+
+
+def _normal_empty(seed, sample_id, step_id, stream, shape, dtype, channels_last):
+    memory_format = torch.contiguous_format
+    if channels_last:
+        memory_format = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+    return torch.empty(shape, dtype=dtype, device=seed.device, memory_format=memory_format)
+
+
+def _normal(seed, sample_id, step_id, stream, shape, dtype, channels_last):
+    out = _normal_empty(seed, sample_id, step_id, stream, shape, dtype, channels_last)
+    kernel_for("normal", out)(pack_noise(None, seed, sample_id, step_id, stream), out)
+    return out
+
+
+declare(
+    "normal(Tensor seed, Tensor sample_id, Tensor step_id, int stream, SymInt[] shape, ScalarType dtype, "
+    "bool channels_last) -> Tensor",
+    run=_normal,
+    shapes=_normal_empty,
+)
+
+
+# --- q_sample
+
+
+def q_sample(
+    x0: Tensor, t: Tensor, table: Tensor, noise: Tensor | NoiseKey, dtype: torch.dtype | None = None
+) -> Tensor:
+    """x_t = table[t, 0] x0 + table[t, 1] eps: the forward process in closed form (Ho et al. 2020, eq. 4).
+
+    Differentiable in x0 and in noise that is given as a tensor.
+
+    Args:
+        x0: [N, C, ...], uint8 or float.
+        t: int64 [N], the timesteps.
+        table: fp32 [T, 2], Schedule.q_sample_table().
+        noise: eps, shaped like x0, or a NoiseKey of N samples.
+        dtype: of the result; by default x0's, or fp32 for uint8.
+
+    Returns:
+        x_t, shaped like x0.
+
+    Raises:
+        InputError: shapes, dtypes or devices do not fit; on the CPU also for t outside 0..T-1.
+    """
+    check_image("q_sample", "x0", x0, PIXELS)
+    check_timesteps("q_sample", x0, t, table, columns=2)
+    dtype = dtype or (torch.float32 if x0.dtype == torch.uint8 else x0.dtype)
+    check_dtype("q_sample", "dtype", dtype)
+    return _ops.q_sample(x0, t, table, *check_noise("q_sample", noise, x0), dtype)
+
+
+def _q_sample(x0, t, table, noise, dtype):
+    out = like(x0, dtype)
+    run = kernel_for("q_sample", out, x0, noise)
+    run(dense(x0), t.contiguous(), coefficients(table, x0, out), noise, out)
+    return out
+
+
+def _q_sample_save(ctx, inputs, output):
+    ctx.save_for_backward(inputs.t, inputs.table)
+    given = inputs.noise[0]
+    ctx.dtypes = inputs.x0.dtype, None if given is None else given.dtype
+
+
+def _q_sample_backward(ctx, grad):
+    t, table = ctx.saved_tensors
+    signal, sigma = (per_sample(column, grad) for column in table[t].to(working_dtype(grad)).unbind(1))
+    x0_dtype, noise_dtype = ctx.dtypes
+    return {
+        "x0": (grad * signal).to(x0_dtype) if ctx.needs.x0 else None,
+        "noise": (grad * sigma).to(noise_dtype) if ctx.needs.noise else None,
+    }
+
+
+declare(
+    "q_sample(Tensor x0, Tensor t, Tensor table, NOISE, ScalarType dtype) -> Tensor",
+    run=_q_sample,
+    shapes=lambda x0, t, table, noise, dtype: like(x0, dtype),
+    gradient=Gradient(_q_sample_save, _q_sample_backward),
+)
