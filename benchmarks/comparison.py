@@ -1,7 +1,5 @@
 """The layers above the ops: what there is to compare of one case, when it may be timed, and how it becomes rows."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -1,15 +1,12 @@
 """What a GPU executes for each op's case, kernel by kernel: `python -m benchmarks kernels --out FILE.json`.
 
-Under Nsight Compute (ncu), where it is there: instructions executed, bytes that reach the memory, and how busy both
-kept the GPU, in one call of each variant with a cold L2. Otherwise names, launch sizes and times by torch.profiler. The
-length of a kernel's machine code would not do as a count of instructions: correctly rounded roots and 64-bit divisions
-bring paths with them that hardly ever run (in Triton's `normal` on sm_90, 98 instructions of 608).
+Under Nsight Compute (ncu), where it is there: instructions executed, and how busy they kept the GPU and its memory, in
+one call of each variant with a cold L2. Otherwise names and times by torch.profiler. The length of a kernel's machine
+code would not do as a count of instructions: correctly rounded roots and 64-bit divisions bring paths with them that
+hardly ever run (in Triton's `normal` on sm_90, 98 instructions of 608).
 """
 
-from __future__ import annotations
-
 import csv
-import json
 import os
 import shutil
 import subprocess
@@ -19,11 +16,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from rich.markup import escape
 
 from benchmarks import ops
-from benchmarks.runs import Options, Run, checked, matching
-from ddpm_fast.commands.common import console
+from benchmarks.runs import Options, Run, say
 from ddpm_fast.errors import InputError
 
 METRICS = {
@@ -43,29 +38,12 @@ def from_ncu(text: str) -> list[dict]:
     names = {metric: name for name, metric in METRICS.items()}
     kernels: dict[int, dict] = {}
     for line in csv.DictReader(line for line in text.splitlines() if line.startswith('"')):
-        kernel = kernels.setdefault(int(line["ID"]), {"name": line["Kernel Name"]})
-        kernel["grid"], kernel["block"] = (
-            [int(size) for size in line[f"{what} Size"].strip("()").split(",")] for what in ("Grid", "Block")
-        )
+        sizes = {"grid": line["Grid Size"], "block": line["Block Size"]}
+        kernel = kernels.setdefault(int(line["ID"]), {"name": line["Kernel Name"], **sizes})
         value = line["Metric Value"].replace(",", "")
         if (name := names.get(line["Metric Name"])) and value != "n/a":
             kernel[name] = float(value)
     return [kernels[i] for i in sorted(kernels)]
-
-
-def from_trace(trace: dict) -> list[dict]:
-    """The kernels of torch.profiler's trace (Kineto's, Chrome's format), in the order of their start."""
-    events = [event for event in trace["traceEvents"] if event.get("ph") == "X" and event.get("cat") == "kernel"]
-    return [
-        {
-            "name": event["name"],
-            "grid": event["args"]["grid"],
-            "block": event["args"]["block"],
-            "nanoseconds": 1e3 * event["dur"],
-            "registers": event["args"].get("registers per thread"),
-        }
-        for event in sorted(events, key=lambda event: event["ts"])
-    ]
 
 
 def by_variant(kernels: list[dict], order: Iterable[tuple[str, str]]) -> dict:
@@ -88,50 +66,49 @@ def by_variant(kernels: list[dict], order: Iterable[tuple[str, str]]) -> dict:
 
 
 def call_each(chosen: list[tuple], device: torch.device, call: Callable[[Callable], None]) -> None:
-    """Each variant, warmed up, once through call(run)."""
+    """Each variant, warmed up, once through call(run), which launches the mark first."""
     for case, label in chosen:
         operation = ops.build(case, device)
         variant = operation.variant(label)
+
+        def marked(variant: Callable = variant) -> None:
+            torch.cuda._sleep(100)
+            variant(None)
+            torch.cuda.synchronize(device)
+
         with operation.running(label):
             for _ in range(WARMUP):
                 variant(None)
             torch.cuda.synchronize(device)
-            call(lambda variant=variant: variant(None))
-            torch.cuda.synchronize(device)
+            call(marked)
 
 
-def marked(run: Callable) -> None:
-    torch.cuda._sleep(100)
-    run()
-
-
-def marked_for_ncu(run: Callable) -> None:
+def inside_ncu(run: Callable) -> None:
     torch.cuda.profiler.start()
-    marked(run)
-    torch.cuda.synchronize()
+    run()
     torch.cuda.profiler.stop()
 
 
 def profiled_by_torch(chosen: list[tuple], device: torch.device) -> list[dict]:
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     kernels = []
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
 
-        def call(run: Callable) -> None:
-            with torch.profiler.profile(activities=activities) as profiler:
-                marked(run)
-                torch.cuda.synchronize(device)
-            profiler.export_chrome_trace(str(path))
-            kernels.extend(from_trace(json.loads(path.read_text())))
+    def call(run: Callable) -> None:
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as profiler:
+            run()
+        events = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+        for event in sorted(events, key=lambda event: event.time_range.start):
+            kernels.append({"name": event.name, "nanoseconds": 1e3 * event.time_range.elapsed_us()})
 
-        call_each(chosen, device, call)
+    call_each(chosen, device, call)
     return kernels
 
 
 def profiled_by_ncu(arguments: list[str]) -> list[dict]:
     """The kernels of this command, run again under ncu with the same arguments. Raises InputError with what ncu said if
     it gives none: it may lack the right to read the counters."""
+    if not shutil.which("ncu"):
+        raise InputError("ncu is not on the PATH")
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "ncu.csv"
         command = ["ncu", "--clock-control", "none", "--profile-from-start", "off", "--csv", "--print-units", "base"]
@@ -140,8 +117,8 @@ def profiled_by_ncu(arguments: list[str]) -> list[dict]:
         environment = {**os.environ, "LC_ALL": "C"}
         try:
             made = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise InputError(f"ncu did not run: {error}") from None
+        except subprocess.TimeoutExpired:
+            raise InputError(f"ncu did not end within {TIMEOUT_S} s") from None
         text = log.read_text() if log.exists() else ""
         if made.returncode or not (kernels := from_ncu(text)):
             said = "\n".join((text + made.stdout + made.stderr).splitlines()[-10:])
@@ -149,37 +126,32 @@ def profiled_by_ncu(arguments: list[str]) -> list[dict]:
         return kernels
 
 
-def main(options: Options, inside_ncu: bool = False) -> None:
+def main(options: Options, is_inside_ncu: bool = False) -> None:
     """Counts what the GPU executes in one call of ours on each backend, for every case."""
     device = options.place
     if device.type != "cuda":
         raise InputError(f"the device is {device}: only a GPU's kernels can be counted; expected cuda")
     chosen = [
         (case, label)
-        for case in matching(ops.cases(options.quick, device), options.only)
+        for case in options.matching(ops.cases(options.quick, device))
         for label in ops.our_labels(case, device, options.backends)
         if not ops.KINDS[case.operation].ours and not ops.absent(case, label, options.quick, device)
     ]
-    if inside_ncu:
-        call_each(chosen, device, marked_for_ncu)
+    if is_inside_ncu:
+        call_each(chosen, device, inside_ncu)
         return
-    run = Run(checked(options, 1, 1), {})
+    run = Run(options.checked(1, 1), {}, how="ncu")
     again = ["--out", str(options.out), "--only", options.only, "--device", options.device]
     again += ["--quick"] * options.quick + [part for name in options.backends for part in ("--backend", name)]
-    how = "ncu"
     try:
-        if not shutil.which("ncu"):
-            raise InputError("ncu is not on the PATH")
         kernels = profiled_by_ncu(again)
     except InputError as error:
-        console.print(f"[yellow]No instructions counted:[/] {escape(str(error))}", soft_wrap=True)
-        how, kernels = "torch.profiler", profiled_by_torch(chosen, device)
-    found = by_variant(kernels, [(str(case), label) for case, label in chosen])
-    run.found |= {"how": how, "kernels": found}
-    for case, variants in found.items():
+        say(f"No instructions counted: {error}")
+        kernels, run.found["how"] = profiled_by_torch(chosen, device), "torch.profiler"
+    run.found["kernels"] = by_variant(kernels, [(str(case), label) for case, label in chosen])
+    for case, variants in run.found["kernels"].items():
         for label, group in variants.items():
-            for kernel in group:
-                facts = [f"{name} {value:g}" for name, value in kernel.items() if isinstance(value, int | float)]
-                name = kernel["name"].split("(")[0].removeprefix("void ")[:60]
-                console.print(escape(f"{case} [{label}] {name}: {', '.join(facts)}"), soft_wrap=True)
+            counts = ops.instructions(run.found["kernels"], case, label).get("instructions", "not counted")
+            seconds = 1e-9 * sum(kernel.get("nanoseconds", 0) for kernel in group)
+            say(f"{case} [{label}]: {len(group)} kernels, {1e6 * seconds:.3g} us, warp instructions: {counts}")
     run.finish()

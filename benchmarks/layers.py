@@ -3,15 +3,13 @@
 time. Each is compared with what one would use otherwise, with the same weights wherever both can hold them.
 """
 
-from __future__ import annotations
-
 import functools
 
 import torch
 
 from benchmarks import machine, networks, peers, sampling, training, unet
 from benchmarks.comparison import COMPILED, WAYS, Case, Comparison
-from benchmarks.runs import Options, Run, checked, matching
+from benchmarks.runs import Options, Run
 from ddpm_fast.errors import InputError
 
 ROUNDS, QUICK_ROUNDS = 5, 2
@@ -85,9 +83,8 @@ def measure(case: Case, run: Run) -> None:
         for label, reason in made.absent.items():
             run.absent(label, reason, case)
         for note in made.notes:
-            run.note(note, case)
-        for failure in made.failures.values():
-            run.failed(failure)
+            run.found["notes"].setdefault(note, []).append(str(case))
+        run.found["failures"] += made.failures.values()
         run.add(made.rows(run.options.rounds))
     finally:
         build.cache_clear()  # its networks go before the next case's come
@@ -95,8 +92,8 @@ def measure(case: Case, run: Run) -> None:
 
 def main(options: Options, layers: tuple[str, ...], sizes: tuple[str, ...] = ()) -> None:
     """Times networks or loops and all their peers, and writes the results to a file."""
-    options = checked(options, ROUNDS, QUICK_ROUNDS)
-    chosen = matching(cases(options.quick, options.place, layers, sizes), options.only)
+    options = options.checked(ROUNDS, QUICK_ROUNDS)
+    chosen = options.matching(cases(options.quick, options.place, layers, sizes))
     used = {name: networks.network(name).model.config.to_dict() for name in dict.fromkeys(case.size for case in chosen)}
     tf32 = {
         "convolutions": torch.backends.cudnn.allow_tf32,

@@ -4,8 +4,6 @@ The sizes are published ones: the shipped digit model, the CIFAR-10 and 256x256 
 and the CelebA 64x64 network of Song et al. 2020 ("Denoising Diffusion Implicit Models", appendix D.1).
 """
 
-from __future__ import annotations
-
 import functools
 from typing import NamedTuple
 

@@ -1,10 +1,8 @@
-"""Sampling end to end, a chain of steps from noise to images: ours compared with the loops that one would use otherwise.
+"""Sampling end to end, a chain of steps from noise to images: ours compared with the loops that one would use instead.
 
 Plain torch on our network, as the reference codes have it; diffusers' DDPMScheduler loop and DDPMPipeline on its own
 network with the same weights; and denoising-diffusion-pytorch on its own network, which cannot hold these.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 
@@ -15,7 +13,7 @@ import ddpm_fast as df
 from benchmarks import peers
 from benchmarks.comparison import COMPILED, WAYS, Comparison
 from benchmarks.operations import stepped
-from ddpm_fast.formats.diffusers import same_weights
+from ddpm_fast.formats.diffusers import same_weights, scheduler
 from ddpm_fast.samplers import SamplerTable, make_table
 
 # Of ||out - truth|| / ||truth||. Two ways of the same steps round differently, and a network passes that on; diffusers
@@ -93,7 +91,7 @@ def _add_diffusers(made: Comparison, table: SamplerTable, truth: Tensor, normals
     from diffusers.schedulers import scheduling_ddpm
 
     case, labels, dtype = made.case, made.labels, made.case.torch_dtype
-    peer, chain = same_weights(made.model), peers.diffusers_scheduler(made.diffusion, table.timesteps.tolist())
+    peer, chain = same_weights(made.model), scheduler(made.diffusion, table.timesteps.tolist())
 
     def call(image: Tensor, t: Tensor) -> Tensor:
         return peer(image, t, class_labels=labels).sample
@@ -121,7 +119,7 @@ def _add_diffusers(made: Comparison, table: SamplerTable, truth: Tensor, normals
     if dtype == torch.bfloat16:
         made.absent[PIPELINE] = "it ends in NumPy, which has no bfloat16"
         return
-    pipeline = DDPMPipeline(peer, peers.diffusers_scheduler(made.diffusion))
+    pipeline = DDPMPipeline(peer, scheduler(made.diffusion))
     pipeline.set_progress_bar_config(disable=True)
 
     def images() -> Tensor:

@@ -5,8 +5,6 @@ is timed between two events: calls from Python, which a loop without CUDA graphs
 which leave the kernels and the gaps between them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import time
@@ -94,8 +92,7 @@ def graph_batch(calls: Sequence[Call], device: torch.device) -> Batch:
 def _repeated(run: Call, calls: int, device: torch.device) -> Batch:
     if device.type != "cuda":
         return Batch(run, calls)
-    seconds = min(seconds_of(run, device) for _ in range(WARMUP))
-    repeats = repeats_for(seconds)
+    repeats = repeats_for(min(seconds_of(run, device) for _ in range(WARMUP)))
 
     def repeated() -> None:
         for _ in range(repeats):
@@ -129,5 +126,4 @@ def median_interval(values: np.ndarray) -> tuple[float, float]:
 
 def rotation(bytes_per_call: int, l2_bytes: int) -> int:
     """How many sets of tensors, used in turn, leave none of a set in the L2 when its turn comes again."""
-    wanted = L2_TIMES * l2_bytes
-    return 1 if bytes_per_call >= wanted else math.ceil(wanted / max(1, bytes_per_call))
+    return math.ceil(L2_TIMES * l2_bytes / max(1, bytes_per_call))

@@ -4,8 +4,6 @@ Forward in bf16 has weights in bf16, as sampling has them; forward and backward 
 result is compared with that of the other library's network in fp32: neither is the judge of itself.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """docs/benchmarks.md: result files as a page, with pictures and a table for each way of calling."""
 
-from __future__ import annotations
-
 import os
 import statistics
 from collections.abc import Iterable, Sequence
@@ -41,7 +39,8 @@ with the 95% bootstrap interval of that median. Before anything was timed, the r
 torch in float64: `error` is the largest deviation over the largest value (for `normal`, how far its moments are from
 those of N(0, 1), in standard errors). For networks and loops it is ||out - truth|| / ||truth||, and "-" where there was
 nothing to compare with. A variant that does not match is not timed. A peer that is not there is listed as absent. A
-file of fewer than {MIN_ROUNDS} rounds is marked: its times mean nothing. `benchmarks/README.md` says what was called.
+floor is a time that no implementation can go under; floor/time is the highest floor over the measured time. A file of
+fewer than {MIN_ROUNDS} rounds is marked: its times mean nothing. `benchmarks/README.md` says what was called.
 
 **How the calls were made.** "calls": from Python, one after the other. "graph": replayed from a CUDA graph. "graph, L2
 rotated": from a CUDA graph that goes through so many sets of tensors that the L2 cache holds none of what a call reads.
@@ -49,12 +48,13 @@ rotated": from a CUDA graph that goes through so many sets of tensors that the L
 FLOORS = {
     "bytes": "The floor of the **bytes** is the time of moving what has to be read and written, once, at the rate of a "
     "large copy.",
-    "normals": "The floor of the **normals** is the time in which the op `normal`, measured in the same run, makes as many "
-    "as are drawn. `normal` also pays for storing them; ops that do not may beat this floor slightly.",
-    "flops": "The floor of the **flops** is the number of operations that the shapes imply, at the rate of a large matrix "
-    "product; MFU is this floor over the time. Above 100%, Winograd does fewer multiplications than the count assumes.",
-    "instructions": "The floor of the **instructions** is the number that the kernels executed, at the rate at which the "
-    "GPU issues them.",
+    "normals": "The floor of the **normals** is the time in which the op `normal`, measured in the same run, makes as "
+    "many as are drawn. `normal` also pays for storing them; ops that do not may beat this floor slightly.",
+    "flops": "The floor of the **flops** is the number of operations that the shapes imply, at the rate of a large "
+    "matrix product; MFU is this floor over the time. Above 100%, Winograd does fewer multiplications than the count "
+    "assumes.",
+    "instructions": "The floor of the **instructions** is the number that the kernels executed, at the rate at which "
+    "the GPU issues them.",
 }
 
 
@@ -93,17 +93,11 @@ def _section(result: Result, page: Path, pictures: dict[Path, Figure]) -> str:
 
     for setting in dict.fromkeys(row.setting for row in ours):
         rows = [row for row in ours if row.setting == setting]
-        title = f"{{}} on {result.device} (called as: {setting})"
+        title = f"{{}} on {result.device} ({setting})"
         for i, some in enumerate(drawings.portions([row for row in rows if row.peer]), 1):
-            picture(
-                f"Speed-up, {setting}, {i}",
-                drawings.draw_speedups(some, title.format("Speed-up"), result.absent, result.quick),
-            )
-        limited = [group[0] for group in by_variant(rows) if group[0].floors(result.ceilings)]
-        for i, some in enumerate(drawings.portions(limited), 1):
-            figure = drawings.draw_floors(some, result.ceilings, title.format("Time and floors"), result.quick)
-            picture(f"Floors, {setting}, {i}", figure)
-        causes = {cause for row in limited for cause in row.floors(result.ceilings)}
+            figure = drawings.draw_speedups(some, title.format("Speed-up"), result.absent, result.quick)
+            picture(f"Speed-up, {setting}, {i}", figure)
+        causes = {cause for row in rows for cause in row.floors(result.ceilings)}
         parts += [f"{FLOORS[cause]}\n" for cause in FLOORS if cause in causes]
         # Of networks the flops, whose count says nothing of a peer with a network of its own; of ops the normals.
         work = "flops" if "flops" in causes else "normals"
@@ -118,7 +112,7 @@ def _section(result: Result, page: Path, pictures: dict[Path, Figure]) -> str:
     parts.append(_copies([row for row in result.rows if row.subject.what == CEILING]))
     for quantity, (name, _) in QUANTITIES.items():
         if curves := result.curves(quantity):
-            figure = drawings.draw_growth(curves, f"Growth of {name} on {result.device}", result.quick)
+            figure = drawings.draw_growth(curves, name, f"Growth of {name} on {result.device}", result.quick)
             picture(f"Growth of {name}", figure)
             parts.append(_growth_table(curves, name))
     return "\n".join(filter(None, [*parts, _noise(result), _fidelity(result), _left_out(result)]))
@@ -180,11 +174,12 @@ def _table(rows: Sequence[Row], result: Result) -> str:
     loops = any("flops" in row.counts for row in rows)
     for group in by_variant(list(rows)):
         row, there = group[0], {each.baseline: each for each in group}
-        seconds, floor, mfu = row.ours.median_s, row.floor(result.ceilings), row.mfu(result.ceilings)
+        seconds, floor, floors = row.ours.median_s, row.floor(result.ceilings), row.floors(result.ceilings)
         cells = [drawings.label_of(row, rows), duration(seconds)]
         if loops:
-            steps = str(row.subject.steps) if row.subject.what == "sampling" else "-"
-            cells += [str(row.subject.batch), steps, f"{row.images_per_s:.4g}", f"{mfu:.0%}" if mfu else "-"]
+            steps = row.subject.steps if row.subject.what == "sampling" else 1
+            rate, mfu = row.subject.batch / steps / seconds, floors.get("flops", 0) / seconds
+            cells += [str(row.subject.batch), str(steps), f"{rate:.4g}", f"{mfu:.0%}"]
         else:
             cells.append(f"{1e-9 * row.counts['bytes'] / seconds:.3g}")
         cells += [duration(floor[1]), floor[0], f"{floor[1] / seconds:.0%}"] if floor else ["-"] * 3
@@ -224,7 +219,7 @@ def _growth_table(curves: Sequence[Curve], name: str) -> str:
 
 def _noise(result: Result) -> str:
     lines = []
-    for line in result.noise:
+    for line in result.growth(stored=True):
         sizes = [*(point["peak_bytes"] for point in line["points"]), line["noise_bytes"]]
         lines.append([fixed_name(line), *(f"{nbytes / 2**20:.4g}" for nbytes in sizes)])
     return markdown_table(["peak memory in MiB of", "noise stored", "noise regenerated", "the noise itself"], lines)
