@@ -78,7 +78,7 @@ def _with_noise(function: Callable[..., Any], at: int | None) -> Callable[..., A
 
 
 def _register_gradient(name: str, arguments: list[str], at: int | None, gradient: Gradient) -> None:
-    inputs_of = namedtuple("Inputs", arguments)
+    inputs_of: Any = namedtuple("Inputs", arguments)  # type: ignore[misc]  # the schema decides the names
     if at is not None:
         inputs_of.noise_parts = property(lambda inputs: inputs[at : at + _NOISE_ARGUMENTS])
     place = {argument: i for i, argument in enumerate(arguments)}
