@@ -25,9 +25,7 @@ Quick = Annotated[bool, typer.Option("--quick", help="Small sizes and few rounds
 Rounds = Annotated[int, typer.Option(help="Rounds for each comparison; 0 is the usual number.")]
 Minutes = Annotated[float | None, typer.Option(help="Start no new case after this time; say what is left out.")]
 Backends = Annotated[list[str], typer.Option("--backend", help="Measure this backend of ours alone (repeatable).")]
-Compile = Annotated[
-    bool, typer.Option("--compile", help="Also time diffusers' networks under torch.compile.")
-]
+Compile = Annotated[bool, typer.Option("--compile", help="Also time diffusers' networks under torch.compile.")]
 Sizes = Annotated[list[str], typer.Option("--size", help=f"Only {', '.join(layers.ALL_SIZES)} (repeatable).")]
 Kernels = Annotated[Path | None, typer.Option("--kernels", help="The counts of instructions that `kernels` wrote.")]
 Images = Annotated[int, typer.Option(help="The number of images in a set.")]

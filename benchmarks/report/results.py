@@ -14,9 +14,7 @@ from ddpm_fast.errors import InputError
 MIN_ROUNDS = 5
 # Of growth: the fields of a point, what they are called, and the unit that is drawn.
 QUANTITIES = {"seconds": ("time (s)", 1), "peak_bytes": ("peak memory (MiB)", 2**20)}
-ADVICE = (
-    "expected the JSON that `python -m benchmarks ops --out FILE.json` writes (or network, growth ...)"
-)
+ADVICE = "expected the JSON that `python -m benchmarks ops --out FILE.json` writes (or network, growth ...)"
 KINDS = {"date": str, "machine": dict, "versions": dict, "git": dict, "ceilings": dict, "rows": list}
 KINDS |= {"absent": dict, "notes": dict, "failures": list, "left_out": list}
 

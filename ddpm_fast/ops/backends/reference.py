@@ -137,7 +137,7 @@ class _Bound(NamedTuple):
     error_scale: Tensor  # what by_error is divided by to be about 1
 
 
-def _bound(output, x0, t, table, noise) -> _Bound:
+def _bound(output: Tensor, x0: Tensor, t: Tensor, table: Tensor, noise: Tensor | NoiseKey) -> _Bound:
     dtype = working_dtype(output, x0)
     channels = x0.shape[1]
     rows = table[t].to(dtype)
@@ -349,7 +349,8 @@ def winograd_matrices(device: torch.device | str = "cpu") -> tuple[Tensor, Tenso
     image = [[*np.poly(rest)[::-1], 0.0] for rest in others]
     outputs = [[p**k for p in points] + [float(k == 3)] for k in range(4)]
     rows = [*filters, [0.0, 0.0, 1.0]], [*image, list(np.poly(points)[::-1])], outputs
-    return tuple(torch.tensor(matrix, dtype=torch.float64, device=device) for matrix in rows)
+    g, b_t, a_t = (torch.tensor(matrix, dtype=torch.float64, device=device) for matrix in rows)
+    return g, b_t, a_t
 
 
 def winograd(x: Tensor, filters: Tensor, bias: Tensor | None, out: Tensor) -> None:
