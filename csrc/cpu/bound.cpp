@@ -69,8 +69,7 @@ static void bound(const BoundArgs& args, double* partial, int threads) {
             const bool stored = args.gradient.data;
             float* const by_output =
                 stored ? destination(args.gradient, wide, run, by_output_buffer) : by_output_buffer;
-            float* const by_v =
-                stored && learned ? destination(args.gradient, wide, second, by_v_buffer) : by_v_buffer;
+            float* const by_v = stored && learned ? destination(args.gradient, wide, second, by_v_buffer) : by_v_buffer;
             Inputs in;
             in.output = load(args.output, wide, run, output_buffer);
             in.v = learned ? load(args.output, wide, second, v_buffer) : in.output;

@@ -54,7 +54,15 @@ def loss_backward(stored: Tensor, scale: Tensor, grad: Tensor) -> None:
     samples, vectors, _, positions = walk.sizes
     with device_of(stored):
         _loss_backward_kernel[walk.grid(walk.blocks)](
-            *(stored, scale, grad, samples, vectors, channels, positions),
-            **{"GROUPS": groups, "STORED_LAST": last(stored), "GRAD_LAST": last(grad)},
+            stored,
+            scale,
+            grad,
+            samples,
+            vectors,
+            channels,
+            positions,
+            GROUPS=groups,
+            STORED_LAST=last(stored),
+            GRAD_LAST=last(grad),
             **walk.choices,
         )

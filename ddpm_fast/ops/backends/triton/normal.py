@@ -41,6 +41,6 @@ def normal(key: NoiseKey, out: Tensor) -> None:
     walk = Walk(out, drawn=True)
     if walk.empty:
         return
-    _, *arguments = noise_arguments(key)
+    _, *key_arguments = noise_arguments(key)
     with device_of(out):
-        _normal_kernel[walk.grid(walk.blocks)](*(*arguments, out, *walk.sizes), OUT_LAST=last(out), **walk.choices)
+        _normal_kernel[walk.grid(walk.blocks)](*key_arguments, out, *walk.sizes, OUT_LAST=last(out), **walk.choices)

@@ -55,7 +55,16 @@ def q_sample(x0: Tensor, t: Tensor, table: Tensor, noise: Tensor | NoiseKey, out
         return
     with device_of(x0):
         _q_sample_kernel[walk.grid(walk.blocks)](
-            *(x0, t, table, table.shape[0], given, *key, out, *walk.sizes),
-            **{"X0_LAST": last(x0), "NOISE_LAST": last(given), "OUT_LAST": last(out)},
+            x0,
+            t,
+            table,
+            table.shape[0],
+            given,
+            *key,
+            out,
+            *walk.sizes,
+            X0_LAST=last(x0),
+            NOISE_LAST=last(given),
+            OUT_LAST=last(out),
             **walk.choices,
         )
