@@ -60,7 +60,7 @@ def environment(device: torch.device) -> dict:
             **libraries,
             "ddpm_fast": df.__version__,
         },
-        "git": {"commit": commit or None, "changed_files": changed.splitlines()},
+        "git": {"commit": commit, "changed_files": changed.splitlines()},
     }
 
 

@@ -23,6 +23,7 @@ from benchmarks.rows import Subject
 from ddpm_fast.formats.diffusers import scheduler
 from ddpm_fast.ops import dispatch as backend
 from ddpm_fast.samplers import ddpm_table
+from tests.support.composed_bound import per_sample_mean
 
 T = 1000
 TIMESTEP = 500  # of the reverse step: every t > 0 costs the same
@@ -121,6 +122,9 @@ class Operation:
     def new_key(self, seed: int, stream: int) -> df.NoiseKey:
         return df.NoiseKey.of(seed, self.case.shape[0], stream=stream, device=self.device)
 
+    def with_gradient(self, loss: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+        return loss.detach(), *torch.autograd.grad(loss.mean(), output)
+
     def next_samples(self) -> df.NoiseKey:
         """The key moved on to the next batch of training, in place: NoiseKey.of would wait for a GPU."""
         self.key.sample_id.add_(self.case.shape[0])
@@ -190,17 +194,15 @@ class GivenOutput(nn.Module):
         return self.tensors["output"].to(x.dtype)
 
 
-def scaled(x0: Tensor) -> Tensor:
-    """Pixels as the networks read them; images that are float already pass."""
-    return x0.float() / 127.5 - 1 if x0.dtype == torch.uint8 else x0
+def scaled(x0: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Pixels as the networks read them; images that are float already pass, but for float64."""
+    if x0.dtype == torch.uint8:
+        return x0.to(dtype) / 127.5 - 1
+    return x0.double() if dtype == torch.float64 else x0
 
 
 def exact(x0: Tensor) -> Tensor:
-    return x0.double() / 127.5 - 1 if x0.dtype == torch.uint8 else x0.double()
-
-
-def per_sample_mean(x: Tensor) -> Tensor:
-    return x.mean(dim=tuple(range(1, x.ndim)))
+    return scaled(x0, torch.float64)
 
 
 def noised(x0: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> Tensor:
@@ -255,7 +257,7 @@ def training_loss(op: Operation) -> None:
     op.bytes_per_element = 2 * x0.itemsize + op.compute_dtype.itemsize + 4 * op.output_dtype.itemsize
 
     def with_gradient(x_t: Tensor, loss: Tensor) -> tuple[Tensor, ...]:
-        return x_t, loss.detach(), *torch.autograd.grad(loss.mean(), output)
+        return x_t, *op.with_gradient(loss, output)
 
     def ours(_: None) -> tuple[Tensor, ...]:
         key = op.next_samples()

@@ -20,12 +20,9 @@ from ddpm_fast.files.atomic import atomic_path, check_writable
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the commands share.
-
-    out: the JSON's place. only: a part of the names of the cases to run. quick: small sizes and few rounds, which time
-    nothing. rounds: 0 for the usual number. minutes: no case is started after so many. compiling: whether networks run
-    under torch.compile too. backends: those of ours to measure, the usual ones if there are none.
-    """
+    """What the commands share. out: the JSON's place. only: a part of the names of the cases to run. quick: small sizes
+    and few rounds, which time nothing. rounds: 0 for the usual number. minutes: no case is started after so many.
+    compiling: whether networks run under torch.compile too. backends: those of ours to measure, if not the usual."""
 
     out: Path
     device: str = "cpu"

@@ -4,6 +4,7 @@ Plain torch on our network, as the reference codes have it; diffusers' DDPMSched
 network with the same weights; and denoising-diffusion-pytorch on its own network, which cannot hold these.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -57,9 +58,9 @@ def add_variants(made: Comparison) -> None:
 
     truth = plain_sampling(model, table, normals(-1), normals, labels)
     for label, options in WAYS[device.type].items():
-        made.add_ours(
-            label,
-            lambda options=options: df.sample(model, diffusion, n, steps=case.steps, labels=labels, **options),
+        made.ours.append(label)
+        made.runs[label] = functools.partial(
+            df.sample, model, diffusion, n, steps=case.steps, labels=labels, cuda_graph=options.get("cuda_graph")
         )
         made.compare(label, made.runs[label](), truth, TOLERANCE[case.dtype])
     made.runs["torch"] = plain
@@ -72,7 +73,7 @@ def add_variants(made: Comparison) -> None:
 def _add_lucidrains(made: Comparison) -> None:
     case, device = made.case, made.device
     if case.dtype != "fp32":
-        made.absent[peers.LUCIDRAINS] = "it samples in float32: its loop draws states of no other dtype"
+        made.absent(peers.LUCIDRAINS, "it samples in float32: its loop draws states of no other dtype")
         return
     network = peers.lucidrains_network(case.size, made.config.in_channels).to(device).eval()
     chain = peers.lucidrains_diffusion(network, made.config.image_size, case.steps).to(device)
@@ -114,10 +115,10 @@ def _add_diffusers(made: Comparison, table: SamplerTable, truth: Tensor, normals
         compiled = peers.freshly_compiled(call)
         add(COMPILED, lambda: sampled(compiled))
     if labels is not None:
-        made.absent[PIPELINE] = "it has no labels to give to a network that takes them"
+        made.absent(PIPELINE, "it has no labels to give to a network that takes them")
         return
     if dtype == torch.bfloat16:
-        made.absent[PIPELINE] = "it ends in NumPy, which has no bfloat16"
+        made.absent(PIPELINE, "it ends in NumPy, which has no bfloat16")
         return
     pipeline = DDPMPipeline(peer, scheduler(made.diffusion))
     pipeline.set_progress_bar_config(disable=True)

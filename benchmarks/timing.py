@@ -92,18 +92,14 @@ def graph_batch(calls: Sequence[Call], device: torch.device) -> Batch:
 def _repeated(run: Call, calls: int, device: torch.device) -> Batch:
     if device.type != "cuda":
         return Batch(run, calls)
-    repeats = repeats_for(min(seconds_of(run, device) for _ in range(WARMUP)))
+    seconds = min(seconds_of(run, device) for _ in range(WARMUP))
+    repeats = max(1, min(MAX_REPEATS, math.ceil(BATCH_SECONDS / max(seconds, 1e-9))))
 
     def repeated() -> None:
         for _ in range(repeats):
             run()
 
     return Batch(repeated, calls * repeats)
-
-
-def repeats_for(seconds: float) -> int:
-    """How often a run of so many seconds is repeated to fill BATCH_SECONDS."""
-    return max(1, min(MAX_REPEATS, math.ceil(BATCH_SECONDS / max(seconds, 1e-9))))
 
 
 def interleaved(batches: Sequence[Batch], rounds: int, device: torch.device, warmup: int = WARMUP) -> np.ndarray:

@@ -169,7 +169,8 @@ def add_variants(made: Comparison) -> None:
         loss = step.loss(pixels, t, noise, classes, autocast=case.dtype == "bf16").detach()
         made.compare(label, loss, truth, TOLERANCE[case.dtype])
     for label, trainer in trainers.items():  # last, as what is compared is a step that changes the weights
-        made.add_ours(label, several(trainer.train_step))
+        made.ours.append(label)
+        made.runs[label] = several(trainer.train_step)
         made.compare(label, trainer.train_step()[0], truth, TOLERANCE[case.dtype])
     if made.has(peers.LUCIDRAINS):
         _add_lucidrains(made, config, data)
@@ -178,10 +179,10 @@ def add_variants(made: Comparison) -> None:
 def _add_lucidrains(made: Comparison, config: TrainConfig, data: Dataset) -> None:
     """denoising-diffusion-pytorch's Trainer on its own network, and on the images as files in a folder."""
     if made.device.type == "cpu" and torch.cuda.is_available():
-        made.absent[peers.LUCIDRAINS] = "its Trainer takes the GPU where there is one"
+        made.absent(peers.LUCIDRAINS, "its Trainer takes the GPU where there is one")
         return
     if made.case.batch < LEAST_BATCH:
-        made.absent[peers.LUCIDRAINS] = f"its Trainer takes batches of at least {LEAST_BATCH}"
+        made.absent(peers.LUCIDRAINS, f"its Trainer takes batches of at least {LEAST_BATCH}")
         return
     from accelerate.state import AcceleratorState
     from denoising_diffusion_pytorch import Trainer as TheirTrainer
