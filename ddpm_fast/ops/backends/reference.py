@@ -264,7 +264,7 @@ def plain_group_norm(norm: Norm) -> Tensor:
     if added is not None:
         y = y + per_channel(added.to(compute), x)
     y = F.group_norm(y, groups, weight.to(compute), bias.to(compute), eps)
-    if scale is not None:
+    if scale is not None and shift is not None:
         y = y * (1 + per_channel(scale.to(compute), x)) + per_channel(shift.to(compute), x)
     if silu:
         y = F.silu(y)
