@@ -9,8 +9,9 @@ from torch import Tensor
 
 import ddpm_fast as df
 from benchmarks import peers
-from benchmarks.operations import NOISE_SEED, Operation, T, exact, noised, scaled
+from benchmarks.operations import NOISE_SEED, Operation, T
 from tests.support.composed_bound import composed_hybrid, composed_terms, tables_of
+from tests.support.plain import exact, noised, scaled
 
 
 class BoundOperation(Operation):

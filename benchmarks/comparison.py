@@ -17,10 +17,7 @@ from ddpm_fast.nn.work import parameters, work
 WARMUP = 1  # rounds: each run has run before, when it was compared, and takes up to half a minute
 COMPILED = "diffusers torch.compile"
 # How ours is asked to run a loop, by the kind of device.
-WAYS = {
-    "cpu": {"ddpm_fast": {}},
-    "cuda": {"graph": {"cuda_graph": True}, "no graph": {"cuda_graph": False}},
-}
+WAYS = {"cpu": {"ddpm_fast": {}}, "cuda": {"graph": {"cuda_graph": True}, "no graph": {"cuda_graph": False}}}
 
 
 class Case(NamedTuple):

@@ -1,9 +1,5 @@
-"""How time and peak memory grow: `python -m benchmarks growth --out FILE.json`.
-
-Sampling and a training step of ours for several batch sizes, image sizes, numbers of steps and numbers of threads, one
-of them at a time. Each point is measured in a process of its own, which gives memory that nothing else has touched. And
-the peak memory of a training step with its noise stored, and regenerated.
-"""
+"""How time and peak memory grow: `python -m benchmarks growth --out FILE.json`. One size changes at a time, and each
+point is measured in a process of its own, which gives memory that nothing else has touched."""
 
 import contextlib
 import dataclasses
@@ -88,7 +84,8 @@ def work(point: Point, device: torch.device) -> Callable[[], object]:
     """What is measured of a point, ready to be called."""
     torch.manual_seed(0)
     diffusion = df.GaussianDiffusion(df.Schedule.linear(1000), variance="fixed_small")
-    config = dataclasses.replace(networks.SIZES[point.network], image_size=point.image_size)
+    sizes = {} if point.task == "loss" else {"image_size": point.image_size}  # without a network any size will do
+    config = dataclasses.replace(networks.SIZES[point.network], **sizes)
     shape, images = point.shape, torch.randint(0, 256, point.shape, dtype=torch.uint8)
     if point.task == "training":
         options = TrainConfig(batch_size=point.batch, precision=point.dtype)

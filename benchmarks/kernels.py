@@ -1,9 +1,8 @@
-"""How many instructions a GPU executes for each op's case: `python -m benchmarks kernels`, under Nsight Compute.
+"""How many instructions a GPU executes for each op's case: `python -m benchmarks kernels`, under ncu; see gpu.sh.
 
-gpu.sh has the command. Each variant of ours is called once, with a cold L2; before its kernels a mark is launched, by
-which the log of ncu is divided. `python -m benchmarks ops --kernels LOG.csv` makes floors of the counts. The length of
-a kernel's machine code would not do as a count: correctly rounded roots and 64-bit divisions bring paths with them that
-hardly ever run (in Triton's `normal` on sm_90, 98 instructions of 608).
+Each variant of ours is called once, with a cold L2, after a mark, by which ncu's log is divided into variants.
+The length of a kernel's machine code would not do: correctly rounded roots and 64-bit divisions bring paths with them
+that hardly ever run (in Triton's `normal` on sm_90, 98 instructions of 608).
 """
 
 import csv
@@ -48,16 +47,8 @@ def call_each(chosen: list[tuple[Case, str]], device: torch.device, start: Calla
 
 
 def read(path: Path, options: Options) -> dict[tuple[str, str], float]:
-    """The warp instructions of one call of each variant, by case and label, all its kernels together.
-
-    Args:
-        path: The log of `ncu --csv --print-units base --metrics smsp__inst_executed.sum` of the same cases.
-        options: Which cases.
-
-    Raises:
-        InputError: The log cannot be read, or has not as many marks as there are variants: then nothing can be said of
-            any.
-    """
+    """The warp instructions of one call of each variant, by case and label, all its kernels together, from ncu's log.
+    Raises InputError if it cannot be read, or has not as many marks as there are variants."""
     try:
         lines = [line for line in path.read_text().splitlines() if line.startswith('"')]
     except OSError as error:

@@ -1,7 +1,5 @@
-"""The layers above the ops, end to end: `python -m benchmarks network` has the U-Net forward, and forward and backward;
-`python -m benchmarks loops` has a training step, data in to weights out, and sampling, by the batch and one image at a
-time. Each is compared with what one would use otherwise, with the same weights wherever both can hold them.
-"""
+"""The layers above the ops, end to end: `python -m benchmarks network` has the U-Net, `python -m benchmarks loops` has
+training steps and sampling, by the batch and one image at a time."""
 
 import torch
 

@@ -1,9 +1,4 @@
-"""Which ops are measured at which sizes, and how they are called: `python -m benchmarks ops --out FILE.json`.
-
-Machines are noisy, and noise is common to what runs within the same milliseconds. So the variants of a case take turns
-(A B C A B C ...), each round gives one ratio for each peer, and their median is the claim, with the 95% interval of its
-bootstrap (Efron 1979).
-"""
+"""Which ops are measured at which sizes, and how they are called: `python -m benchmarks ops --out FILE.json`."""
 
 import functools
 from collections.abc import Callable
@@ -81,9 +76,8 @@ def cases(quick: bool, device: torch.device) -> list[Case]:
         made = [case for case in every(GPU_SIZES) if case.network or not case.channels_last]
         made += [case for case in every((GPU_NETWORK_SIZE,)) if case.network] + registered
         made += [Case(name, SMALL_SIZE) for name in KINDS if name not in (CEILING, "diffusion_loss")]
-    return sorted(
-        made, key=lambda case: not (case.network or case.dtype == torch.bfloat16 or case.operation == CEILING)
-    )
+    first = [case for case in made if case.network or case.dtype == torch.bfloat16 or case.operation == CEILING]
+    return first + [case for case in made if case not in first]
 
 
 def our_labels(case: Case, device: torch.device, backends: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -154,11 +148,9 @@ class Setting(NamedTuple):
 
 
 def settings(nbytes: int, l2_bytes: int | None) -> list[Setting]:
-    """The ways of calling that are measured for a call that moves so many bytes; the last is the one to quote.
-
-    Without a GPU, and where one call overflows the L2 by itself, plain calls. Below that also a graph, on one set of
-    tensors, as a training loop has them, and on so many that the L2 never holds what is asked for.
-    """
+    """The ways of calling that are measured for a call that moves so many bytes. Without a GPU, and where one call
+    overflows the L2 by itself, plain calls. Below that also a graph, on one set of tensors, as a training loop has
+    them, and on so many that the L2 never holds what is asked for: the last is the one to quote."""
     if l2_bytes is None or (sets := timing.rotation(nbytes, l2_bytes)) == 1:
         return [Setting()]
     return [Setting(), Setting(graph=True), *([Setting(graph=True, sets=sets)] if sets <= MAX_SETS else [])]

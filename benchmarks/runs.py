@@ -53,7 +53,7 @@ class Options:
 
 
 class Mismatch(Exception):
-    """A variant does not give the same result as the others, and so is not worth timing."""
+    """A variant does not give the same result as the others."""
 
 
 class Run:
@@ -63,19 +63,10 @@ class Run:
     def __init__(self, options: Options, ceilings: dict[str, float], **more: Any):
         self.options, self.device, self.ceilings = options, options.place, ceilings
         self.started = time.monotonic()
-        self.found: dict[str, Any] = {
-            **machine.environment(self.device),
-            "device": str(self.device),
-            "quick": options.quick,
-            "rounds": options.rounds or None,
-            "ceilings": ceilings,
-            "absent": {},
-            "notes": {},
-            "failures": [],
-            "left_out": [],
-            "rows": [],
-            **more,
-        }
+        self.found: dict[str, Any] = machine.environment(self.device)
+        self.found |= {"device": str(self.device), "quick": options.quick, "rounds": options.rounds or None}
+        self.found |= {"ceilings": ceilings, "absent": {}, "notes": {}, "failures": [], "left_out": [], "rows": []}
+        self.found |= more
 
     def add(self, made: list[rows.Row]) -> None:
         self.found["rows"] += [dataclasses.asdict(row) for row in made]

@@ -1,38 +1,22 @@
-"""Sampling end to end, a chain of steps from noise to images: ours compared with the loops that one would use instead.
-
-Plain torch on our network, as the reference codes have it; diffusers' DDPMScheduler loop and DDPMPipeline on its own
-network with the same weights; and denoising-diffusion-pytorch on its own network, which cannot hold these.
-"""
+"""Sampling end to end, from noise to images: ours compared with the loops that one would use instead."""
 
 import functools
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import ddpm_fast as df
 from benchmarks import peers
 from benchmarks.comparison import COMPILED, WAYS, Comparison
-from benchmarks.operations import stepped
 from ddpm_fast.formats.diffusers import same_weights, scheduler
 from ddpm_fast.samplers import SamplerTable, make_table
+from tests.support.plain import plain_sampling
 
 # Of ||out - truth|| / ||truth||. Two ways of the same steps round differently, and a network passes that on; diffusers
 # keeps its state in the network's dtype, and rounds it to bf16 at every step.
 TOLERANCE = {"fp32": 1e-2, "bf16": 1e-1}
 PIPELINE = "diffusers DDPMPipeline"
-
-
-@torch.inference_mode()
-def plain_sampling(
-    model: nn.Module, table: SamplerTable, x: Tensor, normal: Callable[[int], Tensor], labels: Tensor | None = None
-) -> Tensor:
-    """Ancestral sampling as one writes it in plain torch; normal(i) is the noise of row i."""
-    rows, dtype = table.coefficients.to(x.device, torch.float32), next(model.parameters()).dtype
-    for i, t in enumerate(table.timesteps.tolist()):
-        output = model(x.to(dtype), torch.full((len(x),), t, device=x.device), labels)
-        x = stepped(x, output, rows[i], normal(i))
-    return x
 
 
 def add_variants(made: Comparison) -> None:

@@ -1,8 +1,7 @@
-"""How long calls take, on the CPU and on a GPU: variants that take turns, and what may be concluded from their times.
+"""How long calls take: variants that take turns, so that noise is common to them, and what follows from their times.
 
-On the CPU a call is timed by itself. On a GPU, where calls only enter a queue and take microseconds, a run of many
-is timed between two events: calls from Python, which a loop without CUDA graphs makes, or replays of a graph of them,
-which leave the kernels and the gaps between them.
+On the CPU a call is timed by itself. On a GPU, where calls only enter a queue and take microseconds, a run of many is
+timed between two events: calls from Python, or replays of a CUDA graph of them.
 """
 
 import contextlib

@@ -2,8 +2,7 @@
 
 What is compared are the ratios to the peers, not the times: the peer ran in the same rounds, on a machine that was as
 busy. A ratio has changed when the two 95% intervals do not overlap (which chance alone brings about once in some 180
-rows) and it moved by more than 3%, as not all that differs between two runs of one build is within a run's interval.
-Of growth only the peak memory is compared, since its times have no peer: it has changed if it moved by more than 5%.
+rows) and it moved by more than 3%. Of growth only the peak memory is compared, since its times have no peer.
 """
 
 from typing import NamedTuple

@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.report.results import Curve
-from benchmarks.rows import Row
+from benchmarks.rows import CEILING, Row
 from ddpm_fast.pictures.canvas import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, WIDTH, look
 
 PANELS = 2  # of places next to each other in a figure
@@ -40,7 +40,7 @@ def colours(names: Iterable[str]) -> dict[str, str]:
 
 def label_of(row: Row, rows: Sequence[Row]) -> str:
     """A case's name, and which of ours it was where there are several."""
-    several = len({other.measured for other in rows}) > 1
+    several = len({other.measured for other in rows if other.subject.what != CEILING}) > 1
     return f"{row.subject.name} ({row.measured})" if several else row.subject.name
 
 

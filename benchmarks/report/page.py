@@ -54,7 +54,7 @@ def _section(result: Result, page: Path, pictures: dict[Path, Figure]) -> str:
 
     for setting in dict.fromkeys(row.setting for row in ours):
         rows = [row for row in ours if row.setting == setting]
-        title = f"{{}} on {result.device} ({setting})"
+        title = f"{{}} on {result.device} ({setting.replace('calls', 'called from Python')})"
         for i, some in enumerate(drawings.portions([row for row in rows if row.peer]), 1):
             figure = drawings.draw_speedups(some, title.format("Speed-up"), result.quick)
             picture(f"Speed-up, {setting}, {i}", figure)

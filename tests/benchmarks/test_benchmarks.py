@@ -330,7 +330,8 @@ def test_a_batch_fills_its_time(pretended):
 
 def test_diffusers_is_not_in_graphs(pretended):
     operation, left_out = ops.replica(Case("q_sample", (2, 3, 4, 4)), CPU, {}), {}
-    operation.device = pretended
+    noise = torch.zeros(2, 3, 4, 4)
+    operation.device, operation.draw = pretended, lambda given: noise
     made = ops.batches(operation, ["torch", peers.DIFFUSERS], ops.Setting(True), left_out.__setitem__)
     assert list(made) == ["torch"] and "counts steps on the host" in left_out[peers.DIFFUSERS]
 

@@ -1,4 +1,5 @@
-"""The group norm of the U-Net against float64's by definition, its kernel's promises, and where that is not taken."""
+"""The group norm of the U-Net is compared with the definition in float64; what its kernel promises; where the kernel is
+not used."""
 
 import copy
 
