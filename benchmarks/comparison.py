@@ -1,26 +1,30 @@
-"""Runs of the same work that take turns: what there is to compare at the layers above the ops, when it may be timed,
-and how its times become results."""
+"""The layers above the ops: what there is to compare of one case, when it may be timed, and how it becomes rows."""
 
-from __future__ import annotations
-
-import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_fast import machine, peers, timing
+from benchmarks import networks, peers, timing
+from benchmarks.rows import Row, Subject, rows
+from benchmarks.runs import Run
 from ddpm_fast.commands.common import DTYPE_NAMES
 from ddpm_fast.errors import InputError
+from ddpm_fast.nn.work import parameters, work
 
 WARMUP = 1  # rounds: each run has run before, when it was compared, and takes up to half a minute
 COMPILED = "diffusers torch.compile"
+# How ours is asked to run a loop, by the kind of device.
+WAYS = {
+    "cpu": {"ddpm_fast": {}},
+    "cuda": {"graph": {"cuda_graph": True}, "no graph": {"cuda_graph": False}},
+}
 
 
 class Case(NamedTuple):
-    """One piece of work at one size. layer: "unet forward", "unet forward+backward", "training" or "sampling". size: of
+    """One layer at one size. layer: "unet forward", "unet forward+backward", "training" or "sampling". size: of
     networks.py. dtype: fp32 or bf16. steps: of a sampling chain, or the training steps that are timed at once."""
 
     layer: str
@@ -29,99 +33,79 @@ class Case(NamedTuple):
     batch: int
     steps: int = 1
 
-    def __str__(self) -> str:
-        return f"{self.layer} {self.size} {self.dtype} {self.batch}"
-
     @property
     def torch_dtype(self) -> torch.dtype:
         return next(dtype for dtype, name in DTYPE_NAMES.items() if name == self.dtype)
 
+    @property
+    def subject(self) -> Subject:
+        name = f"{self.layer} {self.dtype}"
+        if self.layer == "sampling":
+            name += ", one image" if self.batch == 1 else ", a batch"
+        text = f"{self.layer} {self.size} {self.dtype} {self.batch}"
+        return Subject(self.layer, text, name, self.size, self.dtype, self.batch, self.steps)
 
-@dataclasses.dataclass
+    def __str__(self) -> str:
+        return self.subject.text
+
+
 class Comparison:
-    """What is timed of a case.
+    """A case's network, and the variants of the work on it. runs: by label, each makes case.steps steps. ours: the
+    labels that are measured. counts: what one step takes at least. errors: ||out - truth|| / ||truth|| of the runs
+    whose results could be compared. What is absent, differs or fails is put down in the run's file."""
 
-    runs: by label, each makes case.steps steps. ours: the labels that are measured. errors: of the runs whose results
-    could be compared, ||out - truth|| / ||truth||. failures: of those that are not timed for it. absent: what is not
-    run, and why. notes: what differs between runs that did not do the same work. flops, bytes, normals: of one step, at
-    least.
-    """
+    def __init__(self, case: Case, run: Run):
+        made = networks.network(case.size)
+        self.case, self.run, self.device = case, run, run.device
+        self.model, self.diffusion, self.config = made.model.to(run.device), made.diffusion, made.model.config
+        self.work = work(self.config)
+        side, classes = self.config.image_size, self.config.num_classes
+        self.shape = (case.batch, self.config.in_channels, side, side)
+        self.labels = torch.arange(case.batch, device=run.device) % classes if classes else None
+        self.counts: dict[str, float] = {}
+        self.runs: dict[str, Callable[[], object]] = {}
+        self.ours: list[str] = []
+        self.errors: dict[str, float] = {}
 
-    case: Case
-    flops: int
-    bytes: int
-    normals: int = 0
-    runs: dict[str, Callable[[], object]] = dataclasses.field(default_factory=dict)
-    ours: list[str] = dataclasses.field(default_factory=list)
-    errors: dict[str, float] = dataclasses.field(default_factory=dict)
-    absent: dict[str, str] = dataclasses.field(default_factory=dict)
-    failures: dict[str, str] = dataclasses.field(default_factory=dict)
-    notes: list[str] = dataclasses.field(default_factory=list)
-
-    def add_ours(self, label: str, run: Callable[[], object]) -> None:
-        self.ours.append(label)
-        self.runs[label] = run
+    def absent(self, label: str, reason: str) -> None:
+        self.run.absent(label, reason, self.case)
 
     def has(self, peer: str) -> bool:
         """Whether a peer can be used; if not, it is put down as absent."""
         if reason := peers.absent(peer):
-            self.absent[peer] = reason
+            self.absent(peer, reason)
         return not reason
 
+    def compiles(self) -> bool:
+        """Whether diffusers' network is compiled for this case; if not, it is put down as absent."""
+        if reason := uncompiled(self.case, self.device, self.run.options.compiling):
+            self.absent(COMPILED, reason)
+        return not reason
+
+    def note_lucidrains(self, what: str) -> None:
+        """Put down that denoising-diffusion-pytorch runs a network of its own."""
+        size, ours = self.case.size, 1e-6 * self.work.parameters
+        with torch.device("meta"):
+            theirs = 1e-6 * parameters(peers.lucidrains_network(size, self.config.in_channels))
+        options = ", ".join(f"{name}={value}" for name, value in peers.lucidrains_options(size).items())
+        text = f"another network, its own Unet({options}): {theirs:.1f} million parameters, where ours has {ours:.1f}"
+        self.run.found["notes"].setdefault(f"{peers.LUCIDRAINS}: {text}; {what}", []).append(str(self.case))
+
     def compare(self, label: str, out: Tensor, truth: Tensor, tolerance: float) -> None:
-        """Put down how far a run's result is off; if that is too far to be the same work, as a failure."""
-        try:
-            error = deviation(out, truth, tolerance, f"{self.case}, {label}")
+        """Put down how far a run's result is off. If that is too far to be the same work, it will not be timed."""
+        with self.run.surviving(str(self.case)):
+            error = deviation(out, truth, tolerance, label)
             self.errors[label] = max(self.errors.get(label, 0.0), error)
-        except InputError as error:
-            self.failures[label] = str(error)
+            return
+        self.errors[label] = math.inf
 
-    @property
-    def timed(self) -> dict[str, Callable[[], object]]:
-        """The runs that did not fail."""
-        return {label: run for label, run in self.runs.items() if label not in self.failures}
-
-    def results(self, rounds: int, device: torch.device, ceilings: machine.Ceilings) -> list[dict]:
-        """One for each pair of ours and a baseline, from runs that take turns; the baseline is None without any."""
-        case, runs = self.case, self.timed
-        ours = [label for label in self.ours if label in runs]
-        batches = [timing.Batch(run, case.steps) for run in runs.values()]
-        seconds = dict(zip(runs, timing.interleaved(batches, rounds, device, WARMUP).T, strict=True))
-        floor = ceilings.floor(self.bytes, self.flops, case.dtype, self.normals)
-        images = case.batch / (case.steps if case.layer == "sampling" else 1)
-        said = {
-            label: {
-                "median_s": float(np.median(times)),
-                "min_s": float(times.min()),
-                "images_per_s": images / float(np.median(times)),
-            }
-            for label, times in seconds.items()
-        }
-        for label in ours:
-            said[label]["flops_per_s"] = self.flops / said[label]["median_s"]
-            said[label]["mfu"] = said[label]["flops_per_s"] / ceilings.flops_per_s[case.dtype]
-        row = {
-            **{"what": case.layer, "network": case.size, "dtype": case.dtype, "batch": case.batch},
-            **{"steps": case.steps, "errors": self.errors, "notes": self.notes},
-            **{"flops": self.flops, "bytes": self.bytes, "normals": self.normals},
-            **{"floor_s": floor.seconds, "floor_is": floor.bound_by},
-        }
-        baselines = [label for label in runs if label not in ours]
-        return [
-            {
-                **row,
-                **{"measured": mine, "baseline": other, **_ratio(seconds[mine], seconds.get(other))},
-                "floor_share": floor.seconds / said[mine]["median_s"],
-                **{label: said[label] for label in (mine, other) if label},
-            }
-            for mine in ours
-            for other in baselines or [None]
-        ]
-
-
-def _ratio(measured: np.ndarray, baseline: np.ndarray | None) -> dict:
-    """timing.ratio, or nothing to say where there is no baseline."""
-    return {"speedup": None, "speedup_95": None} if baseline is None else timing.ratio(baseline, measured)
+    def rows(self) -> list[Row]:
+        """Times what did not fail, in turns."""
+        timed = {label: run for label, run in self.runs.items() if self.errors.get(label) != math.inf}
+        batches = [timing.Batch(run, self.case.steps) for run in timed.values()]
+        columns = timing.interleaved(batches, self.run.options.rounds, self.device, WARMUP).T
+        counts = dict.fromkeys(self.ours, self.counts)
+        return rows(self.case.subject, dict(zip(timed, columns, strict=True)), counts, self.errors)
 
 
 def uncompiled(case: Case, device: torch.device, wanted: bool) -> str:

@@ -1,13 +1,9 @@
-"""Where and with what something was measured, and the ceilings of a machine: bytes, instructions, operations of matrix
-products and normals a second.
+"""Where and with what something was measured, and what a machine reaches at best, a second: its ceilings.
 
-The floor of an op is the larger of two times: the bytes that it must move over the bandwidth of a large copy, and the
-warp instructions that it executes over the rate at which the GPU issues them, one a clock for each of an SM's four
-schedulers. That rate is for the cheapest instructions: on sm_90 32-bit integer ones run at half of it, so that Philox
-stands above its floor.
+A floor is the time that work takes at least: how much of it there is, over the ceiling. A GPU issues one warp
+instruction a clock for each of the four schedulers of an SM. That rate is for the cheapest instructions: on sm_90
+32-bit integer ones run at half of it, so Philox cannot reach it.
 """
-
-from __future__ import annotations
 
 import datetime
 import importlib.metadata
@@ -17,14 +13,13 @@ import platform
 import subprocess
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 import ddpm_fast as df
-from ddpm_fast import peers, timing
+from benchmarks import peers, timing
 from ddpm_fast.commands.common import DTYPE_NAMES
 from ddpm_fast.ops.backends import cpu
 
@@ -35,13 +30,15 @@ MATRIX_SIDES = {"cuda": (4096, 8192), "cpu": (512, 1024)}  # in a CPU's caches, 
 MATRIX_ROUNDS = 5
 NORMALS = {"cuda": (256, 2**18), "cpu": (64, 2**14)}  # samples and elements of each
 BUSY_SECONDS = 0.5  # until the clocks are up
-_SMI = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw", "power.limit", "temperature.gpu")
+SMI = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw", "power.limit", "temperature.gpu")
 
 
 def environment(device: torch.device) -> dict:
-    """Where and with what this is measured: machine, versions, commit."""
+    """What a result was measured on and with: machine, versions, commit."""
+    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in cpuinfo if line.startswith("model name")]
     where = {
-        "cpu": _cpu_model(),
+        "cpu": names[0] if names else platform.processor(),
         "architecture": platform.machine(),
         "cores": cores(),
         "threads": torch.get_num_threads(),
@@ -51,6 +48,8 @@ def environment(device: torch.device) -> dict:
     }
     if device.type == "cuda":
         where["gpu"] = gpu(device)
+    libraries = {name: _version(name) for name in ("triton", *peers.MODULES)}
+    commit, changed = _output("git", "rev-parse", "HEAD"), _output("git", "diff", "--name-only", "HEAD")
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": where,
@@ -58,14 +57,10 @@ def environment(device: torch.device) -> dict:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
-            "triton": _version("triton"),
-            **{peer: _version(peer) for peer in peers.MODULES},
+            **libraries,
             "ddpm_fast": df.__version__,
         },
-        "git": {
-            "commit": _output("git", "rev-parse", "HEAD") or None,
-            "changed_files": _output("git", "diff", "--name-only", "HEAD").splitlines(),
-        },
+        "git": {"commit": commit, "changed_files": changed.splitlines()},
     }
 
 
@@ -75,10 +70,12 @@ def cores() -> int:
 
 
 def gpu(device: torch.device) -> dict:
-    """The GPU: what it is, and its clocks while it is busy (an idle one clocks down)."""
+    """The GPU: what it is, and its clocks right after it was busy (an idle one clocks down)."""
+    copy_bandwidth(device, seconds=BUSY_SECONDS)
     properties = torch.cuda.get_device_properties(device)
-    state = nvidia_smi(f"GPU-{getattr(properties, 'uuid', '')}", device)
-    clock = state.get("clocks.sm")
+    uuid = f"--id=GPU-{getattr(properties, 'uuid', '')}"
+    state = smi_state(_output("nvidia-smi", f"--query-gpu={','.join(SMI)}", "--format=csv,noheader,nounits", uuid))
+    clock = state.get("clocks.sm", "")
     return {
         "name": properties.name,
         "capability": f"{properties.major}.{properties.minor}",
@@ -86,66 +83,30 @@ def gpu(device: torch.device) -> dict:
         "l2_bytes": properties.L2_cache_size,
         "memory_bytes": properties.total_memory,
         "state": state,
-        "sm_clock_hz": 1e6 * float(clock) if clock and clock.isdigit() else None,
+        "sm_clock_hz": 1e6 * float(clock) if clock.isdigit() else None,
     }
-
-
-def nvidia_smi(uuid: str, device: torch.device) -> dict[str, str]:
-    """The driver's version, clocks in MHz, power and temperature as nvidia-smi gives them of a GPU that copies until it
-    has answered; empty where it does not."""
-    command = ["nvidia-smi", f"--query-gpu={','.join(_SMI)}", "--format=csv,noheader,nounits", f"--id={uuid}"]
-    source = torch.zeros(2**28, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-
-    def copy() -> None:
-        for _ in range(100):
-            target.copy_(source)
-        torch.cuda.synchronize(device)
-
-    until = time.monotonic() + BUSY_SECONDS
-    while time.monotonic() < until:
-        copy()
-    try:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    except OSError:
-        return {}
-    while process.poll() is None:
-        copy()
-    return smi_state(process.communicate()[0])
 
 
 def smi_state(text: str) -> dict[str, str]:
     """What nvidia-smi was asked for, by its own names; empty if the text is not one line of as many values."""
     values = [value.strip() for value in text.strip().split(",")]
-    return dict(zip(_SMI, values, strict=True)) if len(values) == len(_SMI) and "\n" not in text.strip() else {}
+    return dict(zip(SMI, values, strict=True)) if len(values) == len(SMI) and "\n" not in text.strip() else {}
 
 
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second, read and written, of a large copy on the device: the ceiling of what only moves bytes."""
+def copy_bandwidth(device: torch.device, seconds: float = 0.0) -> float:
+    """Bytes a second, read and written, of a large copy: the ceiling of what only moves bytes. seconds: at least."""
     source = torch.randint(0, 256, (COPY_BYTES[device.type],), dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
+    target, until = torch.empty_like(source), time.monotonic() + seconds
     copies = timing.batch([lambda: target.copy_(source)], device)
-    return 2 * source.numel() / float(np.median(timing.interleaved([copies], COPY_ROUNDS, device)))
+    while True:
+        median = float(np.median(timing.interleaved([copies], COPY_ROUNDS, device)))
+        if time.monotonic() >= until:
+            return 2 * source.numel() / median
 
 
 def issue_rate(card: dict | None) -> float | None:
-    """Warp instructions a second that a GPU of environment() issues at most; None without one or without its clock."""
-    if not card or not card["sm_clock_hz"]:
-        return None
-    return card["multiprocessors"] * SCHEDULERS * card["sm_clock_hz"]
-
-
-class Floor(NamedTuple):
-    """The time that something cannot go under, and why: "bytes", "flops", "normals" or "instructions"."""
-
-    seconds: float
-    bound_by: str
-
-
-def floor(**seconds: float) -> Floor:
-    """The longest of the times that each resource takes by itself, by its name; the first of equals."""
-    name = max(seconds, key=lambda name: seconds[name])
-    return Floor(seconds[name], name)
+    """Warp instructions a second that a GPU of gpu() issues at most; None without one or without its clock."""
+    return card["multiprocessors"] * SCHEDULERS * card["sm_clock_hz"] if card and card["sm_clock_hz"] else None
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -170,47 +131,24 @@ def normal_rate(device: torch.device) -> float:
     return math.prod(NORMALS[device.type]) / float(np.median(timing.interleaved([draws], COPY_ROUNDS, device)))
 
 
-class Ceilings(NamedTuple):
-    """What the machine reaches at best, measured: bytes a second, operations a second by dtype, normals a second."""
-
-    copy_bytes_per_s: float
-    flops_per_s: dict[str, float]
-    normals_per_s: float
-
-    def to_dict(self, threads: int) -> dict:
-        """As JSON has it: "normals_per_s_per_thread" is of the threads in use."""
-        return {**self._asdict(), "normals_per_s_per_thread": self.normals_per_s / threads}
-
-    def floor(self, nbytes: float, flops: float, dtype: str, normals: float) -> Floor:
-        """Of work that moves so many bytes, does so many operations in a dtype, and draws so many normals."""
-        return floor(
-            bytes=nbytes / self.copy_bytes_per_s,
-            flops=flops / self.flops_per_s[dtype],
-            normals=normals / self.normals_per_s,
-        )
-
-
-def ceilings(device: torch.device) -> Ceilings:
-    rates = {name: matrix_rate(device, dtype) for dtype, name in DTYPE_NAMES.items()}
-    return Ceilings(copy_bandwidth(device), rates, normal_rate(device))
+def ceilings(device: torch.device, matrices: bool) -> dict[str, float]:
+    """What the machine reaches at best, measured: "bytes" a second, "normals" a second, warp "instructions" a second of
+    a GPU, and, if matrices are wanted, operations a second by dtype ("flops fp32")."""
+    found = {"bytes": copy_bandwidth(device), "normals": normal_rate(device)}
+    if device.type == "cuda" and (rate := issue_rate(gpu(device))):
+        found["instructions"] = rate
+    if matrices:
+        found |= {f"flops {name}": matrix_rate(device, dtype) for dtype, name in DTYPE_NAMES.items()}
+    return found
 
 
 def _output(*command: str) -> str:
     try:
-        made = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        return subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return made.stdout.strip()
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 def _version(package: str) -> str | None:

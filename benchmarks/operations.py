@@ -1,20 +1,16 @@
-"""What is measured: each operation of ddpm_fast with every way of computing it, on the CPU or a GPU.
+"""The ops of the diffusion, each with every way of computing it, on the CPU or a GPU.
 
-The ways ("variants") of an operation do the same work on the same tensors: ddpm_fast's fused op on each of its
-backends, the peer libraries, plain torch, and plain torch under torch.compile. A baseline called with a noise
-tensor uses that, so that its result can be compared with float64 before anything is timed; called with None it draws
-its own noise, in the way its own documentation's loop does, which is what is timed. Ours is compared as it is timed: it
-draws from its key, and float64 is given what the key names.
+The ways ("variants") of an op do the same work on the same tensors: ddpm_fast's fused op on each of its backends, the
+peer libraries, plain torch, and plain torch under torch.compile. A peer called with a noise tensor uses that, so that
+its result can be compared with float64 before anything is timed. Called with None it draws its own noise, in the way
+of its own documentation, and this is what is timed. Ours is compared as it is timed: it draws from its key, and float64
+is given the noise that the key identifies.
 """
 
-from __future__ import annotations
-
 import contextlib
-import copy
-import functools
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -22,9 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ddpm_fast as df
-from ddpm_fast import peers
+from benchmarks import peers
+from benchmarks.rows import Subject
+from ddpm_fast.formats.diffusers import scheduler
 from ddpm_fast.ops import dispatch as backend
 from ddpm_fast.samplers import ddpm_table
+from tests.support.composed_bound import per_sample_mean
 
 T = 1000
 TIMESTEP = 500  # of the reverse step: every t > 0 costs the same
@@ -36,8 +35,8 @@ Variant = Callable[[Tensor | None], tuple[Tensor, ...]]
 
 
 class Case(NamedTuple):
-    """One operation at one size. dtype: of x_0 and of what is made from it (uint8 x_0 makes float32). network: as it is
-    around a U-Net in bf16, whose output is bf16 and channels_last and whose input is bf16."""
+    """One op at one size. dtype: of x_0 and of what is made from it (uint8 x_0 makes float32). network: as it is around
+    a U-Net in bf16, whose output is bf16 and channels_last and whose input is bf16."""
 
     operation: str
     shape: tuple[int, ...]
@@ -49,31 +48,34 @@ class Case(NamedTuple):
     def elements(self) -> int:
         return math.prod(self.shape)
 
-    def __str__(self) -> str:
+    @property
+    def subject(self) -> Subject:
+        place, dtype = "x".join(map(str, self.shape)), str(self.dtype).removeprefix("torch.")
         layout = " channels_last" * self.channels_last + " network" * self.network
-        return f"{self.operation} {str(self.dtype).removeprefix('torch.')} {'x'.join(map(str, self.shape))}{layout}"
+        text, name = (f"{self.operation} {dtype}{where}{layout}" for where in (f" {place}", ""))
+        return Subject(self.operation, text, name, place, dtype, batch=self.shape[0])
+
+    def __str__(self) -> str:
+        return self.subject.text
 
 
 class Operation:
     """The inputs of a case on a device, its variants, and the result that float64 gives.
 
-    baselines: what stands beside ours, and the method that computes it. bytes_per_element: what must be read and
-    written however it is computed, each tensor once an op. normals: how many are drawn per element. grad: whether
-    autograd is on while it is timed.
+    peers: by label. bytes_per_element: what must be read and written however it is computed, each tensor once an op.
+    normals: how many are drawn per element. grad: whether autograd is on while it is timed. shared: what is made once
+    for all that have the same case: compiled functions and the peers' own objects.
     """
 
-    baselines: dict[str, str] = {  # noqa: RUF012
-        peers.DIFFUSERS: "diffusers",
-        peers.LUCIDRAINS: "lucidrains",
-        "torch": "eager",
-        "torch.compile": "compiled",
-    }
-    bytes_per_element: int
     normals = 1
     grad = False
+    bytes_per_element: int
+    ours: Variant
+    expected: Callable[[Tensor], tuple[Tensor, ...]]
 
-    def __init__(self, case: Case, device: torch.device):
-        self.case, self.device = case, device
+    def __init__(self, case: Case, device: torch.device, shared: dict[str, Any] | None = None):
+        self.case, self.device, self.shared = case, device, {} if shared is None else shared
+        self.peers: dict[str, Variant] = {}
         self.memory_format = torch.channels_last if case.channels_last else torch.contiguous_format
         self.generator = torch.Generator(device).manual_seed(0)
         self.compute_dtype = torch.float32 if case.dtype == torch.uint8 else case.dtype
@@ -82,53 +84,46 @@ class Operation:
         self.tolerance = TOLERANCE[self.output_dtype]  # the largest error that still counts as the same result
         self.key = self.new_key(0, df.Stream.TRAINING)
 
-    @classmethod
-    def labels(cls, ours: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """(what is measured, what it is measured against): ours under the names of cases.OURS, and the baselines."""
-        return ours, tuple(cls.baselines)
-
     def variant(self, label: str) -> Variant:
-        return getattr(self, self.baselines.get(label, "ours"))
+        return self.peers.get(label, self.ours)
 
     @contextlib.contextmanager
-    def running(self, label: str):
+    def running(self, label: str) -> Iterator[None]:
         """The backend and the gradient mode in which a variant is called."""
         chosen = df.use_backend(label) if label in backend.NAMES else contextlib.nullcontext()
         with chosen, torch.set_grad_enabled(self.grad):
             yield
 
-    def replica(self) -> Operation:
-        """The same case with the same values in memory of its own. What was compiled is shared."""
-        made = copy.copy(self)
-        for name, value in vars(self).items():
-            if isinstance(value, Tensor):
-                setattr(made, name, value.detach().clone().requires_grad_(value.requires_grad))
-        seed, ids, step = (tensor.clone() for tensor in (self.key.seed, self.key.sample_id, self.key.step))
-        made.key = df.NoiseKey(seed, ids, step, self.key.stream)
-        return made
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        if name not in self.shared:
+            self.shared[name] = make()
+        return self.shared[name]
 
     def randn(self, generator: torch.Generator) -> Tensor:
         z = torch.randn(self.case.shape, generator=generator, dtype=self.compute_dtype, device=self.device)
         return z.contiguous(memory_format=self.memory_format)
 
     def image(self) -> Tensor:
-        options = {"generator": self.generator, "device": self.device}
-        if self.case.dtype == torch.uint8:
-            x = torch.randint(0, 256, self.case.shape, dtype=torch.uint8, **options)
-        else:
-            x = (torch.rand(self.case.shape, **options) * 2 - 1).to(self.case.dtype)
+        x = torch.rand(self.case.shape, generator=self.generator, device=self.device)
+        x = (x * 256).to(torch.uint8) if self.case.dtype == torch.uint8 else (x * 2 - 1).to(self.case.dtype)
         return x.contiguous(memory_format=self.memory_format)
+
+    def timesteps(self, first: int = 0) -> Tensor:
+        return torch.randint(first, T, self.case.shape[:1], generator=self.generator, device=self.device)
 
     def as_output(self, x: Tensor) -> Tensor:
         """A tensor as the network gives it."""
         return x.to(self.output_dtype).contiguous(memory_format=self.output_format)
 
     def draw(self, noise: Tensor | None) -> Tensor:
-        """The baselines' own noise. In plain order always: torch's randn_like is 5x slower for channels_last."""
+        """The peers' own noise, always in plain order: torch's randn_like takes five times as long in channels_last."""
         return torch.randn(self.case.shape, dtype=self.compute_dtype, device=self.device) if noise is None else noise
 
     def new_key(self, seed: int, stream: int) -> df.NoiseKey:
         return df.NoiseKey.of(seed, self.case.shape[0], stream=stream, device=self.device)
+
+    def with_gradient(self, loss: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+        return loss.detach(), *torch.autograd.grad(loss.mean(), output)
 
     def next_samples(self) -> df.NoiseKey:
         """The key moved on to the next batch of training, in place: NoiseKey.of would wait for a GPU."""
@@ -136,43 +131,46 @@ class Operation:
         return self.key
 
     def next_step(self) -> df.NoiseKey:
-        """The key moved on to the sampler's next step, in place, as ddpm_fast.sample does."""
+        """The key moved on to the sampler's next step, in place, as sampling does."""
         self.key.step.add_(1)
         return self.key
 
-    def drawing(self, formula: Callable) -> Callable:
-        """torch.compile of formula(*inputs, noise), as run(noise, *inputs).
+    def compiled(self, formula: Callable, *inputs: Tensor) -> Variant:
+        """torch.compile of formula(*inputs, noise).
 
-        On a GPU None is drawn inside, where inductor fuses it; its own generator on the CPU was four times slower than
-        all of the plain variant, so that there the noise comes from outside.
+        On a GPU the noise is drawn inside, where inductor fuses it. On a CPU it comes from outside: there inductor's
+        own generator was four times slower than all of the plain variant.
         """
         shape, dtype, device = self.case.shape, self.compute_dtype, self.device
 
-        def run(noise: Tensor | None, *inputs: Tensor):
+        def run(noise: Tensor | None, *inputs: Tensor) -> tuple[Tensor, ...]:
             return formula(*inputs, torch.randn(shape, dtype=dtype, device=device) if noise is None else noise)
 
-        compiled = freshly_compiled(run)
+        compiled = self.once("compiled", lambda: peers.freshly_compiled(run))
         if device.type == "cuda":
-            return compiled
-        return lambda noise, *inputs: compiled(self.draw(noise), *inputs)
+            return lambda noise: compiled(noise, *inputs)
+        return lambda noise: compiled(self.draw(noise), *inputs)
 
-    @functools.cached_property
-    def scheduler(self):
-        return scheduler()
+    def scheduler(self) -> Any:
+        return self.once("scheduler", lambda: scheduler(df.GaussianDiffusion(df.Schedule.linear(T))))
 
-    @functools.cached_property
-    def lucid(self):
+    def lucidrains(self, groups: int = 1) -> nn.Module:
         """denoising-diffusion-pytorch's GaussianDiffusion around a network that answers with what it is given."""
         _, channels, *size = self.case.shape
-        return peers.lucidrains_diffusion(GivenOutput(channels), tuple(size)).to(self.device)
+
+        def make() -> nn.Module:
+            network = GivenOutput(channels, groups)
+            return peers.lucidrains_diffusion(network, tuple(size), learned=groups > 1).to(self.device)
+
+        return self.once("lucidrains", make)
 
     def error(self, label: str) -> float:
         """The largest deviation of a variant from expected(noise), in float64, over each result's largest value."""
-        if label in self.baselines:
+        if label in self.peers:
             noise = self.randn(torch.Generator(self.device).manual_seed(NOISE_SEED))
-            results = self.variant(label)(noise)
+            results = self.peers[label](noise)
         else:
-            results = self.variant(label)(None)
+            results = self.ours(None)
             with df.use_backend("reference"):
                 noise = df.ops.normal(self.key, self.case.shape[1:], memory_format=self.memory_format)
         pairs = zip(results, self.expected(noise), strict=True)
@@ -186,7 +184,7 @@ class GivenOutput(nn.Module):
 
     self_condition = False
 
-    def __init__(self, channels: int, groups: int = 1):
+    def __init__(self, channels: int, groups: int):
         super().__init__()
         self.channels, self.out_dim = channels, groups * channels
         self.tensors: dict[str, Tensor] = {}
@@ -196,26 +194,15 @@ class GivenOutput(nn.Module):
         return self.tensors["output"].to(x.dtype)
 
 
-def scheduler():
-    """diffusers' scheduler with the same betas as Schedule.linear(1000)."""
-    from diffusers import DDPMScheduler
-
-    made = DDPMScheduler(num_train_timesteps=T, variance_type="fixed_small", clip_sample=True)
-    made.set_timesteps(T)
-    return made
-
-
-def scaled(x0: Tensor) -> Tensor:
-    """Pixels as the networks read them; images that are float already pass."""
-    return x0.float() / 127.5 - 1 if x0.dtype == torch.uint8 else x0
+def scaled(x0: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Pixels as the networks read them; images that are float already pass, but for float64."""
+    if x0.dtype == torch.uint8:
+        return x0.to(dtype) / 127.5 - 1
+    return x0.double() if dtype == torch.float64 else x0
 
 
 def exact(x0: Tensor) -> Tensor:
-    return x0.double() / 127.5 - 1 if x0.dtype == torch.uint8 else x0.double()
-
-
-def per_sample_mean(x: Tensor) -> Tensor:
-    return x.mean(dim=tuple(range(1, x.ndim)))
+    return scaled(x0, torch.float64)
 
 
 def noised(x0: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> Tensor:
@@ -236,194 +223,144 @@ def stepped(x: Tensor, output: Tensor, row: Tensor, noise: Tensor) -> Tensor:
     return b_x * x + b_x0 * x0 + sigma * noise
 
 
-def freshly_compiled(formula):
-    """torch.compile of a formula for one case. After eight recompilations of one function dynamo gives up and runs it
-    uncompiled, which would make the baseline a straw man: so every case starts anew."""
-    torch.compiler.reset()
-    return torch.compile(formula, dynamic=False)
+# --- the ops: each function gives an Operation its variants
 
 
-class QSample(Operation):
+def q_sample(op: Operation) -> None:
     """x_t from x_0: noise, then DDPMScheduler.add_noise or what takes its place."""
-
-    def __init__(self, case: Case, device: torch.device):
-        super().__init__(case, device)
-        self.x0 = self.image()
-        self.t = torch.randint(0, T, case.shape[:1], generator=self.generator, device=device)
-        self.diffusion = df.GaussianDiffusion(df.Schedule.linear(T))
-        self.exact_table = self.diffusion.schedule.q_sample_table().to(device)
-        self.table = self.exact_table.float()
-        self.bytes_per_element = self.x0.itemsize + self.output_dtype.itemsize
-
-    @functools.cached_property
-    def compiled_formula(self):
-        dtype = self.output_dtype
-        return self.drawing(lambda x0, t, table, noise: noised(x0, t, table, noise).to(dtype))
-
-    def ours(self, noise: None) -> tuple[Tensor, ...]:
-        return (self.diffusion.q_sample(self.x0, self.t, self.next_samples(), self.output_dtype),)
-
-    def diffusers(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        return (self.scheduler.add_noise(scaled(self.x0), self.draw(noise), self.t).to(self.output_dtype),)
-
-    def lucidrains(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        return (self.lucid.q_sample(scaled(self.x0), self.t, noise=self.draw(noise)).to(self.output_dtype),)
-
-    def eager(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        return (noised(self.x0, self.t, self.table, self.draw(noise)).to(self.output_dtype),)
-
-    def compiled(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        return (self.compiled_formula(noise, self.x0, self.t, self.table),)
-
-    def expected(self, noise: Tensor) -> tuple[Tensor, ...]:
-        return (noised(exact(self.x0), self.t, self.exact_table, noise.double()),)
+    x0, t, diffusion, table, exact_table = noising(op)
+    dtype = op.output_dtype
+    op.bytes_per_element = x0.itemsize + dtype.itemsize
+    op.ours = lambda _: (diffusion.q_sample(x0, t, op.next_samples(), dtype),)
+    op.peers = {
+        peers.DIFFUSERS: lambda z: (op.scheduler().add_noise(scaled(x0), op.draw(z), t).to(dtype),),
+        peers.LUCIDRAINS: lambda z: (op.lucidrains().q_sample(scaled(x0), t, noise=op.draw(z)).to(dtype),),
+        "torch": lambda z: (noised(x0, t, table, op.draw(z)).to(dtype),),
+        "torch.compile": op.compiled(lambda x0, t, table, z: (noised(x0, t, table, z).to(dtype),), x0, t, table),
+    }
+    op.expected = lambda noise: (noised(exact(x0), t, exact_table, noise.double()),)
 
 
-class TrainingLoss(QSample):
+def noising(op: Operation) -> tuple:
+    """(x_0, t, the diffusion, its table of signal and sigma in float32, the same in float64)"""
+    x0, t, diffusion = op.image(), op.timesteps(), df.GaussianDiffusion(df.Schedule.linear(T))
+    exact_table = diffusion.schedule.q_sample_table().to(op.device)
+    return x0, t, diffusion, exact_table.float(), exact_table
+
+
+def training_loss(op: Operation) -> None:
     """All of a training step but the network: noise, x_t, each sample's loss, and its mean's gradient in the output."""
+    x0, t, diffusion, table, exact_table = noising(op)
+    output = op.as_output(op.randn(op.generator)).requires_grad_()
+    op.grad = True
+    # x_0 twice; x_t; the output, what the forward keeps for the backward (written and read), the gradient
+    op.bytes_per_element = 2 * x0.itemsize + op.compute_dtype.itemsize + 4 * op.output_dtype.itemsize
 
-    grad = True
+    def with_gradient(x_t: Tensor, loss: Tensor) -> tuple[Tensor, ...]:
+        return x_t, *op.with_gradient(loss, output)
 
-    def __init__(self, case: Case, device: torch.device):
-        super().__init__(case, device)
-        self.output = self.as_output(self.randn(self.generator)).requires_grad_()
-        # x_0 twice; x_t; the output, what the forward keeps for the backward (written and read), the gradient
-        self.bytes_per_element = 2 * self.x0.itemsize + self.compute_dtype.itemsize + 4 * self.output_dtype.itemsize
+    def ours(_: None) -> tuple[Tensor, ...]:
+        key = op.next_samples()
+        x_t = diffusion.q_sample(x0, t, key)
+        return with_gradient(x_t, diffusion.training_losses(output, x0, t, key))
 
-    @functools.cached_property
-    def compiled_formula(self):
-        return self.drawing(noised_and_scored)
+    def diffusers(noise: Tensor | None) -> tuple[Tensor, ...]:
+        z = op.draw(noise)
+        x_t = op.scheduler().add_noise(scaled(x0), z, t)
+        return with_gradient(x_t, per_sample_mean(F.mse_loss(output.to(z.dtype), z, reduction="none")))
 
-    def with_gradient(self, x_t: Tensor, loss: Tensor) -> tuple[Tensor, ...]:
-        return x_t, loss.detach(), *torch.autograd.grad(loss.mean(), self.output)
+    def lucidrains(noise: Tensor | None) -> tuple[Tensor, ...]:
+        chain = op.lucidrains()
+        chain.model.tensors["output"] = output
+        loss = chain.p_losses(scaled(x0), t, noise=op.draw(noise), loss_reduction="none")
+        return with_gradient(chain.model.tensors["x_t"], loss)
 
-    def ours(self, noise: None) -> tuple[Tensor, ...]:
-        key = self.next_samples()
-        x_t = self.diffusion.q_sample(self.x0, self.t, key)
-        return self.with_gradient(x_t, self.diffusion.training_losses(self.output, self.x0, self.t, key))
+    def expected(noise: Tensor) -> tuple[Tensor, ...]:
+        residual = output.detach().double() - noise.double()
+        x_t = noised(exact(x0), t, exact_table, noise.double())
+        return x_t, per_sample_mean(residual.square()), 2 * residual / op.case.elements
 
-    def diffusers(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        z = self.draw(noise)
-        x_t = self.scheduler.add_noise(scaled(self.x0), z, self.t)
-        return self.with_gradient(x_t, per_sample_mean(F.mse_loss(self.output.to(z.dtype), z, reduction="none")))
-
-    def lucidrains(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        tensors = self.lucid.model.tensors
-        tensors["output"] = self.output
-        loss = self.lucid.p_losses(scaled(self.x0), self.t, noise=self.draw(noise), loss_reduction="none")
-        return self.with_gradient(tensors["x_t"], loss)
-
-    def eager(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        return self.with_gradient(*noised_and_scored(self.x0, self.t, self.table, self.output, self.draw(noise)))
-
-    def compiled(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        return self.with_gradient(*self.compiled_formula(noise, self.x0, self.t, self.table, self.output))
-
-    def expected(self, noise: Tensor) -> tuple[Tensor, ...]:
-        residual = self.output.detach().double() - noise.double()
-        return *super().expected(noise), per_sample_mean(residual.square()), 2 * residual / self.case.elements
+    compiled = op.compiled(noised_and_scored, x0, t, table, output)
+    op.ours, op.expected = ours, expected
+    op.peers = {
+        peers.DIFFUSERS: diffusers,
+        peers.LUCIDRAINS: lucidrains,
+        "torch": lambda z: with_gradient(*noised_and_scored(x0, t, table, output, op.draw(z))),
+        "torch.compile": lambda z: with_gradient(*compiled(z)),
+    }
 
 
-class ReverseStep(Operation):
+def reverse_step(op: Operation) -> None:
     """x_{t-1} from x_t and the network's output, fixed_small variance, x_0 clipped: DDPMScheduler.step or its like.
 
     Around a network in bf16 the state stays in float32, and the network gets a copy of it.
     """
+    x, output, network = op.randn(op.generator), op.as_output(op.randn(op.generator)), op.case.network
+    diffusion, row = df.GaussianDiffusion(df.Schedule.linear(T), variance="fixed_small"), T - 1 - TIMESTEP
+    exact_table = ddpm_table(diffusion).coefficients.to(op.device)
+    table = exact_table.float()
+    step, model_dtype = torch.tensor(row, device=op.device), op.output_dtype if network else None
+    op.key = op.new_key(0, df.Stream.REVERSE)
+    op.bytes_per_element = 2 * x.itemsize + output.itemsize * (2 if network else 1)
 
-    def __init__(self, case: Case, device: torch.device):
-        super().__init__(case, device)
-        self.x, self.output = self.randn(self.generator), self.as_output(self.randn(self.generator))
-        diffusion = df.GaussianDiffusion(df.Schedule.linear(T), variance="fixed_small")
-        self.exact_table = ddpm_table(diffusion).coefficients.to(device)
-        self.table = self.exact_table.float()
-        self.row = T - 1 - TIMESTEP
-        self.step = torch.tensor(self.row, device=device)
-        self.key = self.new_key(0, df.Stream.REVERSE)
-        self.bytes_per_element = 2 * self.x.itemsize + self.output.itemsize * (2 if case.network else 1)
+    def with_copy(x: Tensor) -> tuple[Tensor, ...]:
+        return (x, x.to(op.output_dtype)) if network else (x,)
 
-    def with_copy(self, x: Tensor) -> tuple[Tensor, ...]:
-        return (x, x.to(self.output_dtype)) if self.case.network else (x,)
+    def ours(_: None) -> tuple[Tensor, ...]:
+        made = df.ops.reverse_step(x, output, table, step, op.next_step(), model_dtype=model_dtype)
+        return (made.x, made.x_model) if network else (made.x,)
 
-    @functools.cached_property
-    def compiled_formula(self):
-        return self.drawing(lambda x, output, row, noise: self.with_copy(stepped(x, output, row, noise)))
-
-    def ours(self, noise: None) -> tuple[Tensor, ...]:
-        model_dtype = self.output_dtype if self.case.network else None
-        made = df.ops.reverse_step(
-            *(self.x, self.output, self.table, self.step, self.next_step()), model_dtype=model_dtype
-        )
-        return (made.x, made.x_model) if self.case.network else (made.x,)
-
-    def diffusers(self, noise: Tensor | None) -> tuple[Tensor, ...]:
+    def diffusers(noise: Tensor | None) -> tuple[Tensor, ...]:
         # It takes no noise, but a generator in the same state draws the noise that error() made.
-        generator = None if noise is None else torch.Generator(self.device).manual_seed(NOISE_SEED)
-        t = self.scheduler.timesteps[self.row]
-        return (self.scheduler.step(self.output, t, self.x, generator=generator).prev_sample,)
+        generator = None if noise is None else torch.Generator(op.device).manual_seed(NOISE_SEED)
+        scheduler = op.scheduler()
+        return (scheduler.step(output, scheduler.timesteps[row], x, generator=generator).prev_sample,)
 
-    def lucidrains(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        self.lucid.model.tensors["output"] = self.output
-        if noise is None:
-            return (self.lucid.p_sample(self.x, TIMESTEP)[0],)
+    def lucidrains(noise: Tensor | None) -> tuple[Tensor, ...]:
         # It takes no noise and no generator: where it is compared, its randn_like gives what error() made.
-        with mock.patch.object(torch, "randn_like", return_value=noise):
-            return (self.lucid.p_sample(self.x, TIMESTEP)[0],)
+        given = contextlib.nullcontext() if noise is None else mock.patch.object(torch, "randn_like", lambda _: noise)
+        chain = op.lucidrains()
+        chain.model.tensors["output"] = output
+        with given:
+            return (chain.p_sample(x, TIMESTEP)[0],)
 
-    # A row by its number: the loops that are compared with count their steps on the host.
-    def eager(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        return self.with_copy(stepped(self.x, self.output, self.table[self.row], self.draw(noise)))
+    def expected(noise: Tensor) -> tuple[Tensor, ...]:
+        made = stepped(x.double(), output.double(), exact_table[row], noise.double())
+        return (made, made) if network else (made,)
 
-    def compiled(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        return self.compiled_formula(noise, self.x, self.output, self.table[self.row])
+    op.ours, op.expected = ours, expected
+    # The peers take a row by its number: their loops count their steps on the host.
+    op.peers = {
+        peers.DIFFUSERS: diffusers,
+        peers.LUCIDRAINS: lucidrains,
+        "torch": lambda z: with_copy(stepped(x, output, table[row], op.draw(z))),
+        "torch.compile": op.compiled(lambda *inputs: with_copy(stepped(*inputs)), x, output, table[row]),
+    }
 
-    def expected(self, noise: Tensor) -> tuple[Tensor, ...]:
-        row = self.exact_table[self.row]
-        x = stepped(self.x.double(), self.output.double(), row, noise.double())
-        return (x, x) if self.case.network else (x,)
 
-
-class Normal(Operation):
-    """Standard normals, written to a new tensor. Nothing is given, so they are held to N(0, 1) by their moments."""
-
-    baselines: dict[str, str] = {"torch": "eager"}  # noqa: RUF012
-
-    def __init__(self, case: Case, device: torch.device):
-        super().__init__(case, device)
-        self.tolerance = 6.0  # standard errors
-        self.bytes_per_element = self.compute_dtype.itemsize
-
-    def ours(self, noise: None) -> tuple[Tensor, ...]:
-        return (df.ops.normal(self.next_step(), self.case.shape[1:], dtype=self.compute_dtype),)
-
-    def eager(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        return (self.draw(noise),)
+class Moments(Operation):
+    """Of random values alone there is no exact result: the error is that of their moments, in standard errors."""
 
     def error(self, label: str) -> float:
         z = self.variant(label)(None)[0].double()
         return max(abs(float(z.mean())), abs(float(z.square().mean()) - 1) / 2**0.5) * self.case.elements**0.5
 
 
-class Copy(Operation):
+def normal(op: Operation) -> None:
+    """Standard normals, written to a new tensor."""
+    op.tolerance = 6.0
+    op.bytes_per_element = op.compute_dtype.itemsize
+    op.normals = 0  # the ceiling of the normals is made of this op itself
+    op.ours = lambda _: (df.ops.normal(op.next_step(), op.case.shape[1:], dtype=op.compute_dtype),)
+    op.peers = {"torch": lambda z: (op.draw(z),)}
+
+
+def copy(op: Operation) -> None:
     """The ceiling: a read and a write of every element, into a tensor that exists and into a new one."""
-
-    baselines: dict[str, str] = {"copy_": "into", "clone": "anew"}  # noqa: RUF012
-    normals = 0
-
-    def __init__(self, case: Case, device: torch.device):
-        super().__init__(case, device)
-        self.source = self.image()
-        self.target = torch.zeros_like(self.source)
-        self.bytes_per_element = 2 * self.source.itemsize
-
-    @classmethod
-    def labels(cls, ours: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        return ("copy_",), ("clone",)
-
-    def into(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        return (self.target.copy_(self.source),)
-
-    def anew(self, noise: Tensor | None) -> tuple[Tensor, ...]:
-        return (self.source.clone(),)
-
-    def expected(self, noise: Tensor) -> tuple[Tensor, ...]:
-        return (self.source.double(),)
+    source = op.image()
+    target = torch.zeros_like(source)
+    op.normals = 0
+    op.bytes_per_element = 2 * source.itemsize
+    op.ours = lambda _: (target.copy_(source),)
+    op.peers = {"clone": lambda _: (source.clone(),)}
+    op.expected = lambda _: (source.double(),)

@@ -1,14 +1,15 @@
-"""The libraries that ours stands beside: which, whether they can be used here, and how they are set up."""
-
-from __future__ import annotations
+"""The libraries that ours is compared with: which, whether they can be used here, and how they are set up."""
 
 import contextlib
 import functools
 import importlib
 import importlib.util
 import io
+from collections.abc import Callable, Iterator
+from unittest import mock
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 DIFFUSERS = "diffusers"
 LUCIDRAINS = "denoising-diffusion-pytorch"
@@ -26,9 +27,7 @@ def absent(peer: str) -> str:
     try:
         importlib.import_module(module)
         if peer == DIFFUSERS:
-            importlib.import_module(
-                "diffusers.models.unets.unet_2d"
-            )  # diffusers loads its parts when they are asked for
+            importlib.import_module("diffusers.models.unets.unet_2d")  # it loads its parts when they are asked for
     except Exception as error:  # whatever a library's import may raise, it is that library which is absent
         first = f"{type(error).__name__}: {str(error).strip()}".splitlines()[-1]
         hint = " (torchvision and torch must come from the same index)" if "torchvision" in str(error) else ""
@@ -37,7 +36,7 @@ def absent(peer: str) -> str:
 
 
 @contextlib.contextmanager
-def silent():
+def silent() -> Iterator[None]:
     """Inside, what a peer prints, its progress bars among it, is not shown."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
@@ -62,3 +61,39 @@ def lucidrains_diffusion(
         ddim_sampling_eta=1.0,
         auto_normalize=False,
     )
+
+
+def lucidrains_network(size: str, channels: int) -> nn.Module:
+    """denoising-diffusion-pytorch's own Unet for a size of networks.py: it cannot hold our weights. That of its README,
+    which at CIFAR-10's size has as many parameters as the network of Ho et al., and smaller ones for smaller ones."""
+    from denoising_diffusion_pytorch import Unet
+
+    return Unet(channels=channels, **lucidrains_options(size))
+
+
+def lucidrains_options(size: str) -> dict:
+    smaller = {"digits": {"dim": 32, "dim_mults": (1, 2, 4)}, "quick": {"dim": 32, "dim_mults": (1, 2)}}
+    return smaller.get(size, {"dim": 64, "dim_mults": (1, 2, 4, 8), "flash_attn": True})
+
+
+@contextlib.contextmanager
+def given_noise(normals: Iterator[Tensor]) -> Iterator[None]:
+    """Inside, diffusers draws these normals, one tensor after the other."""
+    from diffusers.pipelines.ddpm import pipeline_ddpm
+    from diffusers.schedulers import scheduling_ddpm
+
+    def drawn(shape, generator=None, device=None, dtype=None, layout=None) -> Tensor:
+        return next(normals).to(dtype or torch.float32)
+
+    with (
+        mock.patch.object(scheduling_ddpm, "randn_tensor", drawn),
+        mock.patch.object(pipeline_ddpm, "randn_tensor", drawn),
+    ):
+        yield
+
+
+def freshly_compiled(formula: Callable) -> Callable:
+    """torch.compile of a formula for one case. After eight recompilations of one function dynamo gives up and runs it
+    uncompiled, which would make the peer a straw man: so every case starts anew."""
+    torch.compiler.reset()
+    return torch.compile(formula, dynamic=False)

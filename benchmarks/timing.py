@@ -5,8 +5,6 @@ is timed between two events: calls from Python, which a loop without CUDA graphs
 which leave the kernels and the gaps between them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import time
@@ -95,18 +93,13 @@ def _repeated(run: Call, calls: int, device: torch.device) -> Batch:
     if device.type != "cuda":
         return Batch(run, calls)
     seconds = min(seconds_of(run, device) for _ in range(WARMUP))
-    repeats = repeats_for(seconds)
+    repeats = max(1, min(MAX_REPEATS, math.ceil(BATCH_SECONDS / max(seconds, 1e-9))))
 
     def repeated() -> None:
         for _ in range(repeats):
             run()
 
     return Batch(repeated, calls * repeats)
-
-
-def repeats_for(seconds: float) -> int:
-    """How often a run of so many seconds is repeated to fill BATCH_SECONDS."""
-    return max(1, min(MAX_REPEATS, math.ceil(BATCH_SECONDS / max(seconds, 1e-9))))
 
 
 def interleaved(batches: Sequence[Batch], rounds: int, device: torch.device, warmup: int = WARMUP) -> np.ndarray:
@@ -127,12 +120,6 @@ def median_interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def ratio(baseline: np.ndarray, measured: np.ndarray) -> dict:
-    """What is said of two columns of interleaved(): the median of the rounds' ratios, and its interval."""
-    return {"speedup": float(np.median(baseline / measured)), "speedup_95": median_interval(baseline / measured)}
-
-
 def rotation(bytes_per_call: int, l2_bytes: int) -> int:
     """How many sets of tensors, used in turn, leave none of a set in the L2 when its turn comes again."""
-    wanted = L2_TIMES * l2_bytes
-    return 1 if bytes_per_call >= wanted else math.ceil(wanted / max(1, bytes_per_call))
+    return math.ceil(L2_TIMES * l2_bytes / max(1, bytes_per_call))

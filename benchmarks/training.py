@@ -1,146 +1,200 @@
-"""A training step, data in to weights out: ours beside the steps that one would write or call otherwise.
+"""A training step, data in to weights out: ours compared with the steps that one would write or call otherwise.
 
 All keep an average of their weights and clip the gradient. Plain torch on our network, as the reference codes have it;
 diffusers' documented loop on its own network with the same weights; and denoising-diffusion-pytorch's Trainer on its
 own network, which cannot hold these, from image files, which is the only way in that it has.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from ddpm_fast.comparison import COMPILED, Case, Comparison, uncompiled
-from ddpm_fast.operations import freshly_compiled, noised, scaled
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import ddpm_fast as df
-from ddpm_fast import networks, peers
+from benchmarks import peers
+from benchmarks.comparison import COMPILED, WAYS, Comparison
+from benchmarks.operations import noised, scaled
 from ddpm_fast.data import Dataset, batch_indices
-from ddpm_fast.loops import sampling
+from ddpm_fast.formats.diffusers import same_weights, scheduler
 from ddpm_fast.loops.training import TrainConfig, Trainer
 
-# Of the first loss.
-TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
+TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # of the first loss
 IMAGES = 512  # in the dataset, at least, of random pixels; four batches where that is more
 LEAST_BATCH = 16  # denoising-diffusion-pytorch's Trainer takes no smaller ones
-# What a step reads and writes of each parameter beside the network's passes: the clipping 2, AdamW 7, the average 3.
+# What a step reads and writes of each parameter besides the network's passes: the clipping 2, AdamW 7, the average 3.
 PASSES_OF_PARAMETERS = 12
 
 
-class PlainTraining:
-    """A training step as the reference codes have it, on a copy of a network."""
+@dataclasses.dataclass
+class PlainStep:
+    """A training step in plain torch. call: of the network, (x_t, t, labels). batches: of images and labels. noised,
+    target: of (images, t, noise). average: keeps the average of the weights."""
 
-    def __init__(self, model: nn.Module, diffusion: df.GaussianDiffusion, config: TrainConfig, dataset: Dataset):
-        self.model, self.config, self.dataset = copy.deepcopy(model), config, dataset
-        self.device = next(model.parameters()).device
-        self.v_prediction = diffusion.objective.prediction == "v"
-        self.table = diffusion.schedule.q_sample_table().to(self.device, torch.float32)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        self.average = [parameter.detach().clone() for parameter in self.model.parameters()]
+    model: nn.Module
+    config: TrainConfig
+    call: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    batches: Callable[[], tuple[Tensor, Tensor | None]]
+    noised: Callable[[Tensor, Tensor, Tensor], Tensor]
+    target: Callable[[Tensor, Tensor, Tensor], Tensor]
+    average: Callable[[], None]
+    timesteps: int
 
-    def output(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        return self.model(x_t, t, labels)
+    def __post_init__(self):
+        self.device = next(self.model.parameters()).device
+        options = {"lr": self.config.lr, "weight_decay": self.config.weight_decay}
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), **options)
 
-    def noised(self, images: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        return noised(images, t, self.table, noise)
-
-    def target(self, images: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        if not self.v_prediction:
-            return noise
-        signal, sigma = self.table[t][:, :, None, None, None].unbind(1)
-        return signal * noise - sigma * scaled(images)
-
-    def loss(self, images: Tensor, t: Tensor, noise: Tensor, labels: Tensor | None) -> Tensor:
+    def loss(self, images: Tensor, t: Tensor, noise: Tensor, labels: Tensor | None, autocast: bool) -> Tensor:
         x_t = self.noised(images, t, noise)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            output = self.output(x_t, t, labels)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
+            output = self.call(x_t, t, labels)
         return F.mse_loss(output.float(), self.target(images, t, noise))
 
-    def batch(self) -> tuple[Tensor, Tensor | None]:
-        return self.dataset.batch(torch.randint(len(self.dataset), (self.config.batch_size,)))
-
-    def average_weights(self) -> None:
-        with torch.no_grad():
-            for average, parameter in zip(self.average, self.model.parameters(), strict=True):
-                average.mul_(self.config.ema_decay).add_(parameter, alpha=1 - self.config.ema_decay)
-
-    def step(self) -> None:
-        images, labels = (None if part is None else part.to(self.device) for part in self.batch())
-        t = torch.randint(self.table.shape[0], (len(images),), device=self.device)
+    def __call__(self) -> None:
+        images, labels = (None if part is None else part.to(self.device) for part in self.batches())
+        t = torch.randint(self.timesteps, (len(images),), device=self.device)
+        noise = torch.randn(images.shape, device=self.device)
         self.optimizer.zero_grad(set_to_none=True)
-        self.loss(images, t, torch.randn(images.shape, device=self.device), labels).backward()
+        self.loss(images, t, noise, labels, autocast=self.config.precision == "bf16").backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.optimizer.step()
-        self.average_weights()
+        self.average()
 
 
-class DiffusersTraining(PlainTraining):
-    """The loop of diffusers' unconditional training example with its EMA: DataLoader, DDPMScheduler.add_noise and
-    get_velocity, UNet2DModel, EMAModel. compiled: whether the network is."""
+def reference_step(made: df.UNet, diffusion: df.GaussianDiffusion, config: TrainConfig, data: Dataset) -> PlainStep:
+    """As the reference codes have it, on a copy of our network."""
+    model = copy.deepcopy(made)
+    table = diffusion.schedule.q_sample_table().to(model.conv_in.weight.device, torch.float32)
+    averages = [parameter.detach().clone() for parameter in model.parameters()]
 
-    def __init__(
-        self,
-        model: nn.Module,
-        diffusion: df.GaussianDiffusion,
-        config: TrainConfig,
-        dataset: Dataset,
-        compiled: bool = False,
-    ):
-        from diffusers.training_utils import EMAModel
+    def velocity(images: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        signal, sigma = table[t][:, :, None, None, None].unbind(1)
+        return signal * noise - sigma * scaled(images)
 
-        super().__init__(networks.same_weights(model), diffusion, config, dataset)
-        self.model.train()
-        self.called = freshly_compiled(self.model) if compiled else self.model
-        self.chain = sampling.peer_scheduler(diffusion, diffusion.num_timesteps)
-        self.average = EMAModel(self.model.parameters(), decay=config.ema_decay)
-        self.batches = self._batches()
+    @torch.no_grad()
+    def average() -> None:
+        for average, parameter in zip(averages, model.parameters(), strict=True):
+            average.mul_(config.ema_decay).add_(parameter, alpha=1 - config.ema_decay)
 
-    def _batches(self) -> Iterator[list[Tensor]]:
-        parts = [part for part in (self.dataset.images, self.dataset.labels) if part is not None]
-        loader = DataLoader(TensorDataset(*parts), self.config.batch_size, shuffle=True, drop_last=True)
-        return itertools.chain.from_iterable(itertools.repeat(loader))
-
-    def output(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        return self.called(x_t, t, class_labels=labels).sample
-
-    def noised(self, images: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        return self.chain.add_noise(scaled(images), noise, t)
-
-    def target(self, images: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        return self.chain.get_velocity(scaled(images), noise, t) if self.v_prediction else noise
-
-    def batch(self) -> tuple[Tensor, Tensor | None]:
-        images, *labels = next(self.batches)
-        return images, labels[0] if labels else None
-
-    def average_weights(self) -> None:
-        self.average.step(self.model.parameters())
+    return PlainStep(
+        model=model,
+        config=config,
+        call=model,
+        batches=lambda: data.batch(torch.randint(len(data), (config.batch_size,))),
+        noised=lambda images, t, noise: noised(images, t, table, noise),
+        target=velocity if diffusion.objective.prediction == "v" else lambda images, t, noise: noise,
+        average=average,
+        timesteps=len(table),
+    )
 
 
-def lucidrains_trainer(size: str, config: TrainConfig, dataset: Dataset, folder: Path):
-    """denoising-diffusion-pytorch's Trainer on its own network, and on the dataset's images as files in a folder."""
+def diffusers_step(
+    made: df.UNet, diffusion: df.GaussianDiffusion, config: TrainConfig, data: Dataset, compiled: bool = False
+) -> PlainStep:
+    """The loop of diffusers' unconditional training example with its EMA, on its own network with our weights."""
+    from diffusers.training_utils import EMAModel
+
+    model, chain = same_weights(made).train(), scheduler(diffusion)
+    average = EMAModel(model.parameters(), decay=config.ema_decay)
+    called = peers.freshly_compiled(model) if compiled else model
+    parts = [part for part in (data.images, data.labels) if part is not None]
+    loader = DataLoader(TensorDataset(*parts), config.batch_size, shuffle=True, drop_last=True)
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+
+    def target(images: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        return chain.get_velocity(scaled(images), noise, t) if diffusion.objective.prediction == "v" else noise
+
+    return PlainStep(
+        model=model,
+        config=config,
+        call=lambda x_t, t, labels: called(x_t, t, class_labels=labels).sample,
+        batches=lambda: (*next(batches), None)[:2],
+        noised=lambda images, t, noise: chain.add_noise(scaled(images), noise, t),
+        target=target,
+        average=lambda: average.step(model.parameters()),
+        timesteps=diffusion.num_timesteps,
+    )
+
+
+def add_variants(made: Comparison) -> None:
+    """Add the variants of case.steps training steps, compared by the first loss of those with the same weights."""
+    case, device, diffusion, n = made.case, made.device, made.diffusion, made.case.batch
+    network = dataclasses.replace(made.config, dropout=0.0)
+    made.counts["flops"] = n * made.work.training_flops
+    made.counts["bytes"] = 3 * made.work.bytes(n, case.torch_dtype.itemsize)
+    made.counts["bytes"] += 4 * PASSES_OF_PARAMETERS * made.work.parameters
+    made.counts["normals"] = 2 * n * network.in_channels * network.image_size**2  # for x_t, and again for the loss
+    config = TrainConfig(batch_size=n, precision=case.dtype, label_drop=0.0)
+    size = (max(IMAGES, 4 * n), *made.shape[1:])
+    images = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(len(images)) % network.num_classes if network.num_classes else None
+    data = Dataset(images, labels, None, "random pixels")
+
+    def several(step: Callable[[], object]) -> Callable[[], None]:
+        def run() -> None:
+            for _ in range(case.steps):
+                step()
+
+        return run
+
+    trainers = {
+        label: Trainer(network, diffusion, config, data, device, **options)
+        for label, options in WAYS[device.type].items()
+    }
+    for trainer in trainers.values():
+        trainer.model.load_state_dict(made.model.state_dict())
+    first = next(iter(trainers.values()))
+    plain = {"torch": reference_step(first.model, diffusion, config, data)}
+    if made.has(peers.DIFFUSERS):
+        plain[peers.DIFFUSERS] = diffusers_step(first.model, diffusion, config, data)
+        if made.compiles():
+            plain[COMPILED] = diffusers_step(first.model, diffusion, config, data, compiled=True)
+    # The first batch as ours draws it: its timesteps, noise and images.
+    key = df.NoiseKey.of(config.seed, n, stream=df.Stream.TRAINING, device=device)
+    t, _ = first.timestep_sampler.sample(dataclasses.replace(key, stream=df.Stream.TIMESTEP))
+    batch = data.batch(batch_indices(config.seed, 0, n, len(data)))
+    pixels, classes = (None if part is None else part.to(device) for part in batch)
+    noise = df.ops.normal(key, size[1:])
+    truth = plain["torch"].loss(pixels, t, noise, classes, autocast=False).detach()
+    for label, step in plain.items():
+        made.runs[label] = several(step)
+        loss = step.loss(pixels, t, noise, classes, autocast=case.dtype == "bf16").detach()
+        made.compare(label, loss, truth, TOLERANCE[case.dtype])
+    for label, trainer in trainers.items():  # last, as what is compared is a step that changes the weights
+        made.ours.append(label)
+        made.runs[label] = several(trainer.train_step)
+        made.compare(label, trainer.train_step()[0], truth, TOLERANCE[case.dtype])
+    if made.has(peers.LUCIDRAINS):
+        _add_lucidrains(made, config, data)
+
+
+def _add_lucidrains(made: Comparison, config: TrainConfig, data: Dataset) -> None:
+    """denoising-diffusion-pytorch's Trainer on its own network, and on the images as files in a folder."""
+    if made.device.type == "cpu" and torch.cuda.is_available():
+        made.absent(peers.LUCIDRAINS, "its Trainer takes the GPU where there is one")
+        return
+    if made.case.batch < LEAST_BATCH:
+        made.absent(peers.LUCIDRAINS, f"its Trainer takes batches of at least {LEAST_BATCH}")
+        return
     from accelerate.state import AcceleratorState
     from denoising_diffusion_pytorch import Trainer as TheirTrainer
 
     AcceleratorState._reset_state()  # it holds one precision a process, and a run has both
-    pictures = folder / "images"
-    pictures.mkdir()
-    channels, side = dataset.images.shape[1:3]
-    for i, image in enumerate(dataset.images.permute(0, 2, 3, 1).numpy()):
-        Image.fromarray(image.squeeze(-1) if channels == 1 else image).save(pictures / f"{i}.png")
-    model = networks.lucidrains_network(size, channels)
-    return TheirTrainer(
-        peers.lucidrains_diffusion(model, side),
-        str(pictures),
+    folder = tempfile.TemporaryDirectory()
+    for i, image in enumerate(data.images.permute(0, 2, 3, 1).numpy()):
+        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(Path(folder.name) / f"{i}.png")
+    network = peers.lucidrains_network(made.case.size, made.config.in_channels)
+    trainer = TheirTrainer(
+        peers.lucidrains_diffusion(network, made.config.image_size),
+        folder.name,
         train_batch_size=config.batch_size,
         train_lr=config.lr,
         train_num_steps=0,
@@ -152,93 +206,13 @@ def lucidrains_trainer(size: str, config: TrainConfig, dataset: Dataset, folder:
         mixed_precision_type="bf16",
         save_and_sample_every=2**62,
         calculate_fid=False,
-        results_folder=str(folder / "results"),
+        results_folder=str(Path(folder.name) / "results"),
     )
-
-
-def build(case: Case, device: torch.device, compiling: bool) -> Comparison:
-    """case.steps training steps: the variants of a case, compared by the first loss of those with the same weights."""
-    made, n = networks.network(case.size), case.batch
-    network, diffusion = dataclasses.replace(made.model.config, dropout=0.0), made.diffusion
-    work = networks.work(network)
-    elements = network.in_channels * network.image_size**2
-    comparison = Comparison(
-        case,
-        flops=n * work.training_flops,
-        bytes=3 * work.bytes(n, case.torch_dtype.itemsize) + 4 * PASSES_OF_PARAMETERS * work.parameters,
-        normals=2 * n * elements,  # for x_t, and again for the loss
-    )
-    config = TrainConfig(batch_size=n, precision=case.dtype, label_drop=0.0)
-    generator = torch.Generator().manual_seed(0)
-    size = (max(IMAGES, 4 * n), network.in_channels, network.image_size, network.image_size)
-    images = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
-    labels = torch.arange(len(images)) % network.num_classes if network.num_classes else None
-    dataset = Dataset(images, labels, None, "random pixels")
-    tolerance = TOLERANCE[case.dtype]
-
-    def several(step: Callable[[], object]) -> Callable[[], None]:
-        def run() -> None:
-            for _ in range(case.steps):
-                step()
-
-        return run
-
-    trainers = {
-        label: Trainer(network, diffusion, config, dataset, device, **options)
-        for label, options in sampling.WAYS[device.type].items()
-    }
-    weights = made.model.state_dict()
-    for trainer in trainers.values():
-        trainer.model.load_state_dict(weights)
-    first = next(iter(trainers.values()))
-    baselines = {"torch": PlainTraining(first.model, diffusion, config, dataset)}
-    if comparison.has(peers.DIFFUSERS):
-        baselines[peers.DIFFUSERS] = DiffusersTraining(first.model, diffusion, config, dataset)
-        if reason := uncompiled(case, device, compiling):
-            comparison.absent[COMPILED] = reason
-        else:
-            baselines[COMPILED] = DiffusersTraining(first.model, diffusion, config, dataset, compiled=True)
-    # The first batch as ours draws it: its timesteps, noise and images.
-    key = df.NoiseKey.of(config.seed, n, stream=df.Stream.TRAINING, device=device)
-    t, _ = first.timestep_sampler.sample(dataclasses.replace(key, stream=df.Stream.TIMESTEP))
-    pixels, classes = (
-        None if part is None else part.to(device)
-        for part in dataset.batch(batch_indices(config.seed, 0, n, len(dataset)))
-    )
-    noise = df.ops.normal(key, size[1:])
-    exact = copy.copy(baselines["torch"])
-    exact.config = dataclasses.replace(config, precision="fp32")
-    truth = exact.loss(pixels, t, noise, classes).detach()
-    for label, baseline in baselines.items():
-        comparison.compare(label, baseline.loss(pixels, t, noise, classes).detach(), truth, tolerance)
-    for label, trainer in trainers.items():
-        comparison.add_ours(label, several(trainer.train_step))
-        comparison.compare(label, trainer.train_step()[0], truth, tolerance)
-    comparison.runs |= {label: several(baseline.step) for label, baseline in baselines.items()}
-    if comparison.has(peers.LUCIDRAINS):
-        _add_lucidrains(comparison, config, dataset, network, device)
-    return comparison
-
-
-def _add_lucidrains(
-    comparison: Comparison, config: TrainConfig, dataset: Dataset, network: df.UNetConfig, device: torch.device
-) -> None:
-    case = comparison.case
-    if device.type == "cpu" and torch.cuda.is_available():
-        comparison.absent[peers.LUCIDRAINS] = "its Trainer takes the GPU where there is one"
-        return
-    if case.batch < LEAST_BATCH:
-        comparison.absent[peers.LUCIDRAINS] = f"its Trainer takes batches of at least {LEAST_BATCH}"
-        return
-    folder = tempfile.TemporaryDirectory()
-    trainer = lucidrains_trainer(case.size, config, dataset, Path(folder.name))
 
     def steps(kept: tempfile.TemporaryDirectory = folder) -> None:  # the files last as long as what reads them
-        trainer.train_num_steps += case.steps
+        trainer.train_num_steps += made.case.steps
         with peers.silent():
             trainer.train()
 
-    comparison.runs[peers.LUCIDRAINS] = steps
-    comparison.notes.append(
-        networks.lucidrains_note(case.size, network) + "; its Trainer, which reads image files in processes of its own"
-    )
+    made.runs[peers.LUCIDRAINS] = steps
+    made.note_lucidrains("its Trainer, which reads image files in processes of its own")

@@ -4,58 +4,47 @@ Forward in bf16 has weights in bf16, as sampling has them; forward and backward 
 result is compared with that of the other library's network in fp32: neither is the judge of itself.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 
 import torch
-from ddpm_fast.comparison import COMPILED, Case, Comparison, uncompiled
-from ddpm_fast.operations import freshly_compiled
 from torch import Tensor, nn
 
-from ddpm_fast import networks, peers
+from benchmarks import peers
+from benchmarks.comparison import COMPILED, Comparison
+from ddpm_fast.formats.diffusers import same_weights
 
 # Of ||out - truth|| / ||truth||, of the output and of two layers' gradients.
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 CHANNELS_LAST = "diffusers channels_last"
 
 
-def build(case: Case, device: torch.device, compiling: bool) -> Comparison:
-    """The variants of a case, compared."""
-    made = networks.network(case.size)
-    config, backward = made.model.config, case.layer.endswith("backward")
-    work = networks.work(config)
-    itemsize = case.torch_dtype.itemsize
-    comparison = Comparison(
-        case,
-        flops=case.batch * (work.training_flops if backward else work.flops),
-        bytes=(3 if backward else 1) * work.bytes(case.batch, itemsize),
-    )
+def add_variants(made: Comparison) -> None:
+    """Add the variants of a case, compared."""
+    case, device, labels, exact = made.case, made.device, made.labels, made.model
+    backward = case.layer.endswith("backward")
+    made.counts["flops"] = case.batch * (made.work.training_flops if backward else made.work.flops)
+    made.counts["bytes"] = (3 if backward else 1) * made.work.bytes(case.batch, case.torch_dtype.itemsize)
     generator = torch.Generator().manual_seed(0)
-    shape = (case.batch, config.in_channels, config.image_size, config.image_size)
-    x = torch.randn(shape, generator=generator).to(device)
-    t = torch.randint(0, 1000, (case.batch,), generator=generator).to(device)
-    labels = torch.arange(case.batch, device=device) % config.num_classes if config.num_classes else None
-    probe = torch.randn(shape, generator=generator).to(device)
+    x = torch.randn(made.shape, generator=generator).to(device)
+    t = torch.randint(0, 1000, made.shape[:1], generator=generator).to(device)
+    probe = torch.randn(made.shape, generator=generator).to(device)
     # Weights in bf16 only where no gradient is wanted.
     dtype = torch.float32 if backward else case.torch_dtype
 
-    def runner(call: Callable, model: nn.Module, channels_last: bool = False, exact: bool = False) -> Callable:
-        """What calls a network by call(model, image), in fp32 if exact, and returns the tensors to compare."""
-        image = x.to(next(model.parameters()).dtype)
-        if channels_last:
-            image = image.contiguous(memory_format=torch.channels_last)
-        autocast = backward and case.dtype == "bf16" and not exact
+    def runner(call: Callable, model: nn.Module, autocast: bool, channels_last: bool = False) -> Callable:
+        """What calls a network by call(model, image), and returns its output."""
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        image = x.to(next(model.parameters()).dtype).contiguous(memory_format=layout)
 
-        def run() -> list[Tensor]:
+        def run() -> Tensor:
             with torch.set_grad_enabled(backward):
                 with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                     output = call(model, image)
                 if backward:
                     model.zero_grad(set_to_none=True)
                     (output * probe).sum().backward()
-            return [output.detach()]
+            return output.detach()
 
         return run
 
@@ -68,33 +57,34 @@ def build(case: Case, device: torch.device, compiling: bool) -> Comparison:
     def seen(run: Callable, model: nn.Module) -> list[Tensor]:
         """What is compared of a run: the output, and the gradients of the first convolution and of the time embedding's
         first layer, which all others lie behind."""
-        results = run()
+        results = [run()]
         if backward:
             embedding = model.time_embedding
             first = embedding.linear1 if hasattr(embedding, "linear1") else embedding.linear_1
             results += [model.conv_in.weight.grad.clone(), first.weight.grad.clone()]
         return results
 
-    exact = made.model.to(device)
-    fp32 = seen(runner(ours, exact, exact=True), exact)
+    def add(label: str, run: Callable, model: nn.Module, truths: list[Tensor]) -> None:
+        made.runs[label] = run
+        for result, truth in zip(seen(run, model), truths, strict=True):
+            made.compare(label, result, truth, TOLERANCE[case.dtype])
+
+    autocast = backward and case.dtype == "bf16"
+    fp32 = seen(runner(ours, exact, autocast=False), exact)
     model = copy.deepcopy(exact).to(dtype)
-    comparison.add_ours("ddpm_fast", runner(ours, model))
-    variants = {"ddpm_fast": (model, fp32)} if case.dtype == "bf16" else {}  # in fp32 not with itself
-    if comparison.has(peers.DIFFUSERS):
-        peer = networks.same_weights(exact)
-        variants["ddpm_fast"] = (model, seen(runner(theirs, peer, exact=True), peer))
-        peer = peer.to(dtype)
-        comparison.runs[peers.DIFFUSERS] = runner(theirs, peer)
-        last = copy.deepcopy(peer).to(memory_format=torch.channels_last)
-        comparison.runs[CHANNELS_LAST] = runner(theirs, last, channels_last=True)
-        variants |= {peers.DIFFUSERS: (peer, fp32), CHANNELS_LAST: (last, fp32)}
-        if reason := uncompiled(case, device, compiling):
-            comparison.absent[COMPILED] = reason
-        else:
-            compiled = copy.deepcopy(peer)
-            comparison.runs[COMPILED] = runner(freshly_compiled(theirs), compiled)
-            variants[COMPILED] = (compiled, fp32)
-    for label, (network, truths) in variants.items():
-        for result, truth in zip(seen(comparison.runs[label], network), truths, strict=True):
-            comparison.compare(label, result, truth, TOLERANCE[case.dtype])
-    return comparison
+    run = runner(ours, model, autocast)
+    made.ours.append("ddpm_fast")
+    made.runs["ddpm_fast"] = run
+    if not made.has(peers.DIFFUSERS):
+        if case.dtype == "bf16":  # in fp32 not with itself
+            add("ddpm_fast", run, model, fp32)
+        return
+    peer = same_weights(exact)
+    add("ddpm_fast", run, model, seen(runner(theirs, peer, autocast=False), peer))
+    peer = peer.to(dtype)
+    add(peers.DIFFUSERS, runner(theirs, peer, autocast), peer, fp32)
+    last = copy.deepcopy(peer).to(memory_format=torch.channels_last)
+    add(CHANNELS_LAST, runner(theirs, last, autocast, channels_last=True), last, fp32)
+    if made.compiles():
+        compiled = copy.deepcopy(peer)
+        add(COMPILED, runner(peers.freshly_compiled(theirs), compiled, autocast), compiled, fp32)

@@ -14,6 +14,7 @@ from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.checkpoint import LoadedModel, available_models, load_model, save_model
 from ddpm_fast.loops.editing import decode, encode, image_to_image, inpaint, interpolate
+from ddpm_fast.loops.options import SamplingOptions, Step
 from ddpm_fast.loops.sampling import sample
 from ddpm_fast.nn import EMA, UNet, UNetConfig
 from ddpm_fast.noise import NoiseKey, Stream
@@ -26,7 +27,9 @@ __all__ = [
     "InputError",
     "LoadedModel",
     "NoiseKey",
+    "SamplingOptions",
     "Schedule",
+    "Step",
     "Stream",
     "UNet",
     "UNetConfig",

@@ -1,28 +1,30 @@
-"""What the papers ask of a diffusion: q(x_t | x_0), q(x_{t-1} | x_t, x_0), p(x_{t-1} | x_t), the losses, the bound.
+"""The quantities of the papers: q(x_t | x_0), q(x_{t-1} | x_t, x_0), p(x_{t-1} | x_t), the losses and the bound.
 
-Ho et al. 2020, "Denoising Diffusion Probabilistic Models", and Nichol & Dhariwal 2021, "Improved DDPM", in those
-papers' names. A Schedule says how much noise is added, an Objective what the network's output means; this file joins
-their tables with tensors. What runs at every training step goes through the fused ops; the rest is plain torch.
-likelihood.py sums the bound over the chain.
+The sources are [H] Ho et al. 2020, "Denoising Diffusion Probabilistic Models", and [N] Nichol & Dhariwal 2021,
+"Improved DDPM"; the names are theirs. A Schedule says how much noise is added, and an Objective says what the network's
+output means. This file applies their tables to tensors. Whatever runs at every training step goes through the fused
+ops; the rest is plain torch. loops/likelihood.py sums the bound over the chain.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from ddpm_fast import ops
 from ddpm_fast.errors import InputError
-from ddpm_fast.loops.likelihood import BitsPerDim, bits_per_dim
+from ddpm_fast.loops.likelihood import BitsPerDim, LikelihoodKeywords, bits_per_dim
 from ddpm_fast.noise import NoiseKey
 from ddpm_fast.objective import Objective
 from ddpm_fast.ops.tensors import widen, working_dtype
+from ddpm_fast.respacing import TimestepSpec
 from ddpm_fast.schedule import Schedule
 
 
 class Posterior(NamedTuple):
-    """q(x_{t-1} | x_t, x_0), each shaped like x_t."""
+    """q(x_{t-1} | x_t, x_0); each tensor has the shape of x_t."""
 
     mean: Tensor
     variance: Tensor
@@ -30,7 +32,7 @@ class Posterior(NamedTuple):
 
 
 class PMeanVariance(NamedTuple):
-    """p(x_{t-1} | x_t) and the x_0 it rests on, each shaped like x_t."""
+    """p(x_{t-1} | x_t) and the predicted x_0 that it is formed from; each tensor has the shape of x_t."""
 
     mean: Tensor
     variance: Tensor
@@ -39,7 +41,7 @@ class PMeanVariance(NamedTuple):
 
 
 class VlbTerms(NamedTuple):
-    """The variational bound's term at each sample's t, in bits/dim, and how far off the predictions are; [N] each."""
+    """Each sample's term of the variational bound at its t, in bits/dim, and its mean squared errors; [N] each."""
 
     bits_per_dim: Tensor
     mse_x0: Tensor
@@ -47,18 +49,30 @@ class VlbTerms(NamedTuple):
 
 
 class GaussianDiffusion:
-    """A Schedule bound to what the network predicts, its variance and its loss.
+    """A Schedule joined with an Objective: what the network predicts, its variance and its loss.
 
-    prediction, variance, loss, loss_weighting, min_snr_gamma and vlb_weight are those of Objective. With a learned
-    variance the network's output is [N, 2C, ...]: the prediction, then what sets the variance.
+    In every method N is the batch size, data is [N, C, ...] with any number of trailing dimensions, and t is int64 [N]
+    of indices into the schedule. (The network is told `schedule.timesteps[t]`, which differs from t if the schedule is
+    respaced.) x_0 lies in [-1, 1], or is uint8 and becomes x/127.5 - 1. With a learned variance the network's output is
+    [N, 2C, ...]: the prediction, then the values that set the variance.
 
-    In every method N is the batch, data is [N, C, ...] with any number of trailing dimensions, and t is int64 [N] of
-    indices into the schedule (a respaced schedule's network is told `schedule.timesteps[t]`). x_0 lies in [-1, 1], or
-    is uint8 and becomes x/127.5 - 1. Tables are built on the first use on a device and kept there, after which nothing
-    waits for the device; capture CUDA graphs after that first use.
+    Tables are built when a device first needs them, and are kept there. After that no method waits for the device.
+    Capture CUDA graphs after this first use.
 
-    Methods raise InputError for a wrong shape, dtype or device, and for t outside 0..T-1 when t is on the CPU
-    (on a GPU t is not read back, and an index outside is torch's or the kernel's to answer).
+    All methods raise InputError for a wrong shape, dtype or device, and for a t outside 0..T-1 if t is on the CPU. On a
+    GPU, t is not read back, so torch or the kernel has to deal with such an index.
+
+    Args:
+        schedule: The noise schedule.
+        prediction: See Objective, as for all that follow.
+        variance: How the variance of the reverse step is set.
+        loss: Which loss training_losses returns.
+        loss_weighting: How a regression loss is weighted over t.
+        min_snr_gamma: The largest weight of loss_weighting = "min_snr".
+        vlb_weight: The weight of the bound in loss = "hybrid".
+
+    Raises:
+        InputError: Where Objective does, and for prediction = "eps" on a schedule that ends in pure noise.
     """
 
     def __init__(
@@ -70,28 +84,34 @@ class GaussianDiffusion:
         loss_weighting: str = "none",
         min_snr_gamma: float = 5.0,
         vlb_weight: float = 0.001,
-    ):
+    ) -> None:
         if not isinstance(schedule, Schedule):
             raise InputError(f"expected a Schedule, got {type(schedule).__name__}: make one with Schedule.cosine(1000)")
         self.schedule = schedule
         self.objective = Objective(prediction, variance, loss, loss_weighting, min_snr_gamma, vlb_weight)
         self.objective.check_schedule(schedule)
-        self._tables: dict[tuple, Tensor] = {}
+        self._tables: dict[tuple[Any, ...], Tensor] = {}
 
     @property
     def num_timesteps(self) -> int:
-        """T, the number of steps."""
+        """T, the number of timesteps."""
         return len(self.schedule)
 
-    def table(self, name: str, device: torch.device, dtype: torch.dtype = torch.float32, **choices) -> Tensor:
-        """A table of the schedule or the objective on a device, cast from float64; made once per device and dtype.
+    def table(
+        self, name: str, device: torch.device, dtype: torch.dtype = torch.float32, **choices: bool | str
+    ) -> Tensor:
+        """A table of the schedule or the objective on a device, cast from float64 and kept for later calls.
 
-        name: "snr" (Schedule.snr), "q_sample" or "posterior" (Schedule.<name>_table()), or "loss", "hybrid", "bound",
-        "x0", "variance" or "log_variance" (Objective.<name>_table(schedule, **choices)).
+        Args:
+            name: "snr" (Schedule.snr), "q_sample" or "posterior" (Schedule.<name>_table()), or "loss", "hybrid",
+                "bound", "x0", "variance" or "log_variance" (Objective.<name>_table(schedule, **choices)).
+            device: Where to put it.
+            dtype: What to cast it to.
+            **choices: Keyword arguments of the Objective's method.
         """
         key = (name, device, dtype, *choices.items())
         if key not in self._tables:
-            # If made while sampling under inference_mode, a later loss could not save it for its backward.
+            # A table made in inference mode, while sampling, could not be saved for the backward of a later loss.
             with torch.inference_mode(False):
                 if name == "snr":
                     made = self.schedule.snr
@@ -103,10 +123,16 @@ class GaussianDiffusion:
         return self._tables[key]
 
     def q_sample(self, x0: Tensor, t: Tensor, noise: "Tensor | NoiseKey", dtype: torch.dtype | None = None) -> Tensor:
-        """x_t ~ q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I) [H eq. 4], shaped like x0.
+        """x_t ~ q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I) [H eq. 4].
 
-        noise is a tensor shaped like x0, or a NoiseKey from which it is drawn without being stored. dtype is
-        that of the result: by default x0's own, and float32 for uint8.
+        Args:
+            x0: [N, C, ...], in [-1, 1] or uint8.
+            t: int64 [N].
+            noise: A tensor shaped like x0, or a NoiseKey from which the noise is generated without being stored.
+            dtype: Of the result. The default is x0's own dtype, and float32 for uint8.
+
+        Returns:
+            x_t, shaped like x0.
         """
         table = self.table("q_sample", x0.device, working_dtype(x0))
         return ops.q_sample(x0, t, table, noise, dtype=dtype)
@@ -114,17 +140,23 @@ class GaussianDiffusion:
     def q_posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Posterior:
         """q(x_{t-1} | x_t, x_0) [H eq. 6-7]: its mean, variance and log variance.
 
-        Computed and returned in float32, or in float64 if an input is float64. At t = 0 the variance is 0 and
-        the log variance that of t = 1.
+        It is computed and returned in float32, or in float64 if an input is float64. At t = 0 the variance is 0, and
+        the log variance is that of t = 1.
         """
         self._check(t, x_t=x_t, x0=x0)
-        return self._q_posterior(*_promote(x0, x_t), t)
+        x0, x_t = _promote(x0, x_t)
+        return self._q_posterior(x0, x_t, t)
 
     def p_mean_variance(self, output: Tensor, x_t: Tensor, t: Tensor, clip: bool = True) -> PMeanVariance:
-        """p(x_{t-1} | x_t) given the network's output at (x_t, t) [H eq. 11, N eq. 15].
+        """p(x_{t-1} | x_t), given the network's output at (x_t, t) [H eq. 11, N eq. 15].
 
-        Computed and returned in float32, or in float64 if an input is float64. clip limits the predicted x_0
-        to [-1, 1] before the mean is formed from it.
+        It is computed and returned in float32, or in float64 if an input is float64.
+
+        Args:
+            output: The network's output, [N, C or 2C, ...].
+            x_t: [N, C, ...].
+            t: int64 [N].
+            clip: Whether to limit the predicted x_0 to [-1, 1] before the mean is formed from it.
         """
         self._check(t, x_t=x_t, output=output)
         output, x_t = _promote(output, x_t)
@@ -143,11 +175,19 @@ class GaussianDiffusion:
         return PMeanVariance(self._q_posterior(pred_x0, x_t, t).mean, variance, log_variance, pred_x0)
 
     def training_losses(self, output: Tensor, x0: Tensor, t: Tensor, noise: "Tensor | NoiseKey") -> Tensor:
-        """Each sample's loss [N] for the network's output at (q_sample(x0, t, noise), t), of the kind that was chosen
-        (see Objective) [H eq. 14, N eq. 16].
+        """Each sample's loss, for the network's output at (q_sample(x0, t, noise), t) [H eq. 14, N eq. 16].
 
-        noise is what q_sample was given. float32, or float64 for a float64 output; differentiable with
-        respect to output. The bound in a loss leaves the predicted x_0 unclipped, as the papers' code does.
+        The objective says which loss it is. Where the loss contains the bound, the predicted x_0 is not clipped, as in
+        the papers' code.
+
+        Args:
+            output: The network's output, [N, C or 2C, ...].
+            x0: [N, C, ...], in [-1, 1] or uint8.
+            t: int64 [N].
+            noise: What q_sample was given.
+
+        Returns:
+            [N], float32, or float64 for a float64 output. It is differentiable with respect to output.
         """
         self._check_groups(output, "x0", x0)
         objective, dtype = self.objective, working_dtype(output)
@@ -168,59 +208,79 @@ class GaussianDiffusion:
         clip: bool = True,
         decoder: str = "paper",
     ) -> VlbTerms:
-        """The bound's term at each sample's t, in bits/dim [N], for the output at (q_sample(x0, t, noise), t):
-        L_t = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and at t = 0 L_0 = -log p(x_0 | x_1) [H eq. 5, 13].
+        """The bound's term at each sample's t, for the network's output at (q_sample(x0, t, noise), t) [H eq. 5, 13].
 
-        With it the mean squared errors of the predicted x_0 (clipped to [-1, 1] first, with clip) and of the eps that
-        follows from it. decoder: of L_0; "paper" by the CDF approximation that published numbers rest on, "exact" by
-        the normal's own. float32, or float64 for a float64 output; bits_per_dim is differentiable with respect to
-        output.
+        The term is L_t = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and L_0 = -log p(x_0 | x_1) at t = 0.
+
+        Args:
+            output: The network's output, [N, C or 2C, ...].
+            x0: [N, C, ...], in [-1, 1] or uint8.
+            t: int64 [N].
+            noise: What q_sample was given.
+            clip: Whether to limit the predicted x_0 to [-1, 1] first.
+            decoder: How L_0 is computed: "paper" by the approximation of the Gaussian's CDF that the published numbers
+                rest on, "exact" by the CDF itself.
+
+        Returns:
+            The terms in bits/dim, and the mean squared errors of the predicted x_0 and of the eps that follows from it.
+            All are [N], float32, or float64 for a float64 output. bits_per_dim is differentiable with respect to
+            output.
         """
         self._check_groups(output, "x0", x0)
         dtype = working_dtype(output)
         table = self.table("bound", x0.device, dtype, clip=clip, decoder=decoder)
         bits, mse_x0 = ops.vlb_terms(output, x0, t, table, noise)
-        # eps_hat - eps = -(x0_hat - x_0) sqrt(alpha_bar / (1 - alpha_bar)), both belonging to the same x_t.
+        # eps_hat - eps = -(x0_hat - x_0) sqrt(alpha_bar / (1 - alpha_bar)), because both pairs give the same x_t.
         return VlbTerms(bits, mse_x0, mse_x0 * self.table("snr", x0.device, dtype)[t])
 
     def prior_bits_per_dim(self, x0: Tensor) -> Tensor:
-        """L_T = KL(q(x_T | x_0) || N(0, I)) of each sample [N], in bits/dim [H eq. 5]: what of x_0 is left at the end.
+        """L_T = KL(q(x_T | x_0) || N(0, I)) of each sample, in bits/dim [H eq. 5]: how much of x_0 is left at the end.
 
-        float32, or float64 for a float64 x0; 0 for a zero-terminal-SNR schedule.
+        Returns:
+            [N], float32, or float64 for a float64 x0. It is 0 for a zero-terminal-SNR schedule.
         """
         self._check(None, x0=x0)
         (x,) = _promote(x0)
         alpha_bar = float(self.schedule.alphas_cumprod[-1])
-        # 1/2 (-1 - log(1 - ab) + (1 - ab) + ab x_0^2), where the first three cancel down to ab^2 / 4 + ab^3 / 6.
+        # 1/2 (-1 - log(1 - ab) + (1 - ab) + ab x_0^2). Without the last term this is ab^2 / 4 + ab^3 / 6 + ...; for a
+        # small ab the series is used, because the three terms before it would cancel.
         small = alpha_bar**2 * (0.25 + alpha_bar / 6)
         constant = 0.5 * (-alpha_bar - math.log1p(-alpha_bar)) if alpha_bar > 1e-4 else small
         return (constant + 0.5 * alpha_bar * x.flatten(1).square().mean(1)) / math.log(2)
 
-    def bits_per_dim(self, model: nn.Module, x0: Tensor, **options) -> BitsPerDim:
-        """The variational bound on -log p(x_0) of each image in bits/dim, with its parts: see likelihood.bits_per_dim,
-        whose options these are (steps, labels, seed, first_sample_id, clip, decoder, on_step)."""
+    def bits_per_dim(self, model: nn.Module, x0: Tensor, **options: Unpack[LikelihoodKeywords]) -> BitsPerDim:
+        """The variational bound on -log p(x_0) of each image in bits/dim, with its parts.
+
+        The options are those of loops.likelihood.LikelihoodOptions: steps, labels, seed, first_sample_id, clip,
+        decoder, on_step.
+        """
         return bits_per_dim(self, model, x0, **options)
 
-    def respace(self, spec) -> "GaussianDiffusion":
-        """The same diffusion over fewer steps: see Schedule.respace."""
+    def respace(self, spec: TimestepSpec) -> "GaussianDiffusion":
+        """The same diffusion over fewer timesteps: see Schedule.respace."""
         return GaussianDiffusion(self.schedule.respace(spec), **self.objective.to_dict())
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """In JSON's types: {"schedule": {...}, "prediction": ..., "variance": ..., "loss": ..., ...}."""
         return {"schedule": self.schedule.to_dict(), **self.objective.to_dict()}
 
     @classmethod
-    def from_dict(cls, d: dict) -> "GaussianDiffusion":
-        """The diffusion that `to_dict` described. Raises InputError when d does not describe one."""
+    def from_dict(cls, d: dict[str, Any]) -> "GaussianDiffusion":
+        """The diffusion that `to_dict` described.
+
+        Raises:
+            InputError: If d does not describe one.
+        """
         expected = {"schedule", "prediction", "variance", "loss"}
-        optional = set(Objective().to_dict()) - expected  # files from before these existed lack them
+        optional = set(Objective().to_dict()) - expected  # files that are older than these fields lack them
         if not isinstance(d, dict) or not expected <= set(d) <= expected | optional:
             got = sorted(map(str, d)) if isinstance(d, dict) else type(d).__name__
             raise InputError(
-                f"a diffusion is described by a dict with the keys {sorted(expected)} and, where they are not the "
-                f"default, {sorted(optional)}; got {got}"
+                f"a diffusion is described by a dict with the keys {sorted(expected)} and, if they are not the "
+                f"defaults, {sorted(optional)}; got {got}"
             )
-        return cls(**{**d, "schedule": Schedule.from_dict(d["schedule"])})
+        options = {name: value for name, value in d.items() if name != "schedule"}
+        return cls(Schedule.from_dict(d["schedule"]), **options)
 
     def __repr__(self) -> str:
         o = self.objective
@@ -232,8 +292,13 @@ class GaussianDiffusion:
         return Posterior(coef1 * x0 + coef2 * x_t, variance.expand(x_t.shape), log_variance.expand(x_t.shape))
 
     def _check(self, t: Tensor | None, **data: Tensor) -> None:
-        """Every tensor in data must have the first one's shape and device (an output: of as many groups of channels as
-        the variance asks for), and t, where there is one, be int64 [N] there."""
+        """Check tensors that belong to one batch.
+
+        Args:
+            t: Must be int64 [N] on the device of the data; None if there is no t.
+            **data: The tensors by name. Each must have the shape and device of the first. The one called "output" must
+                have as many groups of channels as the variance asks for.
+        """
         named = data if t is None else {"t": t, **data}
         for name, x in named.items():
             if not isinstance(x, Tensor):
@@ -249,11 +314,13 @@ class GaussianDiffusion:
                 self._check_groups(x, first_name, first)
             elif x.shape != first.shape:
                 raise InputError(
-                    f"{name} has shape {list(x.shape)}: expected that of {first_name}, {list(first.shape)}"
+                    f"{name} has shape {list(x.shape)}: expected the shape of {first_name}, {list(first.shape)}"
                 )
         for name, x in named.items():
             if x.device != first.device:
-                raise InputError(f"{name} is on {x.device}, {first_name} on {first.device}: move one to the other")
+                raise InputError(
+                    f"{name} is on {x.device} but {first_name} on {first.device}: move one to the other's device"
+                )
         if t is not None:
             self._check_t(t, first_name, len(first))
 
@@ -263,18 +330,18 @@ class GaussianDiffusion:
             raise InputError(
                 f"t is {t.dtype} {list(t.shape)}: expected int64 [{n}], one index per sample of {first_name}"
             )
-        # Reading values back from a GPU would wait for it; under a compiler it would break the graph.
+        # Reading values back from a GPU would wait for it. Under a compiler it would break the graph.
         if t.device.type == "cpu" and not torch.compiler.is_compiling():
             wrong = ((t < 0) | (t >= T)).nonzero()
             if len(wrong):
                 i = int(wrong[0])
                 raise InputError(
-                    f"t[{i}] = {int(t[i])} is outside 0..{T - 1} ({len(wrong)} of {n} are): t indexes this "
-                    f"schedule's {T} steps"
+                    f"t[{i}] = {int(t[i])} is outside 0..{T - 1} ({len(wrong)} of {n} values are): t must be an index "
+                    f"into this schedule's {T} steps"
                 )
 
     def _check_groups(self, output: Tensor, name: str, image: Tensor) -> None:
-        """output must have the image's shape, or twice its channels where the variance is learned."""
+        """The output must have the image's shape, or twice its channels if the variance is learned."""
         for what, x in (("output", output), (name, image)):
             if not isinstance(x, Tensor):
                 raise InputError(f"{what} is a {type(x).__name__}: expected a tensor")
@@ -288,23 +355,26 @@ class GaussianDiffusion:
         advice = ""
         if list(output.shape) == other and self.objective.learned:
             advice = (
-                ". The second group of channels would set the variance: build the network with learned_variance=True, "
+                ". A learned variance needs a second group of channels: build the network with learned_variance=True, "
                 "or choose variance = 'fixed_small' or 'fixed_large'"
             )
         elif list(output.shape) == other:
-            advice = ". A network of twice the channels learns its variance: choose 'learned_range' (or 'learned')"
+            advice = (
+                ". A network of twice the channels learns its variance: choose variance = 'learned_range' "
+                "(or 'learned')"
+            )
         raise InputError(
-            f"output has shape {list(output.shape)}: expected {expected}, as {name} has {shape} and variance is "
+            f"output has shape {list(output.shape)}: expected {expected}, because {name} has {shape} and variance is "
             f"{self.objective.variance!r}{advice}"
         )
 
 
 def _rows(table: Tensor, t: Tensor, like: Tensor) -> tuple[Tensor, ...]:
-    """The columns of table at t, each [N, 1, ...] to broadcast against `like`."""
+    """The columns of the table at t, each [N, 1, ...] so that it broadcasts against `like`."""
     return table.index_select(0, t).view(len(t), table.shape[1], *[1] * (like.ndim - 1)).unbind(1)
 
 
 def _promote(*data: Tensor) -> list[Tensor]:
-    """All in float64 if one is, else in float32; uint8 becomes x/127.5 - 1."""
+    """All tensors in float64 if one of them is, else in float32. uint8 becomes x/127.5 - 1."""
     dtype = working_dtype(*data)
     return [widen(x, dtype) for x in data]

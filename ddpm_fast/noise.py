@@ -1,12 +1,13 @@
-"""Noise as a pure function: a normal depends on (seed, stream, sample, step, element) and on nothing else.
+"""Noise as a pure function: a standard normal value depends on (seed, stream, sample, step, element) and nothing else.
 
-Philox4x32-10 (Salmon et al. 2011) turns a counter into random bits and a portable Box-Muller turns the bits into
-normals. csrc/philox.h says the same in C++ for the CPU and the GPU; here it is in plain torch, bit for bit equal on
-any device, because every operation is an integer one or a single correctly rounded IEEE fp32 multiply, add or sqrt.
+Philox4x32-10 (Salmon et al. 2011) turns a counter into random bits, and a portable Box-Muller transform turns the bits
+into standard normals. csrc/philox.h does the same in C++ for the CPU and the GPU; this file does it in plain torch. All
+give the same bits on every device, because each operation is an integer operation or a single correctly rounded fp32
+multiplication, addition or square root.
 
     key     = seed, low word first
     counter = (element // 4, sample id low 32 bits, step, stream | sample id high 24 bits << 8)
-    lane    = element % 4, with element the logical NCHW index inside the sample
+    lane    = element % 4, where element is the logical NCHW index inside the sample
 """
 
 from __future__ import annotations
@@ -20,31 +21,38 @@ from torch import Tensor
 from ddpm_fast.errors import InputError
 
 MASK32 = 0xFFFFFFFF
-MAX_ELEMENTS = 2**34  # per sample: element // 4 is one 32-bit word of the counter
+MAX_ELEMENTS = 2**34  # per sample, because element // 4 is one 32-bit word of the counter
 MAX_SAMPLE_ID = 2**56
 
 
 class Stream(IntEnum):
-    """What a number is drawn for. Draws for different purposes never share a counter. Values are a contract."""
+    """What a random number is for. Draws for different purposes never share a counter. The values must never change."""
 
     INITIAL = 0  # x_T, where sampling starts
-    REVERSE = 1  # sigma z of a sampler's step
+    REVERSE = 1  # the noise z that a sampler row adds
     TRAINING = 2  # eps of the training loss
     TIMESTEP = 3  # t of the training loss
     LABEL = 4  # which training labels are dropped, and which classes are sampled
-    USER = 5  # q_sample and losses called by hand
-    KNOWN = 6  # eps of the pixels that inpainting knows
+    USER = 5  # q_sample and the losses when a user calls them
+    KNOWN = 6  # eps that inpainting adds to the known pixels
     EVALUATION = 7  # eps of the variational bound
 
 
 @dataclass(frozen=True)
 class NoiseKey:
-    """Names a batch of noise: everything but the element.
+    """Identifies the noise of a batch: everything that a standard normal depends on, except the element.
 
-    seed: int64 scalar tensor (all 64 bits are used). sample_id: int64 [N], in 0..2^56-1, global rather than the
-    position in the batch. step: int64 scalar tensor, in 0..2^32-1. stream: a small integer, see Stream.
-    The tensors live on the device where the noise is wanted, so that nothing is copied when it is drawn and a
+    The tensors live on the device where the noise is wanted. So nothing is copied when the noise is generated, and a
     CUDA graph can advance `step` in place.
+
+    Attributes:
+        seed: int64 scalar tensor. All 64 bits are used.
+        sample_id: int64 [N], each in 0..2^56-1. The ids are global; they are not positions in the batch.
+        step: int64 scalar tensor, in 0..2^32-1, such as the training step or the sampler row.
+        stream: An int in 0..255; see Stream.
+
+    Raises:
+        InputError: If a field has another type, dtype, number of dimensions, device or range.
     """
 
     seed: Tensor
@@ -52,7 +60,7 @@ class NoiseKey:
     step: Tensor
     stream: int = Stream.USER
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, value, ndim in (("seed", self.seed, 0), ("step", self.step, 0), ("sample_id", self.sample_id, 1)):
             if not isinstance(value, Tensor):
                 raise InputError(
@@ -66,7 +74,7 @@ class NoiseKey:
                 )
             if value.device != self.seed.device:
                 raise InputError(
-                    f"NoiseKey.{name} is on {value.device} and its seed on {self.seed.device}: put both on one device"
+                    f"NoiseKey.{name} is on {value.device} but its seed on {self.seed.device}: put both on one device"
                 )
         if not 0 <= self.stream < 256:
             raise InputError(f"NoiseKey.stream is {self.stream}; expected 0..255")
@@ -82,7 +90,19 @@ class NoiseKey:
         stream: int = Stream.USER,
         device: torch.device | str = "cpu",
     ) -> NoiseKey:
-        """The key of samples first_sample_id .. first_sample_id + n - 1, from plain integers."""
+        """The key of samples first_sample_id .. first_sample_id + n - 1, from plain integers.
+
+        Args:
+            seed: Any integer of 64 bits, signed or unsigned.
+            n: The number of samples, 0 or more.
+            first_sample_id: The id of the first sample.
+            step: In 0..2^32-1. Pass another one at each iteration to get other noise.
+            stream: See Stream.
+            device: Where the noise will be generated.
+
+        Raises:
+            InputError: If a number is out of range.
+        """
         if not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
             raise InputError(f"seed {seed} does not fit in 64 bits; expected an int")
         if n < 0 or first_sample_id < 0 or first_sample_id + n > MAX_SAMPLE_ID:
@@ -93,7 +113,7 @@ class NoiseKey:
             raise InputError(f"step {step} does not fit in 32 bits; expected 0..{MASK32}")
         signed = seed - 2**64 if seed >= 2**63 else seed
         return cls(
-            # Filled on the device: torch.tensor would copy from the host and wait for it.
+            # torch.full fills on the device. torch.tensor would copy from the host and wait for the copy.
             seed=torch.full((), signed, dtype=torch.int64, device=device),
             sample_id=torch.arange(first_sample_id, first_sample_id + n, dtype=torch.int64, device=device),
             step=torch.full((), step, dtype=torch.int64, device=device),
@@ -102,11 +122,19 @@ class NoiseKey:
 
 
 def philox4x32_10(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Four random words (int64 tensors holding 0..2^32-1) for each counter. Arguments broadcast; same range."""
+    """Four random words for each counter.
+
+    Args:
+        counter: Four int64 tensors that hold 0..2^32-1 and broadcast with each other and the key.
+        key: Two int64 tensors that hold 0..2^32-1.
+
+    Returns:
+        Four int64 tensors that hold 0..2^32-1.
+    """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # A product of two 32-bit words wraps in int64, but its 64 bits are right, read as unsigned.
+        # The product of two 32-bit words may overflow int64, but its 64 bits are right if they are read as unsigned.
         p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
         c0, c1, c2, c3 = (
             ((p1 >> 32) & MASK32) ^ c1 ^ k0,
@@ -119,7 +147,7 @@ def philox4x32_10(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Ten
 
 
 def random_words(key: NoiseKey, counters: int) -> Tensor:
-    """The raw random words of counters 0..counters-1 for each sample: int64 [N, counters, 4] in 0..2^32-1."""
+    """The random words of counters 0..counters-1 for each sample: int64 [N, counters, 4] in 0..2^32-1."""
     first = torch.arange(counters, dtype=torch.int64, device=key.seed.device)[None, :]
     ids = key.sample_id[:, None]
     words = philox4x32_10(
@@ -130,30 +158,34 @@ def random_words(key: NoiseKey, counters: int) -> Tensor:
 
 
 def uniform_integers(key: NoiseKey, high: int) -> Tensor:
-    """One integer in 0..high-1 for each sample: int64 [N]. Bias at most high / 2^32; high at most 2^31."""
+    """One integer in 0..high-1 for each sample: int64 [N].
+
+    high is at most 2^31. The probability of each integer is off by at most high / 2^32, relatively.
+    """
     return random_words(key, 1)[:, 0, 0] * high >> 32
 
 
+# The coefficients, after the first, of the polynomial for -2 ln(1 + f) / f.
+_LOGARITHM = (0.286895365, -0.297421604, 0.331324518, -0.399321407, 0.500034630, -0.666676760, 1.0, -2.0)
+
+
 def _radius(word: Tensor) -> Tensor:
-    """sqrt(-2 ln u), u = (word // 256 + 1) / 2^24 in (0, 1]. See box_muller_radius in csrc/philox.h."""
+    """sqrt(-2 ln u) with u = (word // 256 + 1) / 2^24 in (0, 1]. See box_muller_radius in csrc/philox.h."""
     bits = ((word >> 8) + 1).to(torch.float32).view(torch.int32) + (0x3F800000 - 0x3F3504F3)
     n = (24 + 127 - (bits >> 23)).to(torch.float32)
     f = ((bits & 0x007FFFFF) + 0x3F3504F3).view(torch.float32) - 1.0
     q = torch.full_like(f, -0.178547591)
-    for coefficient in (
-        *(0.286895365, -0.297421604, 0.331324518, -0.399321407, 0.500034630, -0.666676760),
-        *(1.0, -2.0),
-    ):
+    for coefficient in _LOGARITHM:
         q = q * f + coefficient
-    # torch.sqrt in fp32 is not correctly rounded on every CPU (MKL's is off by one place in 0.6% of cases); in float64
-    # and rounded to fp32 it is.
+    # torch.sqrt in fp32 is not correctly rounded on every CPU (MKL's is off by one unit in the last place in 0.6% of
+    # cases). The square root in float64, rounded to fp32, is.
     return torch.sqrt((n * 1.38629436 + q * f).double()).float()
 
 
 def normal_pair(word0: Tensor, word1: Tensor) -> tuple[Tensor, Tensor]:
-    """Two fp32 normals from two random words: Box-Muller, the same bits as normal_pair in csrc/philox.h."""
+    """Two standard normals, fp32, from two random words by Box-Muller. csrc/philox.h has the same function in C++."""
     radius = _radius(word0)
-    # The 24 bits below the quadrant's two, as a signed number.
+    # The 24 bits below the two bits of the quadrant, as a signed number.
     steps = ((word1 >> 6 & 0xFFFFFF) ^ 0x800000) - 0x800000
     x = (2 * steps + 1).to(torch.float32) * 4.681338e-08
     x2 = x * x
@@ -169,7 +201,7 @@ def normal_pair(word0: Tensor, word1: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normals(key: NoiseKey, elements: int) -> Tensor:
-    """Standard normals, fp32 [N, elements], in plain torch: the oracle of every backend."""
+    """Standard normals, fp32 [N, elements], in plain torch. Every backend is tested against this function."""
     words = random_words(key, (elements + 3) // 4)
     z0, z1 = normal_pair(words[..., 0], words[..., 1])
     z2, z3 = normal_pair(words[..., 2], words[..., 3])

@@ -1,48 +1,69 @@
-"""Which timesteps of a chain of T to keep or to visit, from a spec: a number, sections, "ddimN" or a list.
+"""Which timesteps of a chain to keep or to visit, from a spec: a number, sections, "ddimN" or a list.
 
-Nichol & Dhariwal 2021, "Improved DDPM", sec. 4 (even sections of the chain); Song et al. 2020, "Denoising Diffusion
-Implicit Models" (integer strides; quadratic spacing, app. D.2); Lin et al. 2023, "Common Diffusion Noise Schedules
-and Sample Steps are Flawed" (why sampling starts at T-1). Only a spec and T are known here: no noise, no tensors.
+The sources are Nichol & Dhariwal 2021, "Improved DDPM", sec. 4 (equal sections of the chain); Song et al. 2020,
+"Denoising Diffusion Implicit Models" (integer strides; quadratic spacing, app. D.2); and Lin et al. 2023, "Common
+Diffusion Noise Schedules and Sample Steps are Flawed" (why sampling must start at T-1). Nothing but a spec and T is
+needed here.
 """
 
 from collections.abc import Sequence
+from typing import TypeAlias
+
+from torch import Tensor
 
 from ddpm_fast.errors import InputError
 
 SPACINGS = ("even", "quadratic")
 
+# A number of timesteps, a number for each section ("10,15,20"), "ddim50", or the timesteps themselves.
+TimestepSpec: TypeAlias = int | str | Sequence[int] | Tensor
 
-def kept_timesteps(spec, T: int) -> list[int]:
-    """The timesteps that a respaced chain keeps, ascending; for the specs and errors see Schedule.respace."""
+
+def kept_timesteps(spec: TimestepSpec, T: int) -> list[int]:
+    """The timesteps that a respaced chain keeps, in ascending order.
+
+    Args:
+        spec: See Schedule.respace.
+        T: The length of the chain.
+
+    Raises:
+        InputError: Where Schedule.respace does.
+    """
     if isinstance(spec, str) and spec.startswith("ddim"):
         return _ddim_timesteps(_count(spec[4:], spec), T)
     if isinstance(spec, str):
         return _section_timesteps([_count(part, spec) for part in spec.split(",")], T)
     if isinstance(spec, int) and not isinstance(spec, bool):
         return _section_timesteps([spec], T)
-    if hasattr(spec, "__len__"):
-        return check_timesteps(spec, T)
-    raise _unreadable(spec)
+    if isinstance(spec, bool) or not hasattr(spec, "__len__"):
+        raise _unreadable(spec)
+    return check_timesteps(spec, T)
 
 
-def sampling_timesteps(spec, T: int, spacing: str = "even") -> list[int]:
-    """The timesteps that a sampler visits, ascending: always ending at T-1, where x_t is the pure noise it starts from.
+def sampling_timesteps(spec: TimestepSpec | None, T: int, spacing: str = "even") -> list[int]:
+    """The timesteps that a sampler visits, in ascending order. The last is always T-1, where x_t is pure noise.
 
-    A network shown pure noise at an earlier step is told that there is an image in it (Lin et al. 2023, sec. 3.3). spec
-    is one of
+    Sampling starts from pure noise. A network that is shown pure noise at an earlier timestep is told that there is an
+    image in it (Lin et al. 2023, sec. 3.3).
 
-    - None: all T;
-    - 25 or "25": that many steps, spaced over 0..T-1 with both ends (a single one is T-1). "even": as Schedule.respace;
-      "quadratic": (i / 24)^2 * (T - 1), dense near 0 (Song et al. 2020, app. D.2), rounded half up, each at least i so
-      that none repeats;
-    - "10,15,20" or "ddim50": as Schedule.respace, the last step moved to T-1;
-    - [0, 10, 999]: these steps, of which the last must be T-1.
+    Args:
+        spec: One of
 
-    Raises InputError for a number of steps outside 1..T, a list without T-1, an unknown spacing, "quadratic" with
-    sections, strides or a list, and whatever Schedule.respace refuses.
+            - None: all T timesteps.
+            - 25 or "25": that many, spaced over 0..T-1 including both ends. A single one is T-1.
+            - "10,15,20" or "ddim50": as in Schedule.respace, with the last timestep moved to T-1.
+            - [0, 10, 999]: exactly these. The last one must be T-1.
+
+        T: The length of the chain.
+        spacing: How a number of timesteps is spaced. "even" is as in Schedule.respace. "quadratic" is
+            (i / (n - 1))^2 * (T - 1) for i = 0..n-1, which is dense near 0 (Song et al. 2020, app. D.2). It is rounded
+            half up, and each value is at least i, so that none repeats.
+
+    Raises:
+        InputError: If the number of timesteps is outside 1..T, a list lacks T-1, the spacing is unknown, "quadratic" is
+            combined with sections, strides or a list, or Schedule.respace refuses the spec.
     """
-    if spacing not in SPACINGS:
-        raise InputError(f"spacing {spacing!r} is unknown; there are {', '.join(SPACINGS)}")
+    check_spacing(spacing)
     if spec is None:
         return list(range(T))
     if isinstance(spec, str) and spec.strip().isdecimal():
@@ -54,7 +75,7 @@ def sampling_timesteps(spec, T: int, spacing: str = "even") -> list[int]:
     timesteps = kept_timesteps(spec, T)
     if spacing == "quadratic":
         raise InputError(
-            f"quadratic spacing needs a number of steps, got {spec!r:.200}, which says itself where they lie: ask for "
+            f"quadratic spacing needs a number of steps, got {spec!r:.200}, which already says where they lie: ask for "
             f"{len(timesteps)} steps, or for even spacing"
         )
     if not isinstance(spec, str) and timesteps[-1] != T - 1:
@@ -65,13 +86,19 @@ def sampling_timesteps(spec, T: int, spacing: str = "even") -> list[int]:
     return [*timesteps[:-1], T - 1]
 
 
+def check_spacing(spacing: str) -> None:
+    """Raises InputError for a spacing that is not in SPACINGS."""
+    if spacing not in SPACINGS:
+        raise InputError(f"spacing {spacing!r} is unknown; there are {', '.join(SPACINGS)}")
+
+
 def _count(text: str, spec: str) -> int:
     if not text.strip().isdecimal():
         raise _unreadable(spec)
     return int(text)
 
 
-def _unreadable(spec) -> InputError:
+def _unreadable(spec: object) -> InputError:
     return InputError(
         f"cannot read the respacing {spec!r}: expected a number of steps (25 or '25'), one per section "
         "('10,15,20'), 'ddim50', or a list of timesteps"
@@ -83,9 +110,7 @@ def _ddim_timesteps(count: int, T: int) -> list[int]:
     if count not in strides:
         below, above = [n for n in strides if n < count], [n for n in strides if n > count]
         near = [f"'ddim{n}'" for n in (*below[-1:], *above[:1])] + [f"'{count}'"] * (1 <= count <= T)
-        raise InputError(
-            f"'ddim{count}': no integer stride leaves {count} of {T} timesteps; {' or '.join(near)} would do"
-        )
+        raise InputError(f"'ddim{count}': no integer stride leaves {count} of {T} timesteps; use {' or '.join(near)}")
     return list(range(0, T, strides[count]))
 
 
@@ -94,15 +119,16 @@ def _section_timesteps(counts: list[int], T: int) -> list[int]:
         raise InputError(f"respacing to {','.join(map(str, counts))} keeps no timesteps: ask for at least 1")
     if counts == [1]:
         return [T - 1]
-    kept, start = [], 0
+    kept: list[int] = []
+    start = 0
     for i, count in enumerate(counts):
         size = T // len(counts) + (i < T % len(counts))
         if count > size:
             where = f"section {i} of {len(counts)} has" if len(counts) > 1 else "the schedule has"
             raise InputError(f"cannot keep {count} timesteps where {where} {size} (T = {T}): ask for {size} or fewer")
         stride = (size - 1) / (count - 1) if count > 1 else 1.0
-        # Summed, not multiplied: the paper's code rounds the running sum, and the two differ where it lands
-        # near a half.
+        # The paper's code rounds a running sum. A multiple of the stride would round differently where it is close to
+        # a half.
         position = 0.0
         for _ in range(count):
             kept.append(start + round(position))
@@ -114,25 +140,34 @@ def _section_timesteps(counts: list[int], T: int) -> list[int]:
 def _quadratic_timesteps(count: int, T: int) -> list[int]:
     if count == 1:
         return [T - 1]
-    # In integers, exact. Below i only where the curve is flatter than one step a step, so max() leaves no repeats.
+    # Integer arithmetic is exact. The curve is below i only where it rises by less than 1 per index, so that taking
+    # the larger of the two leaves no repeats.
     square = (count - 1) ** 2
     return [max(i, (2 * i * i * (T - 1) + square) // (2 * square)) for i in range(count)]
 
 
-def check_timesteps(timesteps, T: int) -> list[int]:
-    """A list of ints from a list, array or tensor of timesteps. Raises InputError unless ascending within 0..T-1."""
-    if hasattr(timesteps, "tolist"):
-        timesteps = timesteps.tolist()
-    if not isinstance(timesteps, Sequence) or not all(type(t) is int for t in timesteps):
-        raise InputError(f"timesteps must be a list of ints in 0..{T - 1}, got {timesteps!r:.200}")
-    if len(timesteps) == 0:
+def check_timesteps(timesteps: Sequence[int] | Tensor, T: int) -> list[int]:
+    """A list, array or tensor of timesteps as a list of ints.
+
+    Args:
+        timesteps: The timesteps.
+        T: The length of the chain.
+
+    Raises:
+        InputError: Unless they are ints within 0..T-1 in ascending order, at least one and none repeated.
+    """
+    values = timesteps.tolist() if hasattr(timesteps, "tolist") else timesteps
+    if not isinstance(values, Sequence) or not all(type(t) is int for t in values):
+        raise InputError(f"timesteps must be a list of ints in 0..{T - 1}, got {values!r:.200}")
+    if len(values) == 0:
         raise InputError(f"the list of timesteps is empty: give at least one in 0..{T - 1}")
-    for i, t in enumerate(timesteps):
+    for i, t in enumerate(values):
         if not 0 <= t < T:
             raise InputError(f"timesteps[{i}] = {t} is outside 0..{T - 1}: this schedule has T = {T} steps")
-        if i and t <= timesteps[i - 1]:
-            what = "repeats" if t == timesteps[i - 1] else "is below"
+        if i and t <= values[i - 1]:
+            what = "repeats" if t == values[i - 1] else "is below"
             raise InputError(
-                f"timesteps[{i}] = {t} {what} timesteps[{i - 1}] = {timesteps[i - 1]}: give them ascending, each once"
+                f"timesteps[{i}] = {t} {what} timesteps[{i - 1}] = {values[i - 1]}: give them in ascending order, "
+                "each once"
             )
-    return list(timesteps)
+    return list(values)

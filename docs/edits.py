@@ -33,7 +33,8 @@ def table(path: Path, rows: dict[str, Tensor], columns: list[str] | None = None)
     """Rows of images [N, 1, H, W] in [-1, 1], each with its name, under the columns' names."""
     width = max(len(images) for images in rows.values())
     figure, axes = plt.subplots(
-        *(len(rows), width),
+        len(rows),
+        width,
         figsize=(1.5 + 0.72 * width, 0.74 * len(rows) + 0.25),
         squeeze=False,
         gridspec_kw={"wspace": 0.06, "hspace": 0.06},
@@ -54,11 +55,11 @@ def table(path: Path, rows: dict[str, Tensor], columns: list[str] | None = None)
 
 
 def samplers() -> dict[str, Tensor]:
-    plans = [("ddpm", 250), ("ddpm", 50), ("ddpm", 10), ("ddim", 10), ("dpmpp_2m", 10), ("ddim", 5), ("dpmpp_2m", 5)]
+    choices = [("ddpm", 250), ("ddpm", 50), ("ddpm", 10), ("ddim", 10), ("dpmpp_2m", 10), ("ddim", 5), ("dpmpp_2m", 5)]
     options = {"spacing": "even", "labels": list(range(10))}
     return {
         f"{sampler}, {steps} steps": df.sample(MODEL, DIFFUSION, 10, sampler=sampler, steps=steps, **options)
-        for sampler, steps in plans
+        for sampler, steps in choices
     }
 
 
@@ -87,7 +88,8 @@ def image_to_image() -> tuple[dict[str, Tensor], list[str]]:
     images = digits(which)
     results = [df.image_to_image(MODEL, DIFFUSION, images, strength, steps=50) for strength in strengths]
     rows = torch.stack([images, *results], dim=1)
-    return {f"a {digit}": row for digit, row in zip(which, rows, strict=True)}, ["original", *map(str, strengths)]
+    columns = ["original", *(f"strength\n{strength}" for strength in strengths)]
+    return {f"a {digit}": row for digit, row in zip(which, rows, strict=True)}, columns
 
 
 def inpainting() -> tuple[dict[str, Tensor], list[str]]:
@@ -126,7 +128,7 @@ def main(out: Path) -> None:
     table(out / "inpainting.png", *inpainting())
     table(out / "interpolation.png", interpolation())
     images, latents, decoded = round_trip(50)
-    rows = {"original": images, "latent / 2": latents / 2, "decoded": decoded, "difference": decoded - images}
+    rows = {"original": images, "latent, halved": latents / 2, "decoded": decoded, "difference": decoded - images}
     table(out / "round-trip.png", rows)
     print("| steps | mean squared error | PSNR |\n|---|---|---|")
     for steps in (10, 20, 50, 100, 250, 1000):

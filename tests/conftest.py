@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.emulated_cuda import COMPILER, emulated_cuda
 from support.on_gpu import on_gpu
+from support.pairwise import leave_pairs
 from support.recording import recording  # noqa: F401  (a fixture)
 
 from ddpm_fast.ops import use_backend
@@ -19,6 +20,23 @@ if os.environ.get("TRITON_INTERPRET") == "1":  # its kernels take the tests' CPU
     BACKENDS.append(pytest.param("triton", marks=pytest.mark.interpreter))
 if torch.cuda.is_available():
     BACKENDS += [pytest.param(f"gpu_{name}", marks=pytest.mark.gpu) for name in ("cuda", "triton")]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--exhaustive", action="store_true", help="also run the cases that `pairwise` leaves out")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Deselects the cases that carry the marker `exhaustive` or get it since `pairwise` can do without them.
+
+    They run with --exhaustive, with `-m exhaustive`, and where nothing else was named on the command line.
+    """
+    leave_pairs(items)
+    kept = [item for item in items if item.get_closest_marker("exhaustive") is None]
+    if kept and not config.getoption("exhaustive") and "exhaustive" not in config.getoption("markexpr"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("exhaustive")])
+        items[:] = kept
 
 
 @pytest.fixture(params=BACKENDS)
@@ -42,10 +60,15 @@ def host_backend(request):
 
 @pytest.fixture
 def some_of(backend):
-    """Gives all of a test's cases, but for Triton, whose interpreter takes up to 20 ms for a thousand elements and
-    whose compiler half a second for each mix of types and formats, only every step-th. The steps are such that each
-    choice still occurs."""
-    return lambda cases, step: list(cases)[:: step if backend.endswith("triton") else 1]
+    """A function that gives a test all of its inner cases, or on the slow backends only some of them.
+
+    Triton's interpreter takes up to 20 ms for a thousand elements and its compiler half a second for each combination
+    of types and formats: it gets every step-th case. The emulated CUDA kernels, compiled without vectorisation, get
+    every emulated-th. The steps are chosen such that each value still occurs.
+    """
+    return lambda cases, step, emulated=1: list(cases)[
+        :: step if backend.endswith("triton") else emulated if backend == "emulated_cuda" else 1
+    ]
 
 
 @pytest.fixture(params=cpu.isas() or ["generic"])

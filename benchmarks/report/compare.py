@@ -3,103 +3,97 @@
 What is compared are the ratios to the peers, not the times: the peer ran in the same rounds, on a machine that was as
 busy. A ratio has changed when the two 95% intervals do not overlap (which chance alone brings about once in some 180
 rows) and it moved by more than 3%, as not all that differs between two runs of one build is within a run's interval.
+Of growth only the peak memory is compared, since its times have no peer: it has changed if it moved by more than 5%.
 """
 
-from __future__ import annotations
+from typing import NamedTuple
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-
-from ddpm_fast.results import CEILING, MIN_ROUNDS, Result, Row
-
+from benchmarks.report.results import MIN_ROUNDS, Result, fixed_name
+from benchmarks.rows import CEILING, duration
 from ddpm_fast.errors import InputError
 
-THRESHOLD = 0.03
-_MACHINE = ("cpu", "architecture", "cores", "isa", "backend")
+THRESHOLD, MEMORY_THRESHOLD = 0.03, 0.05
+_MACHINE = ("cpu", "architecture", "cores", "isa", "backend", "threads")
 
 
-@dataclass(frozen=True)
-class Change:
-    """A row in both files. slowdown: how much more of the peer's time ours takes; negative if less."""
+class Measured(NamedTuple):
+    """What is compared, the larger the better, with its interval, and as text."""
 
-    old: Row
-    new: Row
-
-    @property
-    def slowdown(self) -> float:
-        return self.old.speedup / self.new.speedup - 1
-
-    @property
-    def is_beyond_noise(self) -> bool:
-        apart = self.new.high < self.old.low or self.old.high < self.new.low
-        return apart and abs(self.slowdown) > THRESHOLD
+    value: float
+    low: float
+    high: float
+    threshold: float
+    text: str
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """slower, faster: the largest change first. same: how many rows did not change. warnings: what else differs."""
+class Comparison(NamedTuple):
+    """slower, faster: {name: what changed, as text}, the largest change first. same: how many did not change. only_old,
+    only_new: by name. warnings: what else differs."""
 
-    slower: list[Change]
-    faster: list[Change]
+    slower: dict[str, str]
+    faster: dict[str, str]
     same: int
-    only_old: list[Row]
-    only_new: list[Row]
+    only_old: list[str]
+    only_new: list[str]
     warnings: list[str]
 
 
 def compare(old: Result, new: Result) -> Comparison:
-    """Raises InputError for files of too few rounds, files without a row in common, and rows that cannot be told
-    apart."""
+    """Raises InputError for files of too few rounds, and for files that have nothing in common."""
     for result in (old, new):
         if result.quick:
-            raise InputError(
-                f"{result.path} was made with {result.rounds or 'too few'} rounds (--quick), which time nothing; "
-                f"expected at least {MIN_ROUNDS}: measure again without --quick"
-            )
-    before, after = _by_identity(old), _by_identity(new)
-    changes = [Change(row, after[key]) for key, row in before.items() if key in after]
-    if not changes:
-        raise InputError(
-            f"{old.path} and {new.path} have nothing in common: {_some(before.values())} in the first, "
-            f"{_some(after.values())} in the second; expected two results of one command on the same kind of device"
-        )
-    beyond = [change for change in changes if change.is_beyond_noise]
+            few = f"was made with {result.found.get('rounds') or 'too few'} rounds (--quick), which time nothing"
+            raise InputError(f"{result.path} {few}; expected at least {MIN_ROUNDS}: measure again without --quick")
+    before, after = _measured(old), _measured(new)
+    common = [name for name in before if name in after]
+    if not common:
+        sizes = f"{len(before)} rows in the first, {len(after)} in the second"
+        expected = "expected two results of one command on the same kind of device"
+        raise InputError(f"{old.path} and {new.path} have nothing in common: {sizes}; {expected}")
+    changes = {}
+    for name in common:
+        x, y = before[name], after[name]
+        slowdown = x.value / y.value - 1
+        if (y.high < x.low or x.high < y.low) and abs(slowdown) > x.threshold:
+            changes[name] = slowdown, f"{slowdown:+.0%}; before {x.text}; now {y.text}"
+    changed = sorted(changes, key=lambda name: -abs(changes[name][0]))
     return Comparison(
-        slower=sorted((c for c in beyond if c.slowdown > 0), key=lambda change: -change.slowdown),
-        faster=sorted((c for c in beyond if c.slowdown < 0), key=lambda change: change.slowdown),
-        same=len(changes) - len(beyond),
-        only_old=[row for key, row in before.items() if key not in after],
-        only_new=[row for key, row in after.items() if key not in before],
-        warnings=_warnings(old, new),
+        {name: changes[name][1] for name in changed if changes[name][0] > 0},
+        {name: changes[name][1] for name in changed if changes[name][0] < 0},
+        len(common) - len(changed),
+        [name for name in before if name not in after],
+        [name for name in after if name not in before],
+        _warnings(old, new),
     )
 
 
-def _by_identity(result: Result) -> dict[tuple, Row]:
-    """The rows that make a claim of ours, by what they are of."""
-    found: dict[tuple, Row] = {}
-    for row in (row for row in result.rows if row.operation != CEILING):
-        if row.identity in found:
-            raise InputError(
-                f"{result.path} has two rows of {row}, which cannot be told apart; expected one: take one of them out"
-            )
-        found[row.identity] = row
+def _measured(result: Result) -> dict[str, Measured]:
+    """By name: the rows that make a claim of ours, and of growth the memory of each point."""
+    found = {}
+    for row in result.rows:
+        if row.subject.what != CEILING and row.peer is not None:
+            times = f"ours {duration(row.ours.median_s)}, the peer {duration(row.peer.median_s)}"
+            text = f"{row.speedup:.2f}x ({row.low:.2f}..{row.high:.2f}), {times}"
+            found[f"{row}, steps: {row.subject.steps}"] = Measured(row.speedup, row.low, row.high, THRESHOLD, text)
+    for line in result.growth():
+        for point in line["points"]:
+            nbytes, name = max(1, point["peak_bytes"]), f"peak memory of {fixed_name(line)}"
+            inverse, text = 1 / nbytes, f"{nbytes / 2**20:.4g} MiB"
+            measured = Measured(inverse, inverse, inverse, MEMORY_THRESHOLD, text)
+            found[f"{name}, {line['axis']} {point['x']}"] = measured
     return found
-
-
-def _some(rows: Iterable[Row]) -> str:
-    names = [str(row) for row in rows]
-    return f"{len(names)} rows such as {names[0]}" if names else "no rows"
 
 
 def _warnings(old: Result, new: Result) -> list[str]:
     """Where and with what the two were measured, as far as it differs and is not what is compared."""
-    pairs = [(name, old.machine.get(name), new.machine.get(name)) for name in _MACHINE]
-    cards = [result.machine.get("gpu", {}) for result in (old, new)]
-    pairs.append(("GPU", *(card.get("name") for card in cards)))
-    pairs.append(("GPU driver", *(card.get("state", {}).get("driver_version") for card in cards)))
-    pairs.append(("number of threads", old.machine.get("threads"), new.machine.get("threads")))
-    names = dict.fromkeys([*old.versions, *new.versions])
-    # Older files do not record every library: what only one of them names is no difference.
-    both = [name for name in names if name != "ddpm_fast" and name in old.versions and name in new.versions]
-    pairs += [(f"version of {name}", old.versions[name], new.versions[name]) for name in both]
-    return [f"the {name} differs: {before}, then {after}" for name, before, after in pairs if before != after]
+
+    def facts(result: Result) -> dict:
+        machine, versions = result.found["machine"], result.found["versions"]
+        card = machine.get("gpu", {})
+        made = {name: machine.get(name) for name in _MACHINE}
+        made |= {"GPU": card.get("name"), "GPU driver": card.get("state", {}).get("driver_version")}
+        return made | {f"version of {name}": versions[name] for name in versions if name != "ddpm_fast"}
+
+    before, after = facts(old), facts(new)
+    names = [name for name in before if name in after and before[name] != after[name]]
+    return [f"the {name} differs: {before[name]}, then {after[name]}" for name in names]

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from ddpm_fast import compat
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.checkpoint import LoadedModel
 
@@ -28,7 +29,7 @@ def plain_errors() -> Iterator[None]:
 
 
 def choose_device(name: str) -> torch.device:
-    """ "auto" is the GPU if there is one. Raises InputError for a device that is not there."""
+    """The device of that name; "auto" is the GPU if there is one. Raises InputError for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -41,15 +42,14 @@ def choose_device(name: str) -> torch.device:
 
 
 def fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 is faster than fp32 there: on a GPU, or on a CPU with bf16 instructions."""
+    """Whether bf16 is faster than fp32 on this device: on a GPU, or on a CPU with bf16 instructions."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capability = getattr(torch.backends.cpu, "get_cpu_capability", lambda: "")()
-    return "AVX512" in capability and bool(torch.cpu._is_avx512_bf16_supported())
+    return "AVX512" in torch.backends.cpu.get_cpu_capability() and compat.cpu_has_bf16()
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """ "auto" is bf16 where that is faster, else fp32. Raises InputError for another name than auto, fp32, bf16."""
+    """The dtype of that name; "auto" is bf16 where that is faster, else fp32. Raises InputError for an unknown name."""
     choices = {name: dtype for dtype, name in DTYPE_NAMES.items()}
     if name == "auto":
         return torch.bfloat16 if fast_bf16(device) else torch.float32
@@ -59,8 +59,18 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def parse_labels(text: str | None, n: int, classes: int, names: list[str] | None) -> list[int] | None:
-    """The classes of n samples. None: every class in turn. "none": unconditional. Otherwise classes by number or name,
-    separated by commas, in turn. Raises InputError for one that the model does not have."""
+    """The classes of n samples, or None for unconditional ones.
+
+    Args:
+        text: None for every class in turn, "none" for unconditional samples, or classes by number or name, separated by
+            commas, which are taken in turn.
+        n: How many samples there are.
+        classes: The number of the model's classes; 0 for an unconditional model.
+        names: The names of the classes, if they have any.
+
+    Raises:
+        InputError: For a class that the model does not have.
+    """
     if text == "none" or (text is None and classes == 0):
         return None
     if classes == 0:
@@ -77,11 +87,11 @@ def parse_labels(text: str | None, n: int, classes: int, names: list[str] | None
 
 
 def check_null_class(loaded: LoadedModel, why: str) -> None:
-    """Raises InputError if the model's training never dropped a label, so that its null class, which is wanted for what
-    `why` says, is that of a new network."""
+    """Raises InputError if the model's null class was never trained, because its training dropped no labels. why: what
+    the null class is needed for."""
     label_drop = (loaded.config.get("training") or {}).get("label_drop")
     if loaded.model.config.num_classes and label_drop == 0:
         raise InputError(
-            f"{why}, but {loaded.path} was trained with --label-drop 0, so that its null class was never trained: give "
+            f"{why}, but {loaded.path} was trained with --label-drop 0, so its null class was never trained: give "
             "labels and leave guidance out, or train with --label-drop 0.1"
         )

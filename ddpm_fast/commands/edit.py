@@ -1,11 +1,10 @@
-"""What `python -m ddpm_fast.sample` does to a picture: reads it, checks the options that belong to each way of editing,
-and calls editing.py."""
+"""How `python -m ddpm_fast.sample` edits a picture: reading it, checking the options of each edit, and preparing it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,8 +14,10 @@ from ddpm_fast.data.arrays import read_arrays
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.checkpoint import LoadedModel
 from ddpm_fast.loops import editing
+from ddpm_fast.loops.network import Network
+from ddpm_fast.loops.options import SamplingOptions
 
-MODES = {  # the number of images if --n is not given; None: as many as there are pictures
+MODES = {  # the number of images if --n is not given; None: one for each picture
     "image-to-image": 16,
     "inpainting": 16,
     "interpolation": 10,
@@ -24,9 +25,24 @@ MODES = {  # the number of images if --n is not given; None: as many as there ar
 }
 
 
+class Editing(Protocol):
+    """What is ready to be drawn: sampling.Prepared, or one of the classes of editing.py."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows each batch runs through that on_step is called for."""
+
+    def draw(self) -> Tensor:
+        """Draw the images."""
+
+
 @dataclass(frozen=True)
 class Edit:
-    """The command's editing options, as given. Raises InputError for options that do not belong together."""
+    """The command's editing options, as they were given.
+
+    Raises:
+        InputError: For options that do not belong together.
+    """
 
     init_image: Path
     strength: float | None = None
@@ -37,25 +53,43 @@ class Edit:
     round_trip: bool = False
 
     @classmethod
-    def of(cls, init_image: Path | None, **options: Any) -> Edit | None:
+    def of(
+        cls,
+        init_image: Path | None,
+        *,
+        strength: float | None = None,
+        mask: Path | None = None,
+        resamplings: int | None = None,
+        jump_length: int | None = None,
+        interpolate_with: Path | None = None,
+        round_trip: bool = False,
+    ) -> Edit | None:
         """The edit that the options ask for, or None without any of them."""
         if init_image is not None:
-            return cls(init_image, **options)
+            return cls(init_image, strength, mask, resamplings, jump_length, interpolate_with, round_trip)
+        options = {
+            "strength": strength,
+            "mask": mask,
+            "resamplings": resamplings,
+            "jump_length": jump_length,
+            "interpolate_with": interpolate_with,
+            "round_trip": round_trip,
+        }
         given = [name for name, value in options.items() if value not in (None, False)]
         if given:
             raise InputError(f"{_flag(given[0])} is for editing a picture: give the picture with --init-image")
         return None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         modes = [name for name in ("mask", "interpolate_with", "round_trip") if getattr(self, name)]
         if len(modes) > 1:
-            raise InputError(f"{' and '.join(map(_flag, modes))} are different edits: choose one")
+            raise InputError(f"{' and '.join(map(_flag, modes))} are different edits: choose one of them")
         if self.mask is None and (self.resamplings is not None or self.jump_length is not None):
             name = "resamplings" if self.resamplings is not None else "jump_length"
             raise InputError(f"{_flag(name)} is for inpainting: give the mask with --mask, or leave it out")
         if self.strength is not None and self.mode in ("inpainting", "round trip"):
             raise InputError(
-                f"--strength is for image-to-image and interpolation; {self.mode} goes all the way: leave it out"
+                f"--strength is for image-to-image and interpolation, not for {self.mode}: leave --strength out"
             )
 
     @property
@@ -67,59 +101,69 @@ class Edit:
             return "interpolation"
         return "round trip" if self.round_trip else "image-to-image"
 
+    @property
+    def default_sampler(self) -> str:
+        """The sampler if --sampler is not given."""
+        return "ddim" if self.round_trip else "ddpm"
+
+    def default_count(self, pictures: Tensor) -> int:
+        """The number of images if --n is not given."""
+        return MODES[self.mode] or len(pictures)
+
     def check_others(self, sampler: str | None, guidance: float | None, n: int | None, labels: list | None) -> None:
         """Raises InputError for options of plain sampling that this edit cannot have."""
         if self.mode == "interpolation" and labels is not None and len(set(labels)) > 1:
-            raise InputError("--labels: an interpolation is of one class, or of none: give one, or none")
+            raise InputError(
+                "--labels: an interpolation has one class for all images, or none: give one class, or none"
+            )
         if not self.round_trip:
             return
         if sampler not in (None, "ddim"):
-            raise InputError(f"--round-trip is DDIM's, not {sampler}'s: leave --sampler out")
+            raise InputError(f"--round-trip works with the sampler ddim alone, not with {sampler}: leave --sampler out")
         if guidance is not None:
-            raise InputError("--round-trip undoes what the unguided model does: leave --guidance out")
+            raise InputError("--round-trip reverses the unguided model: leave --guidance out")
         if n is not None:
-            raise InputError("--round-trip takes each picture of --init-image once: leave --n out")
+            raise InputError("--round-trip uses each picture of --init-image once: leave --n out")
 
-    def run(self, loaded: LoadedModel, pictures: Tensor, n: int, options: dict[str, Any]) -> Tensor:
-        """The n edited images. pictures: read_images(init_image). options: those of sample()."""
-        model, diffusion = loaded.model, loaded.diffusion
+    def prepare(self, loaded: LoadedModel, pictures: Tensor, n: int, options: SamplingOptions) -> Editing:
+        """The n edited images, ready to be drawn. pictures: read_images(init_image). Raises InputError."""
+        network, diffusion = Network.of(loaded.model), loaded.diffusion
         images = pictures[torch.arange(n) % len(pictures)]
-        given = {} if self.strength is None else {"strength": self.strength}
-        if self.mode == "inpainting":
-            mask = self._read_mask(loaded)
-            names = [name for name in ("resamplings", "jump_length") if getattr(self, name) is not None]
-            given = {name: getattr(self, name) for name in names}
-            return editing.inpaint(model, diffusion, images, mask[torch.arange(n) % len(mask)], **given, **options)
-        if self.mode == "interpolation":
-            other = read_images(self.interpolate_with, loaded, "--interpolate-with")
-            if len(pictures) + len(other) > 2:
-                raise InputError(
-                    f"--interpolate-with goes from one picture to one other; --init-image holds {len(pictures)} and it "
-                    f"{len(other)}: give files of one each"
-                )
-            return editing.interpolate(model, diffusion, images[0], other[0], n, **given, **options)
-        if self.mode == "round trip":
-            kept = {name: options[name] for name in ("steps", "labels", "spacing", "batch_size", "cuda_graph")}
-            latents = editing.encode(model, diffusion, images, **kept)
-            return editing.decode(model, diffusion, latents, **kept, on_step=options["on_step"])
-        return editing.image_to_image(model, diffusion, images, **given, **options)
-
-    def _read_mask(self, loaded: LoadedModel) -> Tensor:
-        mask = read_images(self.mask, loaded, "--mask", channels=1)
-        wrong = int(((mask != 0) & (mask != 255)).sum())
-        if wrong:
-            raise InputError(
-                f"--mask: {wrong} of the {mask.numel()} pixels of {self.mask} are neither white (kept) nor black "
-                "(drawn): save it with these two alone, without smoothed edges, and not as JPEG"
+        if self.mask is not None:
+            mask = _read_mask(self.mask, loaded)
+            return editing.prepare_inpaint(
+                network,
+                diffusion,
+                images,
+                mask[torch.arange(n) % len(mask)],
+                options,
+                resamplings=5 if self.resamplings is None else self.resamplings,
+                jump_length=5 if self.jump_length is None else self.jump_length,
             )
-        return mask == 255
+        if self.interpolate_with is not None:
+            other = _read_other(self.interpolate_with, loaded, pictures)
+            return editing.prepare_interpolate(network, diffusion, images[0], other, n, options, strength=self.strength)
+        if self.round_trip:
+            return editing.prepare_round_trip(network, diffusion, images, options)
+        strength = 0.5 if self.strength is None else self.strength
+        return editing.prepare_image_to_image(network, diffusion, images, strength, options)
 
 
 def read_images(path: Path, loaded: LoadedModel, option: str, channels: int | None = None) -> Tensor:
-    """The picture of any image format at `path`, or the images of an .npz or .npy: uint8 [K, C, H, W].
+    """The picture in a file of any image format, or the images of an .npz or .npy.
 
-    channels: None for the model's. Raises InputError naming the command's option for a file that is not there or not
-    readable, another size than the model's, and colour where there is none.
+    Args:
+        path: The file.
+        loaded: The model that the images must fit.
+        option: The command's option that named the file, for error messages.
+        channels: How many channels to read; None for the model's.
+
+    Returns:
+        uint8 [K, C, H, W].
+
+    Raises:
+        InputError: For a file that is missing or unreadable, for images of another size than the model's, and for
+            colour where grey is expected.
     """
     config = loaded.model.config
     channels = config.in_channels if channels is None else channels
@@ -149,8 +193,31 @@ def read_images(path: Path, loaded: LoadedModel, option: str, channels: int | No
     return images
 
 
+def _read_other(path: Path, loaded: LoadedModel, pictures: Tensor) -> Tensor:
+    """The second picture of an interpolation."""
+    other = read_images(path, loaded, "--interpolate-with")
+    if len(pictures) + len(other) > 2:
+        raise InputError(
+            "--interpolate-with leads from one picture to one other, but --init-image holds "
+            f"{len(pictures)} and --interpolate-with {len(other)}: give files of one picture each"
+        )
+    return other[0]
+
+
+def _read_mask(path: Path, loaded: LoadedModel) -> Tensor:
+    """The mask of an inpainting: bool [K, 1, H, W]."""
+    mask = read_images(path, loaded, "--mask", channels=1)
+    wrong = int(((mask != 0) & (mask != 255)).sum())
+    if wrong:
+        raise InputError(
+            f"--mask: {wrong} of the {mask.numel()} pixels of {path} are neither white (kept) nor black "
+            "(drawn): save the mask in these two colours only, without smoothed edges, and not as JPEG"
+        )
+    return mask == 255
+
+
 def round_trip_error(images: Tensor, pictures: Tensor) -> str:
-    """How far images in [-1, 1] are from uint8 pictures, in words."""
+    """A sentence that says how far images in [-1, 1] are from uint8 pictures."""
     mse = (images.double() - (pictures.double() / 127.5 - 1)).square().mean().item()
     decibels = f"{10 * torch.log10(torch.tensor(4 / mse)).item():.1f} dB" if mse else "infinite"
     return f"Round trip: mean squared error {mse:.3g} (of values in [-1, 1]), PSNR {decibels}"

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -19,7 +19,8 @@ from ddpm_fast.data import BUILTIN, Dataset, load_dataset
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
 from ddpm_fast.files.atomic import atomic_path, check_writable
-from ddpm_fast.loops.likelihood import BitsPerDim, bits_per_dim
+from ddpm_fast.loops.likelihood import BitsPerDim, LikelihoodOptions
+from ddpm_fast.loops.network import Network
 from ddpm_fast.objective import DECODERS
 from ddpm_fast.pictures.canvas import check_picture, save_figure
 from ddpm_fast.pictures.figures import draw_bound
@@ -33,10 +34,10 @@ def evaluate() -> None:
 
 
 def load_images(source: str, model: checkpoint.LoadedModel) -> Dataset:
-    """The images as they are: a likelihood belongs to pixels, so nothing is converted. Raises InputError where they do
-    not fit the model."""
+    """The images as they are. Nothing is converted, because a likelihood is one of exact pixels. Raises InputError for
+    images that do not fit the model."""
     config = model.model.config
-    # A folder's sub-folders are its classes where the model has classes; array files say so themselves.
+    # For a model with classes, the sub-folders of a folder are the classes. Array files have labels of their own.
     folder = Path(source)
     by_folder = config.num_classes > 0 and folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())
     dataset = load_dataset(source, classes=by_folder)
@@ -44,21 +45,29 @@ def load_images(source: str, model: checkpoint.LoadedModel) -> Dataset:
     found = tuple(dataset.images.shape[1:])
     if found != expected:
         raise InputError(
-            f"{dataset.name} has images of {'x'.join(map(str, found))} and the model is of "
-            f"{'x'.join(map(str, expected))}: likelihoods belong to pixels, so nothing is converted here; give images "
-            "as the model has them"
+            f"{dataset.name} has images of {'x'.join(map(str, found))}, but the model was trained on "
+            f"{'x'.join(map(str, expected))}: a likelihood is one of exact pixels, so nothing is converted here; give "
+            "images of the model's size and channels"
         )
     if config.num_classes and dataset.num_classes not in (None, config.num_classes):
         raise InputError(
             f"{dataset.name} has {dataset.num_classes} classes and the model {config.num_classes}: give images with "
-            "the model's classes, or without labels (then the null class is asked)"
+            "the model's classes, or without labels (then the null class is used)"
         )
     return dataset
 
 
 def merge(parts: list[BitsPerDim]) -> BitsPerDim:
     """The results of several batches as one."""
-    return BitsPerDim(*(torch.cat(column) for column in list(zip(*parts, strict=True))[:-1]), parts[0].counts)
+    return BitsPerDim(
+        total=torch.cat([part.total for part in parts]),
+        prior=torch.cat([part.prior for part in parts]),
+        terms=torch.cat([part.terms for part in parts]),
+        mse_x0=torch.cat([part.mse_x0 for part in parts]),
+        mse_eps=torch.cat([part.mse_eps for part in parts]),
+        timesteps=torch.cat([part.timesteps for part in parts]),
+        counts=parts[0].counts,
+    )
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
@@ -67,8 +76,13 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
     return float(values.mean()), float(values.std() / math.sqrt(len(values)))
 
 
-def report_of(result: BitsPerDim, **about) -> dict:
-    """The result in JSON's types: means over images, in bits/dim, with their standard errors."""
+def report_of(result: BitsPerDim, **about: Any) -> dict[str, Any]:
+    """The result in JSON's types: means over images, in bits/dim, with their standard errors.
+
+    Args:
+        result: The bound of some images.
+        **about: Further entries, put first.
+    """
     total, total_error = mean_and_error(result.total)
     columns = [mean_and_error(column) for column in result.terms.unbind(1)]
     return {
@@ -92,15 +106,19 @@ def report_of(result: BitsPerDim, **about) -> dict:
 def nll(
     data: Annotated[str, typer.Option(help=f"{', '.join(BUILTIN)}, a folder of images, a .zip of them, .npz or .npy")],
     model: Annotated[str, typer.Option(help="a shipped model's name, or a model.safetensors file")] = "mnist",
-    n: Annotated[int | None, typer.Option("--n", help="the first so many images; all if not given")] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="estimate from so many of the chain's terms, unbiased; 50 if not given")
+    n: Annotated[
+        int | None, typer.Option("--n", help="evaluate only this many images, the first ones; all if not given")
     ] = None,
-    full: Annotated[bool, typer.Option("--full", help="every term of the chain: the bound itself")] = False,
-    decoder: Annotated[str, typer.Option(help=f"of L_0: {', '.join(DECODERS)}; paper: as published")] = "paper",
-    batch_size: Annotated[int, typer.Option(help="images at a time")] = 64,
-    seed: Annotated[int, typer.Option(help="of the noise")] = 0,
-    out: Annotated[Path, typer.Option(help="where the numbers go, as JSON")] = Path("nll.json"),
+    steps: Annotated[
+        int | None, typer.Option(help="estimate the bound, without bias, from this many of its terms; 50 if not given")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="evaluate every term: the bound itself")] = False,
+    decoder: Annotated[
+        str, typer.Option(help=f"how L_0 is computed: {', '.join(DECODERS)}; paper: as in published numbers")
+    ] = "paper",
+    batch_size: Annotated[int, typer.Option(help="number of images to evaluate at a time")] = 64,
+    seed: Annotated[int, typer.Option(help="seed of the noise")] = 0,
+    out: Annotated[Path, typer.Option(help="where the numbers go: a .json")] = Path("nll.json"),
     plot: Annotated[Path | None, typer.Option(help="also draw the terms over t: a .png or .svg")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto (bf16 where that is faster)")] = "fp32",
@@ -115,64 +133,105 @@ def nll(
         dtype = choose_dtype(precision, torch_device)
         loaded = checkpoint.load_model(model, device=torch_device, dtype=dtype)
         T = loaded.diffusion.num_timesteps
-        if full and steps is not None:
-            raise InputError(f"--full takes all {T} terms and --steps {steps} of them: leave one out")
-        steps = T if full else min(50, T) if steps is None else steps
-        if not min(2, T) <= steps <= T:
-            raise InputError(f"--steps is {steps}; expected {min(2, T)}..{T} (the model's T), or --full")
-        if out.suffix.lower() != ".json":
-            raise InputError(f"--out is {out}; expected a name ending in .json (--plot is for a picture)")
-        check_writable(out)
-        if plot is not None:
-            check_picture(plot)
-        dataset = load_images(data, loaded)
-        conditional = loaded.model.config.num_classes > 0
-        if conditional and dataset.labels is None:
-            check_null_class(loaded, f"{dataset.name} has no labels, so the null class is asked")
-            console.print(f"{dataset.name} has no labels: the model's null class is asked.")
-
+        options = LikelihoodOptions(steps=_choose_steps(steps, full, T), seed=seed, decoder=decoder)
+        _check_outputs(out, plot)
+        dataset = _load_dataset(data, loaded)
         count = len(dataset) if n is None else min(n, len(dataset))
         if count < 2:
             raise InputError(f"{count} of {len(dataset)} images asked for; a standard error needs at least 2")
-        parts: list[BitsPerDim] = []
+
         started = time.perf_counter()
-        with _bar() as bar:
-            task = bar.add_task("evaluating", total=-(-count // batch_size) * steps, rate=0.0, bits=math.nan)
-            for first in range(0, count, batch_size):
-                x0, labels = dataset.batch(torch.arange(first, min(first + batch_size, count)))
-
-                def on_step(done: int, of: int, before: int = len(parts)) -> None:
-                    finished = (before * of + done) / (-(-count // batch_size) * of)
-                    rate = finished * count / (time.perf_counter() - started)
-                    bar.update(task, completed=before * of + done, rate=rate)
-
-                parts.append(
-                    bits_per_dim(
-                        *(loaded.diffusion, loaded.model, x0.to(torch_device)),
-                        steps=steps,
-                        labels=labels.to(torch_device) if conditional and labels is not None else None,
-                        **{"seed": seed, "first_sample_id": first, "decoder": decoder, "on_step": on_step},
-                    )
-                )
-                bar.update(task, bits=float(torch.cat([part.total for part in parts]).mean()))
+        result = evaluate_images(loaded, dataset, count, batch_size, options)
         seconds = time.perf_counter() - started
-
         report = report_of(
-            merge(parts),
+            result,
             model=str(loaded.path.name),
             data=dataset.name,
             decoder=decoder,
             seed=seed,
             precision=DTYPE_NAMES[dtype],
         )
-        with atomic_path(out) as path:
-            path.write_text(json.dumps(report, indent=1) + "\n")
+        with atomic_path(out) as unfinished:
+            unfinished.write_text(json.dumps(report, indent=1) + "\n")
         if plot is not None:
             save_figure(draw_bound(report), plot)
         _print(report, T, seconds, torch_device)
         for path in (out, plot):
             if path is not None:
                 console.print(f"Wrote {path.resolve()}", soft_wrap=True)
+
+
+def _choose_steps(steps: int | None, full: bool, T: int) -> int:
+    """How many terms to evaluate of a bound of T. Raises InputError for options that do not fit together, or T."""
+    if full and steps is not None:
+        raise InputError(f"--full takes all {T} terms and --steps {steps} of them: leave one out")
+    if full:
+        return T
+    chosen = min(50, T) if steps is None else steps
+    if not min(2, T) <= chosen <= T:
+        raise InputError(f"--steps is {chosen}; expected {min(2, T)}..{T} (the model's T), or --full")
+    return chosen
+
+
+def _check_outputs(out: Path, plot: Path | None) -> None:
+    """Raises InputError for output files that could not be written."""
+    if out.suffix.lower() != ".json":
+        raise InputError(f"--out is {out}; expected a name ending in .json (--plot is for a picture)")
+    check_writable(out)
+    if plot is not None:
+        check_picture(plot)
+
+
+def _load_dataset(source: str, loaded: checkpoint.LoadedModel) -> Dataset:
+    """The images to evaluate. Says so if the null class has to be used for a lack of labels."""
+    dataset = load_images(source, loaded)
+    if loaded.model.config.num_classes and dataset.labels is None:
+        check_null_class(loaded, f"{dataset.name} has no labels, so the null class is used")
+        console.print(f"{dataset.name} has no labels: the model's null class is used.")
+    return dataset
+
+
+def evaluate_images(
+    loaded: checkpoint.LoadedModel, dataset: Dataset, n: int, batch_size: int, options: LikelihoodOptions
+) -> BitsPerDim:
+    """The bound of the first n images, batch by batch, with a progress bar.
+
+    Args:
+        loaded: The model.
+        dataset: The images, and their labels if they have any.
+        n: How many images.
+        batch_size: How many at a time.
+        options: steps, seed and decoder; its other fields are set here for each batch.
+    """
+    device = Network.of(loaded.model).device
+    conditional = loaded.model.config.num_classes > 0
+    steps = options.steps or loaded.diffusion.num_timesteps
+    calls = -(-n // batch_size) * steps
+    parts: list[BitsPerDim] = []
+    started = time.perf_counter()
+    with _bar() as bar:
+        task = bar.add_task("evaluating", total=calls, rate=0.0, bits=math.nan)
+
+        def on_step(done: int, of: int) -> None:
+            completed = len(parts) * of + done
+            rate = completed / calls * n / (time.perf_counter() - started)
+            bar.update(task, completed=completed, rate=rate)
+
+        for first in range(0, n, batch_size):
+            x0, labels = dataset.batch(torch.arange(first, min(first + batch_size, n)))
+            part = loaded.diffusion.bits_per_dim(
+                loaded.model,
+                x0.to(device),
+                steps=steps,
+                labels=labels.to(device) if conditional and labels is not None else None,
+                seed=options.seed,
+                first_sample_id=first,
+                decoder=options.decoder,
+                on_step=on_step,
+            )
+            parts.append(part)
+            bar.update(task, bits=float(torch.cat([part.total for part in parts]).mean()))
+    return merge(parts)
 
 
 def _print(report: dict, T: int, seconds: float, device: torch.device) -> None:
@@ -193,7 +252,9 @@ def _print(report: dict, T: int, seconds: float, device: torch.device) -> None:
 
 def _bar() -> Progress:
     return Progress(
-        *(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(elapsed_when_finished=True)),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[rate]:.2f} images/s  {task.fields[bits]:.4f} bits/dim"),
         console=console,
         disable=not console.is_terminal,

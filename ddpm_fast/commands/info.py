@@ -31,7 +31,7 @@ def _version(package: str) -> str:
 def main() -> None:
     """What was built, what is active, and why the rest is not."""
     with plain_errors():
-        console.print(f"[bold]ddpm_fast {__version__}[/] in {Path(__file__).parent}", soft_wrap=True)
+        console.print(f"[bold]ddpm_fast {__version__}[/] in {Path(__file__).parents[1]}", soft_wrap=True)
         console.print(
             f"Python {platform.python_version()}, torch {torch.__version__}, triton {_version('triton')}, "
             f"{torch.get_num_threads()} threads on {platform.machine()}"

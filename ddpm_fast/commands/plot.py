@@ -1,12 +1,13 @@
-"""`python -m ddpm_fast.plot WHAT`: pictures of the theory, drawn from the library's own tables (figures.py).
+"""`python -m ddpm_fast.plot WHAT`: pictures of the theory, drawn from the library's own tables (pictures/figures.py).
 
-schedules, noising, variances, snr: of the noise schedules, without a model. bound: of a report that `python -m
-ddpm_fast.evaluate nll` wrote. chain: of a model's reverse process.
+schedules, noising, variances and snr show noise schedules and need no model. bound shows a report that `python -m
+ddpm_fast.evaluate nll` wrote. chain shows the reverse process of a model.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,37 +17,49 @@ from matplotlib.figure import Figure
 from rich.markup import escape
 from torch import Tensor
 
+from ddpm_fast import ops
 from ddpm_fast.commands.common import choose_device, console, parse_labels, plain_errors
 from ddpm_fast.data import load_dataset, read_picture
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
-from ddpm_fast.loops.sampling import sample
+from ddpm_fast.loops.network import Network
+from ddpm_fast.loops.options import SamplingOptions, Step
+from ddpm_fast.loops.sampling import prepare
+from ddpm_fast.noise import Stream
 from ddpm_fast.pictures.canvas import check_channels, check_picture, save_figure
 from ddpm_fast.pictures.figures import draw_bound, draw_chain, draw_noising, draw_schedules, draw_snr, draw_variances
 from ddpm_fast.respacing import sampling_timesteps
-from ddpm_fast.samplers import SAMPLERS, make_table
+from ddpm_fast.samplers import SAMPLERS
 from ddpm_fast.schedule import SCHEDULES, Schedule
 
-MOST_SAMPLES = 50  # of a chain: more than a screen can show
-LARGEST_SIDE = 128  # pixels of a noised image: a column is not wider on the screen
+MOST_SAMPLES = 50  # in a picture of chains; a screen cannot show more
+LARGEST_SIDE = 128  # pixels of a noised image; a column on the screen is not wider
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
 Out = Annotated[Path, typer.Option(help="the picture, a .png or .svg")]
-Names = Annotated[str, typer.Option(help=f"which, separated by commas: {', '.join(SCHEDULES)}")]
-Timesteps = Annotated[int, typer.Option(help="T, the length of the chain")]
-Columns = Annotated[int, typer.Option(help="how many steps to show, equally far apart")]
-Seed = Annotated[int, typer.Option(help="another seed, other noise")]
+Names = Annotated[str, typer.Option(help=f"one or more of {', '.join(SCHEDULES)}, separated by commas")]
+Timesteps = Annotated[int, typer.Option(help="T, the number of timesteps")]
+Columns = Annotated[int, typer.Option(help="how many timesteps to show, equally spaced")]
+Seed = Annotated[int, typer.Option(help="the seed of the noise")]
 
 
 def parse_schedules(names: str, T: int, option: str = "--schedules") -> list[Schedule]:
-    """The schedules of "linear,cosine" over T steps. Raises InputError, naming the command's option, for an unknown
-    name, none, and a T that the schedule cannot have."""
+    """The schedules of a list of names such as "linear,cosine", each with T timesteps.
+
+    Args:
+        names: The names, separated by commas.
+        T: The number of timesteps.
+        option: The command's option that the names came from, for the messages.
+
+    Raises:
+        InputError: For an unknown name, for no name, and for a T that the schedule does not allow.
+    """
     chosen = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     unknown = [name for name in chosen if name not in SCHEDULES]
     if unknown or not chosen:
         raise InputError(
-            f"{option}: {', '.join(unknown) or 'nothing'} is no schedule; expected one or more of "
+            f"{option}: {', '.join(unknown) or 'nothing'} is not a schedule; expected one or more of "
             f"{', '.join(SCHEDULES)}, separated by commas"
         )
     return [SCHEDULES[name](T) for name in chosen]
@@ -57,11 +70,11 @@ def schedules(
     schedules: Names = "linear,cosine",
     timesteps: Timesteps = 1000,
     zero_terminal_snr: Annotated[
-        bool, typer.Option("--zero-terminal-snr", help="also each one rescaled to end in pure noise, dashed")
+        bool, typer.Option("--zero-terminal-snr", help="also draw each one rescaled to end in pure noise, dashed")
     ] = False,
     out: Out = Path("schedules.png"),
 ) -> None:
-    """beta_t and alpha_bar_t over t, the schedules beside each other."""
+    """Draw beta_t and alpha_bar_t over t, for several schedules."""
     with plain_errors():
         check_picture(out)
         chosen = parse_schedules(schedules, timesteps)
@@ -74,15 +87,15 @@ def noising(
     data: Annotated[
         str, typer.Option(help="the images: mnist5k, emoji32, or a folder, .zip, .npz or .npy")
     ] = "mnist5k",
-    index: Annotated[int, typer.Option(help="which image of them, from 0")] = 0,
-    image: Annotated[Path | None, typer.Option(help="a picture instead, of any format")] = None,
+    index: Annotated[int, typer.Option(help="the position of the image among them, from 0")] = 0,
+    image: Annotated[Path | None, typer.Option(help="a picture file to use instead, of any image format")] = None,
     schedules: Names = "linear,cosine",
     timesteps: Timesteps = 1000,
     columns: Columns = 10,
     seed: Seed = 0,
     out: Out = Path("noising.png"),
 ) -> None:
-    """One image noised at equal steps, a schedule a row, with the same noise throughout."""
+    """Draw one image noised at equally spaced timesteps, with one row per schedule and the same noise everywhere."""
     with plain_errors():
         check_picture(out)
         chosen = parse_schedules(schedules, timesteps)
@@ -96,11 +109,21 @@ def _check_columns(columns: int, steps: int) -> None:
 
 
 def read_image(data: str, index: int, image: Path | None) -> Tensor:
-    """The image of the command's options: uint8 [C, H, W], C = 1, 3 or 4. A picture larger than LARGEST_SIDE is scaled
-    and cut to a square of that. Raises InputError for none, or one that cannot be shown."""
+    """The image that the command's options choose: uint8 [C, H, W], C = 1, 3 or 4.
+
+    A picture with a side of more than LARGEST_SIDE pixels is scaled and cut to a square of that size.
+
+    Args:
+        data: The data set to take the image from.
+        index: Which image of the data set.
+        image: A picture to read instead, or None.
+
+    Raises:
+        InputError: If there is no such image, or it cannot be shown.
+    """
     if image is not None:
         if not image.is_file():
-            raise InputError(f"--image: there is no file {image}; give a picture")
+            raise InputError(f"--image: there is no file {image}; give the path of a picture")
         picture = read_picture(image, "--image")
         return read_picture(image, "--image", LARGEST_SIDE) if max(picture.shape[1:]) > LARGEST_SIDE else picture
     found = load_dataset(data).images
@@ -118,7 +141,7 @@ def variances(
     ] = "100,1000,4000",
     out: Out = Path("variances.png"),
 ) -> None:
-    """The two extremes of the reverse variance: their ratio over t, and the band that learned_range reaches."""
+    """Draw the two extremes of the reverse variance: their ratio over t, and the range between them."""
     with plain_errors():
         check_picture(out)
         try:
@@ -129,7 +152,7 @@ def variances(
             raise InputError(f"--timesteps is {timesteps!r}; expected one to six lengths T such as 100,1000,4000")
         chosen = [parse_schedules(schedule, T, "--schedule") for T in lengths]
         if len(chosen[0]) > 1:
-            raise InputError(f"--schedule is {schedule!r}; this picture is of one schedule: choose one")
+            raise InputError(f"--schedule is {schedule!r}; this picture shows only one schedule: choose one")
         _write(draw_variances([one for (one,) in chosen]), out)
 
 
@@ -137,10 +160,10 @@ def variances(
 def snr(
     schedules: Names = "linear,cosine",
     timesteps: Timesteps = 1000,
-    gamma: Annotated[float, typer.Option(help="of min_snr")] = 5.0,
+    gamma: Annotated[float, typer.Option(help="the largest weight of the min_snr weighting")] = 5.0,
     out: Out = Path("snr.png"),
 ) -> None:
-    """The signal-to-noise ratio over t, and what the loss weightings make of it for each prediction."""
+    """Draw the signal-to-noise ratio over t, and the weights of the loss weightings for each prediction."""
     with plain_errors():
         check_picture(out)
         _write(draw_snr(parse_schedules(schedules, timesteps), gamma), out)
@@ -151,39 +174,58 @@ def bound(
     report: Annotated[Path, typer.Argument(help="the .json that `python -m ddpm_fast.evaluate nll --out` wrote")],
     out: Out = Path("bound.png"),
 ) -> None:
-    """The variational bound's terms over t, and the errors of the predictions, of an evaluated model."""
+    """Draw the variational bound's terms over t and the errors of the predictions, for an evaluated model."""
     with plain_errors():
         check_picture(out)
         _write(draw_bound(read_report(report)), out)
 
 
+# The fields of a report of `evaluate nll` that draw_bound needs. float stands for any number.
+_REPORT: dict[str, type] = {
+    "model": str,
+    "data": str,
+    "images": int,
+    "estimate": bool,
+    "prior_bits_per_dim": float,
+    "total_bits_per_dim": float,
+    "total_stderr": float,
+    "timesteps": list,
+    "counts": list,
+    "terms_bits_per_dim": list,
+    "terms_stderr": list,
+    "mse_x0": list,
+    "mse_eps": list,
+}
+
+
 def read_report(path: Path) -> dict[str, Any]:
-    """A report of `evaluate nll` as draw_bound takes it. Raises InputError for a file that is none."""
+    """The report of `evaluate nll`, as draw_bound takes it.
+
+    Raises:
+        InputError: If the file is not such a report.
+    """
     advice = "expected the .json that `python -m ddpm_fast.evaluate nll --out FILE.json` writes"
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}; {advice}") from error
-    lists = ("counts", "terms_bits_per_dim", "terms_stderr", "mse_x0", "mse_eps")
-    kinds = {
-        **{"model": str, "data": str, "images": int, "estimate": bool, "timesteps": list},
-        **dict.fromkeys(lists, list),
-        **dict.fromkeys(("prior_bits_per_dim", "total_bits_per_dim", "total_stderr"), float),
-    }
     if not isinstance(report, dict):
         raise InputError(f"{path} holds a {type(report).__name__}; {advice}")
-    wrong = [name for name, kind in kinds.items() if not _is(report.get(name), kind)]
+    wrong = [name for name, kind in _REPORT.items() if not _is(report.get(name), kind)]
     if wrong:
-        raise InputError(f"{path} is no such report: {', '.join(wrong)} missing or of another kind; {advice}")
-    steps = report["timesteps"]
-    numbers = all(_is(x, float) for name in ("timesteps", *lists) for x in report[name])
-    if not numbers or not steps or min(steps) < 0 or any(len(report[name]) != len(steps) for name in lists):
-        raise InputError(f"{path}: its lists are not a number for each of its {len(steps)} timesteps; {advice}")
+        raise InputError(f"{path} is not such a report: {', '.join(wrong)} missing or of another kind; {advice}")
+    timesteps = report["timesteps"]
+    lists = [report[name] for name, kind in _REPORT.items() if kind is list]
+    numbers = all(_is(x, float) for values in lists for x in values)
+    if not numbers or not timesteps or min(timesteps) < 0 or any(len(values) != len(timesteps) for values in lists):
+        raise InputError(
+            f"{path}: its lists do not have one number for each of its {len(timesteps)} timesteps; {advice}"
+        )
     return report
 
 
-def _is(value: Any, kind: type) -> bool:
-    """Whether a value from a JSON file is of a kind; float means any number."""
+def _is(value: object, kind: type) -> bool:
+    """Whether a value from a JSON file is of a kind. float stands for any number."""
     return isinstance(value, int | float if kind is float else kind) and (kind is bool or not isinstance(value, bool))
 
 
@@ -191,19 +233,24 @@ def _is(value: Any, kind: type) -> bool:
 def chain(
     model: Annotated[str, typer.Option(help="a shipped model's name, or a model.safetensors file")] = "mnist",
     n: Annotated[int, typer.Option("--n", help="how many samples")] = 3,
-    steps: Annotated[int | None, typer.Option(help="of the sampler; 100 if not given")] = None,
-    sampler: Annotated[str, typer.Option(help=", ".join(SAMPLERS))] = "ddpm",
-    labels: Annotated[str | None, typer.Option(help="7 or 1,2,3 (in turn) or none; else every class in turn")] = None,
+    steps: Annotated[int | None, typer.Option(help="how many sampler steps; 100 if not given")] = None,
+    sampler: Annotated[str, typer.Option(help=f"one of {', '.join(SAMPLERS)}")] = "ddpm",
+    labels: Annotated[
+        str | None,
+        typer.Option(help="the classes: 7, or 1,2,3 (repeated in this order), or none; if not given, every class"),
+    ] = None,
     columns: Columns = 10,
     seed: Seed = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     out: Out = Path("chain.png"),
 ) -> None:
-    """Samples on their way from noise to image, x_t, and under each the x_0 that the model predicts from it."""
+    """Draw samples on their way from noise to image: x_t, and below it the x_0 that the model predicts from it."""
     with plain_errors():
         check_picture(out)
         if not 1 <= n <= MOST_SAMPLES:
-            raise InputError(f"--n is {n}; expected 1..{MOST_SAMPLES}, two rows of a picture each")
+            raise InputError(
+                f"--n is {n}; expected 1..{MOST_SAMPLES}, because each sample takes two rows of the picture"
+            )
         loaded = checkpoint.load_model(model, device=choose_device(device))
         check_channels(str(loaded.path), loaded.model.config.in_channels)
         T = loaded.diffusion.num_timesteps
@@ -211,34 +258,51 @@ def chain(
         _check_columns(columns, steps)
         classes = parse_labels(labels, n, loaded.model.config.num_classes, loaded.label_names)
         with console.status("sampling"):
-            states = reverse_states(loaded, n, columns, sampler=sampler, steps=steps, labels=classes, seed=seed)
-        _write(draw_chain(*states), out)
+            timesteps, x_t, x0 = reverse_states(
+                loaded, n, columns, sampler=sampler, steps=steps, labels=classes, seed=seed
+            )
+        _write(draw_chain(timesteps, x_t, x0), out)
 
 
 def reverse_states(
     loaded: checkpoint.LoadedModel, n: int, columns: int, *, sampler: str, steps: int, **options: Any
 ) -> tuple[list[int], Tensor, Tensor]:
-    """(timesteps, x_t, predicted x_0) at `columns` of the equally spaced steps of sample(model, diffusion, n, ...), the
-    noisiest first: K ints and two tensors [K, n, C, H, W], x_0 clipped as the sampler does. Raises InputError where
-    sample does."""
-    table = make_table(loaded.diffusion, sampler, steps, spacing="even")
-    shown = sampling_timesteps(columns, len(table.timesteps))
-    seen: list[tuple[Tensor, Tensor]] = []
-    calls = iter(range(len(table.timesteps)))
+    """States of sample(model, diffusion, n, ...) and the predictions from them, at equally spaced sampler steps.
 
-    def watch(model: torch.nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-        if next(calls) in shown:
-            seen.append((arguments[0].clone(), output))  # the loop's next step overwrites its state
+    Args:
+        loaded: The model and its diffusion.
+        n: The number of samples.
+        columns: K, the number of states.
+        sampler: As in sample, like steps and the options.
+        steps: The number of sampler steps, which are spaced evenly.
+        **options: Passed to sample.
 
-    hook = loaded.model.register_forward_hook(watch)
-    try:
-        sample(loaded.model, loaded.diffusion, n, sampler=sampler, steps=steps, spacing="even", **options)
-    finally:
-        hook.remove()
-    x_t, outputs = (torch.stack(parts) for parts in zip(*seen, strict=True))
-    rows = table.coefficients[shown].to(x_t).view(len(shown), 8, 1, 1, 1, 1)
-    x0 = (rows[:, 0] * x_t + rows[:, 1] * outputs[:, :, : x_t.shape[2]]).clamp(-1, 1)
-    return table.timesteps[shown].tolist(), x_t, x0
+    Returns:
+        The K timesteps, the noisiest first; x_t; and the predicted x_0, clipped as the sampler does. x_t and x_0 are
+        [K, n, C, H, W].
+
+    Raises:
+        InputError: Where sample does.
+    """
+    network = Network.of(loaded.model)
+    shown = sampling_timesteps(columns, steps)
+    timesteps: list[int] = []
+    x_t: list[Tensor] = []
+    x0: list[Tensor] = []
+    before: list[Tensor] = []  # the state before the row, alone
+
+    def watch(step: Step) -> None:
+        if step.index in shown and step.x0 is not None:
+            timesteps.append(step.t)
+            x_t.append(before[0])
+            x0.append(step.x0)
+        before[0] = step.x
+
+    wanted = SamplingOptions(sampler=sampler, steps=steps, spacing="even", on_step=watch, **options)
+    prepared = prepare(network, loaded.diffusion, n, wanted)
+    before.append(ops.normal(replace(prepared.key, stream=Stream.INITIAL), prepared.shape))
+    prepared.draw()
+    return timesteps, torch.stack(x_t), torch.stack(x0)
 
 
 def _write(figure: Figure, out: Path) -> None:

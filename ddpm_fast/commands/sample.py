@@ -1,13 +1,13 @@
 """`python -m ddpm_fast.sample`: draw images from a model; by default 64 handwritten digits, from the one shipped.
 
-With --init-image it edits a picture instead (sample_edit.py).
+With --init-image it edits a picture instead (edit.py).
 """
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -23,11 +23,13 @@ from ddpm_fast.commands.common import (
     parse_labels,
     plain_errors,
 )
-from ddpm_fast.commands.edit import MODES, Edit, read_images, round_trip_error
+from ddpm_fast.commands.edit import Edit, Editing, read_images, round_trip_error
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
 from ddpm_fast.files.atomic import check_writable
-from ddpm_fast.loops.sampling import Run, sample
+from ddpm_fast.loops.network import Network
+from ddpm_fast.loops.options import SamplingOptions, Step
+from ddpm_fast.loops.sampling import prepare
 from ddpm_fast.pictures import images
 from ddpm_fast.respacing import SPACINGS
 from ddpm_fast.samplers import SAMPLERS
@@ -41,92 +43,125 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def main(
     model: Annotated[str, typer.Option(help="a shipped model's name, or a model.safetensors file")] = "mnist",
-    n: Annotated[int | None, typer.Option("--n", help="how many images; 64 if not given, fewer when editing")] = None,
-    steps: Annotated[str | None, typer.Option(help="a number (50 if not given), sections 10,15,20, or ddim50")] = None,
+    n: Annotated[
+        int | None, typer.Option("--n", help="number of images; 64 if not given, fewer when editing a picture")
+    ] = None,
+    steps: Annotated[
+        str | None, typer.Option(help="a number of steps (50 if not given), sections 10,15,20, or a stride ddim50")
+    ] = None,
     sampler: Annotated[str | None, typer.Option(help=f"{', '.join(SAMPLERS)}; ddpm if not given")] = None,
-    spacing: Annotated[str, typer.Option(help=f"of the steps: {', '.join(SPACINGS)}")] = "even",
-    eta: Annotated[float | None, typer.Option(help="ddim's noise, 0 (none, if not given) to 1")] = None,
-    guidance: Annotated[float | None, typer.Option(help="towards the labels; 1 is none, 2 to 4 is much")] = None,
-    guidance_rescale: Annotated[float, typer.Option(help="0 to 1, against overexposure by guidance")] = 0.0,
+    spacing: Annotated[str, typer.Option(help=f"how the steps are spaced: {', '.join(SPACINGS)}")] = "even",
+    eta: Annotated[
+        float | None, typer.Option(help="how much noise the ddim sampler adds, 0 (none, if not given) to 1")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="how strongly to guide towards the labels: 1 is none, 2 to 4 is strong")
+    ] = None,
+    guidance_rescale: Annotated[
+        float, typer.Option(help="how far to undo the overexposure that guidance causes, 0 to 1")
+    ] = 0.0,
     dynamic_threshold: Annotated[
-        float | None, typer.Option(help="a quantile such as 0.995 instead of the clip")
+        float | None, typer.Option(help="scale images back by this quantile, such as 0.995, instead of clipping them")
     ] = None,
-    seed: Annotated[int, typer.Option(help="another seed, other images")] = 0,
-    first_sample_id: Annotated[int, typer.Option(help="sample ids start here: continues an earlier set")] = 0,
+    seed: Annotated[int, typer.Option(help="seed of the noise: another seed gives other images")] = 0,
+    first_sample_id: Annotated[
+        int, typer.Option(help="id of the first image, which selects its noise; continues an earlier set of images")
+    ] = 0,
     labels: Annotated[
-        str | None, typer.Option(help="7 or 1,2,3 (in turn) or none; else every class in turn (none when editing)")
+        str | None,
+        typer.Option(
+            help="a class such as 7, several in turn such as 1,2,3, or none; if not given every class in turn (none "
+            "when editing)"
+        ),
     ] = None,
-    init_image: Annotated[Path | None, typer.Option(help="edit this picture, or these of an .npz")] = None,
+    init_image: Annotated[
+        Path | None, typer.Option(help="the picture to edit, or an .npz file of several, used in turn")
+    ] = None,
     strength: Annotated[
-        float | None, typer.Option(help="of the edit, 0 to 1: how much noise; 0.5 if not given")
+        float | None,
+        typer.Option(
+            help="how much noise to add to the picture: 0 keeps it, 1 starts from pure noise; 0.5 if not given"
+        ),
     ] = None,
-    mask: Annotated[Path | None, typer.Option(help="inpaint: a picture, white where the image is kept")] = None,
-    resamplings: Annotated[int | None, typer.Option(help="of inpainting, 1 or more: slower, more coherent")] = None,
-    jump_length: Annotated[int | None, typer.Option(help="of inpainting: steps to a resampling")] = None,
-    interpolate_with: Annotated[Path | None, typer.Option(help="the picture at the other end of a way")] = None,
-    round_trip: Annotated[bool, typer.Option("--round-trip", help="encode and decode it; prints the error")] = False,
-    batch_size: Annotated[int, typer.Option(help="images at a time")] = 64,
-    out: Annotated[str, typer.Option(help="a .png (grid), an .npz, or a folder of PNGs")] = "samples.png",
-    gif: Annotated[Path | None, typer.Option(help="also write the denoising as an animation")] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="inpaint the picture: a black and white mask, white where it is kept")
+    ] = None,
+    resamplings: Annotated[
+        int | None,
+        typer.Option(help="inpainting: how often each stretch of steps is run; more is slower and more coherent"),
+    ] = None,
+    jump_length: Annotated[
+        int | None, typer.Option(help="inpainting: number of steps in a stretch, which is run --resamplings times")
+    ] = None,
+    interpolate_with: Annotated[Path | None, typer.Option(help="the second picture, to interpolate to")] = None,
+    round_trip: Annotated[
+        bool, typer.Option("--round-trip", help="encode the picture, decode it again, and print the error")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(help="number of images to draw at a time")] = 64,
+    out: Annotated[
+        str, typer.Option(help="where the images go: a .png (a grid), an .npz, or a folder of PNGs")
+    ] = "samples.png",
+    gif: Annotated[Path | None, typer.Option(help="also write an animation of the denoising: a .gif")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto (bf16 where that is faster)")] = "fp32",
     cuda_graph: Annotated[
-        bool | None, typer.Option(help="replay each step from a CUDA graph; where possible, if not given")
+        bool | None, typer.Option(help="replay each step from a CUDA graph; if not given, wherever that is possible")
     ] = None,
 ) -> None:
-    """Draw images from a diffusion model, or edit some with it."""
+    """Draw images from a diffusion model, or edit a picture with it."""
     with plain_errors():
         edit = Edit.of(
             init_image,
-            **{"strength": strength, "mask": mask, "resamplings": resamplings, "jump_length": jump_length},
-            **{"interpolate_with": interpolate_with, "round_trip": round_trip},
+            strength=strength,
+            mask=mask,
+            resamplings=resamplings,
+            jump_length=jump_length,
+            interpolate_with=interpolate_with,
+            round_trip=round_trip,
         )
-        if (n is not None and n < 1) or batch_size < 1:
-            raise InputError(f"--n is {n} and --batch-size {batch_size}; expected at least 1 of each")
+        _check_counts(n, batch_size)
         if edit is not None and gif is not None:
             raise InputError("--gif shows how images are drawn from noise: leave it out with --init-image")
         torch_device = choose_device(device)
         dtype = choose_dtype(precision, torch_device)
         loaded = checkpoint.load_model(model, device=torch_device, dtype=dtype)
-        config, diffusion = loaded.model.config, loaded.diffusion
-        pictures = None if edit is None else read_images(edit.init_image, loaded, "--init-image")
-        count = n or (64 if edit is None else MODES[edit.mode] or len(pictures))
-        text = "none" if edit is not None and labels is None else labels
-        classes = parse_labels(text, count, config.num_classes, loaded.label_names)
-        if guidance not in (None, 1):
-            check_null_class(loaded, "--guidance leads away from the null class")
-        if classes is None:
-            check_null_class(loaded, "without labels the null class is asked")
+        pictures = torch.empty(0) if edit is None else read_images(edit.init_image, loaded, "--init-image")
+        count = n or (64 if edit is None else edit.default_count(pictures))
+        classes = _choose_classes(loaded, labels, count, edit, guidance)
         if edit is not None:
             edit.check_others(sampler, guidance, n, classes)
-        options = {
-            "sampler": sampler or ("ddim" if edit is not None and edit.round_trip else "ddpm"),
-            "steps": min(50, diffusion.num_timesteps) if steps is None else steps,
-            **{"spacing": spacing, "eta": eta, "guidance": guidance, "guidance_rescale": guidance_rescale},
-            **{"dynamic_threshold": dynamic_threshold, "seed": seed, "first_sample_id": first_sample_id},
-            **{"labels": classes, "batch_size": batch_size, "cuda_graph": cuda_graph},
-        }
-        # All that can be wrong is found before the sampling, not after it.
-        rows = len(Run(loaded.model, diffusion, count, **options).table.timesteps)
-        images.check_output(out, channels=config.in_channels)
-        if gif is not None:
-            if gif.suffix.lower() != ".gif":
-                raise InputError(f"--gif is {gif}; expected a name ending in .gif")
-            check_writable(gif)
-
-        scale = max(1, GRID_PIXELS // (config.image_size * max(1, round(count**0.5))))
-        started = time.perf_counter()
+        drawing = Drawing(count, batch_size, keeps_frames=gif is not None)
+        options = SamplingOptions(
+            sampler=sampler or ("ddpm" if edit is None else edit.default_sampler),
+            steps=min(50, loaded.diffusion.num_timesteps) if steps is None else steps,
+            spacing=spacing,
+            eta=eta,
+            guidance=guidance,
+            guidance_rescale=guidance_rescale,
+            dynamic_threshold=dynamic_threshold,
+            seed=seed,
+            first_sample_id=first_sample_id,
+            labels=classes,
+            batch_size=batch_size,
+            on_step=drawing.on_step,
+            cuda_graph=cuda_graph,
+        )
+        # Everything that can be wrong is found here, before the sampling.
         if edit is None:
-            x = _draw(loaded, count, options, rows, gif, scale)
+            prepared: Editing = prepare(Network.of(loaded.model), loaded.diffusion, count, options)
         else:
-            x, rows = _edit(edit, loaded, pictures, count, options)
-        seconds = time.perf_counter() - started
+            prepared = edit.prepare(loaded, pictures, count, options)
+        _check_outputs(out, gif, loaded.model.config.in_channels)
 
+        x = drawing.draw(prepared, "sampling" if edit is None else edit.mode)
+        scale = max(1, GRID_PIXELS // (x.shape[-1] * max(1, round(count**0.5))))
         images.save_samples(out, x, classes, first_index=first_sample_id, scale=scale)
+        if gif is not None:
+            images.save_gif(gif, drawing.frames(), scale=scale)
+        what = f"{'' if edit is None else edit.mode + ', '}{prepared.rows} steps of {options.sampler}"
         console.print(
-            f"{count} images of {config.in_channels}x{config.image_size}x{config.image_size} in {seconds:.1f} s "
-            f"({count / seconds:.1f} images/s; {'' if edit is None else edit.mode + ', '}{rows} steps of "
-            f"{options['sampler']}, {DTYPE_NAMES[dtype]}, {torch_device})",
+            f"{count} images of {'x'.join(map(str, x.shape[1:]))} in {drawing.seconds:.1f} s "
+            f"({count / drawing.seconds:.1f} images/s; {what}, {DTYPE_NAMES[dtype]}, {torch_device})",
             soft_wrap=True,
         )
         if edit is not None and edit.round_trip:
@@ -136,52 +171,78 @@ def main(
                 console.print(f"Wrote {path.resolve()}", soft_wrap=True)
 
 
-def _draw(
-    loaded: checkpoint.LoadedModel, n: int, options: dict[str, Any], rows: int, gif: Path | None, scale: int
-) -> Tensor:
-    """n samples, with a progress bar, and the denoising as an animation if gif says where to."""
-    frames: dict[int, list[Tensor]] = {}
-    batch_size = options["batch_size"]
-    total = -(-n // batch_size) * rows
-    started = time.perf_counter()
-    with _bar() as bar:
-        task = bar.add_task("sampling", total=total, rate=0.0)
+def _check_counts(n: int | None, batch_size: int) -> None:
+    if (n is not None and n < 1) or batch_size < 1:
+        raise InputError(f"--n is {n} and --batch-size {batch_size}; expected at least 1 of each")
 
-        def on_step(first: int, i: int, x: Tensor) -> None:
-            if gif is not None and (i % max(1, rows // GIF_FRAMES) == 0 or i == rows - 1):
-                frames.setdefault(i, []).append(x.cpu())
-            done = first // batch_size * rows + i + 1
-            bar.update(task, completed=done, rate=done / total * n / (time.perf_counter() - started))
 
-        x = sample(loaded.model, loaded.diffusion, n, on_step=on_step, **options).cpu()
+def _choose_classes(
+    loaded: checkpoint.LoadedModel, labels: str | None, n: int, edit: Edit | None, guidance: float | None
+) -> list[int] | None:
+    """The classes of the n images. Raises InputError for labels, or a lack of them, that the model was not trained
+    for."""
+    text = "none" if edit is not None and labels is None else labels
+    classes = parse_labels(text, n, loaded.model.config.num_classes, loaded.label_names)
+    if guidance not in (None, 1):
+        check_null_class(loaded, "--guidance leads away from the null class")
+    if classes is None:
+        check_null_class(loaded, "without labels the null class is used")
+    return classes
+
+
+def _check_outputs(out: str, gif: Path | None, channels: int) -> None:
+    """Raises InputError for output files that could not be written."""
+    images.check_output(out, channels=channels)
     if gif is not None:
-        images.save_gif(gif, [torch.cat(parts) for _, parts in sorted(frames.items())], scale=scale)
-    return x
+        if gif.suffix.lower() != ".gif":
+            raise InputError(f"--gif is {gif}; expected a name ending in .gif")
+        check_writable(gif)
 
 
-def _edit(
-    edit: Edit, loaded: checkpoint.LoadedModel, pictures: Tensor, n: int, options: dict[str, Any]
-) -> tuple[Tensor, int]:
-    """n edited images, and the steps that each took, counted as they are made: how many is the edit's affair."""
-    started, steps = time.perf_counter(), 0
-    counter = TextColumn("{task.description}: step {task.completed}, {task.fields[rate]:.1f}/s")
-    with Progress(counter, BarColumn(), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(edit.mode, total=None, rate=0.0)
+class Drawing:
+    """Draws what is prepared while a progress bar shows how far it is, and keeps what an animation needs.
 
-        def on_step(first: int, i: int, x: Tensor) -> None:
-            nonlocal steps
-            steps += first == 0
-            bar.advance(task)
-            bar.update(task, rate=bar.tasks[task].completed / (time.perf_counter() - started))
+    Attributes:
+        seconds: How long the drawing took.
+    """
 
-        x = edit.run(loaded, pictures, n, {**options, "on_step": on_step}).cpu()
-    return x, steps
+    def __init__(self, n: int, batch_size: int, keeps_frames: bool):
+        self._n, self._batch_size, self._keeps_frames = n, batch_size, keeps_frames
+        self._rows = 1
+        self._started = self.seconds = 0.0
+        self._frames: dict[int, list[Tensor]] = {}
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[rate]:.1f} images/s"),
+            console=console,
+            disable=not console.is_terminal,
+        )
 
+    def draw(self, prepared: Editing, description: str) -> Tensor:
+        """The images, on the CPU. `on_step` must be among the options of what is prepared."""
+        self._rows = prepared.rows
+        self._started = time.perf_counter()
+        with self._bar:
+            self._task = self._bar.add_task(description, total=self._total(), rate=0.0)
+            x = prepared.draw().cpu()
+        self.seconds = time.perf_counter() - self._started
+        return x
 
-def _bar() -> Progress:
-    return Progress(
-        *(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(elapsed_when_finished=True)),
-        TextColumn("{task.fields[rate]:.1f} images/s"),
-        console=console,
-        disable=not console.is_terminal,
-    )
+    def on_step(self, step: Step) -> None:
+        """Take note of a row."""
+        if self._keeps_frames:
+            every = max(1, self._rows // GIF_FRAMES)
+            if step.index % every == 0 or step.index == self._rows - 1:
+                self._frames.setdefault(step.index, []).append(step.x.cpu())
+        done = step.first // self._batch_size * self._rows + step.index + 1
+        rate = done / self._total() * self._n / (time.perf_counter() - self._started)
+        self._bar.update(self._task, completed=done, rate=rate)
+
+    def frames(self) -> list[Tensor]:
+        """The states to be shown one after the other, each of all images."""
+        return [torch.cat(parts) for _, parts in sorted(self._frames.items())]
+
+    def _total(self) -> int:
+        return -(-self._n // self._batch_size) * self._rows

@@ -1,4 +1,4 @@
-"""Folders and .zip archives of pictures: find them, name their classes, decode them, name the broken ones."""
+"""Folders and .zip archives of pictures: find the pictures, name their classes, decode them, report the broken ones."""
 
 import io
 import os
@@ -17,48 +17,68 @@ from ddpm_fast.data.pixels import decode, is_grey, run_parallel, upright_size
 from ddpm_fast.errors import InputError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_MAX_MEMBER_BYTES = 1 << 30  # no picture is a gigabyte: a member of an archive that says so is a bomb
+_MAX_MEMBER_BYTES = 1 << 30  # no picture unpacks to a gigabyte, so an archive member that does is a bomb
 
 
 class Entry(NamedTuple):
-    """A picture's path inside its folder or archive, with '/' between parts, and how to open it."""
+    """One picture in a folder or archive.
+
+    Attributes:
+        name: Its path inside the folder or archive, with '/' between the parts.
+        open: Opens it for reading.
+    """
 
     name: str
     open: Callable[[], BinaryIO]
 
 
+def open_file(path: Path) -> BinaryIO:
+    """Open a file for reading bytes."""
+    return open(path, "rb")
+
+
 def _is_picture(name: str) -> bool:
-    # Names with a leading dot are other programs' business: macOS puts a "._x.jpg" beside every x.jpg.
+    # Names with a leading dot belong to other programs: macOS writes a "._x.jpg" for every x.jpg.
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
     return name.lower().endswith(SUFFIXES) and not hidden
 
 
 def _is_loop(parent: str, child: str) -> bool:
+    """Whether the folder `child` is a link to `parent` or to a folder that contains it."""
     real, here = os.path.realpath(os.path.join(parent, child)), os.path.realpath(parent)
     return here == real or here.startswith(real.rstrip(os.sep) + os.sep)
 
 
 def list_folder(folder: Path) -> list[Entry]:
-    """Every picture below `folder`, sorted by path; links are followed. InputError if there is none."""
+    """Every picture below `folder`, sorted by path. Symbolic links are followed.
+
+    Raises:
+        InputError: If there is no picture, or a folder cannot be listed.
+    """
 
     def refuse(error: OSError) -> None:
         raise InputError(f"cannot list the folder {error.filename}: {error.strerror}") from error
 
-    entries, others = [], 0
+    entries: list[Entry] = []
+    others = 0
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
         folders[:] = [name for name in folders if not _is_loop(parent, name)]
         for file in files:
             path = Path(parent, file)
             name = path.relative_to(folder).as_posix()
             if _is_picture(name):
-                entries.append(Entry(name, partial(open, path, "rb")))
+                entries.append(Entry(name, partial(open_file, path)))
             else:
                 others += 1
     return _sorted_entries(entries, others, f"folder {folder}")
 
 
 def list_zip(archive: zipfile.ZipFile) -> list[Entry]:
-    """Every picture in an open archive, sorted by path. InputError if there is none."""
+    """Every picture in an open archive, sorted by path.
+
+    Raises:
+        InputError: If there is no picture.
+    """
 
     def read(member: zipfile.ZipInfo) -> BinaryIO:
         if member.file_size > _MAX_MEMBER_BYTES:
@@ -68,7 +88,7 @@ def list_zip(archive: zipfile.ZipFile) -> list[Entry]:
     members = [member for member in archive.infolist() if not member.is_dir()]
     entries = [Entry(m.filename, partial(read, m)) for m in members if _is_picture(m.filename)]
     entries = _sorted_entries(entries, len(members) - len(entries), f"archive {archive.filename}")
-    # `zip -r pets.zip pets` wraps everything in one folder, which says nothing about classes.
+    # `zip -r pets.zip pets` puts everything into one folder, which says nothing about classes.
     tops = {entry.name.split("/")[0] for entry in entries}
     if len(tops) == 1 and all(entry.name.count("/") >= 2 for entry in entries):
         entries = [entry._replace(name=entry.name.split("/", 1)[1]) for entry in entries]
@@ -85,9 +105,13 @@ def _sorted_entries(entries: list[Entry], others: int, where: str) -> list[Entry
 
 
 def class_labels(entries: list[Entry]) -> tuple[np.ndarray, list[str]]:
-    """Labels int64 [N] and the class names: the first-level sub-folders, sorted.
+    """The classes of the pictures: the sub-folders of the first level, sorted.
 
-    InputError for a picture that is in none.
+    Returns:
+        The labels, int64 [N], and the names of the classes.
+
+    Raises:
+        InputError: If a picture is in no sub-folder.
     """
     outside = [entry.name for entry in entries if "/" not in entry.name]
     if len(outside) == len(entries):
@@ -107,7 +131,13 @@ def class_labels(entries: list[Entry]) -> tuple[np.ndarray, list[str]]:
 
 
 class Decoded(NamedTuple):
-    """images uint8 [K, C, H, W], the positions int64 [K] of their entries, the names of the broken ones."""
+    """Decoded pictures.
+
+    Attributes:
+        images: uint8 [K, C, H, W].
+        kept: int64 [K], the positions of their entries.
+        skipped: The names of the broken pictures.
+    """
 
     images: np.ndarray
     kept: np.ndarray
@@ -115,7 +145,7 @@ class Decoded(NamedTuple):
 
 
 class _Reader:
-    """Runs work on every entry and remembers which are broken, and why."""
+    """Runs work on every entry, and remembers which entries are broken and why."""
 
     def __init__(self, entries: list[Entry], strict: bool) -> None:
         self.entries = entries
@@ -123,11 +153,18 @@ class _Reader:
         self.broken: dict[int, str] = {}
 
     def attempt(self, i: int, work: Callable[[int, Image.Image], object]) -> str | None:
-        """None, or why entry i is unreadable. InputError instead if strict."""
+        """Run work on entry i.
+
+        Returns:
+            Why the entry is unreadable, or None if it is readable.
+
+        Raises:
+            InputError: If it is unreadable and the reader is strict.
+        """
         try:
             with self.entries[i].open() as file, Image.open(file) as image:
                 work(i, image)
-        except Exception as error:  # decoders fed broken bytes raise nearly anything
+        except Exception as error:  # on broken bytes, decoders raise nearly anything
             reason = f"{error} ({type(error).__name__})"
             if self.strict:
                 raise InputError(
@@ -142,13 +179,20 @@ class _Reader:
         work: Callable[[int, Image.Image], object],
         progress: Callable[[int, int], object] | None = None,
     ) -> list[int]:
-        """Run work(i, picture) on every entry not known to be broken; the positions that came through."""
+        """Run work(i, picture) on every entry that is not known to be broken.
+
+        Returns:
+            The positions of the entries that were readable.
+
+        Raises:
+            InputError: If none was, or one was not and the reader is strict.
+        """
         todo = [i for i in range(len(self.entries)) if i not in self.broken]
         reasons = run_parallel(lambda k: self.attempt(todo[k], work), len(todo), progress)
         for i, reason in zip(todo, reasons, strict=True):
             if reason is not None:
                 self.broken[i] = reason
-                # The level is that of load_dataset's caller.
+                # stacklevel 5 is the caller of load_dataset.
                 warnings.warn(f"skipped the broken image {self.entries[i].name}: {reason}", stacklevel=5)
         kept = [i for i in todo if i not in self.broken]
         if not kept:
@@ -167,16 +211,25 @@ def read_pictures(
     strict: bool,
     progress: Callable[[int, int], object] | None,
 ) -> Decoded:
-    """Decode every entry. A broken one is named in a warning and left out, or raises InputError if `strict`.
+    """Decode every entry.
 
-    A picture that Pillow calls a decompression bomb (over 179 million pixels) is broken. Channels are 1 if
-    every picture is grey, else 3, unless given. InputError if sizes differ and no image_size is given, or if
-    nothing is readable.
+    A broken picture is named in a warning and left out. A picture that Pillow calls a decompression bomb (over 179
+    million pixels) counts as broken.
+
+    Args:
+        entries: The pictures.
+        image_size: The side of the square to make; None keeps the size, which must then be the same for all.
+        channels: 1 or 3; None means 1 if every picture is grey, and 3 otherwise.
+        strict: Whether a broken picture raises InputError instead.
+        progress: Called as progress(done, total) while pictures are decoded.
+
+    Raises:
+        InputError: If the sizes differ and no image_size is given, or no picture is readable.
     """
     reader = _Reader(entries, strict)
     kept = list(range(len(entries)))
-    height = width = image_size
-    if image_size is None or channels is None:  # headers first, so that memory is allocated once
+    height = width = image_size or 0
+    if image_size is None or channels is None:  # read the headers first, so that memory is allocated once
         grey: dict[int, bool] = {}
         sizes: dict[int, tuple[int, int]] = {}
 
@@ -192,7 +245,7 @@ def read_pictures(
             width, height = _common_size([(entries[i].name, sizes[i]) for i in kept])
 
     slots = {i: slot for slot, i in enumerate(kept)}
-    images = np.empty((len(slots), channels, height, width), dtype=np.uint8)
+    images = np.empty((len(slots), channels, height, width), np.uint8)
 
     def fill(i: int, image: Image.Image) -> None:
         images[slots[i]] = decode(image, image_size, channels)
@@ -204,6 +257,7 @@ def read_pictures(
 
 
 def _common_size(named_sizes: list[tuple[str, tuple[int, int]]]) -> tuple[int, int]:
+    """The (width, height) that all have, or an InputError that lists the sizes."""
     counts = Counter(size for _, size in named_sizes)
     if len(counts) == 1:
         return named_sizes[0][1]
@@ -211,6 +265,6 @@ def _common_size(named_sizes: list[tuple[str, tuple[int, int]]]) -> tuple[int, i
     seen = ", ".join(f"{w}x{h} ({n} images, such as {example[w, h]})" for (w, h), n in counts.most_common(5))
     more = f" and {len(counts) - 5} more sizes" if len(counts) > 5 else ""
     raise InputError(
-        f"the images differ in size (width x height): {seen}{more}; give image_size (--image-size) to have "
-        "the shorter side scaled to it and the middle cut out"
+        f"the images differ in size (width x height): {seen}{more}; give image_size (--image-size), to which "
+        "the shorter side is scaled before the middle square is cut out"
     )

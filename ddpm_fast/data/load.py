@@ -1,7 +1,7 @@
-"""`load_dataset`: whatever the images are kept in, they come out as one uint8 tensor [N, C, H, W] in memory.
+"""`load_dataset`: whatever the images are stored in, they become one uint8 tensor [N, C, H, W] in memory.
 
-uint8 because the fused ops cast and normalise as they noise: a float copy would take four times the memory
-and one more pass.
+The tensor is uint8 because the fused ops cast and normalise while they add noise. A float copy would take four times
+the memory and another pass over the data.
 """
 
 import zipfile
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ddpm_fast.data.arrays import read_arrays
-from ddpm_fast.data.files import Entry, class_labels, list_folder, list_zip, read_pictures
+from ddpm_fast.data.files import Entry, class_labels, list_folder, list_zip, open_file, read_pictures
 from ddpm_fast.errors import InputError
 
 BUILTIN = ("emoji32", "mnist5k")
@@ -25,11 +25,12 @@ _BUILTIN_FOLDER = Path(__file__).resolve().parent.parent / "datasets"
 class Dataset:
     """Images in memory, with their labels if they have any.
 
-    images:      uint8 [N, C, H, W], contiguous
-    labels:      int64 [N], class numbers from 0, or None
-    label_names: one name a class, or None
-    name:        the built-in set's name, or the folder's or file's
-    skipped:     the files that could not be read and are not among the images
+    Attributes:
+        images: uint8 [N, C, H, W], contiguous.
+        labels: int64 [N], class numbers from 0, or None.
+        label_names: One name for each class, or None.
+        name: The name of the built-in set, or of the folder or file.
+        skipped: The files that could not be read, whose images are missing.
     """
 
     images: torch.Tensor
@@ -43,14 +44,14 @@ class Dataset:
 
     @property
     def num_classes(self) -> int | None:
-        """Classes, counting named ones that no image has; None without labels."""
+        """The number of classes, including named ones that have no image. None without labels."""
         if self.labels is None:
             return None
         return len(self.label_names) if self.label_names else int(self.labels.max()) + 1
 
     def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """images uint8 [B, C, H, W] and labels int64 [B] (or None) at `indices`, int64 [B]."""
-        # 128 images of 3x32x32: index_select takes 8 us, images[indices] 218 us.
+        """The images uint8 [B, C, H, W] and labels int64 [B] (or None) at `indices`, int64 [B]."""
+        # For 128 images of 3x32x32, index_select takes 8 us and images[indices] 218 us.
         labels = None if self.labels is None else self.labels.index_select(0, indices)
         return self.images.index_select(0, indices), labels
 
@@ -65,20 +66,25 @@ def load_dataset(
 ) -> Dataset:
     """Load images into memory.
 
-    source: a built-in set ("emoji32", "mnist5k"; write ./mnist5k for a folder of that name), a folder of
-        images with its sub-folders, a .zip of them, an .npz with uint8 `images` [N, H, W] or [N, H, W, C] and
-        optionally `labels` [N] and `label_names`, or an .npy of such images.
-    image_size: the side of the square to make: the shorter side is scaled to it and the middle is cut out.
-        Without it images keep their size, which must then be the same for all.
-    channels: 1 (grey) or 3 (RGB). Files default to 1 if all are grey, else 3; arrays to what they hold.
-    classes: the first-level sub-folders, sorted, are the classes. Labels of array files are always read.
-    strict: a broken file raises InputError that names it. Otherwise it is skipped, with a warning that names
-        it (`warnings.warn`), and listed in `Dataset.skipped`.
-    progress: called as progress(done, total) while pictures are decoded or resized.
+    Pictures are turned upright by their EXIF orientation, transparent pictures are drawn on white, and 16-bit values
+    are scaled to 8 bits. Images come in the order of their paths.
 
-    Pictures are turned upright by their EXIF orientation, transparency is composited on white, 16-bit values
-    are scaled to 8 bits. Images come in the order of their paths. Raises InputError with what was found, what
-    was expected and what to do.
+    Args:
+        source: A built-in set ("emoji32" or "mnist5k"; write ./mnist5k for a folder of that name), a folder of
+            images with its sub-folders, a .zip of them, an .npz with uint8 `images` [N, H, W] or [N, H, W, C] and
+            optionally `labels` [N] and `label_names`, or an .npy of such images.
+        image_size: The side of the square to make: the shorter side is scaled to it, and the middle is cut out.
+            Without it images keep their size, which must then be the same for all.
+        channels: 1 (grey) or 3 (RGB). By default, files become 1 if all of them are grey and 3 otherwise, and arrays
+            keep their channels.
+        classes: Whether the sub-folders of the first level, sorted, are the classes. The labels of array files are
+            always read.
+        strict: Whether a broken file raises an InputError that names it. Otherwise it is skipped, named in a warning
+            (`warnings.warn`), and listed in `Dataset.skipped`.
+        progress: Called as progress(done, total) while pictures are decoded or resized.
+
+    Raises:
+        InputError: For anything else. The message says what was found, what was expected and what to do.
     """
     if image_size is not None and image_size <= 0:
         raise InputError(f"image_size must be at least 1, got {image_size}")
@@ -97,15 +103,11 @@ def load_dataset(
             f"or a built-in set: {', '.join(BUILTIN)}"
         )
     if suffix == ".zip":
-        try:
-            archive = zipfile.ZipFile(path)
-        except Exception as error:  # zipfile, struct and codecs each have a word of their own for damage
-            raise InputError(f"cannot read the archive {path}: {error}; download or zip it again") from error
-        with archive:
+        with _open_zip(path) as archive:
             return _from_files(list_zip(archive), name, image_size, channels, classes, strict, progress)
     if suffix not in (".npz", ".npy"):
         raise InputError(
-            f"{path} is neither a folder, a .zip, an .npz nor an .npy; put images into a folder and give that"
+            f"{path} is neither a folder, a .zip, an .npz nor an .npy; put the images into a folder and give that"
         )
     images, labels, label_names = read_arrays(path, image_size, channels, progress)
     if classes and labels is None:
@@ -113,17 +115,30 @@ def load_dataset(
     return _dataset(images, labels, label_names, name, [])
 
 
-def read_picture(path: Path, option: str, image_size: int | None = None) -> torch.Tensor:
-    """The picture of any image format in a file: uint8 [C, H, W], grey (1) if it is, else RGB (3).
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except Exception as error:  # zipfile, struct and codecs each raise their own exceptions for damaged files
+        raise InputError(f"cannot read the archive {path}: {error}; download or zip it again") from error
 
-    image_size: the side of a square to scale and cut it to. Raises InputError that names the command's option for a
-    file that is no picture.
+
+def read_picture(path: Path, option: str, image_size: int | None = None) -> torch.Tensor:
+    """The picture in a file of any image format: uint8 [C, H, W], with C = 1 if the picture is grey, else 3 (RGB).
+
+    Args:
+        path: The file.
+        option: The command's option that the path came from, for the message.
+        image_size: The side of a square to scale and cut the picture to; None keeps its size.
+
+    Raises:
+        InputError: If the file is not a picture.
     """
     try:
-        images = read_pictures([Entry(str(path), partial(open, path, "rb"))], image_size, None, True, None).images
+        entry = Entry(str(path), partial(open_file, path))
+        images = read_pictures([entry], image_size, channels=None, strict=True, progress=None).images
     except InputError as error:
         reason = error.__cause__ or error
-        raise InputError(f"{option}: cannot read the image {path} ({reason}); give a picture") from error
+        raise InputError(f"{option}: cannot read the image {path} ({reason}); give the path of a picture") from error
     return torch.from_numpy(images[0])
 
 
@@ -137,10 +152,10 @@ def _from_files(
     progress: Callable[[int, int], object] | None,
 ) -> Dataset:
     if channels not in (None, 1, 3):
-        raise InputError(f"image files become 1 channel (grey) or 3 (RGB), got channels={channels}")
+        raise InputError(f"image files can have 1 channel (grey) or 3 (RGB), got channels={channels}")
     labels, label_names = class_labels(entries) if classes else (None, None)
     images, kept, skipped = read_pictures(entries, image_size, channels, strict, progress)
-    return _dataset(images, labels[kept] if classes else None, label_names, name, skipped)
+    return _dataset(images, None if labels is None else labels[kept], label_names, name, skipped)
 
 
 def _dataset(

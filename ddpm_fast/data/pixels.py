@@ -1,7 +1,7 @@
-"""One picture into uint8 pixels: upright, opaque, 8 bits, grey or RGB, cut to a square; and many at a time.
+"""Turns one picture into uint8 pixels (upright, opaque, 8 bits, grey or RGB, cut to a square), and many in parallel.
 
-Transparency is composited on white, and before anything is resized: the hidden colour of a transparent pixel
-would otherwise bleed into the edges.
+Transparent pictures are drawn on white before they are resized. Otherwise the hidden colours of transparent pixels
+would bleed into the edges.
 """
 
 import os
@@ -12,29 +12,30 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageOps
 
-_BLOCK = 16  # pictures a task: a future for each of a million files would take a gigabyte
+_BLOCK = 16  # pictures per task, because a future for each of a million files would take a gigabyte
 _GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
-_ORIENTATION = 0x0112  # the EXIF tag; values 5 to 8 lie on their side
+_ORIENTATION = 0x0112  # the EXIF tag; pictures with values 5 to 8 lie on their side
 _R = TypeVar("_R")
 
 
 def is_grey(image: Image.Image) -> bool:
-    """Whether the picture's mode holds no colour. A palette counts as colour, whatever its entries."""
+    """Whether the picture's mode holds no colour. A palette counts as colour, whatever its entries are."""
     return image.mode in _GREY_MODES
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) once the EXIF orientation is applied; decodes no pixels of most formats."""
+    """(width, height) after the EXIF orientation is applied. For most formats this decodes no pixels."""
     width, height = image.size
     return (height, width) if image.getexif().get(_ORIENTATION) in (5, 6, 7, 8) else (width, height)
 
 
 def _opaque_8bit(image: Image.Image) -> Image.Image:
+    """The picture with 8 bits per channel and no transparency."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         wide = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((wide + 128) // 257).astype(np.uint8))  # round(x / 257): 65535 -> 255
     if image.mode in ("I", "F"):
-        raise ValueError(f"mode {image.mode} has no known range of values; save it with 8 or 16 bits")
+        raise ValueError(f"mode {image.mode} has no known range of values; save the picture with 8 or 16 bits")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image.convert("RGBA"))
@@ -47,24 +48,30 @@ def fit_square(image: Image.Image, size: int) -> Image.Image:
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
-    if side == size:  # nothing to scale: a cut at half a pixel would blur
+    if side == size:  # there is nothing to scale, and a cut at half a pixel would blur
         left, top = int(left), int(top)
     box = (left, top, left + side, top + side)
     return image.resize((size, size), Image.Resampling.LANCZOS, box)
 
 
 def decode(image: Image.Image, size: int | None, channels: int) -> np.ndarray:
-    """Pixels [channels, H, W] uint8 of an opened picture, channels 1 or 3, H = W = size unless size is None.
+    """The pixels of an opened picture, uint8 [channels, H, W]. Of an animation, this is the first frame.
 
-    The first frame of an animation. Raises what Pillow raises on broken data, ValueError for 32-bit modes.
+    Args:
+        image: The picture.
+        size: H and W of the result; None keeps the picture's own.
+        channels: 1 or 3.
+
+    Raises:
+        ValueError: For 32-bit modes. For broken data, Pillow raises its own exceptions.
     """
     form = image.format
     if size is not None:
-        # A JPEG can be decoded at 1/2, 1/4 or 1/8: 12 megapixels take 15 ms instead of 171. Twice the wanted
-        # size leaves the filter something to do.
+        # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, so that 12 megapixels take 15 ms instead of 171.
+        # Twice the wanted size leaves enough detail for the filter.
         image.draft(None, (2 * size, 2 * size))
     upright = ImageOps.exif_transpose(image)
-    upright.format = form  # a transposed copy forgets it
+    upright.format = form  # a transposed copy does not keep it
     flat = _opaque_8bit(upright).convert("L" if channels == 1 else "RGB")
     if size is not None:
         flat = fit_square(flat, size)
@@ -75,9 +82,15 @@ def decode(image: Image.Image, size: int | None, channels: int) -> np.ndarray:
 def run_parallel(
     job: Callable[[int], _R], total: int, progress: Callable[[int, int], object] | None = None
 ) -> list[_R]:
-    """[job(0), ..., job(total-1)], on a pool of threads: Pillow releases the GIL.
+    """[job(0), ..., job(total-1)], computed by a pool of threads, which helps because Pillow releases the GIL.
 
-    `progress(done, total)` is called from the calling thread. The first exception, in order, stops the rest.
+    Args:
+        job: What to run for each index.
+        total: How many indices there are.
+        progress: Called as progress(done, total) from the calling thread.
+
+    Raises:
+        Exception: The first one in the order of the indices. It stops the remaining jobs.
     """
 
     def run_block(block: range) -> list[_R]:

@@ -1,1 +1,1 @@
-"""Files that are written whole or not at all, and read without executing anything: tensors, models, checkpoints."""
+"""Files that are complete or absent, and that are read without executing anything: tensors, models, checkpoints."""

@@ -1,8 +1,7 @@
-"""Files that are whole or not there: written under a temporary name beside their target, then renamed over
-it.
+"""Files that are complete or absent: each is written under a temporary name in the target's folder, then renamed.
 
-A run that is killed, or a disk that fills, leaves the old file as it was; what remains of the new one is
-named `.ddpm_fast-*.tmp` and is never mistaken for a result.
+If a process is killed or a disk fills up, the old file stays as it was. What remains of the new one is called
+`.ddpm_fast-*.tmp` and is never mistaken for a result.
 """
 
 import contextlib
@@ -18,9 +17,13 @@ _PREFIX, _SUFFIX = ".ddpm_fast-", ".tmp"
 
 
 def check_writable(target: str | os.PathLike) -> Path:
-    """Raise InputError unless a file can be written at `target`; for calling before hours of work.
+    """Check that a file can be written at `target`, before hours of work. Creates the parent folders.
 
-    Creates the parent folders. Returns the path with symbolic links followed, so that a link stays a link.
+    Returns:
+        The path with symbolic links followed, so that a link remains a link.
+
+    Raises:
+        InputError: If no file can be written there.
     """
     path = _checked(target)
     check_writable_folder(path.parent)
@@ -28,7 +31,14 @@ def check_writable(target: str | os.PathLike) -> Path:
 
 
 def check_writable_folder(folder: str | os.PathLike) -> Path:
-    """Create `folder` with its parents and prove that a file can be made in it; InputError if not."""
+    """Create `folder` with its parents, and check that a file can be created in it.
+
+    Returns:
+        The path with symbolic links followed.
+
+    Raises:
+        InputError: If it cannot.
+    """
     path = Path(os.path.realpath(folder))
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -44,19 +54,24 @@ def check_writable_folder(folder: str | os.PathLike) -> Path:
 
 @contextlib.contextmanager
 def atomic_path(target: str | os.PathLike, durable: bool = True) -> Iterator[Path]:
-    """Yield a temporary path (an empty file) beside `target`; rename it over `target` if the block succeeds.
+    """Yield a temporary path (an empty file) in the target's folder, and rename it to `target` if the block succeeds.
 
-    If the block raises, the temporary file is removed and `target` stays as it was. durable: wait until the
-    bytes are on the disk before renaming, so that a power cut leaves the old file or the new one; pictures,
-    which can be drawn again, do without (milliseconds each). Parent folders are created. Raises InputError
-    where `check_writable` does.
+    If the block raises, the temporary file is removed and `target` stays as it was. Parent folders are created.
+
+    Args:
+        target: The file to write.
+        durable: Whether to wait until the bytes are on the disk before renaming, so that a power cut leaves either the
+            old file or the new one. That takes milliseconds; pictures, which can be drawn again, do without it.
+
+    Raises:
+        InputError: Where `check_writable` does.
     """
     path = _checked(target)
     temporary = _temporary(path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch(exist_ok=False)
-        # Some writers (safetensors 0.8) replace the file with one that only its owner may read.
+        # Some writers (safetensors 0.8) replace the temporary file with one that only its owner may read.
         mode = stat.S_IMODE((path if path.exists() else temporary).stat().st_mode)
     except OSError as error:
         raise InputError(
@@ -76,18 +91,22 @@ def atomic_path(target: str | os.PathLike, durable: bool = True) -> Iterator[Pat
 
 
 def remove_leftovers(folder: str | os.PathLike) -> None:
-    """Remove the temporary files of writers that were killed. Only where no other process is writing."""
+    """Remove the temporary files of writers that were killed. Call it only if no other process is writing."""
     for path in Path(folder).glob(f"{_PREFIX}*{_SUFFIX}"):
         path.unlink(missing_ok=True)
 
 
 def _temporary(folder: Path) -> Path:
-    # The target's own name is not part of it: a name of 255 bytes has no room for more.
+    # The target's own name is not part of it, because a name of 255 bytes leaves no room for more.
     return folder / f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}"
 
 
 def _checked(target: str | os.PathLike) -> Path:
-    """The path with links followed; InputError if something that must not be replaced is there."""
+    """The path with links followed.
+
+    Raises:
+        InputError: If something is there that must not be replaced.
+    """
     path = Path(os.path.realpath(target))
     try:
         mode = path.stat().st_mode
@@ -105,7 +124,7 @@ def _checked(target: str | os.PathLike) -> Path:
 
 
 def _sync_folder(folder: Path) -> None:
-    # The file is in place already: that Windows and some network disks cannot sync a folder is no failure.
+    # The file is in place already, so it does not matter that Windows and some network disks cannot sync a folder.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,7 +1,7 @@
-"""Where weights go: models to sample from, and training states to resume from, as safetensors files.
+"""Reading and writing weights: models to sample from, and training states to resume from, as safetensors files.
 
-A model file is small (bfloat16 weights and the config that builds it); a training state is everything, bit
-for bit. How either is laid out, checked and written is in `ddpm_fast.tensorfile`.
+A model file is small: bfloat16 weights and the config that builds the model. A training state is everything, bit for
+bit. tensorfile.py defines how either is laid out, checked and written.
 """
 
 import os
@@ -20,7 +20,7 @@ from ddpm_fast.files import tensorfile
 from ddpm_fast.files.atomic import remove_leftovers
 from ddpm_fast.nn.unet import UNet, UNetConfig
 
-MODELS = Path(__file__).parent / "models"  # the models that come with the package
+MODELS = Path(__file__).resolve().parent.parent / "models"  # the models that come with the package
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -32,7 +32,15 @@ NamedParameters = Mapping[str, nn.Parameter] | Iterable[tuple[str, nn.Parameter]
 
 @dataclass
 class LoadedModel:
-    """A model to sample from: the U-Net in eval mode, its diffusion, and the config it was saved with."""
+    """A model to sample from.
+
+    Attributes:
+        model: The U-Net, in eval mode.
+        diffusion: What it was trained with.
+        config: The config that it was saved with.
+        label_names: One name for each class, or None.
+        path: The file.
+    """
 
     model: UNet
     diffusion: GaussianDiffusion
@@ -42,7 +50,7 @@ class LoadedModel:
 
 
 def available_models() -> list[str]:
-    """Names of the models that come with the package, sorted."""
+    """The names of the models that come with the package, sorted."""
     return sorted(path.stem for path in MODELS.glob("*.safetensors"))
 
 
@@ -52,11 +60,18 @@ def save_model(
     config: Mapping[str, Any],
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:
-    """Write a model: `state` (a state_dict, on any device), its floating tensors cast to `dtype`, and
-    `config`, {"unet": {...}, "diffusion": {...}, "label_names": [...] or None, "training": {...}}, as JSON.
+    """Write a model file.
 
-    Raises InputError, an older file at `path` untouched, for weights that are not finite (in `dtype`), a
-    config that is not JSON, and a path that cannot be written.
+    Args:
+        path: The file to write.
+        state: A state_dict, on any device.
+        config: {"unet": {...}, "diffusion": {...}, "label_names": [...] or None, "training": {...}}, which is written
+            as JSON.
+        dtype: What the floating tensors of the state are cast to.
+
+    Raises:
+        InputError: If weights are not finite (in `dtype`), the config is not JSON, or the path cannot be written; an
+            older file stays untouched.
     """
     tensors = {name: t.detach().to(dtype) if t.is_floating_point() else t for name, t in state.items()}
     _check_finite(f"the model to be saved as {path}", tensors)
@@ -64,9 +79,13 @@ def save_model(
 
 
 def read_model(path_or_name: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state (CPU, dtypes as stored) and config of a model file, or of the package's model of that name.
+    """The state (on the CPU, with the dtypes as stored) and the config of a model file.
 
-    Raises InputError for an unknown name, a missing, damaged or foreign file, and one of a newer format.
+    Args:
+        path_or_name: The file, or the name of a model that comes with the package.
+
+    Raises:
+        InputError: For an unknown name and for a missing, damaged or foreign file, or one of a newer format.
     """
     return tensorfile.read(_resolve(path_or_name), tensorfile.MODEL)
 
@@ -76,11 +95,16 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> LoadedModel:
-    """Build the U-Net and the diffusion of a model file, or of the package's model of that name, with its
-    weights.
+    """Build the U-Net and the diffusion of a model file, and load the weights.
 
-    dtype: of the parameters; None for float32. Raises InputError where `read_model` does, and for a config
-    that does not build, weights that do not fit it, and weights that are not finite.
+    Args:
+        path_or_name: The file, or the name of a model that comes with the package.
+        device: Where to put the model.
+        dtype: The dtype of the parameters; None means float32.
+
+    Raises:
+        InputError: Where `read_model` does, and if the config does not build a model, the weights do not fit it, or
+            weights are not finite.
     """
     path = _resolve(path_or_name)
     state, config = tensorfile.read(path, tensorfile.MODEL)
@@ -100,6 +124,7 @@ def load_model(
 
 
 def _resolve(path_or_name: str | os.PathLike) -> Path:
+    """The path of a model file, from the path itself or from the name of a model that comes with the package."""
     name, path = os.fspath(path_or_name), Path(path_or_name)
     if name in available_models():
         return MODELS / f"{name}.safetensors"
@@ -119,12 +144,12 @@ def _check_fits(path: Path, state: Mapping[str, Tensor], wanted: Mapping[str, Te
     if problems:
         raise InputError(
             f"{path}: its weights do not fit the U-Net of its config: {'; '.join(problems)}. "
-            f"Save the state_dict of the UNet that this config builds"
+            "Save the state_dict of the UNet that this config builds"
         )
 
 
 def _check_finite(what: str | Path, tensors: Mapping[str, Tensor]) -> None:
-    # A finite sum proves finite terms, and is 50 times faster than isfinite on a CPU's bfloat16.
+    # A finite sum proves that all terms are finite. For bfloat16 on a CPU it is 50 times faster than isfinite.
     floats = [name for name, t in tensors.items() if t.is_floating_point()]
     suspects = [name for name in floats if not tensors[name].sum(dtype=torch.float32).isfinite()]
     bad = [name for name in suspects if not tensors[name].isfinite().all()]
@@ -132,7 +157,7 @@ def _check_finite(what: str | Path, tensors: Mapping[str, Tensor]) -> None:
         counts = [f"{n} ({int((~tensors[n].isfinite()).sum())} of {tensors[n].numel()} values)" for n in bad]
         raise InputError(
             f"{what} has {_offenders('weights that are not finite:', counts)[0]}. "
-            f"The training diverged, or they overflow {tensors[bad[0]].dtype}: use an earlier checkpoint"
+            f"The training diverged, or the weights overflow {tensors[bad[0]].dtype}: use an earlier checkpoint"
         )
 
 
@@ -140,44 +165,58 @@ def _check_finite(what: str | Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def save_training(path: str | os.PathLike, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write a training state: tensors of any dtype, bit for bit, and `meta` (step, config, args) as JSON.
+    """Write a training state.
 
     Prefixes tell the parts apart: {**add_prefix("model.", model.state_dict()), **add_prefix("ema.", ...)}.
-    Raises InputError, an older file untouched, for a meta that is not JSON and a path that cannot be written.
+
+    Args:
+        path: The file to write.
+        tensors: Of any dtype; they are kept bit for bit.
+        meta: The training step, the config and the arguments, which are written as JSON.
+
+    Raises:
+        InputError: If the meta is not JSON or the path cannot be written; an older file stays untouched.
     """
     tensorfile.write(path, tensorfile.TRAINING, tensors, meta)
 
 
 def read_training(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors (CPU) and meta of `save_training`. Raises InputError for a missing, damaged or foreign
-    file."""
+    """The tensors (on the CPU) and the meta that `save_training` wrote.
+
+    Raises:
+        InputError: For a missing, damaged or foreign file.
+    """
     return tensorfile.read(Path(path), tensorfile.TRAINING)
 
 
 def add_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, named `prefix` + name."""
+    """The same tensors, each named `prefix` + name."""
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
 def take_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names start with `prefix`, named without it."""
+    """The tensors whose names start with `prefix`, each named without it."""
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def checkpoint_path(folder: str | os.PathLike, step: int) -> Path:
-    """Where the training state after `step` steps goes: `folder/step-00001000.safetensors`."""
+    """The path of the training state after `step` training steps: `folder/step-00001000.safetensors`."""
     return Path(folder) / f"step-{step:08d}.safetensors"
 
 
 def latest_checkpoint(folder: str | os.PathLike) -> Path | None:
-    """The training state of the highest step in `folder`; None if there is none, or no folder."""
+    """The training state of the highest training step in `folder`; None if there is none, or no such folder."""
     return max(_checkpoints(folder), default=(0, None))[1]
 
 
 def prune_checkpoints(folder: str | os.PathLike, keep: int = 2) -> list[Path]:
-    """Remove all but the `keep` training states of the highest steps, and what killed writers left behind.
+    """Remove all training states but the `keep` of the highest training steps, and leftovers of killed writers.
 
-    Returns the training states removed. Raises InputError for keep < 1: the last one is never removed.
+    Returns:
+        The training states that were removed.
+
+    Raises:
+        InputError: If keep < 1, because the last one must not be removed.
     """
     if keep < 1:
         raise InputError(f"keep is {keep}; expected at least 1: without a checkpoint a run cannot be resumed")
@@ -197,11 +236,16 @@ def _checkpoints(folder: str | os.PathLike) -> list[tuple[int, Path]]:
 
 
 def optimizer_to_tensors(opt: torch.optim.Optimizer, names: NamedParameters) -> dict[str, Tensor]:
-    """AdamW's state as `<parameter>.step`, `.exp_avg` and `.exp_avg_sq`: the optimizer's own tensors, not
-    copies.
+    """AdamW's state as tensors named `<parameter>.step`, `.exp_avg` and `.exp_avg_sq`.
 
-    names: `model.named_parameters()`. A parameter that was never stepped has only a `.step`, of 0. Raises
-    InputError for a parameter without a name, and for an optimizer that keeps other things than these three.
+    These are the optimizer's own tensors, not copies. A parameter that was never stepped has only a `.step` of 0.
+
+    Args:
+        opt: The optimizer.
+        names: `model.named_parameters()`.
+
+    Raises:
+        InputError: If a parameter has no name, or the optimizer keeps other things than these three.
     """
     tensors = {}
     for name, (parameter, _) in _named(opt, names).items():
@@ -214,11 +258,18 @@ def optimizer_to_tensors(opt: torch.optim.Optimizer, names: NamedParameters) -> 
 
 
 def load_optimizer_tensors(opt: torch.optim.Optimizer, names: NamedParameters, tensors: Mapping[str, Tensor]) -> None:
-    """Set AdamW's state from `optimizer_to_tensors`, bit for bit, in each parameter's device and memory
-    format.
+    """Set AdamW's state from `optimizer_to_tensors`, bit for bit, in each parameter's device and memory format.
 
-    Learning rates and the other settings of `opt` stay. Raises InputError, `opt` unchanged, if a parameter's
-    state is missing, incomplete or unexpected, or has another shape or dtype.
+    Learning rates and the other settings of `opt` stay as they are.
+
+    Args:
+        opt: The optimizer.
+        names: `model.named_parameters()`.
+        tensors: What `optimizer_to_tensors` returned.
+
+    Raises:
+        InputError: If a parameter's state is missing, incomplete or unexpected, or has another shape or dtype; `opt`
+            stays unchanged.
     """
     named = _named(opt, names)
     expected = {}
@@ -234,13 +285,13 @@ def load_optimizer_tensors(opt: torch.optim.Optimizer, names: NamedParameters, t
     if problems:
         raise InputError(
             f"the optimizer's saved state does not fit the model: {'; '.join(problems)}. "
-            f"Resume with the config that the checkpoint was made with"
+            "Resume with the config that the checkpoint was made with"
         )
     for name, (parameter, group) in named.items():
         opt.state.pop(parameter, None)
         if f"{name}.exp_avg" not in tensors:
             continue
-        # Captured and fused steps count on the device, the others on the CPU.
+        # Optimizers that are capturable or fused count their steps on the device, the others on the CPU.
         on_device = group.get("capturable") or group.get("fused")
         step = tensors[f"{name}.step"].to(parameter.device if on_device else "cpu", copy=True)
         moments = {k: torch.empty_like(parameter, requires_grad=False) for k in _MOMENTS}
@@ -250,8 +301,8 @@ def load_optimizer_tensors(opt: torch.optim.Optimizer, names: NamedParameters, t
         opt.state[parameter] = {"step": step, **moments}
 
 
-def _named(opt: torch.optim.Optimizer, names: NamedParameters) -> dict[str, tuple[nn.Parameter, dict]]:
-    """The optimizer's parameters by name, each with its group."""
+def _named(opt: torch.optim.Optimizer, names: NamedParameters) -> dict[str, tuple[nn.Parameter, dict[str, Any]]]:
+    """The optimizer's parameters by name, each with its parameter group."""
     name_of = {id(parameter): name for name, parameter in dict(names).items()}
     parameters = [(p, group) for group in opt.param_groups for p in group["params"]]
     unnamed = [list(p.shape) for p, _ in parameters if id(p) not in name_of]
@@ -264,6 +315,6 @@ def _named(opt: torch.optim.Optimizer, names: NamedParameters) -> dict[str, tupl
 
 
 def _offenders(what: str, names: list[str]) -> list[str]:
-    """[] for no names, else one phrase with the first three."""
+    """A list of one phrase that names the first three, or an empty list for no names."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return [f"{what} {', '.join(names[:3])}{more}"] if names else []

@@ -1,7 +1,7 @@
-"""Tensors with a JSON object in one safetensors file: what models and training states are both written as.
+"""The file format of models and training states: tensors and a JSON object in one safetensors file.
 
-Nothing is pickled, so reading a stranger's file runs none of its code. A file is written whole or not at all
-(`ddpm_fast.files`) and carries a CRC-32 of its contents: a damaged one is refused, not sampled from.
+Nothing is pickled, so reading a stranger's file does not run any of its code. A file is complete or absent (see
+atomic.py). It carries a CRC-32 of its contents, so that a damaged file is refused and not sampled from.
 """
 
 import json
@@ -26,17 +26,23 @@ _JSON_KEY = {MODEL: "config", TRAINING: "meta"}  # the metadata entry that holds
 
 
 def write(path: str | os.PathLike, form: str, tensors: Mapping[str, Tensor], payload: Mapping[str, Any]) -> None:
-    """Write tensors (any device, any dtype, kept bit for bit) and a JSON object as a file of the format
-    `form`.
+    """Write tensors and a JSON object as a file of the format `form`.
 
-    Raises InputError, an older file untouched, for a payload that is not JSON and a path that cannot be
-    written.
+    Args:
+        path: The file to write.
+        form: MODEL or TRAINING.
+        tensors: Of any dtype, on any device; they are kept bit for bit.
+        payload: What json.dumps accepts.
+
+    Raises:
+        InputError: If the payload cannot be written as JSON or the path cannot be written; an older file stays
+            untouched.
     """
     try:
         text = json.dumps(payload)
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: the {_JSON_KEY[form]} cannot be written as JSON: {error}") from error
-    # A copy each, as tensors that share memory (tied weights, slices of a buffer) are not accepted.
+    # Each is copied, because safetensors refuses tensors that share memory (tied weights, slices of a buffer).
     plain = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items()}
     metadata = {"format": form, "version": str(VERSION), _JSON_KEY[form]: text, "crc32": _crc(plain, text)}
     with atomic_path(path) as temporary:
@@ -44,8 +50,11 @@ def write(path: str | os.PathLike, form: str, tensors: Mapping[str, Tensor], pay
 
 
 def read(path: Path, form: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors (CPU) and the JSON object of a file of the format `form`. Raises InputError for anything
-    else."""
+    """The tensors (on the CPU) and the JSON object of a file of the format `form`.
+
+    Raises:
+        InputError: For a missing or damaged file and for one of another format or a newer version.
+    """
     if os.path.isdir(path):
         inside = ", ".join(sorted(p.name for p in path.glob("*.safetensors"))[:3])
         holds = f"it holds {inside}: give one of these" if inside else "there is no .safetensors file in it"
@@ -74,11 +83,12 @@ def read(path: Path, form: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def kind(tensor: Tensor) -> str:
-    """Dtype and shape for a message: `float32 [3, 4]`."""
+    """Dtype and shape, for messages: `float32 [3, 4]`."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def _check_format(path: Path, form: str, metadata: Mapping[str, str]) -> None:
+    """Raise InputError unless the metadata says that this is a file of the format `form`."""
     found, version = metadata.get("format"), metadata.get("version", "")
     if found != form:
         what = f"a {found} file" if found in _JSON_KEY else "a safetensors file that ddpm_fast did not write"
@@ -87,15 +97,15 @@ def _check_format(path: Path, form: str, metadata: Mapping[str, str]) -> None:
         raise InputError(f"{path}: its format version is {version!r}; expected a number: write it again")
     if int(version) > VERSION:
         raise InputError(
-            f"{path} is of format version {version}, this ddpm_fast reads up to {VERSION}: get a newer one"
+            f"{path} has format version {version}, but this ddpm_fast reads versions up to {VERSION}: update ddpm_fast"
         )
 
 
 def _crc(tensors: Mapping[str, Tensor], text: str) -> str:
-    """CRC-32 of the JSON text and of every tensor's name, dtype, shape and bytes, in order of name."""
+    """CRC-32 of the JSON text and of every tensor's name, dtype, shape and bytes, in the order of the names."""
     crc = zlib.crc32(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         crc = zlib.crc32(f"{name} {kind(tensor)}".encode(), crc)
-        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), crc)
+        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, crc)
     return f"{crc:08x}"

@@ -1,4 +1,4 @@
-"""Editing images with a diffusion model: every function here runs the sampling loop on a plan of its own.
+"""Editing images with a diffusion model: every function here runs the sampling loop on a table of its own.
 
 - image_to_image: noise an image part of the way and sample from there: SDEdit (Meng et al. 2021, "SDEdit: Guided Image
   Synthesis and Editing with Stochastic Differential Equations").
@@ -8,47 +8,79 @@
 - encode, decode: an image to the latent that DDIM draws it from, and back (Song et al. 2020, sec. 4.3).
 
 Images are float [N, C, ...], about in [-1, 1], or uint8; results are fp32 on the model's device. Image i draws the
-noise of sample id first_sample_id + i, so that no result depends on the batch size. **options are sample()'s keyword
-arguments: sampler, steps, guidance, labels, seed, first_sample_id, batch_size, on_step, cuda_graph and so on. Whatever
-is wrong with the arguments raises InputError before anything is drawn.
+noise of sample id first_sample_id + i, so no result depends on the batch size. **options are fields of SamplingOptions.
+Whatever is wrong with the arguments raises InputError before anything is drawn.
+
+Each edit has two parts: a prepare_ function decides and checks everything, and what it returns draws the images. The
+sample command keeps the two apart; the public functions do one after the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from ddpm_fast import ops
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
-from ddpm_fast.loops.sampling import Paste, Run
-from ddpm_fast.nn import UNet
+from ddpm_fast.loops.network import Network
+from ddpm_fast.loops.options import DecodingKeywords, EditingKeywords, EncodingKeywords, SamplingOptions, check_keywords
+from ddpm_fast.loops.sampling import Prepared, Start, prepare
+from ddpm_fast.loops.state import Paste
 from ddpm_fast.noise import NoiseKey, Stream
 from ddpm_fast.ops.tensors import widen
+from ddpm_fast.respacing import TimestepSpec
 from ddpm_fast.samplers import SamplerTable, ddim_encode_table
+
+# Image to image
 
 
 def image_to_image(
-    model: nn.Module, diffusion: GaussianDiffusion, images: Tensor, strength: float = 0.5, **options: Any
+    model: nn.Module,
+    diffusion: GaussianDiffusion,
+    images: Tensor,
+    strength: float = 0.5,
+    **options: Unpack[EditingKeywords],
 ) -> Tensor:
-    """Images like the given ones: noised to the row of the plan whose t is nearest to strength * T, and denoised from
-    there. strength in (0, 1]: small keeps the image, 1 starts from pure noise and is sample(). Of `steps` rows about
-    strength * steps are run. SDEdit (Meng et al. 2021). Shaped like images.
+    """Images like the given ones: noised, and denoised from there (SDEdit: Meng et al. 2021).
+
+    Args:
+        model, diffusion: As in sample().
+        images: float [N, C, ...] about in [-1, 1], or uint8.
+        strength: How much noise to add, in (0, 1]: a small strength keeps the image, and 1 starts from pure noise,
+            which is sample(). Of `steps` sampler rows about strength * steps are run, from the one whose timestep is
+            nearest to strength * T.
+        **options: See SamplingOptions.
+
+    Returns:
+        fp32, shaped like images.
     """
-    x0, run = _prepare(model, diffusion, images, options)
-    row = _row_at(run, strength)
+    check_keywords(options, EditingKeywords)
+    wanted = SamplingOptions(**options)
+    return prepare_image_to_image(Network.of(model), diffusion, images, strength, wanted).draw()
+
+
+def prepare_image_to_image(
+    network: Network, diffusion: GaussianDiffusion, images: Tensor, strength: float, options: SamplingOptions
+) -> Prepared:
+    """What image_to_image draws, ready to be drawn. Raises InputError where it does."""
+    x0, prepared = _prepare(network, diffusion, images, options)
+    row = _row_at(prepared, strength)
     if strength == 1:
-        return run.draw(run.noise)
-    level = _levels(run)[row : row + 1].to(run.device, torch.float32)
+        return prepared
+    level = _levels(prepared)[row : row + 1].to(x0.device, torch.float32)
 
     def start(key: NoiseKey, part: slice) -> tuple[Tensor, None]:
         return ops.q_sample(x0[part], torch.zeros_like(key.sample_id), level, key), None
 
-    return run.draw(start, _tail(run.table, row))
+    return replace(prepared, table=_tail(prepared.table, row), start=start)
+
+
+# Inpainting
 
 
 def inpaint(
@@ -59,24 +91,62 @@ def inpaint(
     *,
     resamplings: int = 5,
     jump_length: int = 5,
-    **options: Any,
+    **options: Unpack[EditingKeywords],
 ) -> Tensor:
     """Images that keep the known pixels exactly and are drawn elsewhere (RePaint: Lugmayr et al. 2022, alg. 1).
 
-    mask: bool or 0/1, 1 (True) where a pixel is known: [H, W], [1, H, W], [N, 1, H, W] or like the images. After every
-    step the known pixels, noised to its level, replace the drawn ones. So that the two come to agree, every stretch of
-    jump_length steps is run `resamplings` times, each time but the first from its end noised back to its start: the
-    network is called about steps * resamplings times. resamplings = 1 pastes alone. Shaped like images.
+    After every row the known pixels, noised to its level, replace the drawn ones. To make the drawn pixels consistent
+    with the known ones, every stretch of jump_length rows is run `resamplings` times: after each time but the last,
+    noise is added to get from its end back to its start. So the network is called about steps * resamplings times.
+
+    Args:
+        model, diffusion: As in sample().
+        images: float [N, C, ...] about in [-1, 1], or uint8.
+        mask: bool or 0/1, 1 (True) where a pixel is known: [H, W], [1, H, W], [N, 1, H, W] or like the images.
+        resamplings: How often each stretch is run. 1 only pastes the known pixels.
+        jump_length: How many rows a stretch has.
+        **options: See SamplingOptions.
+
+    Returns:
+        fp32, shaped like images.
     """
-    x0, run = _prepare(model, diffusion, images, options)
-    keep = _check_mask(mask, x0).to(run.device)
-    plan, levels, pasted = _resampled(run.table, _levels(run), resamplings, jump_length)
-    levels = levels.to(run.device, torch.float32)
+    check_keywords(options, EditingKeywords)
+    prepared = prepare_inpaint(
+        Network.of(model),
+        diffusion,
+        images,
+        mask,
+        SamplingOptions(**options),
+        resamplings=resamplings,
+        jump_length=jump_length,
+    )
+    return prepared.draw()
+
+
+def prepare_inpaint(
+    network: Network,
+    diffusion: GaussianDiffusion,
+    images: Tensor,
+    mask: Tensor,
+    options: SamplingOptions,
+    *,
+    resamplings: int = 5,
+    jump_length: int = 5,
+) -> Prepared:
+    """What inpaint draws, ready to be drawn. Raises InputError where it does."""
+    x0, prepared = _prepare(network, diffusion, images, options)
+    keep = _check_mask(mask, x0).to(x0.device)
+    table, levels, pasted = _resampled(prepared.table, _levels(prepared), resamplings, jump_length)
+    levels = levels.to(x0.device, torch.float32)
+    noise = prepared.noise
 
     def start(key: NoiseKey, part: slice) -> tuple[Tensor, Paste]:
-        return run.noise(key, part)[0], Paste(x0[part], keep[part], levels, pasted)
+        return noise(key, part)[0], Paste(x0[part], keep[part], levels, pasted)
 
-    return run.draw(start, plan)
+    return replace(prepared, table=table, start=start)
+
+
+# Interpolation
 
 
 def interpolate(
@@ -87,16 +157,42 @@ def interpolate(
     n: int,
     *,
     strength: float | None = None,
-    **options: Any,
+    **options: Unpack[EditingKeywords],
 ) -> Tensor:
-    """n images on the way from a to b, the ends included: encoded, mixed in equal steps, decoded. [n, *a.shape].
+    """n images that lead from a to b, both ends included: encoded, mixed in equal steps, decoded.
 
-    a, b: [C, ...]. With sampler="ddim" (eta 0) the ends are encoded by DDIM and mixed on the sphere (Song et al. 2020,
-    sec. 5.3); with any other sampler both are noised with the same noise, mixed linearly, and denoised with the same
-    noise (Ho et al. 2020, sec. 4.3). strength in (0, 1] is how far they are encoded (None: 1 and 0.5): more gives
-    smoother ways, less stays nearer to a and b. labels: one class, or one each of the n; the first and the last are a's
-    and b's. All images draw the noise of first_sample_id.
+    With sampler="ddim" (eta 0) the ends are encoded by DDIM and mixed along a great circle (Song et al. 2020, sec.
+    5.3). With any other sampler both are noised with the same noise, mixed linearly, and denoised with the same noise
+    (Ho et al. 2020, sec. 4.3). All images draw the noise of first_sample_id.
+
+    Args:
+        model, diffusion: As in sample().
+        a, b: Two images of one shape and dtype, [C, ...].
+        n: How many images, at least 2.
+        strength: How far the ends are encoded, in (0, 1]. None is 1 for DDIM and 0.5 otherwise. More gives smoother
+            transitions, less stays nearer to a and b.
+        **options: See SamplingOptions. labels are one class, or one for each of the n images, of which the first and
+            the last are those of a and b.
+
+    Returns:
+        fp32 [n, *a.shape].
     """
+    check_keywords(options, EditingKeywords)
+    wanted = SamplingOptions(**options)
+    return prepare_interpolate(Network.of(model), diffusion, a, b, n, wanted, strength=strength).draw()
+
+
+def prepare_interpolate(
+    network: Network,
+    diffusion: GaussianDiffusion,
+    a: Tensor,
+    b: Tensor,
+    n: int,
+    options: SamplingOptions,
+    *,
+    strength: float | None = None,
+) -> Prepared | LatentInterpolation:
+    """What interpolate draws, ready to be drawn. Raises InputError where it does."""
     if n < 2:
         raise InputError(f"n is {n}; expected at least 2 images: the two ends, and those between them")
     if a.shape != b.shape or a.dtype != b.dtype:
@@ -104,105 +200,227 @@ def interpolate(
             f"a is {a.dtype} {list(a.shape)} and b {b.dtype} {list(b.shape)}; expected two images of one shape and "
             "dtype, [C, H, W]"
         )
-    ends, run = _prepare(model, diffusion, torch.stack([a, b]), options, n)
-    inverted = options.get("sampler") == "ddim" and not options.get("eta")
-    strength = (1.0 if inverted else 0.5) if strength is None else strength
-    row = _row_at(run, strength)
-    if strength == 1 and not inverted:
+    ends, prepared = _prepare(network, diffusion, torch.stack([a, b]), options, n)
+    by_ddim = options.sampler == "ddim" and not options.eta
+    strength = (1.0 if by_ddim else 0.5) if strength is None else strength
+    row = _row_at(prepared, strength)
+    if strength == 1 and not by_ddim:
         raise InputError("strength is 1: nothing of a and b would be left in the noise; give less than 1, such as 0.5")
-    weight = torch.linspace(0, 1, n, device=run.device).view(-1, *[1] * a.ndim)
-    table = _tail(run.table, row)
-    if inverted:
-        labels = None if run.labels is None else run.labels[[0, -1]]
-        two = Run(model, diffusion, 2, labels=labels, shape=run.shape, cuda_graph=run.cuda_graph)
-        mixed = _slerp(*_encode(two, ends, table, options.get("clip", True)).split(1), weight)
-    else:
-        level = _levels(run)[[row, row]].to(run.device, torch.float32)
-        key = replace(run.key, sample_id=run.key.sample_id[:1].repeat(2), stream=Stream.INITIAL)
-        mixed = torch.lerp(*ops.q_sample(ends, torch.zeros_like(key.sample_id), level, key).split(1), weight)
-    return run.draw(lambda key, part: (mixed[part], None), table, same_noise=True)
+    path = replace(prepared, table=_tail(prepared.table, row), same_noise=True)
+    weights = torch.linspace(0, 1, n, device=ends.device).view(-1, *[1] * a.ndim)
+    if by_ddim:
+        return LatentInterpolation(_encoding_of_ends(ends, path), path, weights)
+    level = _levels(prepared)[[row, row]].to(ends.device, torch.float32)
+    key = replace(prepared.key, sample_id=prepared.key.sample_id[:1].repeat(2), stream=Stream.INITIAL)
+
+    def start(_: NoiseKey, part: slice) -> tuple[Tensor, None]:
+        first, last = ops.q_sample(ends, torch.zeros_like(key.sample_id), level, key).split(1)
+        return torch.lerp(first, last, weights)[part], None
+
+    return replace(path, start=start)
+
+
+@dataclass(frozen=True, eq=False)
+class LatentInterpolation:
+    """An interpolation between two latents, ready to be drawn.
+
+    Attributes:
+        encoding: What encodes the two ends.
+        path: What decodes the mixed latents.
+        weights: float [n, 1, ...] from 0 to 1, the share of the second end.
+    """
+
+    encoding: Prepared
+    path: Prepared
+    weights: Tensor
+
+    @property
+    def rows(self) -> int:
+        """How many rows each batch runs through that on_step is called for: those of the decoding."""
+        return self.path.rows
+
+    def draw(self) -> Tensor:
+        """Encode the ends, mix their latents, and decode them."""
+        first, last = self.encoding.draw().split(1)
+        return replace(self.path, start=_given(_slerp(first, last, self.weights))).draw()
+
+
+def _encoding_of_ends(ends: Tensor, path: Prepared) -> Prepared:
+    """DDIM's encoding of both ends of an interpolation, up to the first row of its path. No guidance: see encode."""
+    options = SamplingOptions(
+        sampler="ddim",
+        steps=path.options.steps,
+        spacing=path.options.spacing,
+        labels=None if path.labels is None else path.labels[[0, -1]],
+        shape=path.shape,
+        cuda_graph=path.options.cuda_graph,
+    )
+    encoding = replace(prepare(path.network, path.diffusion, 2, options), start=_given(ends))
+    return replace(encoding, table=_encode_table(path.diffusion, path.table, path.options.clip))
+
+
+# Latents
 
 
 def encode(
     model: nn.Module,
     diffusion: GaussianDiffusion,
     images: Tensor,
-    steps: int | str | Sequence[int] | None = None,
+    steps: TimestepSpec | None = None,
     labels: int | Sequence[int] | Tensor | None = None,
-    *,
-    spacing: str = "even",
-    clip: bool = True,
-    batch_size: int | None = None,
-    cuda_graph: bool | None = None,
+    **options: Unpack[EncodingKeywords],
 ) -> Tensor:
     """The latents x_T that decode turns back into the images: DDIM's steps, backwards (Song et al. 2020, sec. 4.3).
 
-    Nothing is random. The way back is exact in the limit of many steps; docs/sampling.md has its error. Decode with the
-    same steps, spacing, labels and clip, or change the labels alone to redraw the image as another class. cuda_graph:
-    as in sample(). fp32, shaped like images.
+    Nothing is random. The round trip is exact in the limit of many steps; docs/sampling.md has its error. Decode with
+    the same steps, spacing, labels and clip, or change only the labels to redraw the image as another class.
+
+    Args:
+        model, diffusion: As in sample().
+        images: float [N, C, ...] about in [-1, 1], or uint8.
+        steps, labels: See SamplingOptions.
+        **options: spacing, clip, batch_size and cuda_graph; see SamplingOptions.
+
+    Returns:
+        fp32, shaped like images.
     """
-    options = {"sampler": "ddim", "steps": steps, "spacing": spacing, "labels": labels, "batch_size": batch_size}
-    options["cuda_graph"] = cuda_graph
-    x0, run = _prepare(model, diffusion, images, options)
-    return _encode(run, x0, run.table, clip)
+    check_keywords(options, EncodingKeywords)
+    wanted = SamplingOptions(sampler="ddim", steps=steps, labels=labels, **options)
+    return prepare_encode(Network.of(model), diffusion, images, wanted).draw()
+
+
+def prepare_encode(
+    network: Network, diffusion: GaussianDiffusion, images: Tensor, options: SamplingOptions
+) -> Prepared:
+    """What encode draws, ready to be drawn. Raises InputError where it does."""
+    x0, prepared = _prepare(network, diffusion, images, options)
+    table = _encode_table(diffusion, prepared.table, options.clip)
+    return replace(prepared, table=table, start=_given(x0))
 
 
 def decode(
     model: nn.Module,
     diffusion: GaussianDiffusion,
     latents: Tensor,
-    steps: int | str | Sequence[int] | None = None,
+    steps: TimestepSpec | None = None,
     labels: int | Sequence[int] | Tensor | None = None,
-    **options: Any,
+    **options: Unpack[DecodingKeywords],
 ) -> Tensor:
-    """The images that DDIM (eta 0) draws from the given x_T: encode's way back. Shaped like latents, fp32."""
-    options = dict(sampler="ddim", eta=0.0, steps=steps, labels=labels, **options)
-    x, run = _prepare(model, diffusion, latents, options)
-    return run.draw(lambda key, part: (x[part], None))
+    """The images that DDIM (eta 0) draws from the given x_T, which is the way back from encode.
+
+    Args:
+        model, diffusion: As in sample().
+        latents: float [N, C, ...], the x_T.
+        steps, labels: See SamplingOptions.
+        **options: See SamplingOptions.
+
+    Returns:
+        fp32, shaped like latents.
+    """
+    check_keywords(options, DecodingKeywords)
+    wanted = SamplingOptions(sampler="ddim", eta=0.0, steps=steps, labels=labels, **options)
+    return prepare_decode(Network.of(model), diffusion, latents, wanted).draw()
+
+
+def prepare_decode(
+    network: Network, diffusion: GaussianDiffusion, latents: Tensor, options: SamplingOptions
+) -> Prepared:
+    """What decode draws, ready to be drawn. Raises InputError where it does."""
+    x, prepared = _prepare(network, diffusion, latents, options)
+    return replace(prepared, start=_given(x))
+
+
+@dataclass(frozen=True, eq=False)
+class RoundTrip:
+    """Images to their latents and back, ready to be drawn.
+
+    Attributes:
+        encoding: What encodes the images.
+        decoding: What decodes their latents.
+    """
+
+    encoding: Prepared
+    decoding: Prepared
+
+    @property
+    def rows(self) -> int:
+        """How many rows each batch runs through that on_step is called for: those of the decoding."""
+        return self.decoding.rows
+
+    def draw(self) -> Tensor:
+        """Encode the images and decode their latents."""
+        return replace(self.decoding, start=_given(self.encoding.draw())).draw()
+
+
+def prepare_round_trip(
+    network: Network, diffusion: GaussianDiffusion, images: Tensor, options: SamplingOptions
+) -> RoundTrip:
+    """encode and decode, ready to be drawn. Of the options only steps, spacing, clip, labels, batch_size, on_step (for
+    the decoding) and cuda_graph count. Raises InputError where encode does."""
+    decoding = SamplingOptions(
+        sampler="ddim",
+        steps=options.steps,
+        spacing=options.spacing,
+        clip=options.clip,
+        labels=options.labels,
+        batch_size=options.batch_size,
+        on_step=options.on_step,
+        cuda_graph=options.cuda_graph,
+    )
+    return RoundTrip(
+        prepare_encode(network, diffusion, images, replace(decoding, on_step=None)),
+        prepare_decode(network, diffusion, images, decoding),
+    )
+
+
+# What they share
 
 
 def _prepare(
-    model: nn.Module, diffusion: GaussianDiffusion, images: Tensor, options: dict[str, Any], n: int | None = None
-) -> tuple[Tensor, Run]:
-    """The images in fp32 on the model's device, and the run that edits them into n (None: as many) others."""
+    network: Network, diffusion: GaussianDiffusion, images: Tensor, options: SamplingOptions, n: int | None = None
+) -> tuple[Tensor, Prepared]:
+    """The images in fp32 on the model's device, and n images (None: as many) prepared to be drawn from pure noise."""
     if not isinstance(images, Tensor) or not (images.is_floating_point() or images.dtype == torch.uint8):
         found = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise InputError(f"the images are {found}; expected a tensor of floats about in [-1, 1], or uint8 in 0..255")
-    shape = tuple(images.shape[1:])
-    if isinstance(model, UNet):
-        own = (model.config.in_channels, model.config.image_size, model.config.image_size)
-        if shape != own:
-            raise InputError(
-                f"the images are {list(images.shape)}; this U-Net edits [N, {', '.join(map(str, own))}]: resize them, "
-                "or change their channels"
-            )
-    elif not shape:
+    shape, own = tuple(images.shape[1:]), network.shape
+    if own is not None and shape != own:
+        raise InputError(
+            f"the images are {list(images.shape)}; this U-Net edits [N, {', '.join(map(str, own))}]: resize them, or "
+            "change their channels"
+        )
+    if not shape:
         raise InputError(f"the images are {list(images.shape)}; expected [N, C, ...]")
     if not images.isfinite().all():
         raise InputError("the images have NaN or infinite values; expected floats about in [-1, 1]")
-    run = Run(model, diffusion, len(images) if n is None else n, shape=shape, **options)
-    return widen(images.to(run.device), torch.float32), run
+    prepared = prepare(network, diffusion, len(images) if n is None else n, replace(options, shape=shape))
+    return widen(images.to(network.device), torch.float32), prepared
 
 
-def _levels(run: Run) -> Tensor:
-    """float64 [S + 1, 2]: (sqrt(alpha_bar), sqrt(1 - alpha_bar)) of the state before each row of the run's table, and
-    after the last, where it is the image."""
-    schedule = run.diffusion.schedule
-    levels = schedule.q_sample_table()[torch.searchsorted(schedule.timesteps, run.table.timesteps)]
+def _given(x: Tensor) -> Start:
+    """A start from given states, [n, ...]."""
+    return lambda key, part: (x[part], None)
+
+
+def _levels(prepared: Prepared) -> Tensor:
+    """float64 [S + 1, 2]: (sqrt(alpha_bar), sqrt(1 - alpha_bar)) of the state before each row of the table, and after
+    the last row, where the state is the image."""
+    schedule = prepared.diffusion.schedule
+    levels = schedule.q_sample_table()[torch.searchsorted(schedule.timesteps, prepared.table.timesteps)]
     return torch.cat([levels, levels.new_tensor([[1.0, 0.0]])])
 
 
-def _row_at(run: Run, strength: float) -> int:
-    """The row of the run's table whose t is nearest to strength * T. Raises InputError for strength outside (0, 1]."""
+def _row_at(prepared: Prepared, strength: float) -> int:
+    """The row of the table whose t is nearest to strength * T. Raises InputError for a strength outside (0, 1]."""
     if not 0 < strength <= 1:
         raise InputError(f"strength is {strength}; expected a number in (0, 1]: small keeps the image, 1 is pure noise")
-    last = strength * (int(run.diffusion.schedule.timesteps[-1]) + 1) - 1
-    return int((run.table.timesteps - last).abs().argmin())
+    last = strength * (int(prepared.diffusion.schedule.timesteps[-1]) + 1) - 1
+    return int((prepared.table.timesteps - last).abs().argmin())
 
 
 def _first(row: Tensor) -> Tensor:
-    """A row of coefficients for a state without a past: x_0 stands in for x0_previous, which leaves the first-order
-    step (Lu et al. 2022, alg. 2)."""
+    """A row of coefficients for a state without an x0_previous: x_0 replaces it, which leaves the first-order step (Lu
+    et al. 2022, alg. 2)."""
     row = row.clone()
     row[3] += row[4]
     row[4] = 0.0
@@ -210,7 +428,7 @@ def _first(row: Tensor) -> Tensor:
 
 
 def _tail(table: SamplerTable, row: int) -> SamplerTable:
-    """The plan from `row` on."""
+    """The table from `row` on."""
     coefficients = table.coefficients[row:].clone()
     coefficients[0] = _first(coefficients[0])
     return SamplerTable(coefficients, table.timesteps[row:])
@@ -219,43 +437,59 @@ def _tail(table: SamplerTable, row: int) -> SamplerTable:
 def _resampled(
     table: SamplerTable, levels: Tensor, resamplings: int, jump_length: int
 ) -> tuple[SamplerTable, Tensor, list[bool]]:
-    """RePaint's plan over the rows of a table: every stretch of jump_length rows, counted from the end, runs
-    `resamplings` times; in between, one row noises its end back to its start: x ~ q(x_t | x_t') [Ho et al. 2020, eq. 2,
-    over several steps].
+    """RePaint's table over the rows of a sampler's table. Every stretch of jump_length rows, counted from the end, is
+    run `resamplings` times. Between two times one row, a jump, noises its end back to its start: x ~ q(x_t | x_t') [Ho
+    et al. 2020, eq. 2, over several timesteps].
 
-    Returns the plan, float64 [S', 2] the levels after its rows, and whether a row is a step (and not a jump).
+    Args:
+        table: The sampler's table, of S rows.
+        levels: float64 [S + 1, 2], see _levels.
+        resamplings, jump_length: See inpaint.
+
+    Returns:
+        The table, of S' rows; float64 [S', 2], the levels after its rows; and for each row, whether known pixels are
+        pasted after it: not after a jump.
     """
     steps = len(table.timesteps)
     if not all(isinstance(count, int) and count >= 1 for count in (resamplings, jump_length)):
         raise InputError(f"resamplings is {resamplings} and jump_length {jump_length}; expected ints of at least 1")
     if resamplings > 1 and jump_length >= steps:
         raise InputError(
-            f"jump_length is {jump_length}, but the plan has {steps} steps: give a jump_length below {steps}, more "
-            "steps, or resamplings=1"
+            f"jump_length is {jump_length}, but there are {steps} steps: give a jump_length below {steps}, more steps, "
+            "or resamplings=1"
         )
     # From the state before row `end` back to the one before row end - jump_length; never from the finished image.
     jumps = {end: resamplings - 1 for end in range(steps - 1, jump_length - 1, -jump_length)}
-    rows, timesteps, after, is_step = [], [], [], []
+    rows: list[Tensor] = []
+    timesteps: list[Tensor] = []
+    after: list[Tensor] = []
+    pasted: list[bool] = []
 
-    def add(row: Tensor, i: int, level: Tensor, step: bool) -> None:
+    def add(row: Tensor, i: int, level: Tensor, pastes: bool) -> None:
         rows.append(row)
         timesteps.append(table.timesteps[i])
         after.append(level)
-        is_step.append(step)
+        pasted.append(pastes)
 
     i = 0
     while i < steps:
-        has_past = is_step and is_step[-1]
+        has_past = bool(pasted) and pasted[-1]
         add(table.coefficients[i] if has_past else _first(table.coefficients[i]), i, levels[i + 1], True)
         i += 1
         if jumps.get(i, 0):
             jumps[i] -= 1
-            kept = (levels[i - jump_length, 0] / levels[i, 0]).square()
-            jump = torch.zeros_like(rows[-1])
-            jump[2], jump[5], jump[6] = kept.sqrt(), (1 - kept).sqrt(), torch.inf
-            i -= jump_length
-            add(jump, i, levels[i], False)
-    return SamplerTable(torch.stack(rows), torch.stack(timesteps)), torch.stack(after), is_step
+            back = i - jump_length
+            add(_jump(levels[i], levels[back]), back, levels[back], False)
+            i = back
+    return SamplerTable(torch.stack(rows), torch.stack(timesteps)), torch.stack(after), pasted
+
+
+def _jump(low: Tensor, high: Tensor) -> Tensor:
+    """A row that noises the state from one level to a higher one, without the network: float64 [8]."""
+    kept = (high[0] / low[0]).square()
+    row = torch.zeros(8, dtype=torch.float64)
+    row[2], row[5], row[6] = kept.sqrt(), (1 - kept).sqrt(), torch.inf
+    return row
 
 
 def _check_mask(mask: Tensor, images: Tensor) -> Tensor:
@@ -276,19 +510,18 @@ def _check_mask(mask: Tensor, images: Tensor) -> Tensor:
     return mask.bool().expand(images.shape)
 
 
-def _encode(run: Run, x0: Tensor, table: SamplerTable, clip: bool) -> Tensor:
-    """x_t at the first row of a sampler's table, by DDIM's steps backwards from the images."""
-    schedule = run.diffusion.schedule
-    chain = run.diffusion.respace(torch.searchsorted(schedule.timesteps, table.timesteps.flip(0)).tolist())
-    return run.draw(lambda key, part: (x0[part], None), ddim_encode_table(chain, clip=clip))
+def _encode_table(diffusion: GaussianDiffusion, table: SamplerTable, clip: bool) -> SamplerTable:
+    """DDIM's steps backwards, from the image to x_t at the first row of a sampler's table."""
+    visited = torch.searchsorted(diffusion.schedule.timesteps, table.timesteps.flip(0)).tolist()
+    return ddim_encode_table(diffusion.respace(visited), clip=clip)
 
 
 def _slerp(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    """From a to b along the circle through both (Shoemake 1985): a Gaussian's points keep their norm, which a straight
-    line through the middle does not."""
+    """From a to b along the great circle through both (Shoemake 1985). A Gaussian's points keep their norm that way; on
+    a straight line the ones in the middle would be too short."""
     angle = torch.cosine_similarity(a.flatten(), b.flatten(), dim=0).clamp(-1, 1).arccos()
     sine = angle.sin()
-    # Of one direction, or of two opposite ones, the circle is not determined: straight on.
-    straight = sine < 1e-4
-    parts = [torch.where(straight, w, (w * angle).sin() / sine) for w in (1 - weight, weight)]
-    return parts[0] * a + parts[1] * b
+    # For parallel or opposite vectors the great circle is undefined, so interpolate linearly.
+    is_straight = sine < 1e-4
+    share_a, share_b = (torch.where(is_straight, w, (w * angle).sin() / sine) for w in (1 - weight, weight))
+    return share_a * a + share_b * b

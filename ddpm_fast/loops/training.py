@@ -1,9 +1,9 @@
-"""Training a model: Ho et al. 2020, alg. 1, with what makes it work in practice (EMA, warm-up, clipping) and survive
-(atomic checkpoints that resume bit for bit, a stop at the first non-finite loss).
+"""Training a model: Ho et al. 2020, alg. 1, with what makes it work in practice (average of the weights, warm-up,
+clipping of the gradient) and with checkpoints from which a run resumes bit for bit.
 
-Everything random in step k is a function of (seed, k): which images, which timesteps, which noise, which labels are
-dropped, which activations. There is no generator state to save, so a resumed run is the uninterrupted one. (Importance
-sampling chooses timesteps by the losses so far as well; those are saved.)
+Everything random in training step k is a function of (seed, k): which images, which timesteps, which noise, which
+labels are dropped, which activations are dropped. There is no generator state to save, so a resumed run equals an
+uninterrupted one. (Importance sampling also uses the losses so far; those are saved.)
 """
 
 from __future__ import annotations
@@ -29,26 +29,43 @@ from ddpm_fast.nn import EMA, UNet, UNetConfig
 from ddpm_fast.noise import NoiseKey, Stream, uniform_integers
 
 KEEP_CHECKPOINTS = 2
-_GOLDEN = 0x9E3779B97F4A7C15  # spreads consecutive steps over the dropout seeds
+_GOLDEN = 0x9E3779B97F4A7C15  # spreads the dropout seeds of consecutive training steps
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What determines the trained weights, beside the data, the network and the diffusion."""
+    """What determines the trained weights, apart from the data, the network and the diffusion.
+
+    Attributes:
+        batch_size: Images in a training step.
+        lr: Learning rate after the warm-up.
+        warmup: Training steps over which the learning rate rises linearly.
+        weight_decay: AdamW's weight decay.
+        grad_clip: Largest gradient norm. A longer gradient is scaled down to it.
+        ema_decay: Decay of the averaged weights, after its own warm-up.
+        label_drop: Share of the labels that are replaced by the null class, so that the model can be guided.
+        flip: Whether half of the images are mirrored left-right.
+        timestep_sampling: "uniform", "stratified" or "loss_second_moment"; see timesteps.py.
+        seed: Seed of everything random.
+        precision: "fp32", or "bf16": forward and backward under autocast, with weights and optimiser in fp32.
+
+    Raises:
+        InputError: For a value that is out of range or unknown.
+    """
 
     batch_size: int = 64
     lr: float = 2e-4
-    warmup: int = 500  # steps over which the learning rate rises linearly
+    warmup: int = 500
     weight_decay: float = 0.0
-    grad_clip: float = 1.0  # largest norm of the gradient
+    grad_clip: float = 1.0
     ema_decay: float = 0.9999
-    label_drop: float = 0.1  # share of labels replaced by the null class, for guidance
+    label_drop: float = 0.1
     flip: bool = False
-    timestep_sampling: str = "uniform"  # or "stratified", "loss_second_moment": see ddpm_fast.timesteps
+    timestep_sampling: str = "uniform"
     seed: int = 0
-    precision: str = "fp32"  # "bf16": forward and backward under autocast; weights and optimiser stay fp32
+    precision: str = "fp32"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("warmup", 0), ("weight_decay", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least {least}")
@@ -66,19 +83,19 @@ class TrainConfig:
             raise InputError(f"precision is {self.precision!r}; expected fp32 or bf16")
 
 
-class NonFiniteLoss(RuntimeError):
-    """The loss stopped being a number. The message names the step and the checkpoint that remains."""
-
-
 class Trainer:
-    """A network, its average, its optimiser, what it knows of its timesteps, and the step they have reached.
+    """A network, the average of its weights, its optimiser, its timestep sampler, and the training step they have
+    reached.
 
-    A step's arithmetic is one function of tensors that stay where they are, the number of the step among them, so that
-    nothing waits for the device. cuda_graph: whether that function is replayed from a CUDA graph, with the same weights
-    bit for bit. None: where that can be done, from the third step on, and otherwise quietly not (the logger
-    "ddpm_fast.graphs" says why); True: InputError says why not; False: never.
-    Raises InputError if the dataset does not fit the network (size, channels, classes), or the network's output the
-    diffusion's variance.
+    The arithmetic of a training step is one function of tensors that stay where they are, the number of the step among
+    them, so nothing waits for the device.
+
+    Attributes:
+        model: The network.
+        ema: The average of its weights.
+        optimizer: AdamW.
+        timestep_sampler: See timesteps.py.
+        step: How many training steps have been taken.
     """
 
     def __init__(
@@ -90,32 +107,35 @@ class Trainer:
         device: torch.device,
         cuda_graph: bool | None = None,
     ):
-        channels, height, width = dataset.images.shape[1:]
-        if (channels, height, width) != (network.in_channels, network.image_size, network.image_size):
-            raise InputError(
-                f"{dataset.name} has images of shape {channels}x{height}x{width} and the network takes "
-                f"{network.in_channels}x{network.image_size}x{network.image_size}: give --image-size and --channels"
-            )
-        if network.num_classes and dataset.num_classes != network.num_classes:
-            raise InputError(
-                f"{dataset.name} has {dataset.num_classes or 'no'} classes and the network {network.num_classes}"
-            )
-        if network.learned_variance != diffusion.objective.learned:
-            raise InputError(
-                f"the diffusion's variance is {diffusion.objective.variance!r} and the network's learned_variance "
-                f"{network.learned_variance}: make the network with UNetConfig(learned_variance="
-                f"{diffusion.objective.learned}, ...), or choose another variance"
-            )
+        """Start from new weights.
+
+        Args:
+            network: The network to build.
+            diffusion: The diffusion to train it for.
+            config: How to train it.
+            dataset: The images.
+            device: Where to train.
+            cuda_graph: Whether a training step is replayed from a CUDA graph, with the same weights bit for bit. None:
+                from the third step on, wherever that is possible (where it is not, the logger "ddpm_fast.graphs" says
+                why). True: where it is not possible, raise InputError. False: never.
+
+        Raises:
+            InputError: If the dataset does not fit the network (size, channels, classes), or the network's output the
+                diffusion's variance.
+        """
+        _check_fit(network, diffusion, dataset)
         self.config, self.diffusion, self.dataset, self.device = config, diffusion, dataset, device
         torch.manual_seed(config.seed)
         self.model = UNet(network).to(device)
         self.ema = EMA(self.model, config.ema_decay)
-        # On the device, where it is computed from the step. capturable has a price for foreach AdamW, none for fused.
-        self.lr = torch.zeros((), device=device)
+        self.lr = torch.zeros((), device=device)  # computed on the device from the number of the step
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
-            **{"lr": self.lr, "weight_decay": config.weight_decay, "betas": (0.9, 0.999)},
-            **{"fused": True, "capturable": device.type == "cuda"},
+            lr=self.lr,
+            weight_decay=config.weight_decay,
+            betas=(0.9, 0.999),
+            fused=True,
+            capturable=device.type == "cuda",  # costs time in AdamW's foreach form, but not in its fused one
         )
         self.timesteps = diffusion.schedule.timesteps.to(device)
         self.timestep_sampler = TIMESTEP_SAMPLINGS[config.timestep_sampling](diffusion.num_timesteps, device)
@@ -130,7 +150,7 @@ class Trainer:
         self._advance = self._repeated()
 
     def _repeated(self) -> Callable[[Callable[[], None]], None]:
-        """What calls _compute at each step: from a graph, or as it is."""
+        """What calls _compute at each training step: a graph that replays it, or Python itself."""
         if self.cuda_graph is not False:
             reason = graphs.cannot_capture(self.device)
             if not reason:
@@ -139,13 +159,14 @@ class Trainer:
         return lambda run: run()
 
     def train_step(self) -> tuple[Tensor, Tensor]:
-        """One step on the next batch. Returns the loss and the gradient's norm, as tensors on the device.
+        """Take one training step on the next batch, without waiting for the device.
 
-        The loss is an unbiased estimate of its mean over all timesteps, however they are drawn. Nothing waits for the
-        device: whoever wants the numbers reads them when it suits.
+        Returns:
+            The loss and the gradient norm, scalars on the device. The loss is an unbiased estimate of its mean over all
+            timesteps, however these are drawn.
         """
         self._load_batch()
-        # Dropout. The generator's seed is read when a graph is replayed, not when it is captured (PyTorch's
+        # For dropout. A graph reads the generator's seed when it is replayed, not when it is captured (PyTorch's
         # CUDAGeneratorImpl.h, "CUDA Graph-safe RNG states").
         torch.manual_seed((self.config.seed * _GOLDEN + self.step) % 2**63)
         for group in self.optimizer.param_groups:
@@ -157,7 +178,7 @@ class Trainer:
         return loss, norm
 
     def _load_batch(self) -> None:
-        """The images and labels of the next step, to where the device reads them."""
+        """Copy the images and labels of the next training step to where the device reads them."""
         config, size = self.config, self.config.batch_size
         first = self.step * size  # examples are numbered from the start of training
         images, labels = self.dataset.batch(batch_indices(config.seed, first, size, len(self.dataset)))
@@ -165,13 +186,14 @@ class Trainer:
             mirrored = flip_mask(config.seed, first, size)
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
         for batch, place in ((images, self._images), (labels, self._labels)):
-            if place is None:
+            if place is None or batch is None:
                 continue
-            # From pinned memory a copy does not wait; PyTorch reuses that memory when the copy is done, and not before.
+            # A copy from pinned memory does not wait. PyTorch reuses that memory only after the copy is done.
             place.copy_(batch.pin_memory() if place.device.type == "cuda" else batch, non_blocking=True)
 
     def _compute(self) -> None:
-        """Step number self._step on the batch that is there: all of its arithmetic, and nothing of the host's."""
+        """The arithmetic of training step number self._step, on the batch that was loaded: nothing that the host
+        does."""
         config, images, labels = self.config, self._images, self._labels
         key = dataclasses.replace(self._key, sample_id=self._key.sample_id + self._step * config.batch_size)
         t, weights = self.timestep_sampler.sample(dataclasses.replace(key, stream=Stream.TIMESTEP))
@@ -188,7 +210,8 @@ class Trainer:
         losses = self.diffusion.training_losses(output, images, t, key)
         self.timestep_sampler.update(t, losses.detach())
         loss = (weights * losses).mean()
-        # None, not zeros: in a graph the gradients then lie in its own memory, where the next step overwrites them.
+        # To None and not to zeros, so that a graph keeps the gradients in its own memory, where the next step
+        # overwrites them.
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
@@ -205,7 +228,7 @@ class Trainer:
         return model.eval()
 
     def model_config(self, **training: Any) -> dict[str, Any]:
-        """The config that a model file carries."""
+        """What a model file says about its model. training: further entries for its part about the training."""
         return {
             "unet": self.model.config.to_dict(),
             "diffusion": self.diffusion.to_dict(),
@@ -214,16 +237,20 @@ class Trainer:
         }
 
     def save(self, folder: Path, arguments: dict[str, Any]) -> Path:
-        """Write the training state, and the averaged weights as model.safetensors, then remove all but the newest
-        states. `arguments` are kept for resuming."""
-        tensors = {
-            **checkpoint.add_prefix("model.", self.model.state_dict()),
-            **checkpoint.add_prefix("ema.", self.ema.state_dict()),
-            **checkpoint.add_prefix(
-                "optim.", checkpoint.optimizer_to_tensors(self.optimizer, self.model.named_parameters())
-            ),
-            **checkpoint.add_prefix("timesteps.", self.timestep_sampler.state_dict()),
-        }
+        """Write a training state, and the averaged weights as model.safetensors. Then remove all but the newest states.
+
+        Args:
+            folder: Where to write them.
+            arguments: Kept in the training state, for resuming.
+
+        Returns:
+            The path of the training state.
+        """
+        optimizer = checkpoint.optimizer_to_tensors(self.optimizer, self.model.named_parameters())
+        tensors = checkpoint.add_prefix("model.", self.model.state_dict())
+        tensors |= checkpoint.add_prefix("ema.", self.ema.state_dict())
+        tensors |= checkpoint.add_prefix("optim.", optimizer)
+        tensors |= checkpoint.add_prefix("timesteps.", self.timestep_sampler.state_dict())
         path = checkpoint.checkpoint_path(folder, self.step)
         checkpoint.save_training(path, tensors, {"step": self.step, "arguments": arguments, **self.model_config()})
         checkpoint.save_model(folder / "model.safetensors", self.ema.state_dict(), self.model_config())
@@ -231,12 +258,15 @@ class Trainer:
         return path
 
     def load(self, path: Path) -> None:
-        """Continue from a training state. Raises InputError if it is damaged, of another network, or of another way of
-        drawing timesteps."""
+        """Continue from a training state.
+
+        Raises:
+            InputError: If it is damaged, or was saved with another network or another timestep sampling.
+        """
         tensors, meta = checkpoint.read_training(path)
         if meta["unet"] != self.model.config.to_dict():
             raise InputError(
-                f"{path} is of another network than this run's: resume with the arguments it was started with"
+                f"{path} holds another network than this run's: resume with the arguments that the run was started with"
             )
         self.timestep_sampler.load_state_dict(checkpoint.take_prefix("timesteps.", tensors))
         self.model.load_state_dict(checkpoint.take_prefix("model.", tensors))
@@ -246,4 +276,24 @@ class Trainer:
         )
         self.step = meta["step"]
         self._step.fill_(self.step)
-        self._advance = self._repeated()  # the optimiser's state is in new tensors
+        self._advance = self._repeated()  # a new graph, because the optimiser's state is in new tensors
+
+
+def _check_fit(network: UNetConfig, diffusion: GaussianDiffusion, dataset: Dataset) -> None:
+    """Raises InputError if the dataset does not fit the network, or the network's output the diffusion's variance."""
+    channels, height, width = dataset.images.shape[1:]
+    if (channels, height, width) != (network.in_channels, network.image_size, network.image_size):
+        raise InputError(
+            f"{dataset.name} has images of shape {channels}x{height}x{width} and the network takes "
+            f"{network.in_channels}x{network.image_size}x{network.image_size}: give --image-size and --channels"
+        )
+    if network.num_classes and dataset.num_classes != network.num_classes:
+        raise InputError(
+            f"{dataset.name} has {dataset.num_classes or 'no'} classes and the network {network.num_classes}"
+        )
+    if network.learned_variance != diffusion.objective.learned:
+        raise InputError(
+            f"the diffusion's variance is {diffusion.objective.variance!r} and the network's learned_variance "
+            f"{network.learned_variance}: make the network with UNetConfig(learned_variance="
+            f"{diffusion.objective.learned}, ...), or choose another variance"
+        )

@@ -40,7 +40,7 @@ class Conv2d(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, 3, padding=1)
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> "Conv2d":
         if mode:
             _transformed.pop(self, None)
         return super().train(mode)

@@ -1,9 +1,8 @@
-"""The U-Net that predicts the noise (or x0, or v) from a noised image and its timestep, and the config that
-builds it.
+"""The U-Net that predicts the noise (or x0, or v) from a noised image and its timestep, and the config that builds it.
 
-One class holds the network of Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (appendix B), and
-its improved form of Nichol & Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models" (scale-shift
-conditioning, several attention heads, learned variance, classes). Their CIFAR-10 networks are
+One class holds the network of Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (appendix B), and its improved
+form of Nichol & Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models" (scale-shift conditioning, several
+attention heads, learned variance, classes). Their CIFAR-10 networks are
 
     UNetConfig(downsample_padding="asymmetric", norm_eps=1e-6,
                time_denominator="half-1", time_order="sin|cos")
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.nn.layers import Attention, Downsample, GroupNorm, ResBlock, TimeEmbedding, Upsample, zeroed
+from ddpm_fast.objective import output_channels
 
 _CHOICES = {
     "resample": ("conv", "resblock"),
@@ -33,43 +33,37 @@ _CHOICES = {
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """What a U-Net is built from; plain numbers, strings and tuples, so that it travels as JSON.
+    """What a U-Net is built from: plain numbers, strings and tuples, so that it can be stored as JSON.
 
-    Raises InputError where the fields do not make a network, saying which values would.
+    Raises:
+        InputError: If the fields do not make a network. The message says which values would.
     """
 
     image_size: int = 32  # height and width of the samples
     in_channels: int = 3
     model_channels: int = 128  # channels of the first level
-    channel_mult: tuple[int, ...] = (1, 2, 2, 2)  # each level's channels / model_channels
-    num_res_blocks: int = 2  # per level on the way down; one more on the way up
-    attention_resolutions: tuple[int, ...] = (16,)  # heights with self-attention; the middle always has it
-    num_heads: int = 1
-    dropout: float = 0.0
-    num_classes: int = 0  # 0: unconditional; else class num_classes is the null class of guidance
-    scale_shift: bool = False  # the embedding scales and shifts the second norm; False: it is added before it
-    learned_variance: bool = False  # 2*in_channels out: the prediction, then what sets its variance
-    resample: str = "conv"  # "resblock": resample inside a residual block, without a convolution of its own
-    downsample_padding: str = "symmetric"  # of the strided convolution; "asymmetric": bottom and right only
-    time_denominator: str = "half"  # frequencies 10000^(-i/half) or 10000^(-i/(half-1))
-    time_order: str = "cos|sin"
-    norm_groups: int = 32
-    norm_eps: float = 1e-5
+    channel_mult: tuple[int, ...] = (1, 2, 2, 2)  # each level's channels, as multiples of model_channels
+    num_res_blocks: int = 2  # residual blocks of a level in the encoder; the decoder has one more
+    attention_resolutions: tuple[int, ...] = (16,)  # heights of levels with self-attention; the middle always has it
+    num_heads: int = 1  # heads of the self-attention
+    dropout: float = 0.0  # in the residual blocks
+    num_classes: int = 0  # 0 means unconditional; otherwise class num_classes is the null class of guidance
+    scale_shift: bool = False  # whether the embedding scales and shifts the second norm, or is added before it
+    learned_variance: bool = False  # whether there are 2C output channels: the prediction, then the variance's
+    resample: str = "conv"  # "conv" has a convolution of its own; "resblock" resamples inside a residual block
+    downsample_padding: str = "symmetric"  # of the strided convolution; "asymmetric" pads only bottom and right
+    time_denominator: str = "half"  # frequencies are 10000^(-i/half), or 10000^(-i/(half-1)) for "half-1"
+    time_order: str = "cos|sin"  # which half of the time embedding has the cosines
+    norm_groups: int = 32  # groups of the group norms
+    norm_eps: float = 1e-5  # epsilon of the group norms
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _typed(field.name, getattr(self, field.name), field.type))
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise InputError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
-        for name in (
-            "image_size",
-            "in_channels",
-            "model_channels",
-            "num_res_blocks",
-            "num_heads",
-            "norm_groups",
-        ):
+        for name in ("image_size", "in_channels", "model_channels", "num_res_blocks", "num_heads", "norm_groups"):
             _at_least(name, getattr(self, name), 1)
         _at_least("num_classes", self.num_classes, 0)
         if not 0 <= self.dropout < 1:
@@ -79,9 +73,10 @@ class UNetConfig:
         self._check_levels()
         self._check_channels()
 
-    def _check_levels(self):
+    def _check_levels(self) -> None:
+        """The image must be divisible into the levels, and attention must be at levels that exist."""
         if not self.channel_mult:
-            raise InputError("channel_mult is empty; expected one multiplier a level, such as (1, 2, 2, 2)")
+            raise InputError("channel_mult is empty; expected one multiplier for each level, such as (1, 2, 2, 2)")
         for mult in self.channel_mult:
             _at_least("channel_mult", mult, 1)
         divisor = 2 ** (len(self.channel_mult) - 1)
@@ -101,18 +96,20 @@ class UNetConfig:
                 f"heights {list(self.resolutions)}: choose among these, or () for attention in the middle only"
             )
 
-    def _check_channels(self):
+    def _check_channels(self) -> None:
+        """The channels of each level must be divisible by what splits them."""
         if self.model_channels % 2 or self.model_channels < 4:
             raise InputError(
-                f"model_channels is {self.model_channels}; expected an even number of at least 4 (sines and cosines)"
+                f"model_channels is {self.model_channels}; expected an even number of at least 4, because half of the "
+                "time embedding are sines and half cosines"
             )
         for level, channels in enumerate(self.level_channels):
             if channels % self.norm_groups:
                 divisors = [g for g in range(1, 33) if all(c % g == 0 for c in self.level_channels)]
                 raise InputError(
                     f"level {level} has {self.model_channels} x {self.channel_mult[level]} = {channels} "
-                    f"channels, not divisible by norm_groups {self.norm_groups}: make model_channels a multiple of it, "
-                    f"or set norm_groups to {divisors[-1]}"
+                    f"channels, not divisible by norm_groups {self.norm_groups}: make model_channels a multiple of "
+                    f"norm_groups, or set norm_groups to {divisors[-1]}"
                 )
             is_last = level == len(self.level_channels) - 1
             attends = is_last or self.resolutions[level] in self.attention_resolutions
@@ -125,27 +122,31 @@ class UNetConfig:
 
     @property
     def resolutions(self) -> tuple[int, ...]:
-        """Height (= width) of each level."""
+        """The height (and width) of each level."""
         return tuple(self.image_size >> level for level in range(len(self.channel_mult)))
 
     @property
     def level_channels(self) -> tuple[int, ...]:
-        """Channels of each level."""
+        """The channels of each level."""
         return tuple(self.model_channels * mult for mult in self.channel_mult)
 
     @property
     def out_channels(self) -> int:
-        """Channels of the network's output."""
-        return self.in_channels * (2 if self.learned_variance else 1)
+        """The channels of the network's output."""
+        return output_channels(self.in_channels, self.learned_variance)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, tuples as lists: what JSON gives back."""
+        """All fields, with tuples as lists, as JSON gives them back."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "UNetConfig":
-        """The config of `to_dict`. Raises InputError for unknown, missing (a default may change: a checkpoint
-        must say what it is) and invalid fields."""
+        """The config that `to_dict` described.
+
+        Raises:
+            InputError: For unknown, missing and invalid fields. A checkpoint must have all of them, because a default
+                may change later.
+        """
         if not isinstance(fields, Mapping):
             raise InputError(f"a U-Net's config is a {type(fields).__name__}; expected a dict of its fields")
         known = [field.name for field in dataclasses.fields(cls)]
@@ -160,13 +161,13 @@ class UNetConfig:
         return cls(**fields)
 
 
-def _at_least(name: str, value: int, least: int):
+def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise InputError(f"{name} is {value}; expected at least {least}")
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
-    """The value as the field's type: lists become tuples and ints floats; anything else must fit."""
+    """The value as the field's type: lists become tuples, ints become floats. Anything else must have the type."""
     if kind == tuple[int, ...]:
         if isinstance(value, (list, tuple)) and all(type(v) is int for v in value):
             return tuple(value)
@@ -178,8 +179,11 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     return value
 
 
-class Stage(nn.Sequential):
-    """Layers in sequence; those that are residual blocks are given the embedding too."""
+class Stage(nn.ModuleList):
+    """Layers that run one after another. Those that are residual blocks also get the embedding."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(layers)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         for layer in self:
@@ -187,39 +191,58 @@ class Stage(nn.Sequential):
         return x
 
 
-class UNet(nn.Module):
-    """The U-Net of Ho et al. 2020 and Nichol & Dhariwal 2021; see UNetConfig for what it can be.
+class _Layers:
+    """Makes the layers of a config's U-Net."""
 
-    Every stage of the encoder leaves its output for one stage of the decoder, which joins it to its own
+    def __init__(self, config: UNetConfig) -> None:
+        self.config = config
+        self.emb_channels = 4 * config.model_channels
+
+    def res_block(self, c_in: int, c_out: int, resample: str | None = None) -> nn.Module:
+        return ResBlock(
+            c_in,
+            c_out,
+            self.emb_channels,
+            groups=self.config.norm_groups,
+            eps=self.config.norm_eps,
+            dropout=self.config.dropout,
+            scale_shift=self.config.scale_shift,
+            resample=resample,
+        )
+
+    def attention(self, c: int) -> nn.Module:
+        return Attention(c, self.config.num_heads, groups=self.config.norm_groups, eps=self.config.norm_eps)
+
+    def attentions(self, level: int) -> list[nn.Module]:
+        """The attention of a level, or nothing."""
+        if self.config.resolutions[level] not in self.config.attention_resolutions:
+            return []
+        return [self.attention(self.config.level_channels[level])]
+
+    def downsample(self, c: int) -> nn.Module:
+        if self.config.resample == "resblock":
+            return self.res_block(c, c, "down")
+        return Downsample(c, self.config.downsample_padding)
+
+    def upsample(self, c: int) -> nn.Module:
+        return self.res_block(c, c, "up") if self.config.resample == "resblock" else Upsample(c)
+
+
+class UNet(nn.Module):
+    """The U-Net of Ho et al. 2020 and Nichol & Dhariwal 2021; UNetConfig says what can be chosen.
+
+    The output of each stage of the encoder also goes to one stage of the decoder, which concatenates it with its own
     input. The parameters are channels_last. At initialisation the output is exactly 0.
     """
 
-    def __init__(self, config: UNetConfig):
+    def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
         channels = config.level_channels
-        emb_channels = 4 * config.model_channels
-        norm = {"groups": config.norm_groups, "eps": config.norm_eps}
-
-        def res_block(c_in: int, c_out: int, resample: str | None = None) -> ResBlock:
-            options = {"dropout": config.dropout, "scale_shift": config.scale_shift, "resample": resample}
-            return ResBlock(c_in, c_out, emb_channels, **norm, **options)
-
-        def attention(level: int) -> list[nn.Module]:
-            if config.resolutions[level] not in config.attention_resolutions:
-                return []
-            return [Attention(channels[level], config.num_heads, **norm)]
-
-        def downsample(c: int) -> nn.Module:
-            inside = config.resample == "resblock"
-            return res_block(c, c, "down") if inside else Downsample(c, config.downsample_padding)
-
-        def upsample(c: int) -> nn.Module:
-            return res_block(c, c, "up") if config.resample == "resblock" else Upsample(c)
-
+        layers = _Layers(config)
         self.time_embedding = TimeEmbedding(config.model_channels, config.time_denominator, config.time_order)
         if config.num_classes:
-            self.label_embedding = nn.Embedding(config.num_classes + 1, emb_channels)
+            self.label_embedding = nn.Embedding(config.num_classes + 1, layers.emb_channels)
         self.conv_in = nn.Conv2d(config.in_channels, config.model_channels, 3, padding=1)
 
         c = config.model_channels
@@ -227,36 +250,43 @@ class UNet(nn.Module):
         self.encoder = nn.ModuleList()
         for level, c_level in enumerate(channels):
             for _ in range(config.num_res_blocks):
-                self.encoder.append(Stage(res_block(c, c_level), *attention(level)))
+                self.encoder.append(Stage(layers.res_block(c, c_level), *layers.attentions(level)))
                 c = c_level
                 skips.append(c)
             if level < len(channels) - 1:
-                self.encoder.append(Stage(downsample(c)))
+                self.encoder.append(Stage(layers.downsample(c)))
                 skips.append(c)
 
-        self.middle = Stage(res_block(c, c), Attention(c, config.num_heads, **norm), res_block(c, c))
+        self.middle = Stage(layers.res_block(c, c), layers.attention(c), layers.res_block(c, c))
 
         self.decoder = nn.ModuleList()
         for level, c_level in reversed(list(enumerate(channels))):
             for block in range(config.num_res_blocks + 1):
-                layers = [res_block(c + skips.pop(), c_level), *attention(level)]
+                stage = [layers.res_block(c + skips.pop(), c_level), *layers.attentions(level)]
                 c = c_level
                 if level > 0 and block == config.num_res_blocks:
-                    layers.append(upsample(c))
-                self.decoder.append(Stage(*layers))
+                    stage.append(layers.upsample(c))
+                self.decoder.append(Stage(*stage))
 
         self.norm_out = GroupNorm(config.norm_groups, c, config.norm_eps)
         self.conv_out = zeroed(nn.Conv2d(c, config.out_channels, 3, padding=1))
-        self.to(memory_format=torch.channels_last)
+        # torch's own stubs lack this overload.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """x [N, C, H, W], t [N] integer or float, labels [N] integer or None -> [N, C or 2C, H, W],
-        channels_last.
+        """Predict from noised images.
 
-        None for a class-conditional network means the null class for all. x is cast to the parameters' dtype.
-        The output has that dtype, or autocast's. Raises InputError for wrong shapes and dtypes, for labels
-        given to an unconditional network, and for labels out of range (looked at on the CPU only: on a GPU it
-        would wait).
+        Args:
+            x: [N, C, H, W], floats. They are cast to the parameters' dtype.
+            t: [N], the timesteps, integer or float.
+            labels: [N], integer classes, where num_classes is the null class. None means the null class for all.
+
+        Returns:
+            [N, C or 2C, H, W], channels_last, in the parameters' dtype or autocast's.
+
+        Raises:
+            InputError: For wrong shapes and dtypes, labels for an unconditional network, and labels out of range. The
+                range is checked only on the CPU, because on a GPU the check would wait for the device.
         """
         self._check(x, t, labels)
         emb = self.time_embedding(t)
@@ -266,7 +296,7 @@ class UNet(nn.Module):
         emb = F.silu(emb)
 
         x = x.to(self.conv_in.weight.dtype, memory_format=torch.channels_last)
-        # With one input channel any memory format fits x, and the convolution may choose the wrong one.
+        # With one input channel x fits any memory format, and the convolution may choose the wrong one.
         h = self.conv_in(x).contiguous(memory_format=torch.channels_last)
         skips = [h]
         for stage in self.encoder:
@@ -277,20 +307,21 @@ class UNet(nn.Module):
             h = stage(torch.cat([h, skips.pop()], dim=1), emb)
         return self.conv_out(self.norm_out(h))
 
-    def _check(self, x: Tensor, t: Tensor, labels: Tensor | None):
+    def _check(self, x: Tensor, t: Tensor, labels: Tensor | None) -> None:
         config = self.config
         expected = (config.in_channels, config.image_size, config.image_size)
         if x.ndim != 4 or tuple(x.shape[1:]) != expected or not x.is_floating_point():
             raise InputError(f"x is {x.dtype} {list(x.shape)}; expected floats [N, {', '.join(map(str, expected))}]")
         if t.shape != x.shape[:1] or t.dtype == torch.bool or t.is_complex():
-            raise InputError(f"t is {t.dtype} {list(t.shape)}; expected one timestep a sample, [{x.shape[0]}]")
+            raise InputError(f"t is {t.dtype} {list(t.shape)}; expected one timestep for each sample, [{x.shape[0]}]")
         if labels is None:
             return
         if not config.num_classes:
             raise InputError("labels were given to an unconditional network (num_classes = 0): leave them out")
         if labels.shape != x.shape[:1] or labels.dtype not in (torch.int64, torch.int32):
             raise InputError(
-                f"labels are {labels.dtype} {list(labels.shape)}; expected one int64 class a sample, [{x.shape[0]}]"
+                f"labels are {labels.dtype} {list(labels.shape)}; expected one int64 class for each sample, "
+                f"[{x.shape[0]}]"
             )
         if labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel():
             low, high = labels.min().item(), labels.max().item()

@@ -11,6 +11,7 @@ import importlib
 import os
 from collections.abc import Callable
 from functools import cache
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -33,12 +34,12 @@ class Status(NamedTuple):
 
 
 @cache
-def _triton():
+def _triton() -> ModuleType:
     """Imported when somebody first asks for it: importing Triton takes longer than all the rest."""
     return importlib.import_module("ddpm_fast.ops.backends.triton")
 
 
-def _module(name: str):
+def _module(name: str) -> ModuleType:
     return _triton() if name == "triton" else _MODULES[name]
 
 
@@ -119,7 +120,7 @@ def active_backend(op: str, device: torch.device | str = "cpu", *dtypes: torch.d
     return _chosen
 
 
-def _usual_module(op: str, device: torch.device, dtypes: tuple[torch.dtype, ...]):
+def _usual_module(op: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> ModuleType | None:
     """The C++ kernels for the device if they take the call, or None: the common case, without building any reason."""
     module = _MODULES.get(device.type)
     if module is None or module.unavailable or op not in module.OPS or module.refusal(device):

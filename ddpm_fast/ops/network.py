@@ -62,7 +62,7 @@ def group_norm(
     dtypes = _check_norm(norm)
     if x.ndim != 4 or torch.compiler.is_compiling() or active_backend("group_norm", x.device, *dtypes) == "reference":
         return reference.plain_group_norm(norm)
-    if scale is not None:
+    if scale is not None and shift is not None:
         scale, shift = scale.expand(x.shape[:2]), shift.expand(x.shape[:2])
     if added is not None:
         added = added.expand(x.shape[:2])

@@ -111,4 +111,8 @@ def pack_noise(
     noise: Tensor | None, seed: Tensor | None, sample_id: Tensor | None, step_id: Tensor | None, stream: int
 ) -> Tensor | NoiseKey:
     """What unpack_noise took apart, dense as kernels want it."""
-    return dense(noise) if noise is not None else NoiseKey(seed, sample_id.contiguous(), step_id, stream)
+    if noise is not None:
+        return dense(noise)
+    if seed is None or sample_id is None or step_id is None:
+        raise InputError("an op needs noise: give a tensor, or the seed, sample_id and step_id of a NoiseKey")
+    return NoiseKey(seed, sample_id.contiguous(), step_id, stream)

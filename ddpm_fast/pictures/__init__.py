@@ -1,1 +1,1 @@
-"""What people look at: grids and animations of samples, and figures of the theory."""
+"""Pictures for people to look at: grids and animations of samples, and figures of the theory."""

@@ -1,7 +1,6 @@
-"""Samples as pictures: tensors in [-1, 1] to 8-bit images, contact sheets, folders of PNGs, .npz files and
-GIFs.
+"""Samples as pictures: tensors in [-1, 1] become 8-bit images, grids, folders of PNGs, .npz files and GIFs.
 
-Every file is written whole or not at all (`ddpm_fast.files`).
+Each file is complete or absent (files/atomic.py).
 """
 
 import math
@@ -20,10 +19,13 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def to_uint8(x: Tensor) -> np.ndarray:
-    """Floats [N, C, H, W] in [-1, 1], on any device and in any memory format -> uint8 [N, H, W, C].
+    """Turn floats [N, C, H, W] in [-1, 1], on any device and in any memory format, into uint8 [N, H, W, C].
 
-    round((x + 1) * 127.5), computed in float32 or wider, clamped to 0..255: 8-bit images scaled to [-1, 1]
-    come back as they were. Raises InputError for another shape or dtype, and for NaN.
+    The result is round((x + 1) * 127.5), computed in float32 or wider and limited to 0..255. 8-bit images that were
+    scaled to [-1, 1] come back unchanged.
+
+    Raises:
+        InputError: For another shape or dtype, and for NaN.
     """
     if x.ndim != 4 or not x.is_floating_point():
         raise InputError(f"the samples are {x.dtype} {list(x.shape)}; expected floats [N, C, H, W] in [-1, 1]")
@@ -31,7 +33,7 @@ def to_uint8(x: Tensor) -> np.ndarray:
     if bad.any():
         raise InputError(
             f"{int(bad.sum())} of {len(x)} samples have NaN, the first at position {int(bad.nonzero()[0])}: "
-            f"the model has diverged, or its dtype overflows; sample in float32 or from an earlier checkpoint"
+            "the model has diverged, or its dtype overflows; sample in float32 or from an earlier checkpoint"
         )
     x = x.detach()
     x = x if x.element_size() >= 4 else x.float()
@@ -41,12 +43,20 @@ def to_uint8(x: Tensor) -> np.ndarray:
 def make_grid(
     images: np.ndarray, columns: int | None = None, pad: int = 2, background: int = 255, scale: int = 1
 ) -> np.ndarray:
-    """uint8 [N, H, W, C] -> one picture [rows*(H*scale+pad)+pad, columns*(W*scale+pad)+pad, C], filled row by
-    row.
+    """Arrange images in one picture, row by row.
 
-    columns: None for a square. pad: pixels between and around the images. background: value of padding and
-    empty cells. scale: every image pixel becomes scale x scale. Raises InputError for no images or an
-    impossible layout.
+    Args:
+        images: uint8 [N, H, W, C].
+        columns: The images in a row; None makes the grid about square.
+        pad: Pixels between and around the images.
+        background: The value of the padding and of empty cells, 0..255.
+        scale: Each pixel of an image becomes scale x scale pixels.
+
+    Returns:
+        uint8 [rows*(H*scale+pad)+pad, columns*(W*scale+pad)+pad, C].
+
+    Raises:
+        InputError: For no images or an impossible layout.
     """
     if images.ndim != 4 or images.dtype != np.uint8 or not images.size:
         raise InputError(f"the images are {images.dtype} {list(images.shape)}; expected uint8 [N, H, W, C], N > 0")
@@ -70,20 +80,36 @@ def save_grid(
     background: int = 255,
     scale: int = 1,
 ) -> None:
-    """Write samples [N, C, H, W] in [-1, 1] as one PNG, laid out by `make_grid`. C is 1, 3 or 4 (red, green,
-    blue, opacity). Raises InputError for other channels, and where `to_uint8`, `make_grid` and
-    `check_writable` do."""
+    """Write samples [N, C, H, W] in [-1, 1] as one PNG, laid out by `make_grid`.
+
+    C is 1, 3 or 4 (red, green, blue, opacity).
+
+    Raises:
+        InputError: For another number of channels, and where `to_uint8`, `make_grid` and `check_writable` do.
+    """
     _write_png(path, make_grid(_pictures(x), columns, pad, background, scale))
 
 
 def save_images(
     folder: str | os.PathLike, x: Tensor, first_index: int = 0, labels: Tensor | Sequence[int] | None = None
 ) -> list[Path]:
-    """Write samples [N, C, H, W] in [-1, 1] as one PNG each and return their paths.
+    """Write samples as one PNG each.
 
-    Sample i is named by its sample id, first_index + i, and its label if there are labels: `000012.png`,
-    `000012_label3.png`. Raises InputError for channels other than 1, 3 and 4, labels that are not N integers,
-    a negative first_index, and a folder that cannot be written.
+    Sample i is named by its sample id, first_index + i, and by its label if there are labels: `000012.png`,
+    `000012_label3.png`.
+
+    Args:
+        folder: Where to write them.
+        x: [N, C, H, W] in [-1, 1]; C is 1, 3 or 4.
+        first_index: The sample id of the first sample.
+        labels: N integers, or None.
+
+    Returns:
+        The paths of the pictures.
+
+    Raises:
+        InputError: For another number of channels, labels that are not N integers, a negative first_index, and a folder
+            that cannot be written.
     """
     pictures = _pictures(x)
     classes = _labels(labels, len(pictures))
@@ -98,15 +124,25 @@ def save_images(
 
 
 def save_npz(path: str | os.PathLike, x: Tensor, labels: Tensor | Sequence[int] | None = None) -> None:
-    """Write samples [N, C, H, W] in [-1, 1] as `images` uint8 [N, H, W, C], with `labels` int64 [N] if there
-    are any: a file to evaluate, or to train on. Any number of channels. Raises InputError for labels that are
-    not N integers, and where `to_uint8` and `check_writable` do."""
-    arrays = {"images": to_uint8(x)}
+    """Write samples as an .npz file that can be evaluated or trained on.
+
+    It holds `images`, uint8 [N, H, W, C], and `labels`, int64 [N], if there are any.
+
+    Args:
+        path: The file to write.
+        x: [N, C, H, W] in [-1, 1], with any number of channels.
+        labels: N integers, or None.
+
+    Raises:
+        InputError: For labels that are not N integers, and where `to_uint8` and `check_writable` do.
+    """
+    images = to_uint8(x)
     classes = _labels(labels, len(x))
-    if classes is not None:
-        arrays["labels"] = classes
     with atomic_path(path, durable=False) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays)
+        if classes is None:
+            np.savez(file, images=images)
+        else:
+            np.savez(file, images=images, labels=classes)
 
 
 def save_gif(
@@ -119,19 +155,31 @@ def save_gif(
     frame_ms: int = 50,
     hold_ms: int = 2000,
 ) -> None:
-    """Write samples at successive steps, a list of [N, C, H, W] in [-1, 1], as a GIF of grids that repeats
-    for ever.
+    """Write samples at successive steps as a GIF of grids that repeats for ever.
 
-    Every frame is shown for frame_ms milliseconds, the last for hold_ms. GIF has 256 colours a frame, and no
-    partial opacity: four channels are laid over the background. Raises InputError for no frames, frames of
-    different shapes, and where `save_grid` does.
+    GIF has 256 colours per frame and no partial opacity: pictures of four channels are drawn over the background.
+
+    Args:
+        path: The file to write.
+        frames: One tensor [N, C, H, W] in [-1, 1] for each frame.
+        columns: As in `make_grid`, like the next three.
+        pad: Pixels between and around the images.
+        background: The value of the padding and of empty cells.
+        scale: Each pixel of an image becomes scale x scale pixels.
+        frame_ms: How long each frame is shown, in milliseconds.
+        hold_ms: How long the last frame is shown, in milliseconds.
+
+    Raises:
+        InputError: For no frames, for frames of different shapes, and where `save_grid` does.
     """
     shapes = {tuple(x.shape) for x in frames}
     if len(shapes) != 1:
         listed = ", ".join(str(list(shape)) for shape in sorted(shapes)) or "none"
         raise InputError(f"the frames have shapes: {listed}; expected one or more frames of one shape")
     if min(frame_ms, hold_ms) < 10:
-        raise InputError(f"frame_ms is {frame_ms} and hold_ms {hold_ms}; expected at least 10, a GIF's unit of time")
+        raise InputError(
+            f"frame_ms is {frame_ms} and hold_ms {hold_ms}; expected at least 10, because a GIF counts time in 10 ms"
+        )
     sheets = [_image(make_grid(_pictures(x), columns, pad, background, scale)) for x in frames]
     if sheets[0].mode == "RGBA":
         behind = Image.new("RGBA", sheets[0].size, (background, background, background, 255))
@@ -142,9 +190,14 @@ def save_gif(
 
 
 def check_output(out: str | os.PathLike, channels: int | None = None) -> None:
-    """Raise InputError unless `save_samples(out, ...)` can write there; for calling before the sampling.
+    """Check that `save_samples(out, ...)` can write there, before the sampling. Creates the parent folders.
 
-    channels: of the samples, where known: a picture has 1, 3 or 4. Creates the folders on the way to `out`.
+    Args:
+        out: As in `save_samples`.
+        channels: The number of channels of the samples, if it is known. A picture has 1, 3 or 4.
+
+    Raises:
+        InputError: If it cannot.
     """
     kind = _kind(out)
     if kind != ".npz" and channels is not None:
@@ -163,10 +216,22 @@ def save_samples(
     columns: int | None = None,
     scale: int = 1,
 ) -> None:
-    """Write samples [N, C, H, W] in [-1, 1] as `out` says: `.png` a grid (with columns and scale), `.npz` an
-    array with the labels, and no suffix, an existing folder or a closing "/" a folder of PNGs named by sample
-    id (from first_index) and label. Raises InputError for another suffix, and where `save_grid`, `save_npz`
-    and `save_images` do."""
+    """Write samples in the form that the name `out` asks for.
+
+    A name ending in .png is a grid, and one in .npz an array with the labels. A name without a suffix, an existing
+    folder or a name ending in "/" is a folder of PNGs, named by sample id and label.
+
+    Args:
+        out: The file or folder to write.
+        x: [N, C, H, W] in [-1, 1].
+        labels: N integers, or None.
+        first_index: The sample id of the first sample, for a folder.
+        columns: Images in a row, for a grid.
+        scale: As in `make_grid`, for a grid.
+
+    Raises:
+        InputError: For another suffix, and where `save_grid`, `save_npz` and `save_images` do.
+    """
     kind = _kind(out)
     if kind == "folder":
         save_images(out, x, first_index, labels)
@@ -177,7 +242,7 @@ def save_samples(
 
 
 def _kind(out: str | os.PathLike) -> str:
-    """'.png', '.npz' or 'folder'."""
+    """What to write: '.png', '.npz' or 'folder'."""
     text = os.fspath(out)
     suffix = Path(text).suffix.lower()
     if suffix in (".png", ".npz"):
@@ -198,7 +263,7 @@ def _pictures(x: Tensor) -> np.ndarray:
 def _check_channels(channels: int) -> None:
     if channels not in _MODES:
         raise InputError(
-            f"the samples have {channels} channels; a picture has 1 (grey), 3 (RGB) or 4 (RGBA): write them as .npz"
+            f"the samples have {channels} channels, but a picture has 1 (grey), 3 (RGB) or 4 (RGBA): write them as .npz"
         )
 
 
@@ -214,12 +279,14 @@ def _check_layout(columns: int | None, pad: int, background: int, scale: int) ->
 
 
 def _labels(labels: Tensor | Sequence[int] | None, n: int) -> np.ndarray | None:
-    """int64 [n]; None stays None."""
+    """The labels as int64 [n]; None stays None."""
     if labels is None:
         return None
     array = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
     if array.shape != (n,) or not (np.issubdtype(array.dtype, np.integer) or n == 0):
-        raise InputError(f"the labels are {array.dtype} {list(array.shape)}; expected one integer a sample, [{n}]")
+        raise InputError(
+            f"the labels are {array.dtype} {list(array.shape)}; expected one integer for each sample, [{n}]"
+        )
     return array.astype(np.int64)
 
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import ddpm_fast as df
 from ddpm_fast.commands.common import parse_labels
 from ddpm_fast.files import checkpoint
+from ddpm_fast.loops import sampling
 from ddpm_fast.nn import UNet, UNetConfig
 from ddpm_fast.pictures.images import to_uint8
 
@@ -108,9 +109,17 @@ def test_options_of_sampler_and_guidance_reach_the_library(small, tmp_path, argu
     assert result.exit_code == 0, result.stderr
     loaded, (sampler, steps, spacing) = df.load_model(small), options
     x = df.sample(
-        *(loaded.model, loaded.diffusion, 3),
-        **{"sampler": sampler, "steps": steps, "spacing": spacing, "eta": 0.5 if sampler == "ddim" else None},
-        **{"labels": 2, "guidance": 3.0, "guidance_rescale": 0.4, "dynamic_threshold": 0.9},
+        loaded.model,
+        loaded.diffusion,
+        3,
+        sampler=sampler,
+        steps=steps,
+        spacing=spacing,
+        eta=0.5 if sampler == "ddim" else None,
+        labels=2,
+        guidance=3.0,
+        guidance_rescale=0.4,
+        dynamic_threshold=0.9,
     )
     assert np.array_equal(np.load(out)["images"], to_uint8(x))
 
@@ -145,6 +154,15 @@ EDITS = {
         lambda m, d, x, mask, o: df.decode(m, d, df.encode(m, d, x, o["steps"]), o["steps"]),
     ),
 }
+
+
+def test_a_set_of_images_is_prepared_once_and_drawn_once(small, tmp_path, monkeypatch):
+    calls = []
+    for name in ("make_table", "predictor"):
+        function = getattr(sampling, name)
+        monkeypatch.setattr(sampling, name, lambda *a, _f=function, _n=name, **k: (calls.append(_n), _f(*a, **k))[1])
+    run("sample", "--model", small, "--n", 4, "--steps", 3, "--batch-size", 2, "--out", tmp_path / "s.npz")
+    assert calls == ["make_table", "predictor", "predictor"]
 
 
 @pytest.mark.parametrize("edit", list(EDITS))
@@ -217,11 +235,11 @@ def test_labels():
         ),
         (
             ["--model", "SMALL", "--init-image", "PICTURE", "--mask", "MASK", "--strength", "0.5"],
-            "inpainting goes all the way: leave it out",
+            "not for inpainting: leave --strength out",
         ),
         (
             ["--model", "SMALL", "--init-image", "PICTURE", "--mask", "MASK", "--steps", "4"],
-            "jump_length is 5, but the plan has 4 steps",
+            "jump_length is 5, but there are 4 steps",
         ),
         (
             ["--model", "SMALL", "--init-image", "PICTURE", "--mask", "MASK", "--round-trip"],
@@ -229,7 +247,7 @@ def test_labels():
         ),
         (
             ["--model", "SMALL", "--init-image", "PICTURE", "--round-trip", "--sampler", "ddpm"],
-            "--round-trip is DDIM's, not ddpm's",
+            "--round-trip works with the sampler ddim alone, not with ddpm",
         ),
         (["--model", "SMALL", "--init-image", "PICTURE", "--round-trip", "--n", "2"], "leave --n out"),
         (
@@ -238,14 +256,14 @@ def test_labels():
         ),
         (
             ["--model", "SMALL", "--init-image", "PICTURE", "--interpolate-with", "PICTURE", "--labels", "0,1"],
-            "an interpolation is of one class",
+            "an interpolation has one class for all images",
         ),
         (
             ["--model", "SMALL", "--init-image", "PICTURE", "--interpolate-with", "PAIR.npz"],
-            "--init-image holds 1 and it 2: give files of one each",
+            "--init-image holds 1 and --interpolate-with 2: give files of one picture each",
         ),
         (["--model", "UNDROPPED", "--labels", "none"], "its null class was never trained"),
-        (["--model", "UNDROPPED", "--init-image", "PICTURE"], "without labels the null class is asked"),
+        (["--model", "UNDROPPED", "--init-image", "PICTURE"], "without labels the null class is used"),
         (["--model", "SMALL", "--init-image", "TEXT"], "--init-image: cannot read the image"),
         (["--model", "SMALL", "--n", "0"], "--n is 0"),
         (["--model", "SMALL", "--sampler", "euler"], "there are ddpm"),
@@ -269,7 +287,10 @@ def test_bad_input_ends_with_a_message_and_status_2_before_any_sampling(small, t
         "SMALL": small,
         "PLAIN": tmp_path / "plain.safetensors",
         "UNDROPPED": tmp_path / "undropped.safetensors",
-        **{name: tmp_path / f"{name.lower()}.png" for name in ("PICTURE", "WIDE", "MASK", "SMOOTH")},
+        "PICTURE": tmp_path / "picture.png",
+        "WIDE": tmp_path / "wide.png",
+        "MASK": tmp_path / "mask.png",
+        "SMOOTH": tmp_path / "smooth.png",
         "TWO.npz": tmp_path / "two.npz",
         "PAIR.npz": tmp_path / "pair.npz",
     }
@@ -305,10 +326,28 @@ def test_info_says_what_is_active_and_why_the_rest_is_not():
         assert "CUDA: none" in result.stdout
 
 
-@pytest.mark.parametrize("module", ["sample", "train", "info", "evaluate", "plot"])
-def test_commands_start_with_python_dash_m(module):
-    result = subprocess.run([sys.executable, "-m", f"ddpm_fast.{module}", "--help"], capture_output=True, text=True)
+DOORS = ("sample", "train", "info", "evaluate", "plot")
+# What `python -m ddpm_fast.X --help` does, one X after the other: a process each would import torch each time.
+EVERY_HELP = f"""
+import runpy, sys
+for door in {DOORS}:
+    sys.argv = [door, "--help"]
+    try:
+        runpy.run_module(f"ddpm_fast.{{door}}", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        print(f"{{door}} ended with status {{end.code}}")
+"""
+
+
+def test_commands_start_with_python_dash_m():
+    command = [sys.executable, "-m", "ddpm_fast.info", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0 and "Usage" in result.stdout, result.stderr
+    result = subprocess.run([sys.executable, "-c", EVERY_HELP], capture_output=True, text=True)
+    parts = result.stdout.split(" ended with status 0\n")
+    assert result.returncode == 0 and len(parts) == len(DOORS) + 1, result.stdout + result.stderr
+    for door, text in zip(DOORS, parts, strict=False):
+        assert "Usage" in text and text.endswith(door), text
 
 
 def test_importing_the_sample_command_leaves_the_sample_function(small):
@@ -319,8 +358,17 @@ def test_importing_the_sample_command_leaves_the_sample_function(small):
 
 def test_public_names_are_stable():
     expected = {
-        *("Schedule", "GaussianDiffusion", "sample", "UNet", "UNetConfig", "load_model", "NoiseKey"),
-        *("use_backend", "ops"),
+        "GaussianDiffusion",
+        "NoiseKey",
+        "SamplingOptions",
+        "Schedule",
+        "Step",
+        "UNet",
+        "UNetConfig",
+        "load_model",
+        "ops",
+        "sample",
+        "use_backend",
     }
     assert expected <= set(df.__all__)
     assert all(hasattr(df, name) for name in df.__all__)

@@ -39,10 +39,8 @@ def files(tmp_path_factory):
 def run(files, *arguments, data="labelled.npz", out="nll.json"):
     return CliRunner().invoke(
         app,
-        [
-            *("nll", "--model", str(files / "model.safetensors"), "--data", str(files / data)),
-            *("--out", str(files / out), *map(str, arguments)),
-        ],
+        ["nll", f"--model={files}/model.safetensors", f"--data={files / data}", f"--out={files / out}"]
+        + [str(argument) for argument in arguments],
     )
 
 
@@ -69,7 +67,7 @@ def test_the_numbers_are_the_librarys(files, data, how):
     np.testing.assert_allclose(report["timesteps"], expected.timesteps.double().mean(0))
     parts = report["prior_bits_per_dim"] + np.dot(report["counts"], report["terms_bits_per_dim"])
     np.testing.assert_allclose(parts, report["total_bits_per_dim"], rtol=1e-6)
-    assert ("null class is asked" in result.output) is (data == "plain.npz")
+    assert ("null class is used" in result.output) is (data == "plain.npz")
 
 
 def test_an_estimate_says_that_it_is_one(files):
@@ -101,7 +99,7 @@ def test_a_folder_without_sub_folders_has_no_labels(files):
             (files / "flat").mkdir(exist_ok=True)
             Image.fromarray(image).save(files / "flat" / f"{i}.png")
     result = run(files, "--full", data="flat")
-    assert result.exit_code == 0 and "null class is asked" in result.output
+    assert result.exit_code == 0 and "null class is used" in result.output
     flat = json.loads((files / "nll.json").read_text())["total_bits_per_dim"]
     run(files, "--full", data="plain.npz")
     assert flat == json.loads((files / "nll.json").read_text())["total_bits_per_dim"]
@@ -130,7 +128,7 @@ def test_the_plot(files, suffix):
         (["--n", 1], "labelled.npz", "a standard error needs at least 2"),
         (["--batch-size", 0], "labelled.npz", "--batch-size is 0"),
         (["--plot", "terms.pdf"], "labelled.npz", ".png or .svg"),
-        ([], "large.npz", "images of 1x9x9 and the model is of 1x8x8: likelihoods belong to pixels"),
+        ([], "large.npz", "images of 1x9x9, but the model was trained on 1x8x8: a likelihood is one of exact pixels"),
         ([], "many.npz", "7 classes and the model 3"),
         ([], "missing.npz", "there is no file or folder"),
     ],

@@ -43,11 +43,19 @@ def small(tmp_path_factory):
 
 
 REPORT = {
-    **{"model": "small.safetensors", "data": "a $ set_of_2", "images": 12, "estimate": False},
-    **{"total_bits_per_dim": 3.5, "total_stderr": 0.25, "prior_bits_per_dim": 1e-3},
-    **{"timesteps": [0.0, 1.0, 2.0, 3.0], "counts": [1.0, 1.0, 1.0, 1.0]},
-    **{"terms_bits_per_dim": [2.0, 1.0, 0.4, 0.099], "terms_stderr": [0.1, 0.05, 0.02, 0.01]},
-    **{"mse_x0": [0.01, 0.02, 0.04, 0.08], "mse_eps": [0.8, 0.4, 0.2, 0.1]},
+    "model": "small.safetensors",
+    "data": "a $ set_of_2",
+    "images": 12,
+    "estimate": False,
+    "total_bits_per_dim": 3.5,
+    "total_stderr": 0.25,
+    "prior_bits_per_dim": 1e-3,
+    "timesteps": [0.0, 1.0, 2.0, 3.0],
+    "counts": [1.0, 1.0, 1.0, 1.0],
+    "terms_bits_per_dim": [2.0, 1.0, 0.4, 0.099],
+    "terms_stderr": [0.1, 0.05, 0.02, 0.01],
+    "mse_x0": [0.01, 0.02, 0.04, 0.08],
+    "mse_eps": [0.8, 0.4, 0.2, 0.1],
 }
 
 
@@ -128,7 +136,7 @@ WEIGHTS = {
     "none": lambda snr: np.ones_like(snr),
     "snr": lambda snr: snr,
     "truncated_snr": lambda snr: np.maximum(snr, 1),
-    "min_snr (3)": lambda snr: np.minimum(snr, 3),
+    r"min_snr, $\gamma$ = 3": lambda snr: np.minimum(snr, 3),
 }
 # An error of x_0 in terms of the error of what is predicted.
 OF_THE_OUTPUT = {"eps": lambda snr: 1 / snr, "x0": lambda snr: 1.0, "v": lambda snr: 1 / (snr + 1)}
@@ -160,7 +168,7 @@ def test_bound_shows_the_terms_the_ends_and_the_errors():
     np.testing.assert_array_equal(line(errors, r"$|\hat\epsilon - \epsilon|^2$")[1], REPORT["mse_eps"])
     title = figure.get_suptitle()
     assert "small: 3.500" in title and "0.250 bits/dim on 12 images" in title
-    assert "2.000 ($L_0$) + 1.499 (all steps between) + 1e-3 ($L_T$)" in title
+    assert "2.000 ($L_0$) + 1.499 (all timesteps between) + 1e-3 ($L_T$)" in title
 
 
 def test_bound_of_an_estimate_says_so_and_a_prior_of_zero_is_left_out():
@@ -204,9 +212,7 @@ def test_chain_shows_the_states_of_sample_and_what_the_model_predicts_from_them(
     options = {"sampler": sampler, "steps": 7, "labels": [0, 2], "seed": 3}
     timesteps, x_t, x0 = plot.reverse_states(loaded, 2, 4, **options)
     states = []
-    df.sample(
-        loaded.model, loaded.diffusion, 2, spacing="even", on_step=lambda *step: states.append(step[2]), **options
-    )
+    df.sample(loaded.model, loaded.diffusion, 2, on_step=lambda step: states.append(step.x), **options)
     assert timesteps == [19, 13, 6, 0]
     torch.testing.assert_close(x_t[1:], torch.stack([states[i] for i in (1, 3, 5)]), rtol=0, atol=0)
     for t, state, predicted in zip(timesteps, x_t, x0, strict=True):
@@ -296,8 +302,8 @@ def test_a_picture_of_any_size_is_noised(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param(("schedules", "--schedules", "linear,quadratic"), "quadratic is no schedule; expected", id="name"),
-        pytest.param(("schedules", "--schedules", ","), "nothing is no schedule", id="no name"),
+        pytest.param(("schedules", "--schedules", "linear,quadratic"), "quadratic is not a schedule;", id="name"),
+        pytest.param(("schedules", "--schedules", ","), "nothing is not a schedule", id="no name"),
         pytest.param(("schedules", "--timesteps", "20"), "use T >= 21", id="T"),
         pytest.param(("schedules", "--out", "x.jpg"), "expected a name ending in .png or .svg", id="suffix"),
         pytest.param(("schedules", "--out", "TEXT/x.png"), "cannot write", id="unwritable"),
@@ -306,16 +312,16 @@ def test_a_picture_of_any_size_is_noised(tmp_path):
         pytest.param(("noising", "--image", "nowhere.png"), "there is no file nowhere.png", id="no image"),
         pytest.param(("noising", "--image", "TEXT"), "cannot read the image", id="not an image"),
         pytest.param(("noising", "--data", "TWO"), "a picture has 1 (grey), 3 (RGB) or 4 (RGBA)", id="channels"),
-        pytest.param(("variances", "--schedule", "linear,cosine"), "of one schedule: choose one", id="two schedules"),
+        pytest.param(("variances", "--schedule", "linear,cosine"), "only one schedule: choose one", id="two schedules"),
         pytest.param(("variances", "--timesteps", "100,many"), "one to six lengths T such as", id="no number"),
-        pytest.param(("variances", "--schedule", "best"), "--schedule: best is no schedule", id="option's name"),
+        pytest.param(("variances", "--schedule", "best"), "--schedule: best is not a schedule", id="option's name"),
         pytest.param(("snr", "--gamma", "0"), "min_snr_gamma = 0", id="gamma"),
         pytest.param(("bound", "nowhere.json"), "cannot read nowhere.json", id="no report"),
         pytest.param(("bound", "TEXT"), "evaluate nll --out FILE.json` writes", id="not JSON"),
         pytest.param(("bound", "LIST"), "holds a list", id="no object"),
         pytest.param(("bound", "OTHER"), "terms_bits_per_dim, ", id="another JSON file"),
-        pytest.param(("bound", "SHORT"), "not a number for each of its 4 timesteps", id="lists of two lengths"),
-        pytest.param(("bound", "WORDS"), "not a number for each of its 4 timesteps", id="words for numbers"),
+        pytest.param(("bound", "SHORT"), "one number for each of its 4 timesteps", id="lists of two lengths"),
+        pytest.param(("bound", "WORDS"), "one number for each of its 4 timesteps", id="words for numbers"),
         pytest.param(("chain", "--model", "nosuch"), "no model is called 'nosuch'", id="model"),
         pytest.param(("chain", "--model", "SMALL", "--n", "0"), "--n is 0; expected 1..50", id="n"),
         pytest.param(("chain", "--model", "SMALL", "--steps", "21"), "ask for 1..20", id="steps"),

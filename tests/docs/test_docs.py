@@ -1,4 +1,4 @@
-"""docs/math.md names functions and tests: they must exist, and every equation's section must name both."""
+"""What the pages name exists: docs/math.md's functions and tests, and the files and folders on every page."""
 
 import importlib
 import re
@@ -50,3 +50,13 @@ def test_every_section_with_an_equation_says_where_and_by_what():
     for section in sections:
         if "$$" in section:
             assert "\n- in `" in section and "\n- by `" in section, section.splitlines()[0]
+
+
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+PATHS = re.compile(r"`((?:ddpm_fast|csrc|tests|docs|benchmarks|\.ci)/[\w/.-]*)`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_files_and_folders_that_a_page_names_exist(page):
+    missing = sorted({path for path in PATHS.findall(page.read_text()) if not (ROOT / path).exists()})
+    assert not missing, f"{page.name} names what is not there: {missing}"

@@ -1,20 +1,60 @@
-"""The README's example runs as it stands there."""
+"""The README's examples run as they stand there, and no page links to or shows a file that does not exist."""
 
 import re
 from pathlib import Path
 
-README = Path(__file__).parents[2] / "README.md"
+import pytest
+import torch
+
+import ddpm_fast as df
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def test_python_example_runs():
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    names = {}
-    exec(compile(example, "README.md", "exec"), names)
+def run_example(number: int) -> dict:
+    """The names that the README's python example leaves behind."""
+    examples = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(examples) == 2
+    names: dict = {}
+    exec(compile(examples[number], "README.md", "exec"), names)
+    return names
+
+
+def test_the_first_example_draws_eight_digits():
+    images = run_example(0)["sevens"]
+    assert images.shape == (8, 1, 28, 28)
+    assert -1.1 < images.min() < -0.9 and 0.9 < images.max() < 1.1
+
+
+def test_the_second_example_trains_on_new_noise_in_each_iteration(monkeypatch):
+    make, keys = df.NoiseKey.of, []
+
+    def recorded(*args, **options) -> df.NoiseKey:
+        keys.append(make(*args, **options))
+        return keys[-1]
+
+    monkeypatch.setattr(df.NoiseKey, "of", recorded)
+    names = run_example(1)
     assert names["loss"].isfinite() and names["x"].shape == (4, 1, 28, 28)
+    first, second, third, *_ = (df.ops.normal(key, (4,)) for key in keys)
+    assert not torch.equal(first, second) and not torch.equal(second, third)
 
 
-def test_local_links_exist():
-    targets = re.findall(r"\]\((?!https?:)([^)#]+)", README.read_text())
-    assert targets
-    missing = [target for target in targets if not (README.parent / target).exists()]
-    assert not missing, f"README.md links to what is not there: {missing}"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_local_links_and_pictures_exist(page):
+    text = page.read_text()
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", text) + re.findall(r'<img src="([^"]+)"', text)
+    missing = [target for target in targets if not (page.parent / target).exists()]
+    assert not missing, f"{page.name} links to what is not there: {missing}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_headings_that_are_linked_to_exist(page):
+    """`file.md#some-heading`: GitHub's anchors are the heading in lower case, without punctuation, with hyphens."""
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", page.read_text()):
+        other = (page.parent / target) if target else page
+        headings = re.findall(r"^#+ (.+)$", other.read_text(), flags=re.M)
+        anchors = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+        assert anchor in anchors, f"{page.name} links to {target}#{anchor}, which has {anchors}"

@@ -154,7 +154,8 @@ def test_a_file_without_a_suffix_is_a_path(small, monkeypatch):
 @pytest.mark.parametrize("save", [checkpoint.save_model, checkpoint.save_training], ids=["model", "training"])
 def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch, save, failing):
     (tmp_path / "a").write_bytes(b"old")
-    monkeypatch.setattr(*((tensorfile, "save_file") if failing == "writer" else (os, "replace")), broken)
+    module, function = (tensorfile, "save_file") if failing == "writer" else (os, "replace")
+    monkeypatch.setattr(module, function, broken)
     with pytest.raises(Broken):
         save(tmp_path / "a", {"w": torch.zeros(3)}, {})
     assert [p.name for p in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_bytes() == b"old"
@@ -187,7 +188,7 @@ def test_what_must_not_be_saved_leaves_the_old_file(tmp_path, state, config, mes
         pytest.param(None, "that ddpm_fast did not write; expected a ddpm_fast model", id="no metadata"),
         pytest.param({"format": "pt"}, "that ddpm_fast did not write; expected a ddpm_fast model", id="foreign"),
         pytest.param({"format": "ddpm_fast training"}, "is a ddpm_fast training file; expected", id="training"),
-        pytest.param({"version": "2"}, "version 2, this ddpm_fast reads up to 1: get a newer one", id="newer"),
+        pytest.param({"version": "2"}, "version 2, but this ddpm_fast reads versions up to 1: update", id="newer"),
         pytest.param({"version": "one"}, "version is 'one'; expected a number", id="version is a word"),
         pytest.param({"version": "0"}, "version is '0'; expected a number", id="version 0"),
         pytest.param({"config": '{"k": '}, "its config is not JSON", id="JSON cut short"),

@@ -347,7 +347,7 @@ def test_edits_take_guidance_and_low_precision(unet):
         (lambda m, x: inpaint(m, DIFFUSION, x, x[0, 0] * 0 + 0.5), "64 of the mask's 64 values are neither 0 nor 1"),
         (lambda m, x: inpaint(m, DIFFUSION, x, x > 0, resamplings=0), "resamplings is 0 and jump_length 5"),
         (lambda m, x: inpaint(m, DIFFUSION, x, x > 0, resamplings=2.5), "resamplings is 2.5 .* expected ints"),
-        (lambda m, x: inpaint(m, DIFFUSION, x, x > 0, steps=5), "jump_length is 5, but the plan has 5 steps: give a"),
+        (lambda m, x: inpaint(m, DIFFUSION, x, x > 0, steps=5), "jump_length is 5, but there are 5 steps: give a"),
         (lambda m, x: interpolate(m, DIFFUSION, x[0], x[1], 1), "n is 1; expected at least 2"),
         (lambda m, x: interpolate(m, DIFFUSION, x[0], x[1, :, 1:], 3), r"a is torch.float32 \[1, 8, 8\] and b"),
         (lambda m, x: interpolate(m, DIFFUSION, x[0], x[1], 3, strength=1), "strength is 1: nothing of a and b"),
@@ -365,6 +365,33 @@ def test_refusals_before_anything_is_drawn(unet, edit, message, monkeypatch):
 def test_sampler_of_decode_is_ddim(unet):
     with pytest.raises(TypeError, match="sampler"):
         decode(unet, DIFFUSION, torch.rand(2, 1, 8, 8), sampler="ddpm")
+
+
+@pytest.mark.parametrize(
+    ("edit", "unexpected"),
+    [
+        (lambda m, x: image_to_image(m, DIFFUSION, x, shape=(1, 8, 8)), "shape"),
+        (lambda m, x: inpaint(m, DIFFUSION, x, x > 0, strength=0.5), "strength"),
+        (lambda m, x: interpolate(m, DIFFUSION, x[0], x[1], 3, shape=(1, 8, 8)), "shape"),
+        (lambda m, x: encode(m, DIFFUSION, x, guidance=2.0), "guidance"),
+        (lambda m, x: decode(m, DIFFUSION, x, eta=0.5), "eta"),
+    ],
+    ids=["image_to_image", "inpaint", "interpolate", "encode", "decode"],
+)
+def test_keywords_that_an_edit_does_not_take(unet, edit, unexpected):
+    with pytest.raises(TypeError, match=f"unexpected keyword arguments {unexpected}; expected some of"):
+        edit(unet, torch.rand(2, 1, 8, 8))
+
+
+def test_on_step_is_given_no_x0_by_the_jumps_of_inpainting(images):
+    mask, found = torch.eye(4, 5), []
+    options = {"steps": 6, "resamplings": 2, "jump_length": 2, "sampler": "dpmpp_2m"}
+    drawn = inpaint(Elementwise(), DIFFUSION, images, mask, on_step=found.append, **options)
+    assert torch.equal(drawn, inpaint(Elementwise(), DIFFUSION, images, mask, **options))
+    steps = DIFFUSION.schedule.respace(6).timesteps
+    asked = [step.t for step in found if step.x0 is not None]
+    assert asked == steps[repaint_calls(6, 2, 2)].tolist()
+    assert [step.index for step in found] == list(range(len(found))) and len(found) == len(asked) + 2
 
 
 def test_network_of_ones_own_with_images_without_channels():

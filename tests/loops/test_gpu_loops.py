@@ -6,11 +6,12 @@ import pytest
 import torch
 from support.networks import random_unet
 
-from ddpm_fast.commands import train
 from ddpm_fast.data import Dataset
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
+from ddpm_fast.files import checkpoint
 from ddpm_fast.loops import editing, graphs
+from ddpm_fast.loops.metrics import Metrics
 from ddpm_fast.loops.sampling import sample
 from ddpm_fast.loops.training import TrainConfig, Trainer
 from ddpm_fast.nn import UNetConfig
@@ -65,8 +66,14 @@ def same_kernels_every_time():
 
 def network(learned_variance=False, dtype=torch.float32):
     model = random_unet(
-        **{"image_size": 16, "in_channels": 3, "model_channels": 32, "channel_mult": (1, 2)},
-        **{"attention_resolutions": (8,), "num_classes": 3, "norm_groups": 8, "learned_variance": learned_variance},
+        image_size=16,
+        in_channels=3,
+        model_channels=32,
+        channel_mult=(1, 2),
+        attention_resolutions=(8,),
+        num_classes=3,
+        norm_groups=8,
+        learned_variance=learned_variance,
     )
     return model.to(CUDA, dtype)
 
@@ -81,6 +88,7 @@ def test_the_guard_against_waiting_works(no_sync):
 # Sampling
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("cuda_graph", [False, None], ids=["eager", "graph"])
 @pytest.mark.parametrize("word", OPTIONS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -88,9 +96,10 @@ def test_sampling_never_waits(no_sync, sampler, word, cuda_graph):
     model = network(dtype=torch.bfloat16)
     options = {"sampler": sampler, "steps": 5, "batch_size": 2, "labels": 1, **OPTIONS[word], "cuda_graph": cuda_graph}
     sample(model, FIXED, 6, **options)  # compiles, captures
-    sample(model, FIXED, 6, **options, on_step=lambda first, i, x: no_sync())
+    sample(model, FIXED, 6, **options, on_step=lambda step: no_sync())
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("learned", [False, True], ids=["fixed variance", "learned variance"])
 @pytest.mark.parametrize("word", OPTIONS)
@@ -233,16 +242,16 @@ def trainer(cuda_graph, diffusion=None, **options):
 
 @pytest.mark.parametrize("cuda_graph", [False, None], ids=["eager", "graph"])
 @pytest.mark.parametrize("word", KINDS)
-def test_training_never_waits(no_sync, tmp_path, word, cuda_graph):
-    subject, metrics = trainer(cuda_graph, **KINDS[word]), train.Metrics(0)
+def test_training_never_waits(no_sync, word, cuda_graph):
+    subject, metrics = trainer(cuda_graph, **KINDS[word]), Metrics(0)
     for _ in range(4):  # makes tables, captures
         metrics.add(*subject.train_step())
-    metrics.look(tmp_path, wait=True)
+    metrics.look(wait=True)
     no_sync()
     looks = []
     for _ in range(6):
         metrics.add(*subject.train_step())
-        looks += metrics.look(tmp_path, wait=False)
+        looks += metrics.look(wait=False)
     assert sum(look.steps for look in looks) >= 5
 
 
@@ -256,7 +265,7 @@ def test_training_from_a_graph_is_the_eager_one_bit_for_bit(replays, tmp_path, w
         assert torch.equal(first, replayed), step
     assert replays() == 10
     states = [subject.save(tmp_path / str(i), {}) for i, subject in enumerate(subjects)]
-    eager, again, graph = (train.checkpoint.read_training(state)[0] for state in states)
+    eager, again, graph = (checkpoint.read_training(state)[0] for state in states)
     assert eager.keys() == graph.keys()
     for name, value in eager.items():
         assert not torch.equal(value, again[name]) or torch.equal(value, graph[name]), name

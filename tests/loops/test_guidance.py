@@ -152,9 +152,16 @@ def test_thresholded_guided_chain_is_the_one_written_out(sampler, groups):
     diffusion = diffusion_for(model)
     options = {"sampler": sampler, "steps": 8}
     found = sample(
-        *(model, diffusion, 3),
-        **{**options, "seed": 9, "labels": [0, 2, 1], "shape": (2, 6)},
-        **{"guidance": 6.0, "dynamic_threshold": 0.8, "null_label": NULL},
+        model,
+        diffusion,
+        3,
+        seed=9,
+        labels=[0, 2, 1],
+        shape=(2, 6),
+        guidance=6.0,
+        dynamic_threshold=0.8,
+        null_label=NULL,
+        **options,
     )
     wide, table = Conditional(groups).double(), make_table(diffusion, clip=False, **options)
     x = normals(NoiseKey.of(9, 3, stream=Stream.INITIAL), 12).view(3, 2, 6).double()
@@ -207,7 +214,7 @@ def test_guided_and_thresholded_samples_do_not_depend_on_the_batch():
 def test_refusals_before_any_sampling(unet, options, message):
     drawn = []
     with pytest.raises(InputError, match=message):
-        sample(unet, GaussianDiffusion(Schedule.cosine(20)), 2, on_step=lambda *_: drawn.append(1), **options)
+        sample(unet, GaussianDiffusion(Schedule.cosine(20)), 2, on_step=drawn.append, **options)
     assert not drawn
 
 

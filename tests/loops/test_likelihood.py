@@ -1,6 +1,7 @@
 """The bound summed over the chain: written out in float64, in closed form, and estimated without bias."""
 
 import math
+import typing
 
 import pytest
 import scipy.stats
@@ -8,7 +9,7 @@ import torch
 
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
-from ddpm_fast.loops.likelihood import bits_per_dim
+from ddpm_fast.loops.likelihood import LikelihoodKeywords, LikelihoodOptions, bits_per_dim
 from ddpm_fast.noise import NoiseKey, Stream, normals
 from ddpm_fast.schedule import Schedule
 
@@ -213,5 +214,10 @@ def test_a_bf16_network_is_close():
 )
 def test_bad_input(options, message):
     diffusion = GaussianDiffusion(Schedule.cosine(12), "v")
+    keywords = {"model": Stub(), "x0": pixels(2)} | options
     with pytest.raises(InputError, match=message):
-        bits_per_dim(diffusion, **{"model": Stub(), "x0": pixels(2), **options})
+        bits_per_dim(diffusion, **keywords)
+
+
+def test_the_keywords_are_the_options():
+    assert typing.get_type_hints(LikelihoodKeywords) == typing.get_type_hints(LikelihoodOptions)

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from support.networks import random_unet
 
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.loops.likelihood import bits_per_dim
-from ddpm_fast.loops.network import check_labels, evaluating, placement
+from ddpm_fast.loops.network import Network, evaluating
 from ddpm_fast.loops.sampling import sample
 from ddpm_fast.schedule import Schedule
 
@@ -48,16 +49,35 @@ def test_modes_come_back_after_an_error():
     assert model.live.training and not model.frozen.training
 
 
-def test_placement():
-    assert placement(torch.nn.Linear(2, 2).to(torch.bfloat16)) == (torch.device("cpu"), torch.bfloat16)
-    assert placement(torch.nn.Identity()) == (torch.device("cpu"), None)
+def test_a_unet_answers_everything():
+    model = random_unet(
+        image_size=8,
+        in_channels=2,
+        model_channels=8,
+        channel_mult=(1, 2),
+        num_classes=3,
+        norm_groups=4,
+        learned_variance=True,
+    )
+    found = Network.of(model.to(torch.bfloat16))
+    assert found.model is model
+    assert (found.device, found.dtype) == (torch.device("cpu"), torch.bfloat16)
+    assert (found.shape, found.in_channels, found.out_channels) == ((2, 8, 8), 2, 4)
+    assert (found.classes, found.may_wait) == (3, False)
+
+
+def test_a_network_of_ones_own_does_not_say_its_shape_or_classes():
+    found = Network.of(torch.nn.Linear(2, 2).to(torch.bfloat16))
+    assert (found.device, found.dtype) == (torch.device("cpu"), torch.bfloat16)
+    assert found.shape is found.in_channels is found.out_channels is found.classes is None and found.may_wait
+    assert Network.of(torch.nn.Identity()).dtype is None
     with pytest.raises(InputError, match=r"the model is a function; expected a torch\.nn\.Module"):
-        placement(lambda x, t: x)
+        Network.of(lambda x, t: x)
 
 
 @pytest.mark.parametrize("labels", [3, [3, 3], torch.tensor([3, 3]), torch.tensor(3)], ids=str)
 def test_labels_are_one_or_one_each(labels):
-    assert check_labels(torch.nn.Identity(), labels, 2).tolist() == [3, 3]
+    assert Network.of(torch.nn.Identity()).check_labels(labels, 2).tolist() == [3, 3]
 
 
 @pytest.mark.parametrize(
@@ -66,16 +86,16 @@ def test_labels_are_one_or_one_each(labels):
         ([1.7, 0.0], "labels are torch.float32; expected integers"),
         ([True, False], "labels are torch.bool; expected integers"),
         ("abc", "labels are 'abc'; expected one class, or 2"),
-        ([None, 1], "expected one class, or 2, one a sample"),
-        ([0, 1, 2], "expected one class, or 2, one a sample"),
+        ([None, 1], "expected one class, or 2, one for each sample"),
+        ([0, 1, 2], "expected one class, or 2, one for each sample"),
     ],
     ids=str,
 )
 def test_labels_that_are_none(labels, message):
     with pytest.raises(InputError, match=message):
-        check_labels(torch.nn.Identity(), labels, 2)
+        Network.of(torch.nn.Identity()).check_labels(labels, 2)
 
 
 def test_no_labels():
-    assert check_labels(torch.nn.Identity(), None, 2) is None
-    assert check_labels(torch.nn.Identity(), [], 0).shape == (0,)
+    assert Network.of(torch.nn.Identity()).check_labels(None, 2) is None
+    assert Network.of(torch.nn.Identity()).check_labels([], 0).shape == (0,)

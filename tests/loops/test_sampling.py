@@ -1,7 +1,7 @@
 """The sampling loop: the ancestral chain written out, and a sample that is the same in any company."""
 
 import dataclasses
-import inspect
+import typing
 
 import pytest
 import torch
@@ -9,7 +9,10 @@ from support.networks import random_unet
 
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
-from ddpm_fast.loops.sampling import Chain, DeviceTable, Run, sample
+from ddpm_fast.loops.network import Network
+from ddpm_fast.loops.options import SamplingKeywords, SamplingOptions
+from ddpm_fast.loops.sampling import prepare, sample
+from ddpm_fast.loops.state import BatchState, DeviceTable, RowKind
 from ddpm_fast.nn import UNet
 from ddpm_fast.noise import NoiseKey, Stream, normals
 from ddpm_fast.samplers import SamplerTable, make_table
@@ -20,8 +23,13 @@ from ddpm_fast.schedule import Schedule
 def network():
     """A small conditional network whose output depends on its input."""
     return random_unet(
-        **{"image_size": 16, "in_channels": 2, "model_channels": 16, "channel_mult": (1, 2)},
-        **{"attention_resolutions": (8,), "num_classes": 3, "norm_groups": 8},
+        image_size=16,
+        in_channels=2,
+        model_channels=16,
+        channel_mult=(1, 2),
+        attention_resolutions=(8,),
+        num_classes=3,
+        norm_groups=8,
     )
 
 
@@ -73,12 +81,12 @@ class Elementwise(torch.nn.Module):
 @pytest.mark.parametrize("shape", [(2, 16, 16), (5,), (1, 3, 4, 5)], ids=["images", "vectors", "volumes"])
 def test_with_an_elementwise_network_the_batch_does_not_matter_at_all(shape):
     diffusion = GaussianDiffusion(Schedule.cosine(100))
+    others = sample(Elementwise(), diffusion, 64, steps=20, seed=4, shape=shape)
     options = {"steps": 20, "seed": 3, "shape": shape}
     together = sample(Elementwise(), diffusion, 64, **options)
-    assert together.shape == (64, *shape)
+    assert together.shape == (64, *shape) and not torch.equal(together, others)
     assert torch.equal(together, sample(Elementwise(), diffusion, 64, **options, batch_size=10))
     assert torch.equal(together[17:18], sample(Elementwise(), diffusion, 1, **options, first_sample_id=17))
-    assert not torch.equal(together, sample(Elementwise(), diffusion, 64, **{**options, "seed": 4}))
 
 
 def test_shape_is_needed_for_a_network_of_ones_own_and_only_then(network):
@@ -179,35 +187,88 @@ def test_output_channels_that_do_not_fit_the_diffusion(network, variance, groups
     model = UNet(dataclasses.replace(network.config, learned_variance=groups == 2))
     drawn = []
     with pytest.raises(InputError, match=message):
-        sample(model, diffusion, 2, on_step=lambda *_: drawn.append(1))
+        sample(model, diffusion, 2, on_step=drawn.append)
     assert not drawn
 
 
 def test_a_row_without_a_network_moves_the_state_alone():
-    # As in RePaint's plan: one step of noising between two steps of denoising.
+    # As in RePaint's table: one row of noising between two rows of denoising.
     diffusion = GaussianDiffusion(Schedule.cosine(10))
     table = make_table(diffusion, "ddim", 2)
     jump = torch.tensor([[0, 0, 0.6, 0, 0, 0.8, float("inf"), 0]], dtype=torch.float64)
-    plan = SamplerTable(torch.cat([table.coefficients[:1], jump, table.coefficients]), torch.tensor([9, 9, 9, 0]))
+    jumping = SamplerTable(torch.cat([table.coefficients[:1], jump, table.coefficients]), torch.tensor([9, 9, 9, 0]))
     asked, states = [], []
 
     def predict(x, t):
         asked.append(t.tolist())
         return 0.3 * x
 
-    chain = Chain.of(torch.randn(2, 3, 4), DeviceTable.of(plan, torch.device("cpu"), None), NoiseKey.of(0, 2))
+    state = BatchState.of(torch.randn(2, 3, 4), DeviceTable.of(jumping, torch.device("cpu"), None), NoiseKey.of(0, 2))
     for asks in (True, False, True, True):
-        chain.advance(predict, asks, pastes=False)
-        states.append(chain.x.clone())
+        state.advance(predict, RowKind(asks=asks))
+        states.append(state.x.clone())
     assert asked == [[9, 9], [9, 9], [0, 0]]
     z = normals(NoiseKey.of(0, 2, step=1, stream=Stream.REVERSE), 12).view(2, 3, 4)
     torch.testing.assert_close(states[1], 0.6 * states[0] + 0.8 * z)
 
 
-def test_run_and_sample_have_the_same_defaults():
-    signatures = [inspect.signature(f).parameters.values() for f in (Run.__init__, sample)]
-    ours, theirs = ({p.name: p.default for p in parameters if p.name != "self"} for parameters in signatures)
-    assert ours == theirs
+def test_the_keywords_are_the_options():
+    assert typing.get_type_hints(SamplingKeywords) == typing.get_type_hints(SamplingOptions)
+    assert SamplingKeywords.__optional_keys__ == {field.name for field in dataclasses.fields(SamplingOptions)}
+
+
+def test_unknown_keywords_are_refused(network):
+    with pytest.raises(TypeError, match="stepps"):
+        sample(network, GaussianDiffusion(Schedule.cosine(100)), 1, stepps=5)
+
+
+def test_preparing_calls_no_network_and_what_is_prepared_can_be_drawn(network, monkeypatch):
+    diffusion = GaussianDiffusion(Schedule.cosine(100))
+    expected = sample(network, diffusion, 3, steps=4, labels=1, seed=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(UNet, "forward", None)
+        prepared = prepare(Network.of(network), diffusion, 3, SamplingOptions(steps=4, labels=1, seed=2))
+    assert (prepared.n, prepared.rows, prepared.shape) == (3, 4, (2, 16, 16))
+    assert torch.equal(prepared.draw(), expected)
+    assert torch.equal(prepared.draw(), expected), "it can be drawn again"
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        ({"sampler": "ddpm"}, torch.float32),
+        ({"sampler": "ddpm"}, torch.bfloat16),
+        ({"sampler": "ddim", "clip": False}, torch.float32),
+        ({"sampler": "dpmpp_2m"}, torch.bfloat16),
+        ({"sampler": "dpmpp_2m", "dynamic_threshold": 0.7}, torch.float32),
+    ],
+    ids=["ddpm", "ddpm, bf16", "ddim, unclipped", "dpmpp_2m, bf16", "dynamic threshold"],
+)
+def test_on_step_is_given_every_row_and_does_not_change_the_images(options, dtype):
+    # x0 is that of the table written out in float64, from the states that on_step was given.
+    diffusion = GaussianDiffusion(Schedule.cosine(100))
+    model, found = Elementwise().to(dtype), []
+    drawn = sample(model, diffusion, 5, steps=6, shape=(3, 5), batch_size=3, on_step=found.append, **options)
+    silent = sample(model, diffusion, 5, steps=6, shape=(3, 5), batch_size=3, **options)
+    assert torch.equal(drawn.view(torch.int32), silent.view(torch.int32)), "the images differ by their bits"
+    threshold = options.get("dynamic_threshold")
+    table = make_table(diffusion, options["sampler"], 6, clip=options.get("clip", threshold is None))
+    assert [(step.first, step.index, step.t) for step in found] == [
+        (first, i, t) for first in (0, 3) for i, t in enumerate(table.timesteps.tolist())
+    ]
+    assert torch.equal(torch.cat([found[5].x, found[11].x]), drawn)
+    for batch in (found[:6], found[6:]):
+        n, first = len(batch[0].x), batch[0].first
+        x = normals(NoiseKey.of(0, n, first_sample_id=first, stream=Stream.INITIAL), 15).view(n, 3, 5)
+        for row, step in zip(table.coefficients, batch, strict=True):
+            output = (x.to(dtype) * model.weight.detach()).double()
+            x0 = (row[0] * x.double() + row[1] * output).clamp(-row[6], row[6])
+            if threshold is not None:
+                s = x0.abs().flatten(1).quantile(threshold, dim=1).clamp(min=1).view(-1, 1, 1)
+                x0 = x0.clamp(-s, s) / s
+            torch.testing.assert_close(step.x0.double(), x0, rtol=1e-3, atol=1e-4)
+            assert step.x0.dtype == step.x.dtype == torch.float32
+            x = step.x
 
 
 def test_no_samples(network):
@@ -233,7 +294,7 @@ def test_sampling_leaves_the_models_mode(network):
         ({"labels": 4}, r"the classes 0..2"),
         ({"labels": -1}, r"the classes 0..2"),
         ({"labels": [0, 1, 2]}, r"expected one class, or 2"),
-        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 0}, "batch_size is 0; expected at least 1"),
         ({"seed": 2**64}, "64 bits"),
         ({"first_sample_id": -1}, "ids must lie in"),
     ],

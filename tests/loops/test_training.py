@@ -19,18 +19,26 @@ from ddpm_fast.data import Dataset, batch_indices, flip_mask, load_dataset
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
+from ddpm_fast.loops import metrics as metrics_module
+from ddpm_fast.loops.metrics import Look, Metrics, NonFiniteLoss
 from ddpm_fast.loops.timesteps import TIMESTEP_SAMPLINGS
-from ddpm_fast.loops.training import NonFiniteLoss, TrainConfig, Trainer
+from ddpm_fast.loops.training import TrainConfig, Trainer
 from ddpm_fast.nn import EMA, UNet, UNetConfig
-from ddpm_fast.nn.ema import _fused_lerp_
 from ddpm_fast.noise import NoiseKey, Stream, normals, uniform_integers
 from ddpm_fast.schedule import Schedule
 
 CPU = torch.device("cpu")
 TINY = [
-    *("--data", "mnist5k", "--model-channels", "8", "--channel-mult", "1,2", "--num-res-blocks", "1"),
-    *("--batch-size", "8", "--warmup", "5", "--sample-every", "0", "--device", "cpu"),
+    "--data=mnist5k",
+    "--model-channels=8",
+    "--channel-mult=1,2",
+    "--num-res-blocks=1",
+    "--batch-size=8",
+    "--warmup=5",
+    "--sample-every=0",
+    "--device=cpu",
 ]
+DIVERGING = ["--steps=200", "--lr=1e30", "--grad-clip=1e30", "--precision=fp32"]
 
 
 @pytest.fixture(autouse=True)
@@ -126,10 +134,9 @@ KINDS = {
 
 
 @pytest.mark.parametrize("word", KINDS)
-def test_replayed_steps_are_the_eager_ones_bit_for_bit(recording, monkeypatch, tmp_path, word):
+def test_replayed_steps_are_the_eager_ones_bit_for_bit(recording, tmp_path, word):
     """With a recording in the place of a CUDA graph (recording.py): dropout, warm-up, flips and dropped labels are all
     in use, and the learning rate, the average's decay and everything drawn differ from step to step."""
-    monkeypatch.setattr("ddpm_fast.nn.ema._foreach_lerp_", _fused_lerp_)  # a GPU's way
     eager, replayed = trainer(**KINDS[word], cuda_graph=False), trainer(**KINDS[word])
     for _ in range(12):
         found, expected = replayed.train_step(), eager.train_step()
@@ -220,42 +227,29 @@ def test_command_trains_saves_and_resumes_to_the_same_weights(tmp_path):
     assert checkpoint.load_model(tmp_path / "a" / "model.safetensors").config["training"]["steps"] == 6
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_save_first(tmp_path, number):
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "ddpm_fast.train",
-            *TINY,
-            "--steps",
-            "99999",
-            "--save-every",
-            "1",
-            "--out",
-            tmp_path,
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 60
-    while checkpoint.latest_checkpoint(tmp_path) is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
-    state = checkpoint.latest_checkpoint(tmp_path)
-    step = checkpoint.read_training(state)[1]["step"]
-    assert f"Stopped at step {step}, saved" in output and "--resume" in output
+def test_ctrl_c_and_sigterm_save_first(tmp_path):
+    train_forever = [sys.executable, "-m", "ddpm_fast.train", *TINY, "--steps=99999", "--save-every=1"]
+    running = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        out = tmp_path / number.name
+        process = subprocess.Popen([*train_forever, "--out", out], stdout=subprocess.PIPE, text=True)
+        running[number] = process, out
+    for number, (process, out) in running.items():
+        deadline = time.monotonic() + 60
+        while checkpoint.latest_checkpoint(out) is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+    for process, out in running.values():
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 130, output
+        state = checkpoint.latest_checkpoint(out)
+        step = checkpoint.read_training(state)[1]["step"]
+        assert f"Stopped at step {step}, saved" in output and "--resume" in output
 
 
 def test_non_finite_loss_stops_with_the_step_named_and_the_last_good_checkpoint_kept(tmp_path):
     # At this learning rate the weights overflow within a few steps.
-    run = command(
-        *(*TINY, "--steps", 200, "--lr", 1e30, "--grad-clip", 1e30, "--save-every", 1, "--log-every", 1),
-        *("--out", tmp_path, "--precision", "fp32"),
-        check=False,
-    )
+    run = command(*TINY, *DIVERGING, "--save-every", 1, "--log-every", 1, "--out", tmp_path, check=False)
     assert run.exit_code == 1
     state = checkpoint.latest_checkpoint(tmp_path)
     step = checkpoint.read_training(state)[1]["step"]
@@ -278,31 +272,31 @@ class Arriving:
 @pytest.fixture
 def late(monkeypatch):
     """Numbers that, as from a GPU, are not there at the look at which they are sent."""
-    monkeypatch.setattr(train, "_send", lambda numbers: (numbers, Arriving()))
+    monkeypatch.setattr(metrics_module, "_send", lambda numbers: (numbers, Arriving()))
     monkeypatch.setattr(Arriving, "waited", 0)
 
 
-def test_metrics_are_read_at_the_next_look_or_when_they_must_be(late, tmp_path):
-    metrics = train.Metrics(step=40)
+def test_metrics_are_read_at_the_next_look_or_when_they_must_be(late):
+    metrics = Metrics(step=40)
     for i in range(3):
         metrics.add(torch.tensor(float(i)), torch.tensor(2.0 * i))
-    assert metrics.look(tmp_path, wait=False) == []
+    assert metrics.look(wait=False) == []
     metrics.add(torch.tensor(5.0), torch.tensor(7.0))
-    assert metrics.look(tmp_path, wait=False) == [train.Look(43, 3, 1.0, 2.0)]
+    assert metrics.look(wait=False) == [Look(43, 3, 1.0, 2.0)]
     metrics.add(torch.tensor(6.0), torch.tensor(8.0))
-    assert metrics.look(tmp_path, wait=True) == [train.Look(44, 1, 5.0, 7.0), train.Look(45, 1, 6.0, 8.0)]
-    assert metrics.look(tmp_path, wait=True) == [] and Arriving.waited == 3
+    assert metrics.look(wait=True) == [Look(44, 1, 5.0, 7.0), Look(45, 1, 6.0, 8.0)]
+    assert metrics.look(wait=True) == [] and Arriving.waited == 3
 
 
 @pytest.mark.parametrize("bad", ["loss", "norm"])
-def test_late_metrics_name_the_first_bad_step_before_anything_is_saved(late, tmp_path, bad):
+def test_late_metrics_name_the_first_bad_step_before_anything_is_saved(late, bad):
     def run(wait_at):
-        metrics = train.Metrics(step=10)
+        metrics = Metrics(step=10)
         for step in range(11, 20):
             numbers = {"loss": 1.0, "norm": 1.0} | ({bad: math.inf} if step >= 14 else {})
             metrics.add(torch.tensor(numbers["loss"]), torch.tensor(numbers["norm"]))
             if step % 3 == 0:
-                metrics.look(tmp_path, wait=step == wait_at)
+                metrics.look(wait=step == wait_at)
 
     with pytest.raises(NonFiniteLoss, match="step 14 gave"):
         run(wait_at=15)
@@ -311,11 +305,7 @@ def test_late_metrics_name_the_first_bad_step_before_anything_is_saved(late, tmp
 
 
 def test_a_late_non_finite_loss_stops_the_command_with_nothing_saved_of_it(late, tmp_path):
-    run = command(
-        *(*TINY, "--steps", 200, "--lr", 1e30, "--grad-clip", 1e30, "--save-every", 100, "--log-every", 2),
-        *("--out", tmp_path, "--precision", "fp32"),
-        check=False,
-    )
+    run = command(*TINY, *DIVERGING, "--save-every", 100, "--log-every", 2, "--out", tmp_path, check=False)
     assert run.exit_code == 1 and "gave the loss" in run.stdout
     assert checkpoint.latest_checkpoint(tmp_path) is None and not (tmp_path / "model.safetensors").exists()
 
@@ -373,6 +363,7 @@ ALLOWED = (names for names in itertools.product(*NAMES) if allowed(*names))
 CHOICES = [(*names, way) for names, way in zip(ALLOWED, itertools.cycle(TIMESTEP_SAMPLINGS), strict=False)]
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize(("prediction", "variance", "loss", "weighting", "sampling"), CHOICES)
 def test_every_allowed_combination_takes_a_finite_step(prediction, variance, loss, weighting, sampling):
     schedules = [Schedule.linear(30)] + [Schedule.cosine(30).zero_terminal_snr()] * (prediction != "eps")
@@ -571,10 +562,10 @@ def test_run_older_than_an_option_resumes_with_its_default(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "classes"), [(None, 10), ("--classes", 10), ("--no-classes", 0)], ids=["if any", "yes", "no"]
+    ("options", "classes"), [([], 10), (["--classes"], 10), (["--no-classes"], 0)], ids=["if any", "yes", "no"]
 )
-def test_conditioning_follows_the_labels_unless_told_otherwise(tmp_path, option, classes):
-    command(*TINY, "--steps", 1, "--out", tmp_path, *([option] if option else []))
+def test_conditioning_follows_the_labels_unless_told_otherwise(tmp_path, options, classes):
+    command(*TINY, "--steps", 1, "--out", tmp_path, *options)
     assert checkpoint.load_model(tmp_path / "model.safetensors").model.config.num_classes == classes
 
 
@@ -589,10 +580,7 @@ def test_broken_file_is_named_and_skipped_or_stops_the_run(tmp_path):
     for i in range(4):
         Image.new("L", (16, 16), 60 * i).save(pictures / f"{i}.png")
     (pictures / "broken.png").write_bytes(b"not a picture")
-    tiny = [
-        *("--data", pictures, "--model-channels", 8, "--channel-mult", "1,2", "--num-res-blocks", 1),
-        *("--batch-size", 2, "--sample-every", 0, "--device", "cpu", "--steps", 1),
-    ]
+    tiny = [*TINY, f"--data={pictures}", "--batch-size=2", "--steps=1"]
     run = command(*tiny, "--out", tmp_path / "run")
     assert "broken.png" in run.stdout and "4 images 1x16x16" in run.stdout
     strict = command(*tiny, "--out", tmp_path / "strict", "--strict", check=False)

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from benchmarks.networks import from_diffusers, translated
 from ddpm_fast.errors import InputError
+from ddpm_fast.formats.diffusers import from_diffusers, translated
 from ddpm_fast.nn.layers import Attention, NearestUp, ResBlock, TimeEmbedding
 from ddpm_fast.nn.unet import UNet, UNetConfig
 
@@ -413,17 +413,17 @@ def test_config_with_unknown_or_missing_fields():
         pytest.param({"x": torch.zeros(3, 1, 8, 8)}, r"expected floats \[N, 3, 8, 8\]", id="channels"),
         pytest.param({"x": torch.zeros(3, 8, 8)}, "expected floats", id="no batch"),
         pytest.param({"x": torch.zeros(3, 3, 8, 8, dtype=torch.uint8)}, "uint8", id="integers"),
-        pytest.param({"t": torch.tensor(5)}, r"one timestep a sample, \[3\]", id="one timestep for all"),
-        pytest.param({"labels": torch.zeros(2, dtype=torch.int64)}, r"one int64 class a sample, \[3\]", id="count"),
+        pytest.param({"t": torch.tensor(5)}, r"one timestep for each sample, \[3\]", id="one timestep for all"),
+        pytest.param({"labels": torch.zeros(2, dtype=torch.int64)}, r"class for each sample, \[3\]", id="count"),
         pytest.param({"labels": torch.zeros(3)}, "labels are torch.float32", id="float labels"),
         pytest.param({"labels": torch.tensor([0, 6, 1])}, "from 0 to 6; expected 0 to 4, or 5 for", id="too large"),
         pytest.param({"labels": torch.tensor([0, -1, 1])}, "from -1 to 1", id="negative"),
     ],
 )
 def test_bad_inputs(changes, message):
-    inputs = {"x": torch.zeros(3, 3, 8, 8), "t": torch.zeros(3, dtype=torch.int64), "labels": None}
+    inputs = {"x": torch.zeros(3, 3, 8, 8), "t": torch.zeros(3, dtype=torch.int64), "labels": None, **changes}
     with pytest.raises(InputError, match=message):
-        UNet(SMALL)(**{**inputs, **changes})
+        UNet(SMALL)(**inputs)
 
 
 def test_labels_for_an_unconditional_network():

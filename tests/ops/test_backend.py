@@ -173,7 +173,7 @@ BUILT = SimpleNamespace(archs=[80, 90], ptx=80, driver_version=lambda: 13000, ru
     ],
 )
 def test_what_a_gpu_needs_of_the_cuda_kernels(monkeypatch, capability, built, reason):
-    monkeypatch.setattr(cuda, "_kernels", SimpleNamespace(**{**vars(BUILT), **built}))
+    monkeypatch.setattr(cuda, "_kernels", SimpleNamespace(**(vars(BUILT) | built)))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a GPU")

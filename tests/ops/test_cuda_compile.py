@@ -13,8 +13,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support import sass
 
-from benchmarks import sass
 from ddpm_fast.ops.backends import cpu, cuda
 
 pytestmark = [
@@ -22,15 +22,15 @@ pytestmark = [
     pytest.mark.skipif(bool(cuda.unavailable), reason=f"no CUDA kernels: {cuda.unavailable}"),
     pytest.mark.skipif(sass.cuobjdump() is None, reason="no cuobjdump: pip install triton, or put CUDA's on the PATH"),
 ]
-ARCHS = (80, 90, 100)
+ARCHS = (pytest.param(80, marks=pytest.mark.exhaustive), 90, pytest.param(100, marks=pytest.mark.exhaustive))
 F32, BF16, F16 = "(ddpm::DType)1", "(ddpm::DType)2", "(ddpm::DType)3"
 U8 = "(ddpm::DType)0"
 VALUES = {"Flat": 8, "Pixels<3>": 12, "Any": 4}
 
 
 @functools.cache
-def built() -> list[sass.Kernel]:
-    return sass.kernels(Path(cpu._C.__file__))
+def built(arch: str) -> list[sass.Kernel]:
+    return sass.kernels(Path(cpu._C.__file__), arch)
 
 
 @pytest.fixture(params=ARCHS, ids="sm_{}".format)
@@ -46,30 +46,31 @@ def plain(kernel: sass.Kernel) -> str:
 
 
 def find(name: str, arch: str) -> sass.Kernel:
-    found = [kernel for kernel in built() if kernel.arch == arch and plain(kernel) == name]
-    assert len(found) == 1, f"{name} for {arch}: {[plain(kernel) for kernel in built() if kernel.arch == arch]}"
+    found = [kernel for kernel in built(arch) if plain(kernel) == name]
+    assert len(found) == 1, f"{name} for {arch}: {[plain(kernel) for kernel in built(arch)]}"
     return found[0]
 
 
-def all_of(arch: str) -> list[sass.Kernel]:
-    return [kernel for kernel in built() if kernel.arch == arch]
-
-
 def test_every_op_is_there(arch):
-    ops = {plain(kernel).split("<")[0] for kernel in all_of(arch)}
+    ops = {plain(kernel).split("<")[0] for kernel in built(arch)}
     assert ops == {
-        *("normal_kernel", "q_sample_kernel", "diffusion_loss_kernel", "bound_kernel", "finish_kernel"),
-        *("loss_backward_kernel", "reverse_step_kernel"),
+        "normal_kernel",
+        "q_sample_kernel",
+        "diffusion_loss_kernel",
+        "bound_kernel",
+        "finish_kernel",
+        "loss_backward_kernel",
+        "reverse_step_kernel",
     }
 
 
 def test_nothing_is_spilled(arch):
-    assert [plain(kernel) for kernel in all_of(arch) if kernel.spills] == []
+    assert [plain(kernel) for kernel in built(arch) if kernel.spills] == []
 
 
 def test_no_double_precision(arch):
     # A literal without its f, and a GPU for consumers takes 64 times as long.
-    assert [plain(kernel) for kernel in all_of(arch) if kernel.doubles] == []
+    assert [plain(kernel) for kernel in built(arch) if kernel.doubles] == []
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,8 @@ def functions(tmp_path_factory):
     def run(name: str, x: np.ndarray) -> np.ndarray:
         x = np.ascontiguousarray(x, np.float32)
         y = np.empty_like(x)
-        getattr(library, f"{name}_")(*(ctypes.c_void_p(a.ctypes.data) for a in (x, y)), ctypes.c_long(len(x)))
+        sweep = getattr(library, f"{name}_")
+        sweep(ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(y.ctypes.data), ctypes.c_long(len(x)))
         return y
 
     return run

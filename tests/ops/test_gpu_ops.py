@@ -68,8 +68,14 @@ class Batch:
                 *torch.autograd.grad(hybrid.sum() + terms.bits_per_dim.sum(), wide),
             ]
         step = reverse_step(
-            *(self.x, self.output, self.tables["step"], self.step, self.key),
-            **{"x0_previous": self.before, "return_x0": True, "model_dtype": torch.bfloat16},
+            self.x,
+            self.output,
+            self.tables["step"],
+            self.step,
+            self.key,
+            x0_previous=self.before,
+            return_x0=True,
+            model_dtype=torch.bfloat16,
         )
         return [
             normal(self.key, self.x.shape[1:]),

@@ -123,6 +123,7 @@ def noise_for(kind, shape, layout="contiguous"):
 # --- every dtype
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("out", FLOATS, ids=str)
 @pytest.mark.parametrize("noise", ["key", *FLOATS], ids=str)
 @pytest.mark.parametrize("x0", [U8, *FLOATS], ids=str)
@@ -139,6 +140,7 @@ def test_q_sample_result_dtype(x0, expected):
     assert q_sample(image((2, 3), x0), timesteps(2), Q_TABLE, image((2, 3))).dtype == expected
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("noise", ["key", *FLOATS], ids=str)
 @pytest.mark.parametrize("x0", [U8, *FLOATS], ids=str)
 @pytest.mark.parametrize("output", FLOATS, ids=str)
@@ -150,6 +152,7 @@ def test_diffusion_loss_dtypes(output, x0, noise, backend):
     close(loss, loss_formula(out, x, t, LOSS_TABLE, z), loss_formula(out, x, t, LOSS_TABLE, z, output))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("previous", [None, *FLOATS], ids=str)
 @pytest.mark.parametrize("output", FLOATS, ids=str)
 @pytest.mark.parametrize("x_t", FLOATS, ids=str)
@@ -163,7 +166,7 @@ def test_reverse_step_dtypes(x_t, output, previous, some_of):
             out = (image(shape, x_t).float() - 1e-5 * out.float()).to(output)
         given, z = noise_for(noise, shape)
         step = reverse_step(
-            *(x, out, STEP_TABLE, torch.tensor(i), given), x0_previous=before, return_x0=True, model_dtype=model
+            x, out, STEP_TABLE, torch.tensor(i), given, x0_previous=before, return_x0=True, model_dtype=model
         )
         exact, exact_x0 = step_formula(x, out, STEP_TABLE[i], z, before)
         in_fp32, x0_in_fp32 = step_formula(x, out, STEP_TABLE[i], z, before, F32)
@@ -177,6 +180,7 @@ def test_reverse_step_dtypes(x_t, output, previous, some_of):
             close(step.x_model, exact, in_fp32.to(model))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("noise", ["key", F32, BF16], ids=str)
 @pytest.mark.parametrize("output", FLOATS, ids=str)
 @pytest.mark.parametrize("x_t", FLOATS, ids=str)
@@ -186,7 +190,7 @@ def test_reverse_step_with_a_learned_variance(x_t, output, noise, backend):
     given, z = noise_for(noise, shape)
     for i, model in itertools.product(range(len(LEARNED_TABLE)), [None, F16]):
         step = reverse_step(
-            *(x, out, LEARNED_TABLE, torch.tensor(i), given), x0_previous=before, return_x0=True, model_dtype=model
+            x, out, LEARNED_TABLE, torch.tensor(i), given, x0_previous=before, return_x0=True, model_dtype=model
         )
         exact, exact_x0 = step_formula(x, out, LEARNED_TABLE[i], z, before)
         in_fp32, x0_in_fp32 = step_formula(x, out, LEARNED_TABLE[i], z, before, F32)
@@ -207,7 +211,7 @@ def steps_in_place(x_t, model, learned, layout) -> None:
         x0 = None if before is None else before.contiguous(memory_format=memory_format).clone()
         x_model = None if model is None else torch.empty_like(x, dtype=model)
         expected = reverse_step(
-            *(x, out, table, torch.tensor(i), key), x0_previous=before, return_x0=True, model_dtype=model
+            x, out, table, torch.tensor(i), key, x0_previous=before, return_x0=True, model_dtype=model
         )
         places = [t if t is None else t.data_ptr() for t in (x, x0, x_model)]
         reverse_step_(x, out, table, torch.tensor(i), key, x0=x0, x_model=x_model)
@@ -228,6 +232,7 @@ def each(*marks):
     return lambda test: functools.reduce(lambda marked, mark: mark(marked), marks, test)
 
 
+@pytest.mark.pairwise
 @each(*IN_PLACE, pytest.mark.parametrize("x_t", FLOATS, ids=str))
 def test_reverse_step_in_place_is_reverse_step_bit_for_bit(x_t, model, learned, layout, backend):
     steps_in_place(x_t, model, learned, layout)
@@ -336,7 +341,7 @@ def test_reverse_step_shapes_and_formats(word, some_of):
     for layouts in some_of(itertools.product(layouts_of(shape), repeat=4), step=11):
         x, out, before, z = (image(shape, F32, seed, layout) for seed, layout in enumerate(layouts))
         step = reverse_step(
-            *(x, out, STEP_TABLE, torch.tensor(3), z), x0_previous=before, return_x0=True, model_dtype=BF16
+            x, out, STEP_TABLE, torch.tensor(3), z, x0_previous=before, return_x0=True, model_dtype=BF16
         )
         exact, exact_x0 = step_formula(x, out, STEP_TABLE[3], z, before)
         plain, plain_x0 = step_formula(x, out, STEP_TABLE[3], z, before, F32)
@@ -440,7 +445,7 @@ def test_a_key_stands_for_the_normals_it_names(op, backend):
         "diffusion_loss": lambda noise: diffusion_loss(out, x, t, LOSS_TABLE, noise),
         "reverse_step": lambda noise: reverse_step(x, out, STEP_TABLE, torch.tensor(1), noise).x,
         "reverse_step, learned variance": lambda noise: (
-            reverse_step(*(x, torch.cat([out, x], 1), LEARNED_TABLE, torch.tensor(0), noise)).x
+            reverse_step(x, torch.cat([out, x], 1), LEARNED_TABLE, torch.tensor(0), noise).x
         ),
     }[op]
     assert torch.equal(call(key), call(normal(key, (3, 9, 7))))

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import norm
-from support.bound_formulas import F64, bits_per_dim, bound, column, pixels
+from support.bound_formulas import F64, batch, bits_per_dim, bound, bound_table, column, hybrid_table, pixels
 
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.objective import Objective
 from ddpm_fast.ops import hybrid_loss, normal, use_backend, vlb_terms
 from ddpm_fast.ops.backends import cpu
 from ddpm_fast.schedule import Schedule
@@ -47,39 +46,6 @@ def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
     return x
 
 
-def timesteps(schedule, n: int = 5) -> torch.Tensor:
-    T = len(schedule)
-    return torch.tensor([0, 1, 2, T // 2, T - 1])[torch.arange(n) % 5]
-
-
-def batch(schedule, prediction, variance, shape=(5, 3, 9, 7), seed=0, dtype=F32, x0_dtype=U8, z=None):
-    """(output, x0, t, z): pixels with black and white among them, and the output of a network half as good as it could
-    be, whose log variance is off by a few tenths."""
-    generator = torch.Generator().manual_seed(seed)
-    x0 = torch.randint(-40, 296, shape, generator=generator).clamp(0, 255).to(U8)
-    drawn, error, v = torch.randn(3, *shape, generator=generator, dtype=F64)
-    z = drawn if z is None else z.double()
-    t = timesteps(schedule, shape[0])
-    ab = column(schedule.alphas_cumprod, t, x0)
-    x = pixels(x0)
-    target = {"eps": z, "x0": x, "v": ab.sqrt() * z - (1 - ab).sqrt() * x}[prediction]
-    output = target + 0.5 * error * ((1 / ab - 1).sqrt().clamp(max=1) if prediction == "x0" else 1)
-    if variance == "learned":
-        log_beta = column(schedule.posterior_log_variance_clipped, t, x0)
-        output = torch.cat([output, log_beta + 0.3 * v], 1)
-    elif variance == "learned_range":
-        output = torch.cat([output, v], 1)
-    return output.to(dtype), x0 if x0_dtype == U8 else pixels(x0).to(x0_dtype), t, z.float()
-
-
-def bound_table(schedule, prediction, variance, clip=False, decoder="exact", dtype=F32):
-    return Objective(prediction, variance, "vlb").bound_table(schedule, clip, decoder).to(dtype)
-
-
-def hybrid_table(schedule, prediction, variance, dtype=F32, **choices):
-    return Objective(prediction, variance, "hybrid", **choices).hybrid_table(schedule).to(dtype)
-
-
 def hybrid_formula(schedule, prediction, variance, output, x0, t, z, vlb_weight=0.001):
     """MSE + vlb_weight T bits, in float64."""
     made = bound(schedule, prediction, variance, output, x0, t, z)
@@ -99,6 +65,7 @@ def close(actual, exact, rtol):
 # --- against the formulas
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("chain", SCHEDULES)
@@ -116,6 +83,7 @@ def test_vlb_terms_are_the_formula(chain, prediction, variance, some_of):
             assert (made.pred_x0.abs() == 1).any()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("variance", ["learned", "learned_range"])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("chain", SCHEDULES)
@@ -145,6 +113,7 @@ def test_float64_is_exact(prediction, variance):
         close(hybrid_loss(output, x0, t, table, z), exact, 1e-9)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("noise", ["key", F32, BF16, F16], ids=str)
 @pytest.mark.parametrize("x0_dtype", [U8, F32, BF16, F16], ids=str)
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from support.bound_formulas import F64, bits_per_dim, bound, column, pixels
+from support.bound_formulas import F64, batch, bits_per_dim, bound, bound_table, hybrid_table, pixels
 
 from ddpm_fast.noise import NoiseKey
 from ddpm_fast.objective import Objective
@@ -19,31 +19,6 @@ SCHEDULES = {"linear": Schedule.linear(1000), "cosine": Schedule.cosine(1000)}
 PREDICTIONS = ("eps", "x0", "v")
 VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")
 LEARNED = ("learned", "learned_range")
-
-
-def batch(schedule, prediction, variance, shape=(5, 3, 9, 7), dtype=F32):
-    """(output, x0, t, z) of a network half as good as it could be, at t = 0, 1, 2, T/2, T-1."""
-    generator = torch.Generator().manual_seed(0)
-    T = len(schedule)
-    x0 = torch.randint(-40, 296, shape, generator=generator).clamp(0, 255).to(U8)
-    z, error, v = torch.randn(3, *shape, generator=generator, dtype=F64)
-    t = torch.tensor([0, 1, 2, T // 2, T - 1])
-    ab, x = column(schedule.alphas_cumprod, t, x0), pixels(x0)
-    target = {"eps": z, "x0": x, "v": ab.sqrt() * z - (1 - ab).sqrt() * x}[prediction]
-    output = target + 0.5 * error * ((1 / ab - 1).sqrt().clamp(max=1) if prediction == "x0" else 1)
-    if variance == "learned":
-        v = column(schedule.posterior_log_variance_clipped, t, x0) + 0.3 * v
-    if variance in LEARNED:
-        output = torch.cat([output, v], 1)
-    return output.to(dtype), x0, t, z.float()
-
-
-def bound_table(schedule, prediction, variance, clip=False, decoder="exact"):
-    return Objective(prediction, variance, "vlb").bound_table(schedule, clip, decoder).float()
-
-
-def hybrid_table(schedule, prediction, variance, **choices):
-    return Objective(prediction, variance, "hybrid", **choices).hybrid_table(schedule).float()
 
 
 INCOMING = torch.tensor([1.0, -0.5, 2.0, 0.1, 3.0])
@@ -66,6 +41,7 @@ def close(actual, exact, channels, rtol, per_element=0.0, absolute=0.0):
         assert (excess <= rtol).all(), f"per sample, relative: {excess.flatten(1).amax(1).tolist()}"
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("chain", SCHEDULES)
@@ -87,6 +63,7 @@ def test_vlb_gradient_against_float64_autograd(chain, prediction, variance, some
             assert beyond.any() and (actual[:, :3][beyond] == 0).all()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
 @pytest.mark.parametrize("variance", LEARNED)
@@ -113,6 +90,7 @@ def test_hybrid_gradient_against_float64_autograd(prediction, variance, dtype, m
     close(actual, gradient(exact, output.double()), 3, 2e-4, eps, 2.0**-25 if dtype == F16 else 0.0)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_vlb_gradient_in_half_precision(variance, dtype, backend):
@@ -132,6 +110,7 @@ def test_vlb_gradient_in_half_precision(variance, dtype, backend):
 # --- the mean is detached in hybrid_loss
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("weighting", ["none", "min_snr"])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_the_gradient_of_hybrids_mean_is_the_mses_exactly(prediction, weighting, backend):
@@ -158,6 +137,7 @@ def test_the_gradient_of_hybrids_variance_is_the_bounds(backend):
 # --- finite differences
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("noise", ["given", "key"])
 @pytest.mark.parametrize("decoder", ["paper", "exact"])
 @pytest.mark.parametrize("prediction, variance", [("eps", "fixed_small"), ("v", "learned"), ("x0", "learned_range")])
@@ -190,13 +170,14 @@ def test_gradcheck_hybrid_loss_in_the_variance():
 # --- where derivatives are large or small
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("decoder", ["paper", "exact"])
 @pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize("chain", SCHEDULES)
 def test_gradients_are_finite_at_every_t(chain, variance, decoder, some_of):
     """Black and white pixels, predictions far beyond them, log variances as an untrained network gives them."""
     schedule = SCHEDULES[chain]
-    t = torch.tensor(some_of(range(len(schedule)), step=111))
+    t = torch.tensor(some_of(range(len(schedule)), step=111, emulated=7))
     n = len(t)
     x0 = torch.tensor([-1.0, 1.0, -1.0, 1.0, 0.2, 0.0]).expand(n, 6).contiguous()
     far = torch.tensor([-50.0, 50.0, 50.0, -50.0, 50.0, 0.0]).expand(n, 6)
@@ -267,6 +248,7 @@ def test_an_fp16_gradient_saturates_instead_of_becoming_infinite(backend):
     assert leaf.grad[0, -1].item() == pytest.approx(-65504 * per_element, rel=1e-3)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
 @pytest.mark.parametrize(
     "prediction, variance, decoder", [("eps", "fixed_small", "paper"), ("v", "learned_range", "exact")]
@@ -294,6 +276,7 @@ def test_no_gradient_wanted_nothing_kept(backend):
     torch.testing.assert_close(terms.bits_per_dim.detach(), vlb_terms(output, x0, t, table, z).bits_per_dim)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("channels", [3, 40, 70], ids=["few channels", "at the pattern's end", "more than the pattern"])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_each_group_of_channels_has_its_own_factor(memory_format, channels, backend):

@@ -91,8 +91,14 @@ OPCHECKS = {
     "reverse_step, learned variance in fp16, all there is": lambda like, grad: (
         _ops.reverse_step,
         (
-            *(like(0, grad=grad), like(1, torch.float16, grad=grad, channels=6), like(2, grad=grad)),
-            *(STEP_TABLE, STEP, *given(like(3)), True, torch.bfloat16),
+            like(0, grad=grad),
+            like(1, torch.float16, grad=grad, channels=6),
+            like(2, grad=grad),
+            STEP_TABLE,
+            STEP,
+            *given(like(3)),
+            True,
+            torch.bfloat16,
         ),
     ),
     "reverse_step_": lambda like, grad: (
@@ -105,11 +111,15 @@ OPCHECKS = {
     ),
 }
 WITHOUT_GRADIENT = (
-    *("normal", "loss_backward", "loss_backward, two groups"),
-    *("reverse_step_", "reverse_step_, all there is"),
+    "normal",
+    "loss_backward",
+    "loss_backward, two groups",
+    "reverse_step_",
+    "reverse_step_, all there is",
 )
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize(
     ("word", "grad"),
@@ -147,8 +157,14 @@ def sample_step(x, output, seed, sample_id, step):
     key = NoiseKey(seed, sample_id, step)
     first = ops.normal(key, (3, 6, 5), memory_format=torch.channels_last)
     result = ops.reverse_step(
-        *(x + first, torch.cat([output, x], 1), STEP_TABLE, STEP, key),
-        **{"x0_previous": x, "return_x0": True, "model_dtype": torch.bfloat16},
+        x + first,
+        torch.cat([output, x], 1),
+        STEP_TABLE,
+        STEP,
+        key,
+        x0_previous=x,
+        return_x0=True,
+        model_dtype=torch.bfloat16,
     )
     return result.x, result.x0, result.x_model
 

@@ -64,14 +64,21 @@ def elementwise(output_dtype, x0_dtype, shape, lay_out) -> list[torch.Tensor]:
         for row, output in itertools.product((0, 1), (c(out), c(out[:, : shape[1]].contiguous()))):
             step = torch.tensor(row)
             results += reverse_step(
-                *(a(x), output, STEP_TABLE, step, noise),
-                **{"x0_previous": d(before), "return_x0": True, "model_dtype": output_dtype},
+                a(x),
+                output,
+                STEP_TABLE,
+                step,
+                noise,
+                x0_previous=d(before),
+                return_x0=True,
+                model_dtype=output_dtype,
             )
         losses = diffusion_loss(leaf, b(x0), t, LOSS_TABLE, noise)
         results += torch.autograd.grad(losses.sum(), leaf)
     return results
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("word", SHAPES)
 @pytest.mark.parametrize("output", [F32, BF16, F16], ids=str)
 @pytest.mark.parametrize("x0", [U8, F32, BF16, F16], ids=str)
@@ -174,6 +181,7 @@ class Guarded:
         return all(bool((before == 0xA5).all()) for _, before in self.kept)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("lay_out", [torch.Tensor.contiguous, channels_last], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("shape", [(2, 3, 4, 4), (1, 3, 5, 7), (2, 4, 3, 2), (1, 1, 1, 1), (2, 3, 2, 2)], ids=str)
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
@@ -202,8 +210,15 @@ def test_nothing_outside_an_operand_is_touched(dtype, shape, lay_out):
             run["loss_backward"](gradient, guard(torch.ones(n, 2)), empty(gradient, dtype))
         for output in (narrow, out):
             run["reverse_step"](
-                *(x, output, empty(x, F32).fill_(0.5), tables["step"], step, noise),
-                *(empty(x, dtype), empty(x, F32), empty(x, BF16)),
+                x,
+                output,
+                empty(x, F32).fill_(0.5),
+                tables["step"],
+                step,
+                noise,
+                empty(x, dtype),
+                empty(x, F32),
+                empty(x, BF16),
             )
     run["normal"](key, empty(x, dtype))
     assert guard.untouched()

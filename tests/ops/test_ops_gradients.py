@@ -35,6 +35,7 @@ def loss_gradient(output, x0, t, table, z, incoming):
     return output.grad
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize(
     ("backend", "dtype"),
@@ -119,15 +120,14 @@ def test_gradcheck_reverse_step(outputs, step):
     table, z = STEP_TABLE.double(), randn(2, 2, 5, seed=3, dtype=F64)
 
     def call(x, out, before):
-        result = reverse_step(
-            *(x, out, table, torch.tensor(step), z), x0_previous=before, return_x0=True, model_dtype=F64
-        )
+        result = reverse_step(x, out, table, torch.tensor(step), z, x0_previous=before, return_x0=True, model_dtype=F64)
         return tuple(result) if outputs == "all" else getattr(result, outputs)
 
     assert ((1.25 * x - 0.75 * out).abs() > 1).any()
     assert torch.autograd.gradcheck(call, (x, out, before) if outputs != "x0" else (x, out, before.detach()))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("step", [0, 2, 3], ids=["fixed", "learned", "learned, no noise"])
 @pytest.mark.parametrize("noise", ["given", "key"])
 @pytest.mark.parametrize("outputs", ["x", "x0", "all"])
@@ -137,8 +137,14 @@ def test_gradcheck_reverse_step_with_a_learned_variance(outputs, noise, step):
 
     def call(x, out, before):
         result = reverse_step(
-            *(x, out, STEP_TABLE.double(), torch.tensor(step), z),
-            **{"x0_previous": before, "return_x0": True, "model_dtype": F64},
+            x,
+            out,
+            STEP_TABLE.double(),
+            torch.tensor(step),
+            z,
+            x0_previous=before,
+            return_x0=True,
+            model_dtype=F64,
         )
         return tuple(result) if outputs == "all" else getattr(result, outputs)
 

@@ -12,7 +12,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from test_ops_storage import LOW, SPECIAL, boundaries, exact_values, nearest_even, patterns, same, through
+from support.storage import LOW, SPECIAL, boundaries, exact_values, nearest_even, patterns, same, through
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.noise import NoiseKey
@@ -211,7 +211,14 @@ def test_places_beyond_2_to_the_32_elements(order):
     blocks = channels * positions // (4 * block_size)
     places = torch.empty(9 * block_size, dtype=torch.int64)
     _place_kernel[(1,)](
-        *(places, blocks - 1, channels * positions // 4, channels, positions), ORDER=order, LARGE=True, BLOCK=block_size
+        places,
+        blocks - 1,
+        channels * positions // 4,
+        channels,
+        positions,
+        ORDER=order,
+        LARGE=True,
+        BLOCK=block_size,
     )
     element, offset, counter = places.split([4 * block_size, 4 * block_size, block_size])
     expected = list(range(channels * positions - 4 * block_size, channels * positions))

@@ -206,7 +206,7 @@ def test_what_was_sampled_can_be_trained_on(tmp_path, channels):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        pytest.param([1], r"int64 \[1\]; expected one integer a sample, \[2\]", id="too few"),
+        pytest.param([1], r"int64 \[1\]; expected one integer for each sample, \[2\]", id="too few"),
         pytest.param([0.5, 1.0], r"float64 \[2\]; expected one integer", id="not integers"),
         pytest.param([[1], [2]], r"int64 \[2, 1\]; expected one integer", id="a column"),
     ],
@@ -309,7 +309,7 @@ def test_an_unknown_suffix_is_refused(tmp_path, act):
 @pytest.mark.parametrize("channels", [2, 5])
 @pytest.mark.parametrize("out", ["a.png", "folder"])
 def test_channels_that_make_no_picture_are_refused_unless_npz(tmp_path, channels, out):
-    message = rf"{channels} channels; a picture has 1 \(grey\), 3 \(RGB\) or 4 \(RGBA\): write them as \.npz"
+    message = rf"{channels} channels, but a picture has 1 \(grey\), 3 \(RGB\) or 4 \(RGBA\): write them as \.npz"
     with pytest.raises(InputError, match=message):
         images.check_output(tmp_path / out, channels)
     with pytest.raises(InputError, match=message):
@@ -343,7 +343,8 @@ WRITERS = {
 def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch, name, failing):
     file, write, writer = WRITERS[name]
     (tmp_path / file).write_bytes(b"old")
-    monkeypatch.setattr(*(writer if failing == "writer" else (os, "replace")), broken)
+    module, function = writer if failing == "writer" else (os, "replace")
+    monkeypatch.setattr(module, function, broken)
     with pytest.raises(Broken):
         write(tmp_path / file)
     assert everything_in(tmp_path) == [file]

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ddpm_fast.objective import Objective
+
 F64 = torch.float64
 
 
@@ -106,3 +108,41 @@ def bound(
 
 def bits_per_dim(made: Bound) -> Tensor:
     return made.nats.flatten(1).mean(1) / math.log(2)
+
+
+# --- what the ops are given
+
+
+def timesteps(schedule, n: int = 5) -> torch.Tensor:
+    T = len(schedule)
+    return torch.tensor([0, 1, 2, T // 2, T - 1])[torch.arange(n) % 5]
+
+
+def batch(
+    schedule, prediction, variance, shape=(5, 3, 9, 7), seed=0, dtype=torch.float32, x0_dtype=torch.uint8, z=None
+):
+    """(output, x0, t, z): pixels with black and white among them, and the output of a network half as good as it could
+    be, whose log variance is off by a few tenths."""
+    generator = torch.Generator().manual_seed(seed)
+    x0 = torch.randint(-40, 296, shape, generator=generator).clamp(0, 255).to(torch.uint8)
+    drawn, error, v = torch.randn(3, *shape, generator=generator, dtype=F64)
+    z = drawn if z is None else z.double()
+    t = timesteps(schedule, shape[0])
+    ab = column(schedule.alphas_cumprod, t, x0)
+    x = pixels(x0)
+    target = {"eps": z, "x0": x, "v": ab.sqrt() * z - (1 - ab).sqrt() * x}[prediction]
+    output = target + 0.5 * error * ((1 / ab - 1).sqrt().clamp(max=1) if prediction == "x0" else 1)
+    if variance == "learned":
+        log_beta = column(schedule.posterior_log_variance_clipped, t, x0)
+        output = torch.cat([output, log_beta + 0.3 * v], 1)
+    elif variance == "learned_range":
+        output = torch.cat([output, v], 1)
+    return output.to(dtype), x0 if x0_dtype == torch.uint8 else pixels(x0).to(x0_dtype), t, z.float()
+
+
+def bound_table(schedule, prediction, variance, clip=False, decoder="exact", dtype=torch.float32):
+    return Objective(prediction, variance, "vlb").bound_table(schedule, clip, decoder).to(dtype)
+
+
+def hybrid_table(schedule, prediction, variance, dtype=torch.float32, **choices):
+    return Objective(prediction, variance, "hybrid", **choices).hybrid_table(schedule).to(dtype)

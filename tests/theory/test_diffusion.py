@@ -241,26 +241,27 @@ T = torch.tensor([0, 9])
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"t": torch.tensor([0, 10])}, r"t\[1\] = 10 is outside 0..9 \(1 of 2 are\)"),
-        ({"t": torch.tensor([-1, 10])}, r"t\[0\] = -1 is outside 0..9 \(2 of 2 are\)"),
+        ({"t": torch.tensor([0, 10])}, r"t\[1\] = 10 is outside 0..9 \(1 of 2 values are\)"),
+        ({"t": torch.tensor([-1, 10])}, r"t\[0\] = -1 is outside 0..9 \(2 of 2 values are\)"),
         ({"t": T.int()}, r"t is torch.int32 \[2\]: expected int64 \[2\]"),
         ({"t": T[:1]}, r"t is torch.int64 \[1\]: expected int64 \[2\]"),
         ({"t": 3}, "t is a int: expected a tensor"),
-        ({"t": T.to("meta")}, "t is on meta, x_t on cpu"),
+        ({"t": T.to("meta")}, "t is on meta but x_t on cpu"),
         ({"x_t": X.to(torch.uint8)}, "x_t is torch.uint8: expected a floating dtype"),
         ({"x_t": X.numpy()}, "x_t is a ndarray: expected a tensor"),
         ({"x_t": X[0, 0, 0], "output": X[0, 0, 0]}, r"x_t has shape \[4\]: expected \[N, C, ...\]"),
         ({"output": X.long()}, "output is torch.int64: expected a floating dtype"),
         (
             {"output": X.repeat(1, 2, 1, 1)},
-            r"output has shape \[2, 6, 4, 4\]: expected \[2, 3, 4, 4\], as x_t has .*choose 'learned_range'",
+            r"output has shape \[2, 6, 4, 4\]: expected \[2, 3, 4, 4\], because x_t has .*= 'learned_range'",
         ),
-        ({"output": X.to("meta")}, "output is on meta, x_t on cpu"),
+        ({"output": X.to("meta")}, "output is on meta but x_t on cpu"),
     ],
 )
 def test_p_mean_variance_refuses(change, message):
+    arguments = {"output": X, "x_t": X, "t": T, **change}
     with pytest.raises(InputError, match=message):
-        GaussianDiffusion(Schedule.cosine(10)).p_mean_variance(**{"output": X, "x_t": X, "t": T, **change})
+        GaussianDiffusion(Schedule.cosine(10)).p_mean_variance(**arguments)
 
 
 def test_q_posterior_refuses_integers_other_than_uint8():

@@ -116,6 +116,7 @@ def diffusion_for(loss: str, chain: str, prediction: str, variance: str) -> Gaus
 # --- the papers' code
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("loss", ["mse", "rescaled_mse", "kl", "rescaled_kl"])
 @pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -134,6 +135,7 @@ def test_losses_and_gradients_match_the_papers_code(chain, prediction, variance,
         matches(ours_, theirs, float64, AT_0["gradient"])
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("chain", CHAINS)
@@ -174,6 +176,7 @@ def test_what_the_papers_code_rounds_away(chain, worst):
     assert rounded_away > worst
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
 @pytest.mark.parametrize("clip", ["clip", "noclip"])
 @pytest.mark.parametrize("variance", VARIANCES)
@@ -194,6 +197,7 @@ def test_p_mean_variance_matches_the_papers_code(chain, prediction, variance, cl
 # --- definitions
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("clip", [True, False], ids=["clipped", "unclipped"])
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
 def test_mse_of_x0_and_eps_are_their_definitions(prediction, clip, backend):
@@ -207,6 +211,7 @@ def test_mse_of_x0_and_eps_are_their_definitions(prediction, clip, backend):
     assert off_by(terms.mse_eps[:, None], (eps - z).square().flatten(1).mean(1)[:, None]).max() < 2e-6
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize("loss", ["hybrid", "vlb", "rescaled_vlb"])
 def test_losses_of_pixels_and_drawn_noise(loss, variance, backend):
@@ -332,7 +337,7 @@ T = torch.tensor([0, 9])
             "learned_variance=True, or choose variance = 'fixed_small' or 'fixed_large'",
         ),
         ("learned", X, [2, 6, 4, 4], "learned_variance=True"),
-        ("fixed_large", DOUBLED, [2, 3, 4, 4], "learns its variance: choose 'learned_range' (or 'learned')"),
+        ("fixed_large", DOUBLED, [2, 3, 4, 4], "learns its variance: choose variance = 'learned_range' (or 'learned')"),
         ("fixed_small", torch.zeros(2, 9, 4, 4), [2, 3, 4, 4], "variance is 'fixed_small'"),
     ],
     ids=["learned_range of C channels", "learned of C channels", "fixed of 2C channels", "3C channels"],

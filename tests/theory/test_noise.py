@@ -161,6 +161,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("word", SHAPES)
 def test_cpp_equals_plain_torch_bit_for_bit(word, dtype, isa):

@@ -74,6 +74,7 @@ def float32_coefficients(chain, abs_, abs_next, eta=0.0):
     return correction
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("chain", CHAINS)
@@ -83,6 +84,7 @@ def test_ancestral_step_equals_the_golden_p_sample(chain, prediction, variance, 
     assert_equals_golden(ddpm_table(diffusion), chain, prediction, variance, "p_sample", rows.tolist())
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -96,6 +98,7 @@ def test_ddim_step_equals_the_golden_one(chain, prediction, variance, eta, backe
     assert_equals_golden(table, chain, prediction, variance, f"ddim_eta{eta}", rows.tolist(), correct)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("chain", CHAINS)
@@ -144,6 +147,7 @@ def alpha_bars(schedule, timesteps):
     return torch.cat([schedule.alphas_cumprod[timesteps], torch.ones(1, dtype=torch.float64)])
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("clip", [True, False], ids=["clipped", "unclipped"])
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("steps", [1, 2, 7, 299])
@@ -194,7 +198,9 @@ PLANS = {
     "ddim": {"sampler": "ddim"},
     "ddim, eta 0.4": {"sampler": "ddim", "eta": 0.4},
     "ddim, eta 1": {"sampler": "ddim", "eta": 1},
-    **{name: {"sampler": name} for name in ("dpmpp_1", "dpmpp_2m", "dpmpp_2m_sde")},
+    "dpmpp_1": {"sampler": "dpmpp_1"},
+    "dpmpp_2m": {"sampler": "dpmpp_2m"},
+    "dpmpp_2m_sde": {"sampler": "dpmpp_2m_sde"},
 }
 
 
@@ -307,7 +313,11 @@ def test_without_eta_no_noise_is_drawn(sampler, backend):
     x, x0 = torch.zeros(2, 3, 4), torch.zeros(2, 3, 4)
     for i in range(10):
         step = ops.reverse_step(
-            *(x, torch.ones_like(x), table.coefficients.float(), torch.tensor(i), torch.full_like(x, math.nan)),
+            x,
+            torch.ones_like(x),
+            table.coefficients.float(),
+            torch.tensor(i),
+            torch.full_like(x, math.nan),
             x0_previous=x0,
         )
         assert step.x.isfinite().all()
@@ -352,8 +362,8 @@ def test_a_respaced_chain_tells_the_network_the_original_steps():
         pytest.param({"sampler": "ddim", "eta": math.inf}, r"eta = inf: expected", id="infinite eta"),
         pytest.param({"sampler": "ddim", "eta": "0.5"}, r"eta = '0.5': expected", id="eta as text"),
         pytest.param({"sampler": "ddim", "eta": True}, r"eta = True: expected", id="eta as a switch"),
-        pytest.param({"sampler": "ddpm", "eta": 0.5}, r"eta belongs to ddim; ddpm has none: leave", id="eta for ddpm"),
-        pytest.param({"sampler": "dpmpp_2m", "eta": 0.0}, r"eta belongs to ddim; dpmpp_2m", id="eta 0 for dpmpp"),
+        pytest.param({"sampler": "ddpm", "eta": 0.5}, r"eta belongs to ddim, and ddpm has none", id="eta for ddpm"),
+        pytest.param({"sampler": "dpmpp_2m", "eta": 0.0}, r"eta belongs to ddim, and dpmpp_2m", id="eta 0 for dpmpp"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(arguments, message):
@@ -362,7 +372,7 @@ def test_a_plan_that_cannot_be_is_refused(arguments, message):
 
 
 def test_an_order_beyond_the_second_is_refused():
-    with pytest.raises(InputError, match=r"order = 3: .* of order 1 or 2"):
+    with pytest.raises(InputError, match=r"order = 3: expected 1 or 2"):
         dpmpp_table(GaussianDiffusion(Schedule.linear(100)), order=3)
 
 

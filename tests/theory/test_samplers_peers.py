@@ -71,6 +71,7 @@ def pair(scheduler_class, prediction, **options):
     return scheduler, GaussianDiffusion(schedule, prediction, variance="fixed_small")
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("spacing", ["even", "quadratic"])
 @pytest.mark.parametrize("steps", [5, 14, 15, 50])  # theirs lowers more orders than the last one's below 15 steps
@@ -92,6 +93,7 @@ def test_dpm_solver_pp(sampler, options, steps, spacing, prediction, monkeypatch
     assert_same(our_trajectory(table, x, noise), theirs)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("clip", [True, False], ids=["clipped", "unclipped"])
 @pytest.mark.parametrize("eta", [0.0, 0.5])

@@ -7,6 +7,7 @@ sums of the parts go through a workspace, which is allocated like any tensor (in
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ __all__ = ["DTYPES", "OPS", "capabilities", "refusal", "unavailable"]
 _SUMS = {"diffusion_loss", "hybrid_loss", "vlb_terms"}
 _REINSTALL = "reinstall with it: pip install --no-build-isolation -e . (DDPM_FAST_CUDA_ARCHS=90 for compute 9.0 alone)"
 
-_kernels = getattr(_C, "cuda", None)
+_kernels: Any = getattr(_C, "cuda", None)
 unavailable = no_extension or (
     "" if _kernels else f"the C++ extension was built without nvcc. Put CUDA's nvcc on the PATH and {_REINSTALL}"
 )

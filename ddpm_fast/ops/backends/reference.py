@@ -138,7 +138,7 @@ class _Bound(NamedTuple):
     error_scale: Tensor  # what by_error is divided by to be about 1
 
 
-def _bound(output, x0, t, table, noise) -> _Bound:
+def _bound(output: Tensor, x0: Tensor, t: Tensor, table: Tensor, noise: Tensor | NoiseKey) -> _Bound:
     dtype = working_dtype(output, x0)
     channels = x0.shape[1]
     rows = table[t].to(dtype)
@@ -266,7 +266,7 @@ def plain_group_norm(norm: Norm) -> Tensor:
     if added is not None:
         y = y + per_channel(added.to(compute), x)
     y = F.group_norm(y, groups, weight.to(compute), bias.to(compute), eps)
-    if scale is not None:
+    if scale is not None and shift is not None:
         y = y * (1 + per_channel(scale.to(compute), x)) + per_channel(shift.to(compute), x)
     if silu:
         y = F.silu(y)
@@ -326,7 +326,8 @@ def winograd_matrices(device: torch.device | str = "cpu") -> tuple[Tensor, Tenso
     image = [[*np.poly(rest)[::-1], 0.0] for rest in others]
     outputs = [[p**k for p in points] + [float(k == 3)] for k in range(4)]
     rows = [*filters, [0.0, 0.0, 1.0]], [*image, list(np.poly(points)[::-1])], outputs
-    return tuple(torch.tensor(matrix, dtype=torch.float64, device=device) for matrix in rows)
+    g, b_t, a_t = (torch.tensor(matrix, dtype=torch.float64, device=device) for matrix in rows)
+    return g, b_t, a_t
 
 
 def winograd(x: Tensor, filters: Tensor, bias: Tensor | None, out: Tensor) -> None:

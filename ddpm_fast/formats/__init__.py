@@ -1,0 +1,1 @@
+"""Other people's checkpoints: the way of their weights into our networks, and back."""

@@ -1,0 +1,169 @@
+"""The weights of our UNet as those of diffusers' UNet2DModel, and back; and a diffusion as diffusers' scheduler.
+
+Both are the network of Ho et al. 2020 with the same options, under other names; where ours has one matrix for queries,
+keys and values, diffusers has three. The names need only the state dicts; a UNet2DModel itself needs diffusers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ddpm_fast.diffusion import GaussianDiffusion
+from ddpm_fast.errors import InputError
+from ddpm_fast.nn.unet import UNet, UNetConfig
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler, UNet2DModel
+
+
+def peer_network(config: UNetConfig) -> UNet2DModel:
+    """Makes diffusers' network of the same architecture as UNet(config), without dropout.
+
+    Args:
+        config: The options of our network.
+
+    Returns:
+        A UNet2DModel with random weights.
+
+    Raises:
+        InputError: UNet2DModel cannot be this network. Its attention heads all have one width, and it resamples by
+            convolutions, not inside residual blocks.
+    """
+    from diffusers import UNet2DModel  # an optional dependency
+    from diffusers.utils import logging
+
+    if config.resample != "conv":
+        raise InputError(f"UNet2DModel resamples by convolutions; this network's resample is {config.resample!r}")
+    attends = [height in config.attention_resolutions for height in config.resolutions]
+    with_attention = [channels for channels, here in zip(config.level_channels, attends, strict=True) if here]
+    widths = {channels // config.num_heads for channels in (*with_attention, config.level_channels[-1])}
+    if len(widths) > 1 and config.num_heads > 1:
+        raise InputError(f"UNet2DModel has heads of one width; this network's are of {sorted(widths)} channels")
+    logging.set_verbosity_error()  # it warns of a list of modules even where that is empty
+    return UNet2DModel(
+        sample_size=config.image_size,
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        layers_per_block=config.num_res_blocks,
+        block_out_channels=config.level_channels,
+        down_block_types=tuple("AttnDownBlock2D" if here else "DownBlock2D" for here in attends),
+        up_block_types=tuple("AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attends)),
+        downsample_padding=0 if config.downsample_padding == "asymmetric" else 1,
+        flip_sin_to_cos=config.time_order == "cos|sin",
+        freq_shift=1 if config.time_denominator == "half-1" else 0,
+        norm_num_groups=config.norm_groups,
+        attn_norm_num_groups=config.norm_groups,  # without it, scale_shift takes the norm out of the middle's attention
+        norm_eps=config.norm_eps,
+        attention_head_dim=None if config.num_heads == 1 else widths.pop(),
+        resnet_time_scale_shift="scale_shift" if config.scale_shift else "default",
+        num_class_embeds=config.num_classes + 1 if config.num_classes else None,
+    )
+
+
+def same_weights(model: UNet) -> UNet2DModel:
+    """Makes diffusers' network with the weights of ours, on its device and in its dtype, in eval mode.
+
+    Raises:
+        InputError: UNet2DModel cannot be this network.
+    """
+    peer = peer_network(model.config)
+    peer.load_state_dict(to_diffusers(model.state_dict(), peer.state_dict(), model.config))
+    weight = model.conv_in.weight
+    return peer.to(weight.device, weight.dtype).eval()
+
+
+def from_diffusers(state: dict[str, Tensor], config: UNetConfig) -> dict[str, Tensor]:
+    """Renames the state dict of a UNet2DModel for UNet(config), and joins its queries, keys and values."""
+    parts: dict[str, list[Tensor]] = {}
+    for theirs, ours in our_names(state, config).items():
+        parts.setdefault(ours, []).append(state[theirs])
+    return {name: torch.cat(tensors) if len(tensors) > 1 else tensors[0] for name, tensors in parts.items()}
+
+
+def to_diffusers(state: dict[str, Tensor], names: Iterable[str], config: UNetConfig) -> dict[str, Tensor]:
+    """Renames the state dict of a UNet(config) for a UNet2DModel, and splits its queries, keys and values.
+
+    Args:
+        state: The parameters of our network.
+        names: The names of the UNet2DModel's parameters.
+        config: The options of our network.
+
+    Raises:
+        InputError: One network has a parameter that the other lacks.
+    """
+    theirs: dict[str, list[str]] = {}
+    for name, ours in our_names(names, config).items():
+        theirs.setdefault(ours, []).append(name)
+    if theirs.keys() != state.keys():
+        raise InputError(f"the two networks differ in {', '.join(sorted(theirs.keys() ^ state.keys()))}")
+    return {
+        name: part
+        for ours, group in theirs.items()
+        for name, part in zip(group, state[ours].chunk(len(group)), strict=True)
+    }
+
+
+def our_names(names: Iterable[str], config: UNetConfig) -> dict[str, str]:
+    """Our name of each parameter of a UNet2DModel; to_q, to_k and to_v all have that of our qkv, in this order."""
+    names = sorted(names, key=lambda name: "qkv".find(name.rpartition(".to_")[2][:1]))
+    levels, blocks = len(config.channel_mult), config.num_res_blocks
+    prefixes = {name: name for name in ("conv_in", "conv_out", "time_embedding")}
+    prefixes |= {"conv_norm_out": "norm_out", "class_embedding": "label_embedding"}
+    prefixes |= {f"mid_block.resnets.{j}": f"middle.{2 * j}" for j in (0, 1)}
+    prefixes |= {"mid_block.attentions.0": "middle.1"}
+    for level in range(levels):
+        first = level * (blocks + 1)
+        for j in range(blocks):
+            prefixes[f"down_blocks.{level}.resnets.{j}"] = f"encoder.{first + j}.0"
+            prefixes[f"down_blocks.{level}.attentions.{j}"] = f"encoder.{first + j}.1"
+        prefixes[f"down_blocks.{level}.downsamplers.0"] = f"encoder.{first + blocks}.0"
+        for j in range(blocks + 1):
+            prefixes[f"up_blocks.{level}.resnets.{j}"] = f"decoder.{first + j}.0"
+            prefixes[f"up_blocks.{level}.attentions.{j}"] = f"decoder.{first + j}.1"
+        attends = f"up_blocks.{level}.attentions.0.to_q.weight" in names
+        prefixes[f"up_blocks.{level}.upsamplers.0"] = f"decoder.{first + blocks}.{2 if attends else 1}"
+    suffixes = {name: name for name in ("", "norm1", "conv1", "norm2", "conv2", "conv")}
+    suffixes |= {"conv_shortcut": "skip", "time_emb_proj": "emb", "group_norm": "norm", "to_out.0": "proj"}
+    suffixes |= {"linear_1": "linear1", "linear_2": "linear2", "to_q": "qkv", "to_k": "qkv", "to_v": "qkv"}
+    return {name: translated(name, prefixes, suffixes) for name in names}
+
+
+def translated(name: str, prefixes: dict[str, str], suffixes: dict[str, str]) -> str:
+    """Translates a parameter's name in two parts.
+
+    Args:
+        name: Such as "down_blocks.0.resnets.1.conv1.weight".
+        prefixes: Our names of the layers, such as "down_blocks.0.resnets.1"; the longest that fits is taken.
+        suffixes: Our names of what is inside a layer, such as "conv1".
+    """
+    prefix = next(p for p in sorted(prefixes, key=len, reverse=True) if name.startswith(p + "."))
+    module, _, kind = name[len(prefix) + 1 :].rpartition(".")
+    return ".".join(filter(None, (prefixes[prefix], suffixes[module], kind)))
+
+
+def scheduler(diffusion: GaussianDiffusion, timesteps: Sequence[int] | None = None) -> DDPMScheduler:
+    """Makes diffusers' scheduler of a diffusion with the variance fixed_small, which clips the predicted x_0.
+
+    Args:
+        diffusion: Whose betas and prediction it gets.
+        timesteps: Those that a chain visits, the largest first; all of them by default.
+    """
+    from diffusers import DDPMScheduler  # an optional dependency
+
+    made = DDPMScheduler(
+        num_train_timesteps=diffusion.num_timesteps,
+        trained_betas=diffusion.schedule.betas.numpy(),
+        variance_type="fixed_small",
+        clip_sample=True,
+        prediction_type={"eps": "epsilon", "v": "v_prediction", "x0": "sample"}[diffusion.objective.prediction],
+        timestep_spacing="linspace",
+    )
+    if timesteps is None:
+        made.set_timesteps(diffusion.num_timesteps)
+    else:
+        made.set_timesteps(timesteps=list(timesteps))
+    return made

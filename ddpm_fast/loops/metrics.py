@@ -1,0 +1,94 @@
+"""The loss and gradient norm of each training step, on their way from the device to the log.
+
+Reading a number from a GPU waits for the work that computes it. So the numbers are sent at one look and read at the
+next one, when they have long arrived, and the training loop does not wait for the step that it has just started.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or the gradient norm of a training step is not a finite number. The message names the step."""
+
+
+class Look(NamedTuple):
+    """Means over some consecutive training steps.
+
+    Attributes:
+        step: The number of the last of them.
+        steps: How many they are.
+        loss: The mean loss.
+        norm: The mean gradient norm.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    norm: float
+
+
+class Metrics:
+    """The metrics of the training steps that have not been read yet."""
+
+    def __init__(self, step: int):
+        """step: the number of the training step that was reached before the first one that will be added."""
+        self._step = step  # the last one that was read
+        self._steps: list[tuple[Tensor, Tensor]] = []  # those since the last look, on the device
+        self._sent: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()  # [2, steps] each
+
+    def add(self, loss: Tensor, norm: Tensor) -> None:
+        """Add one training step: its loss and gradient norm, scalars on the device."""
+        self._steps.append((loss, norm))
+
+    def look(self, wait: bool) -> list[Look]:
+        """Send what was added, and read what has arrived.
+
+        Args:
+            wait: Whether to wait until everything has arrived.
+
+        Raises:
+            NonFiniteLoss: For the first training step whose numbers are not finite.
+        """
+        if self._steps:
+            losses, norms = zip(*self._steps, strict=True)
+            self._sent.append(_send(torch.stack([torch.stack(losses), torch.stack(norms)])))
+            self._steps.clear()
+        found = []
+        # At most one sending is left for the next look, or a loop that is faster than the device would run ever further
+        # ahead of it.
+        while self._sent and (wait or len(self._sent) > 1 or _arrived(self._sent[0][1])):
+            numbers, event = self._sent.popleft()
+            if event is not None:
+                event.synchronize()
+            found.append(self._read(numbers))
+        return found
+
+    def _read(self, numbers: Tensor) -> Look:
+        finite = numbers.isfinite().all(0).tolist()
+        losses, norms = numbers
+        if not all(finite):
+            i = finite.index(False)
+            raise NonFiniteLoss(
+                f"step {self._step + i + 1} gave the loss {losses[i].item()} and the gradient norm {norms[i].item()}."
+            )
+        self._step += len(finite)
+        return Look(self._step, len(finite), losses.mean().item(), norms.mean().item())
+
+
+def _send(numbers: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """A copy on its way to the CPU, and the event after which it is there; None if it is there already."""
+    if numbers.device.type != "cuda":
+        return numbers.cpu(), None
+    place = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+    place.copy_(numbers, non_blocking=True)
+    return place, torch.cuda.current_stream(numbers.device).record_event()
+
+
+def _arrived(event: torch.cuda.Event | None) -> bool:
+    return event is None or event.query()

@@ -1,0 +1,107 @@
+"""Every op once on each backend, at sizes that leave a rest everywhere: a program to run under compute-sanitizer.
+
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 9 python -m tests.support.every_op
+
+Without that variable torch's own allocator hands out pieces of large blocks, inside which an access out of bounds is
+not seen. Whether the results are right is for the tests to say.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from typing import Annotated
+
+import torch
+import typer
+
+import ddpm_fast as df
+from ddpm_fast import ops
+from ddpm_fast.commands.common import choose_device, console, plain_errors
+from ddpm_fast.errors import InputError
+
+BOTH = (torch.float32, torch.bfloat16)
+SIZES = {
+    (1, 1, 1): BOTH[:1],  # one element
+    (2, 3, 5): BOTH[1:],  # a sequence, whose samples are not aligned to 16 bytes
+    (3, 3, 7, 5): BOTH,  # odd everywhere
+    (2, 4, 33, 31): BOTH,  # larger than a block, and no multiple of it
+    (2, 3, 6, 6): BOTH,  # colour of whole quads a channel
+    (1, 3, 64, 68): BOTH,  # whole 16-byte words, and sums in several parts
+    (2, 3, 2, 3, 5): BOTH[:1],  # a volume
+    (0, 3, 4, 4): BOTH[1:],  # no sample
+}
+T = 10  # timesteps of the schedule
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def losses(diffusion: df.GaussianDiffusion, output: torch.Tensor, x0: torch.Tensor, key: df.NoiseKey) -> None:
+    """The loss and the bound of an output, each with its gradient; t covers the decoder at 0."""
+    t = torch.arange(len(x0), device=x0.device) % T
+    for compute in (diffusion.training_losses, lambda *given: diffusion.vlb_terms(*given).bits_per_dim):
+        loss = compute(output.requires_grad_(), x0, t, key)
+        torch.autograd.grad(loss, output, torch.ones_like(loss))
+
+
+def run_all(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, device: torch.device) -> None:
+    """Every op at one size, in one dtype and memory format."""
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}[len(shape)] if channels_last else None
+
+    def image(channels: int = 1) -> torch.Tensor:
+        x = torch.randn((shape[0], channels * shape[1], *shape[2:]), device=device).to(dtype)
+        return x.contiguous(memory_format=layout or torch.contiguous_format)
+
+    key = df.NoiseKey.of(1, shape[0], device=device)
+    t = torch.arange(shape[0], device=device) % T
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+    schedule = df.Schedule.cosine(T)
+    fixed = df.GaussianDiffusion(schedule)
+    learned = df.GaussianDiffusion(schedule, variance="learned_range", loss="hybrid")
+    ops.normal(key, shape[1:], dtype=dtype, memory_format=layout or torch.contiguous_format)
+    for x0, noise in itertools.product((pixels, image()), (key, image())):
+        fixed.q_sample(x0, t, noise, dtype)
+        losses(fixed, image(), x0, noise)
+        losses(learned, image(2), x0, noise)
+    step = torch.tensor(3, device=device)
+    for diffusion, groups, previous in itertools.product((fixed, learned), (1, 2), (None, image())):
+        if groups == 1 and diffusion is learned:
+            continue
+        table = df.samplers.ddpm_table(diffusion).coefficients.to(device, torch.float32)
+        ops.reverse_step(image(), image(groups), table, step, key, x0_previous=previous)
+        options = {"x0_previous": previous, "return_x0": True, "model_dtype": torch.bfloat16}
+        ops.reverse_step(image().float(), image(groups), table, step, image(), **options)
+
+
+@app.command()
+def main(
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    backend: Annotated[list[str], typer.Option(help="Run this backend alone (repeatable).")] = [],  # noqa: B006
+) -> None:
+    """Run every op on each backend that is there. Fails if none is."""
+    with plain_errors():
+        place, ran = choose_device(device), 0
+        if place.type == "cuda" and os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING") != "1":
+            console.print("Without PYTORCH_NO_CUDA_MEMORY_CACHING=1 a sanitizer misses most accesses out of bounds")
+        statuses = {status.name: status for status in ops.backend_status()}
+        for name in backend or ("cuda", "triton"):
+            status = statuses.get(name)
+            reason = f"there is no backend of this name, only {', '.join(statuses)}" if status is None else ""
+            if reason := reason or status.unavailable or ops.cannot_run_on(name, place):
+                console.print(f"{name}: not run: {reason}", soft_wrap=True)
+                continue
+            with df.use_backend(name):
+                for shape, dtypes in SIZES.items():
+                    formats = (False, True) if len(shape) > 3 else (False,)
+                    for dtype, channels_last in itertools.product(dtypes, formats):
+                        run_all(shape, dtype, channels_last, place)
+            if place.type == "cuda":
+                torch.cuda.synchronize(place)
+            console.print(f"{name}: ran {len(SIZES)} shapes")
+            ran += 1
+        if not ran:
+            raise InputError("no backend could run: see the reasons above, and python -m ddpm_fast.info")
+
+
+if __name__ == "__main__":
+    app()
