@@ -2,7 +2,6 @@
 
 import time
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,19 +11,10 @@ from benchmarks.rows import duration
 from benchmarks.runs import Options, Run, say
 from ddpm_fast.commands.common import DTYPE_NAMES
 from ddpm_fast.errors import InputError
-from ddpm_fast.metrics.two_sample import two_sample_p
-from ddpm_fast.pictures.images import to_uint8
+from ddpm_fast.metrics.two_sample import deviations, two_sample_p
 
 FEWER = 5  # the chain that the test must tell apart has so many times fewer steps
 BATCH = 100
-
-
-def deviations(images: Tensor, exact: Tensor) -> dict[str, float]:
-    """How far images [n, ...] in [-1, 1] are from others of the same noise, in levels of 8 bits."""
-    levels = np.abs(to_uint8(images).astype(float) - to_uint8(exact)).reshape(len(images), -1)
-    shares = {"mean_levels": levels.mean(), "differing_share": (levels > 0).mean()}
-    shares["worst_image_mean_levels"] = levels.mean(1).max()
-    return {name: float(share) for name, share in shares.items()}
 
 
 def main(options: Options, n: int = 500, steps: int = 50) -> None:

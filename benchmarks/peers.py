@@ -6,10 +6,9 @@ import importlib
 import importlib.util
 import io
 from collections.abc import Callable, Iterator
-from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 DIFFUSERS = "diffusers"
 LUCIDRAINS = "denoising-diffusion-pytorch"
@@ -66,22 +65,6 @@ def lucidrains_network(size: str, channels: int) -> nn.Module:
 def lucidrains_options(size: str) -> dict:
     smaller = {"digits": {"dim": 32, "dim_mults": (1, 2, 4)}, "quick": {"dim": 32, "dim_mults": (1, 2)}}
     return smaller.get(size, {"dim": 64, "dim_mults": (1, 2, 4, 8), "flash_attn": True})
-
-
-@contextlib.contextmanager
-def given_noise(normals: Iterator[Tensor]) -> Iterator[None]:
-    """Inside, diffusers draws these normals, one tensor after the other."""
-    from diffusers.pipelines.ddpm import pipeline_ddpm
-    from diffusers.schedulers import scheduling_ddpm
-
-    def drawn(shape, generator=None, device=None, dtype=None, layout=None) -> Tensor:
-        return next(normals).to(dtype or torch.float32)
-
-    with (
-        mock.patch.object(scheduling_ddpm, "randn_tensor", drawn),
-        mock.patch.object(pipeline_ddpm, "randn_tensor", drawn),
-    ):
-        yield
 
 
 def freshly_compiled(formula: Callable) -> Callable:

@@ -11,6 +11,7 @@ from benchmarks import peers
 from benchmarks.comparison import COMPILED, WAYS, Comparison
 from ddpm_fast.formats.diffusers import same_weights, scheduler
 from ddpm_fast.samplers import SamplerTable, make_table
+from tests.support.diffusers_loops import diffusers_sampling, given_noise
 from tests.support.plain import plain_sampling
 
 # Of ||out - truth|| / ||truth||. Two ways of the same steps round differently, and a network passes that on; diffusers
@@ -73,7 +74,6 @@ def _add_lucidrains(made: Comparison) -> None:
 def _add_diffusers(made: Comparison, table: SamplerTable, truth: Tensor, normals: Callable[[int], Tensor]) -> None:
     """diffusers' loop, the same with its network compiled, and its pipeline."""
     from diffusers import DDPMPipeline
-    from diffusers.schedulers import scheduling_ddpm
 
     case, labels, dtype = made.case, made.labels, made.case.torch_dtype
     peer, chain = same_weights(made.model), scheduler(made.diffusion, table.timesteps.tolist())
@@ -81,16 +81,11 @@ def _add_diffusers(made: Comparison, table: SamplerTable, truth: Tensor, normals
     def call(image: Tensor, t: Tensor) -> Tensor:
         return peer(image, t, class_labels=labels).sample
 
-    @torch.inference_mode()
     def sampled(call: Callable) -> Tensor:
-        """The loop of diffusers' DDPMPipeline; call(image, t) is its network's output."""
-        image = scheduling_ddpm.randn_tensor(made.shape, device=made.device, dtype=dtype)
-        for t in chain.timesteps:
-            image = chain.step(call(image, t), t, image).prev_sample
-        return image
+        return diffusers_sampling(call, chain, made.shape, dtype, made.device)
 
     def add(label: str, run: Callable[[], Tensor], expected: Tensor = truth) -> None:
-        with peers.given_noise(normals(i - 1) for i in range(case.steps + 1)):
+        with given_noise(normals(i - 1) for i in range(case.steps + 1)):
             made.compare(label, run(), expected, TOLERANCE[case.dtype])
         made.runs[label] = run
 

@@ -2,57 +2,26 @@
 average of their weights and clip the gradient."""
 
 import dataclasses
-import itertools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
 
 import ddpm_fast as df
 from benchmarks import peers
 from benchmarks.comparison import COMPILED, WAYS, Comparison
 from ddpm_fast.data import Dataset, batch_indices
-from ddpm_fast.formats.diffusers import same_weights, scheduler
 from ddpm_fast.loops.training import TrainConfig, Trainer
-from tests.support.plain import PlainStep, reference_step, scaled
+from tests.support.diffusers_loops import diffusers_step
+from tests.support.plain import reference_step
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # of the first loss
 IMAGES = 512  # in the dataset, at least, of random pixels; four batches where that is more
 LEAST_BATCH = 16  # denoising-diffusion-pytorch's Trainer takes no smaller ones
 # What a step reads and writes of each parameter besides the network's passes: the clipping 2, AdamW 7, the average 3.
 PASSES_OF_PARAMETERS = 12
-
-
-def diffusers_step(
-    made: df.UNet, diffusion: df.GaussianDiffusion, config: TrainConfig, data: Dataset, compiled: bool = False
-) -> PlainStep:
-    """The loop of diffusers' unconditional training example with its EMA, on its own network with our weights."""
-    from diffusers.training_utils import EMAModel
-
-    model, chain = same_weights(made).train(), scheduler(diffusion)
-    average = EMAModel(model.parameters(), decay=config.ema_decay)
-    called = peers.freshly_compiled(model) if compiled else model
-    parts = [part for part in (data.images, data.labels) if part is not None]
-    loader = DataLoader(TensorDataset(*parts), config.batch_size, shuffle=True, drop_last=True)
-    batches = itertools.chain.from_iterable(itertools.repeat(loader))
-
-    def target(images: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        return chain.get_velocity(scaled(images), noise, t) if diffusion.objective.prediction == "v" else noise
-
-    return PlainStep(
-        model=model,
-        config=config,
-        call=lambda x_t, t, labels: called(x_t, t, class_labels=labels).sample,
-        batches=lambda: (*next(batches), None)[:2],
-        noised=lambda images, t, noise: chain.add_noise(scaled(images), noise, t),
-        target=target,
-        average=lambda: average.step(model.parameters()),
-        timesteps=diffusion.num_timesteps,
-    )
 
 
 def add_variants(made: Comparison) -> None:
@@ -87,7 +56,7 @@ def add_variants(made: Comparison) -> None:
     if made.has(peers.DIFFUSERS):
         plain[peers.DIFFUSERS] = diffusers_step(first.model, diffusion, config, data)
         if made.compiles():
-            plain[COMPILED] = diffusers_step(first.model, diffusion, config, data, compiled=True)
+            plain[COMPILED] = diffusers_step(first.model, diffusion, config, data, peers.freshly_compiled)
     # The first batch as ours draws it: its timesteps, noise and images.
     key = df.NoiseKey.of(config.seed, n, stream=df.Stream.TRAINING, device=device)
     t, _ = first.timestep_sampler.sample(dataclasses.replace(key, stream=df.Stream.TIMESTEP))

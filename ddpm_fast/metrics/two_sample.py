@@ -1,5 +1,5 @@
-"""Whether two sets of images can be told apart: the kernel two-sample test (Gretton et al. 2012, "A Kernel Two-Sample
-Test"), with a Gaussian kernel on pixels and permutations."""
+"""How two sets of images differ: pixel by pixel, where they have the same noise, and as sets, by the kernel two-sample
+test (Gretton et al. 2012), with a Gaussian kernel on pixels and permutations."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ddpm_fast.errors import InputError
+from ddpm_fast.pictures.images import to_uint8
 
 
 def two_sample_p(first: Tensor, second: Tensor, permutations: int = 2000) -> float:
@@ -37,3 +38,11 @@ def two_sample_p(first: Tensor, second: Tensor, permutations: int = 2000) -> flo
     # For sets of one size this orders the permutations as the unbiased statistic does.
     statistics = ((signs @ kernel) * signs).sum(1)
     return float((statistics >= statistics[0] * (1 - 1e-12)).double().mean())
+
+
+def deviations(images: Tensor, exact: Tensor) -> dict[str, float]:
+    """How far images [n, ...] in [-1, 1] are from others of the same noise, in levels of 8 bits."""
+    levels = np.abs(to_uint8(images).astype(float) - to_uint8(exact)).reshape(len(images), -1)
+    shares = {"mean_levels": levels.mean(), "differing_share": (levels > 0).mean()}
+    shares["worst_image_mean_levels"] = levels.mean(1).max()
+    return {name: float(share) for name, share in shares.items()}

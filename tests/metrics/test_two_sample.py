@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ddpm_fast.errors import InputError
-from ddpm_fast.metrics.two_sample import two_sample_p
+from ddpm_fast.metrics.two_sample import deviations, two_sample_p
 
 
 def test_it_is_calibrated_and_tells_apart():
@@ -20,3 +20,11 @@ def test_it_is_calibrated_and_tells_apart():
     assert two_sample_p(drawn(200), 1.5 * drawn(200)) < 1e-3, "the same mean"
     with pytest.raises(InputError, match="expected as many of both"):
         two_sample_p(drawn(3), drawn(4))
+
+
+def test_deviations_are_in_levels():
+    exact = torch.zeros(2, 1, 2, 2)
+    off = exact.clone()
+    off[0, 0, 0, 0] = 4 / 127.5
+    found = deviations(off, exact)
+    assert found == {"mean_levels": 0.5, "differing_share": 0.125, "worst_image_mean_levels": 1.0}
