@@ -22,6 +22,7 @@ from ddpm_fast.commands.common import DTYPE_NAMES
 from ddpm_fast.data import Dataset
 from ddpm_fast.errors import InputError
 from ddpm_fast.loops.training import TrainConfig, Trainer
+from tests.support.networks import random_unet
 
 TIMED = 3  # runs whose median is a point's time, after the one whose memory is measured
 ROOT = Path(__file__).parent.parent
@@ -94,7 +95,7 @@ def work(point: Point, device: torch.device) -> Callable[[], object]:
         dtype = next(dtype for dtype, name in DTYPE_NAMES.items() if name == point.dtype)
         model = df.UNet(config).to(device, dtype).eval()
         return lambda: df.sample(model, diffusion, point.batch, steps=point.steps)
-    model = networks.without_zeros(df.UNet(config)).to(device) if point.task == "step" else None
+    model = random_unet(**config.to_dict()).train().to(device) if point.task == "step" else None
     output = None if model else torch.randn(shape, device=device, requires_grad=True)
     t, x0 = torch.randint(1000, shape[:1], device=device), images.to(device)
     key = df.NoiseKey.of(0, point.batch, stream=df.Stream.TRAINING, device=device)

@@ -3,8 +3,8 @@ training steps and sampling, by the batch and one image at a time."""
 
 import torch
 
-from benchmarks import machine, networks, peers, sampling, training, unet
-from benchmarks.comparison import COMPILED, WAYS, Case, Comparison
+from benchmarks import machine, networks, sampling, training, unet
+from benchmarks.comparison import Case, Comparison
 from benchmarks.runs import Options, Run
 from ddpm_fast.errors import InputError
 
@@ -53,14 +53,6 @@ def cases(
                 made.append(Case("training", size, dtype, batch, TRAINING_STEPS[device.type]))
             made += [Case("sampling", size, dtype, n, steps) for n in samples]
     return [case for case in made if case.layer in layers]
-
-
-def labels(case: Case, device: torch.device) -> tuple[str, ...]:
-    """The variants that a case can have, ours first."""
-    if case.layer in NETWORK:
-        return ("ddpm_fast", peers.DIFFUSERS, unet.CHANNELS_LAST, COMPILED)
-    made = (*WAYS[device.type], "torch", peers.DIFFUSERS, COMPILED, peers.LUCIDRAINS)
-    return (*made, sampling.PIPELINE) if case.layer == "sampling" else made
 
 
 def measure(case: Case, run: Run) -> None:

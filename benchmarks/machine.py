@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import ddpm_fast as df
 from benchmarks import peers, timing
 from ddpm_fast.commands.common import DTYPE_NAMES
-from ddpm_fast.ops.backends import cpu
+from ddpm_fast.ops.backends import cpu as cpu_kernels
 
 SCHEDULERS = 4  # of an SM, on every generation since 2017; each issues one warp instruction a clock
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**26}  # many times the L2, or the caches of most CPUs
@@ -32,26 +32,18 @@ def environment(device: torch.device) -> dict:
     """What a result was measured on and with: machine, versions, commit."""
     cpuinfo = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in cpuinfo if line.startswith("model name")]
-    where = {
-        "cpu": names[0] if names else platform.processor(),
-        "architecture": platform.machine(),
-        "cores": cores(),
-        "threads": torch.get_num_threads(),
-        "isa": cpu.isa() if not cpu.unavailable else None,
-        "backend": df.ops.active_backend("q_sample", device, torch.float32),
-        "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,
-    }
+    cpu, load = names[0] if names else platform.processor(), os.getloadavg() if hasattr(os, "getloadavg") else None
+    where = {"cpu": cpu, "architecture": platform.machine(), "cores": cores(), "threads": torch.get_num_threads()}
+    where |= {"isa": cpu_kernels.isa() if not cpu_kernels.unavailable else None, "load_average": load}
+    where["backend"] = df.ops.active_backend("q_sample", device, torch.float32)
     if device.type == "cuda":
         where["gpu"] = gpu(device)
     versions = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
     versions |= {name: _version(name) for name in ("triton", *peers.MODULES)} | {"ddpm_fast": df.__version__}
     commit, changed = _output("git", "rev-parse", "HEAD"), _output("git", "diff", "--name-only", "HEAD")
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "machine": where,
-        "versions": versions,
-        "git": {"commit": commit, "changed_files": changed.splitlines()},
-    }
+    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    git = {"commit": commit, "changed_files": changed.splitlines()}
+    return {"date": date, "machine": where, "versions": versions, "git": git}
 
 
 def cores() -> int:
@@ -66,13 +58,9 @@ def gpu(device: torch.device) -> dict:
     uuid = f"--id=GPU-{getattr(properties, 'uuid', '')}"
     state = smi_state(_output("nvidia-smi", f"--query-gpu={','.join(SMI)}", "--format=csv,noheader,nounits", uuid))
     clock = state.get("clocks.sm", "")
-    return {
-        "name": properties.name,
-        "multiprocessors": properties.multi_processor_count,
-        "l2_bytes": properties.L2_cache_size,
-        "state": state,
-        "sm_clock_hz": 1e6 * float(clock) if clock.isdigit() else None,
-    }
+    found = {"name": properties.name, "multiprocessors": properties.multi_processor_count, "state": state}
+    found["sm_clock_hz"] = 1e6 * float(clock) if clock.isdigit() else None
+    return found | {"l2_bytes": properties.L2_cache_size}
 
 
 def smi_state(text: str) -> dict[str, str]:

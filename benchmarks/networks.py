@@ -6,11 +6,9 @@ and the CelebA 64x64 network of Song et al. 2020 ("Denoising Diffusion Implicit 
 
 from typing import NamedTuple
 
-import torch
-from torch import nn
-
 import ddpm_fast as df
 from ddpm_fast.errors import InputError
+from tests.support.networks import random_unet
 
 _HO = {"downsample_padding": "asymmetric", "norm_eps": 1e-6, "time_denominator": "half-1", "time_order": "sin|cos"}
 CIFAR10 = df.UNetConfig(**_HO)
@@ -37,15 +35,5 @@ def network(size: str) -> Network:
         return Network(loaded.model, loaded.diffusion)
     if size not in SIZES:
         raise InputError(f"size {size!r} is unknown; there are {', '.join((DIGITS, *SIZES))}")
-    torch.manual_seed(0)
     diffusion = df.GaussianDiffusion(df.Schedule.linear(1000), variance="fixed_small")
-    return Network(without_zeros(df.UNet(SIZES[size])).eval(), diffusion)
-
-
-@torch.no_grad()
-def without_zeros(model: nn.Module) -> nn.Module:
-    """The model with random values where its layers start at zero: they would make the network's output 0."""
-    for parameter in model.parameters():
-        if parameter.ndim > 1 and not parameter.any():
-            nn.init.normal_(parameter, std=0.02)
-    return model
+    return Network(random_unet(0.02, **SIZES[size].to_dict()), diffusion)

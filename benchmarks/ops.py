@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 import ddpm_fast as df
-from benchmarks import bound, machine, operations, peers, registration, timing
+from benchmarks import bound, machine, operations, peers, timing
 from benchmarks.operations import Case, Operation
 from benchmarks.rows import CEILING, rows
 from benchmarks.runs import Mismatch, Options, Run
@@ -53,7 +53,7 @@ KINDS = {
         bound.hybrid_loss, (*_COMPOSED, peers.LUCIDRAINS), ("bfloat16", *_TRAINED), bound.BoundOperation
     ),
     "vlb_terms": Kind(bound.vlb_terms, _COMPOSED, operation=bound.BoundOperation),
-    "diffusion_loss": Kind(registration.diffusion_loss, (registration.TWIN,), ()),
+    "diffusion_loss": Kind(operations.diffusion_loss, (operations.TWIN,), ()),
 }
 
 

@@ -1,1 +1,0 @@
-"""Result files as a page with pictures, or one against another."""

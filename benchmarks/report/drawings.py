@@ -14,17 +14,9 @@ from ddpm_fast.pictures.canvas import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILIO
 
 PANELS = 2  # of places next to each other in a figure
 MOST_CASES = 9  # of a figure, one above the other: what fits on a screen
-PEERS = {
-    "diffusers": BLUE,
-    "torch": ORANGE,
-    "torch.compile": GREEN,
-    "composed": PURPLE,
-    "denoising-diffusion-pytorch": VERMILION,
-    "diffusers torch.compile": SKY,
-    "diffusers channels_last": "0.35",
-    "diffusers DDPMPipeline": "0.6",
-    "register_autograd": "black",
-}
+PEERS = {"diffusers": BLUE, "torch": ORANGE, "torch.compile": GREEN, "composed": PURPLE}
+PEERS |= {"denoising-diffusion-pytorch": VERMILION, "diffusers torch.compile": SKY}
+PEERS |= {"diffusers channels_last": "0.35", "diffusers DDPMPipeline": "0.6", "register_autograd": "black"}
 _COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, "black")
 _MARKS = "osD^vPX"
 _BAR, _GAP = 0.165, 0.12  # inches

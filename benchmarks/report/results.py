@@ -68,12 +68,9 @@ class Result:
             points = [(p["x"], p[quantity] / QUANTITIES[quantity][1]) for p in line["points"] if p[quantity] > 0]
             if points:
                 x, y = zip(*points, strict=True)
-                made.append(Curve(fixed_name(line), line["axis"].replace("_", " "), x, y, exponent(x, y)))
+                power = float(np.polyfit(np.log(x), np.log(y), 1)[0]) if len(x) > 1 else None
+                made.append(Curve(fixed_name(line), line["axis"].replace("_", " "), x, y, power))
         return made
-
-
-def exponent(x: tuple[float, ...], y: tuple[float, ...]) -> float | None:
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0]) if len(x) > 1 else None
 
 
 def fixed_name(line: dict) -> str:

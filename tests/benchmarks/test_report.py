@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
 from benchmarks.report import compare, drawings, page
-from benchmarks.report.results import exponent, read_result
+from benchmarks.report.results import read_result
 from ddpm_fast.errors import InputError
 
 COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -134,11 +134,15 @@ def test_what_is_no_result_says_why(read, holds, message):
         read(holds)
 
 
-def test_the_exponent_of_points():
-    x = (1, 2, 4, 8)
-    assert exponent(x, tuple(3 * n**1.5 for n in x)) == pytest.approx(1.5)
-    assert exponent(x, (7.0,) * 4) == pytest.approx(0, abs=1e-12)
-    assert exponent((1,), (1.0,)) is None
+def test_the_exponent_of_points(read):
+    def power(seconds: list[float]) -> float | None:
+        points = [{"x": 2**i, "seconds": y, "peak_bytes": 0} for i, y in enumerate(seconds)]
+        (curve,) = read(made([], growth=[{**GROWTH, "points": points}])).curves("seconds")
+        return curve.exponent
+
+    assert power([3 * 2 ** (1.5 * i) for i in range(4)]) == pytest.approx(1.5)
+    assert power([7.0] * 4) == pytest.approx(0, abs=1e-12)
+    assert power([1.0]) is None
 
 
 # --- drawings
