@@ -19,6 +19,14 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 CHANNELS_LAST = "diffusers channels_last"
 
 
+def seen(run: Callable, model: nn.Module) -> list[Tensor]:
+    """What is compared of a run: the output, and after a backward pass the gradients of the first convolution and of
+    the time embedding's first layer, which all others lie behind."""
+    results, embedding = [run()], model.time_embedding
+    first = embedding.linear1 if hasattr(embedding, "linear1") else embedding.linear_1
+    return results + [layer.weight.grad.clone() for layer in (model.conv_in, first) if layer.weight.grad is not None]
+
+
 def add_variants(made: Comparison) -> None:
     """Add the variants of a case, compared."""
     case, device, labels, exact = made.case, made.device, made.labels, made.model
@@ -53,16 +61,6 @@ def add_variants(made: Comparison) -> None:
 
     def theirs(model: nn.Module, image: Tensor) -> Tensor:
         return model(image, t, class_labels=labels).sample
-
-    def seen(run: Callable, model: nn.Module) -> list[Tensor]:
-        """What is compared of a run: the output, and the gradients of the first convolution and of the time embedding's
-        first layer, which all others lie behind."""
-        results = [run()]
-        if backward:
-            embedding = model.time_embedding
-            first = embedding.linear1 if hasattr(embedding, "linear1") else embedding.linear_1
-            results += [model.conv_in.weight.grad.clone(), first.weight.grad.clone()]
-        return results
 
     def add(label: str, run: Callable, model: nn.Module, truths: list[Tensor]) -> None:
         made.runs[label] = run
