@@ -93,7 +93,7 @@ DDPM_FN void precise_exponential(float x, float& high, float& low) {
     low = mul(low, power);
 }
 
-// e^x: the nearest fp32 number in 99 of 100 values, the one beside it in the others.
+// e^x: the nearest fp32 number for 99 of 100 values, a neighbour of it for the others.
 DDPM_FN float rounded_exponential(float x) {
     float high, low;
     precise_exponential(x, high, low);

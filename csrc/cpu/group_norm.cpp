@@ -26,8 +26,8 @@ struct Strip {
 };
 
 // A channel of a sample: u = (x - centre - rest) * rstd * factor + offset. As an fp32 number the mean alone would be
-// off by up to 2^-24 of itself, which is much of a standard deviation where that is small beside it; x - centre loses
-// nothing.
+// off by up to 2^-24 of itself, which is much of a standard deviation where that is small compared with it; x - centre
+// loses nothing.
 struct Channel {
     double centre, rest, rstd, factor, offset;
 };

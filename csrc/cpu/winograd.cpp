@@ -108,7 +108,7 @@ static void transform_input(const WinogradArgs& args, const Tile& tile, int64_t 
 }
 
 // `rows` tiles' products with a point's filters of 32 output channels, summed over the channels. Each strip is summed
-// by itself, which takes 1% of the time: a network is off by 1.7e-6 so, by 2.7e-6 with one long sum.
+// separately, which takes 1% of the time: so a network's error is 1.7e-6, and 2.7e-6 with one long sum.
 template <int rows>
 static void multiply(const float* tiles, const float* filters, int64_t channels, float* products) {
     for (int column = 0; column < kWinogradPanel; column += 2 * kLanes) {

@@ -1,7 +1,8 @@
 """The ops in plain torch, on any device: the oracle that every kernel is tested against, and the fallback.
 
 Arithmetic is fp32 (float64 where an image is float64), operation for operation as in csrc/*.h, so that in fp32 the
-results are the same bits as the kernels' - but where there is an exp, log or tanh, which are torch's own here.
+results are the same bits as the kernels'. The exceptions are exp, log and tanh, which are torch's own here, and the
+network's ops.
 """
 
 from __future__ import annotations
@@ -163,7 +164,8 @@ def _bound(output: Tensor, x0: Tensor, t: Tensor, table: Tensor, noise: Tensor |
 
 
 def _store_gradient(gradient: Tensor, by_output: Tensor, by_v: Tensor) -> None:
-    """What a loss's backward scales: by_output beside by_v where the output has a second group of channels."""
+    """Stores what a loss's backward scales: by_output, and after it by_v if the output has a second group of
+    channels."""
     parts = [by_output, by_v] if gradient.shape[1] > by_output.shape[1] else [by_output]
     # fp16 ends at 65504; an untrained network's derivative may not.
     largest = torch.finfo(gradient.dtype).max
