@@ -1,7 +1,6 @@
 """The one door to the benchmarks: `python -m benchmarks ops|network|loops|growth|fidelity|kernels|report`."""
 
-from __future__ import annotations
-
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +11,11 @@ from benchmarks import growth as growth_
 from benchmarks import kernels as kernels_
 from benchmarks import layers
 from benchmarks import ops as ops_
-from benchmarks.report.commands import app as report
-from benchmarks.runs import Options
+from benchmarks.report.compare import MEMORY_THRESHOLD, THRESHOLD
+from benchmarks.report.compare import compare as compared
+from benchmarks.report.page import draw as drawn
+from benchmarks.report.results import read_result
+from benchmarks.runs import Options, say
 from ddpm_fast.commands.common import plain_errors
 
 Out = Annotated[Path, typer.Option(help="The file for the results, as JSON.")]
@@ -21,23 +23,22 @@ Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 Only = Annotated[str, typer.Option(help="Only the cases whose name contains this, such as 'q_sample uint8'.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Small sizes and few rounds: does all of it run and match?")]
 Rounds = Annotated[int, typer.Option(help="Rounds for each comparison; 0 is the usual number.")]
-Minutes = Annotated[
-    float | None, typer.Option(help="Start no new case after this many minutes, and name what is left.")
-]
+Minutes = Annotated[float | None, typer.Option(help="Start no new case after this time; say what is left out.")]
 Backends = Annotated[list[str], typer.Option("--backend", help="Measure this backend of ours alone (repeatable).")]
-Compile = Annotated[
-    bool, typer.Option("--compile", help="Also time diffusers' networks under torch.compile (minutes).")
-]
+Compile = Annotated[bool, typer.Option("--compile", help="Also time diffusers' networks under torch.compile.")]
 Sizes = Annotated[list[str], typer.Option("--size", help=f"Only {', '.join(layers.ALL_SIZES)} (repeatable).")]
-Kernels = Annotated[Path | None, typer.Option("--kernels", help="The counts of instructions that `kernels` wrote.")]
+Kernels = Annotated[Path | None, typer.Option("--kernels", help="The log of ncu of `kernels`: see gpu.sh.")]
+Images = Annotated[int, typer.Option(help="The number of images in a set.")]
+Steps = Annotated[int, typer.Option(help="The number of steps of the chain.")]
+Results = Annotated[list[Path], typer.Argument(metavar="RESULT.json...", help="Files that the benchmarks wrote.")]
+Old = Annotated[Path, typer.Argument(metavar="OLD.json", help="The earlier result.")]
+New = Annotated[Path, typer.Argument(metavar="NEW.json", help="The later result.")]
+Page = Annotated[Path, typer.Option("--out", help="The page; its pictures go to images/ in the same folder.")]
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    help="Measure ddpm_fast and what one would use instead, alternately and on the same tensors.",
-)
-app.add_typer(report, name="report", help="Draw result files as a page, or compare two of them.")
+HELP = "Measure ddpm_fast and what one would use instead, alternately and on the same tensors."
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=HELP)
+report = typer.Typer(no_args_is_help=True, help="Draw result files as a page, or compare two of them.")
+app.add_typer(report, name="report")
 
 
 @app.command()
@@ -53,41 +54,29 @@ def ops(
 ) -> None:
     """Time each fused op, compared with diffusers, denoising-diffusion-pytorch, plain torch and torch.compile."""
     with plain_errors():
-        ops_.main(Options(out, device, only, quick, rounds, minutes, backends=tuple(backend)), kernels)
+        options = Options(out, device, only, quick, rounds, minutes, backends=tuple(backend))
+        ops_.main(options, kernels_.read(kernels, options) if kernels else {})
 
 
-@app.command()
-def network(
-    out: Out,
-    device: Device = "auto",
-    only: Only = "",
-    quick: Quick = False,
-    rounds: Rounds = 0,
-    minutes: Minutes = None,
-    compiling: Compile = False,
-    size: Sizes = [],  # noqa: B006
-) -> None:
-    """Time the U-Net, forward and backward, compared with diffusers' network with the same weights."""
-    with plain_errors():
-        options = Options(out, device, only, quick, rounds, minutes, compiling)
-        layers.main(options, layers.NETWORK, tuple(size))
+def _layers(kind: tuple[str, ...], name: str, text: str) -> None:
+    def command(
+        out: Out,
+        device: Device = "auto",
+        only: Only = "",
+        quick: Quick = False,
+        rounds: Rounds = 0,
+        minutes: Minutes = None,
+        compiling: Compile = False,
+        size: Sizes = [],  # noqa: B006
+    ) -> None:
+        with plain_errors():
+            layers.main(Options(out, device, only, quick, rounds, minutes, compiling), kind, tuple(size))
+
+    app.command(name, help=text)(command)
 
 
-@app.command()
-def loops(
-    out: Out,
-    device: Device = "auto",
-    only: Only = "",
-    quick: Quick = False,
-    rounds: Rounds = 0,
-    minutes: Minutes = None,
-    compiling: Compile = False,
-    size: Sizes = [],  # noqa: B006
-) -> None:
-    """Time training steps and sampling, compared with the loops of other libraries and of plain torch."""
-    with plain_errors():
-        options = Options(out, device, only, quick, rounds, minutes, compiling)
-        layers.main(options, layers.LOOPS, tuple(size))
+_layers(layers.NETWORK, "network", "Time the U-Net, compared with diffusers' network with the same weights.")
+_layers(layers.LOOPS, "loops", "Time training steps and sampling, compared with the loops of other libraries.")
 
 
 @app.command()
@@ -98,29 +87,51 @@ def growth(out: Out, device: Device = "auto", only: Only = "", quick: Quick = Fa
 
 
 @app.command()
-def fidelity(
-    out: Out,
-    device: Device = "auto",
-    n: Annotated[int, typer.Option(help="The number of images in a set.")] = 500,
-    steps: Annotated[int, typer.Option(help="The number of steps of the chain.")] = 50,
-) -> None:
+def fidelity(out: Out, device: Device = "auto", n: Images = 500, steps: Steps = 50) -> None:
     """Compare the samples of the faster modes with those of plain torch in fp32."""
     with plain_errors():
         fidelity_.main(Options(out, device), n, steps)
 
 
 @app.command()
-def kernels(
-    out: Out,
-    device: Device = "cuda",
-    only: Only = "",
-    quick: Quick = False,
-    backend: Backends = [],  # noqa: B006
-    inside_ncu: Annotated[bool, typer.Option("--inside-ncu", hidden=True)] = False,
-) -> None:
-    """Count the instructions that a GPU executes in one call of each op of ours."""
+def kernels(device: Device = "cuda", only: Only = "", quick: Quick = False, backend: Backends = []) -> None:  # noqa: B006
+    """Call each op of ours once on a GPU, for ncu to count the instructions: gpu.sh has the command."""
     with plain_errors():
-        kernels_.main(Options(out, device, only, quick, backends=tuple(backend)), inside_ncu)
+        kernels_.main(Options(Path(), device, only, quick, backends=tuple(backend)))
+
+
+@report.command()
+def draw(results: Results, out: Page = Path("docs/benchmarks.md")) -> None:
+    """Draw a page of tables and pictures from result files."""
+    with plain_errors():
+        command = shlex.join(["python", "-m", "benchmarks", "report", "draw", *map(str, results), "--out", str(out)])
+        for path in drawn([read_result(path) for path in results], out, command):
+            say(f"Wrote {path}")
+
+
+@report.command()
+def compare(old: Old, new: New) -> None:
+    """Name what became slower or faster beyond noise; exit with status 1 if anything became slower."""
+    with plain_errors():
+        before, after = read_result(old), read_result(new)
+        found = compared(before, after)
+        for result in (before, after):
+            git, date = result.found["git"], result.found["date"]
+            say(f"{result.path}: commit {git.get('commit')}, with {len(git.get('changed_files', []))} changes, {date}")
+        for warning in found.warnings:
+            say(f"Warning: {warning}")
+        for what, changes in (("Slower", found.slower), ("Faster", found.faster)):
+            for name, text in changes.items():
+                say(f"{what}: {name}: {text}")
+        rule = f"the 95% intervals do not overlap, and more than {THRESHOLD:.0%}; memory: {MEMORY_THRESHOLD:.0%}"
+        say(f"{len(found.slower)} slower, {len(found.faster)} faster beyond noise ({rule}); {found.same} as before")
+        for names, result in ((found.only_old, before), (found.only_new, after)):
+            for name in names:
+                say(f"Only in {result.path.name}: {name}")
+        for message in after.found["failures"]:
+            say(f"Failed: {message}")
+        if found.slower:
+            raise typer.Exit(1)
 
 
 if __name__ == "__main__":

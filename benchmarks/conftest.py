@@ -1,7 +1,5 @@
 """The options of `pytest benchmarks`."""
 
-from __future__ import annotations
-
 import pytest
 
 

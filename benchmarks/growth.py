@@ -1,11 +1,5 @@
-"""How time and peak memory grow: `python -m benchmarks growth --out FILE.json`.
-
-Sampling and a training step of ours for several batch sizes, image sizes, numbers of steps and numbers of threads, one
-of them at a time. Each point is measured in a process of its own, which gives memory that nothing else has touched. And
-the peak memory of a training step with its noise stored, and regenerated.
-"""
-
-from __future__ import annotations
+"""How time and peak memory grow: `python -m benchmarks growth --out FILE.json`. One size changes at a time, and each
+point is measured in a process of its own, which gives memory that nothing else has touched."""
 
 import contextlib
 import dataclasses
@@ -23,13 +17,12 @@ import torch
 import ddpm_fast as df
 from benchmarks import machine, networks, timing
 from benchmarks.rows import duration
-from benchmarks.runs import Options, Run, checked, matching
-from ddpm_fast.commands.common import DTYPE_NAMES, console
+from benchmarks.runs import Options, Run, say
+from ddpm_fast.commands.common import DTYPE_NAMES
 from ddpm_fast.data import Dataset
 from ddpm_fast.errors import InputError
 from ddpm_fast.loops.training import TrainConfig, Trainer
 
-TASKS = ("sampling", "training", "step", "loss")
 TIMED = 3  # runs whose median is a point's time, after the one whose memory is measured
 ROOT = Path(__file__).parent.parent
 
@@ -50,18 +43,13 @@ class Point:
     stored: bool = False
     device: str = "cpu"
 
-    def __post_init__(self):
-        if self.task not in TASKS:
-            raise InputError(f"task {self.task!r} is unknown; there are {', '.join(TASKS)}")
-
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.batch, networks.SIZES[self.network].in_channels, self.image_size, self.image_size)
 
 
 class Series(NamedTuple):
-    """Points that differ in one thing: along "batch", "image_size", "steps" or "threads", or "stored", which is the
-    noise's."""
+    """Points that differ in one field: "batch", "image_size", "steps", "threads", or "stored", which is the noise's."""
 
     fixed: Point
     axis: str
@@ -73,22 +61,20 @@ class Series(NamedTuple):
 
 def series(quick: bool, device: torch.device) -> list[Series]:
     """CIFAR-10's network, whose attention is at 16 pixels in images of 16 to 128, or a tiny one."""
-    on_gpu = device.type == "cuda"
-    threads = () if on_gpu else tuple(2**i for i in range(machine.cores().bit_length()))
+    place = str(device)
+    threads = tuple(2**i for i in range(machine.cores().bit_length()))
     if quick:
-        sampling = Point("sampling", "quick", 2, 16, steps=2, device=str(device))
-        axes = {"batch": (1, 2), "image_size": (8, 16), "steps": (1, 2), "threads": threads[:1]}
+        chain = Point("sampling", "quick", 2, 16, steps=2, device=place)
+        axes = {"batch": (1, 2), "image_size": (8, 16), "steps": (1, 2), "threads": (1,)}
+    elif device.type == "cuda":
+        chain = Point("sampling", "cifar10", 64, 32, steps=20, device=place)
+        axes = {"batch": (1, 4, 16, 64, 256), "image_size": (16, 32, 64, 128), "steps": (5, 10, 20, 40)}
     else:
-        sampling = Point("sampling", "cifar10", 64 if on_gpu else 2, 32, steps=20 if on_gpu else 4, device=str(device))
-        axes = {
-            "batch": (1, 4, 16, 64, 256) if on_gpu else (1, 2, 4, 8),
-            "image_size": (16, 32, 64, 128),
-            "steps": (5, 10, 20, 40) if on_gpu else (1, 2, 4, 8),
-            "threads": threads,
-        }
-    training = dataclasses.replace(sampling, task="training", steps=1)
-    made = [Series(sampling, axis, values) for axis, values in axes.items() if values]
-    made += [Series(training, axis, values) for axis, values in axes.items() if values and axis != "steps"]
+        chain = Point("sampling", "cifar10", 2, 32, steps=4, device=place)
+        axes = {"batch": (1, 2, 4, 8), "image_size": (16, 32, 64, 128), "steps": (1, 2, 4, 8), "threads": threads}
+    training = dataclasses.replace(chain, task="training", steps=1)
+    made = [Series(chain, axis, values) for axis, values in axes.items()]
+    made += [Series(training, axis, values) for axis, values in axes.items() if axis != "steps"]
     step = dataclasses.replace(training, task="step")
     loss = dataclasses.replace(step, task="loss", batch=8 * step.batch, image_size=32 if quick else 256)
     return [*made, Series(step, "stored", (1, 0)), Series(loss, "stored", (1, 0))]
@@ -98,9 +84,9 @@ def work(point: Point, device: torch.device) -> Callable[[], object]:
     """What is measured of a point, ready to be called."""
     torch.manual_seed(0)
     diffusion = df.GaussianDiffusion(df.Schedule.linear(1000), variance="fixed_small")
-    config = dataclasses.replace(networks.SIZES[point.network], image_size=point.image_size)
-    shape = point.shape
-    images = torch.randint(0, 256, shape, dtype=torch.uint8)
+    sizes = {} if point.task == "loss" else {"image_size": point.image_size}  # without a network any size will do
+    config = dataclasses.replace(networks.SIZES[point.network], **sizes)
+    shape, images = point.shape, torch.randint(0, 256, point.shape, dtype=torch.uint8)
     if point.task == "training":
         options = TrainConfig(batch_size=point.batch, precision=point.dtype)
         return Trainer(config, diffusion, options, Dataset(images, None, None, "random pixels"), device).train_step
@@ -116,25 +102,16 @@ def work(point: Point, device: torch.device) -> Callable[[], object]:
     def step() -> None:
         noise = torch.randn(shape, device=device) if point.stored else key
         x_t = diffusion.q_sample(x0, t, noise)
-        made = model(x_t, t) if model else output
-        diffusion.training_losses(made, x0, t, noise).mean().backward()
+        diffusion.training_losses(model(x_t, t) if model else output, x0, t, noise).mean().backward()
 
     return step
 
 
-def memory_now() -> int:
-    """Bytes of this process in memory; resets the mark that memory_peak() reads, where the kernel lets it."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def memory_peak() -> int:
-    """The most bytes of this process that were in memory."""
-    return _status("VmHWM")
-
-
-def _status(name: str) -> int:
+def memory(name: str) -> int:
+    """Bytes of this process: "VmRSS", those in memory now, or "VmHWM", the most that were since the last "VmRSS"."""
+    if name == "VmRSS":
+        with contextlib.suppress(OSError):  # where the kernel does not let it, since the beginning
+            Path("/proc/self/clear_refs").write_text("5")
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -158,21 +135,16 @@ def measured(point: Point) -> dict:
         torch.cuda.synchronize(device)
         peak = torch.cuda.max_memory_allocated(device) - before
     else:
-        before = memory_now()
+        before = memory("VmRSS")
         run()
-        peak = memory_peak() - before
+        peak = memory("VmHWM") - before
     seconds = [timing.seconds_of(run, device) for _ in range(TIMED)]
     return {"seconds": float(np.median(seconds)), "peak_bytes": max(0, peak)}
 
 
-def print_measured(fields: dict) -> None:
-    """What the process of a point runs: the last line that it prints is measured() as JSON."""
-    print(json.dumps(measured(Point(**fields))))
-
-
 def measured_apart(point: Point) -> dict:
-    """measured(point) in a process of its own. Raises InputError if that fails."""
-    call = f"from benchmarks import growth; growth.print_measured({dataclasses.asdict(point)!r})"
+    """measured(point) in a process of its own, which prints it. Raises InputError if that fails."""
+    call = f"from benchmarks.growth import *; print(json.dumps(measured({point!r})))"
     made = subprocess.run([sys.executable, "-c", call], cwd=ROOT, capture_output=True, text=True)
     if made.returncode:
         reason = (made.stderr.strip() or f"status {made.returncode}").splitlines()[-1]
@@ -184,20 +156,17 @@ def measure(chosen: Series, run: Run) -> None:
     """Measures a series; its points are put down as they come."""
     task, axis, fixed = chosen.fixed.task, chosen.axis, dataclasses.asdict(chosen.fixed)
     del fixed[axis]
-    line: dict = {"task": task, "axis": axis, "fixed": fixed, "points": []}
-    if axis == "stored":
-        line["noise_bytes"] = 4 * math.prod(chosen.fixed.shape)
+    line = {"task": task, "axis": axis, "fixed": fixed, "points": [], "noise_bytes": 4 * math.prod(chosen.fixed.shape)}
     run.found["growth"].append(line)
     for value in chosen.values:
         point = {"x": value, **measured_apart(dataclasses.replace(chosen.fixed, **{axis: value}))}
         line["points"].append(point)
-        peak = f"{point['peak_bytes'] / 2**20:.4g} MiB"
-        console.print(f"{task}, {axis} {value}: {duration(point['seconds'])}, {peak}")
+        say(f"{task}, {axis} {value}: {duration(point['seconds'])}, {point['peak_bytes'] / 2**20:.4g} MiB")
         run.write()
 
 
 def main(options: Options) -> None:
     """Measures how time and peak memory grow, and writes the points to a file."""
-    run = Run(checked(options, 0, 0), {}, growth=[])
-    run.each(matching(series(options.quick, run.device), options.only), lambda chosen: measure(chosen, run))
+    run = Run(options.checked(0, 0), {}, growth=[])
+    run.each(options.matching(series(options.quick, run.device)), lambda chosen: measure(chosen, run))
     run.finish()

@@ -1,12 +1,4 @@
-"""Where and with what something was measured, and the ceilings of a machine: bytes, instructions, operations of matrix
-products and normals a second.
-
-A ceiling is what a machine reaches at best, a second. A floor is the time that work takes at least: how much of it there
-is, over the ceiling. A GPU issues one warp instruction a clock for each of the four schedulers of an SM. That rate is
-for the cheapest instructions: on sm_90 32-bit integer ones run at half of it, so Philox cannot reach it.
-"""
-
-from __future__ import annotations
+"""Where and with what something was measured, and what a machine reaches at best, a second: its ceilings."""
 
 import datetime
 import importlib.metadata
@@ -26,20 +18,22 @@ from benchmarks import peers, timing
 from ddpm_fast.commands.common import DTYPE_NAMES
 from ddpm_fast.ops.backends import cpu
 
-SCHEDULERS = 4  # of an SM, on every generation since 2017
+SCHEDULERS = 4  # of an SM, on every generation since 2017; each issues one warp instruction a clock
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**26}  # many times the L2, or the caches of most CPUs
 COPY_ROUNDS = 20
 MATRIX_SIDES = {"cuda": (4096, 8192), "cpu": (512, 1024)}  # in a CPU's caches, and beyond
 MATRIX_ROUNDS = 5
 NORMALS = {"cuda": (256, 2**18), "cpu": (64, 2**14)}  # samples and elements of each
 BUSY_SECONDS = 0.5  # until the clocks are up
-_SMI = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw", "power.limit", "temperature.gpu")
+SMI = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw", "power.limit", "temperature.gpu")
 
 
 def environment(device: torch.device) -> dict:
     """What a result was measured on and with: machine, versions, commit."""
+    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in cpuinfo if line.startswith("model name")]
     where = {
-        "cpu": _cpu_model(),
+        "cpu": names[0] if names else platform.processor(),
         "architecture": platform.machine(),
         "cores": cores(),
         "threads": torch.get_num_threads(),
@@ -49,21 +43,14 @@ def environment(device: torch.device) -> dict:
     }
     if device.type == "cuda":
         where["gpu"] = gpu(device)
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
+    versions |= {name: _version(name) for name in ("triton", *peers.MODULES)} | {"ddpm_fast": df.__version__}
+    commit, changed = _output("git", "rev-parse", "HEAD"), _output("git", "diff", "--name-only", "HEAD")
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": where,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "cuda": torch.version.cuda,
-            "triton": _version("triton"),
-            **{peer: _version(peer) for peer in peers.MODULES},
-            "ddpm_fast": df.__version__,
-        },
-        "git": {
-            "commit": _output("git", "rev-parse", "HEAD") or None,
-            "changed_files": _output("git", "diff", "--name-only", "HEAD").splitlines(),
-        },
+        "versions": versions,
+        "git": {"commit": commit, "changed_files": changed.splitlines()},
     }
 
 
@@ -73,64 +60,42 @@ def cores() -> int:
 
 
 def gpu(device: torch.device) -> dict:
-    """The GPU: what it is, and its clocks while it is busy (an idle one clocks down)."""
+    """The GPU: what it is, and its clocks right after it was busy (an idle one clocks down)."""
+    copy_bandwidth(device, seconds=BUSY_SECONDS)
     properties = torch.cuda.get_device_properties(device)
-    state = nvidia_smi(f"GPU-{getattr(properties, 'uuid', '')}", device)
-    clock = state.get("clocks.sm")
+    uuid = f"--id=GPU-{getattr(properties, 'uuid', '')}"
+    state = smi_state(_output("nvidia-smi", f"--query-gpu={','.join(SMI)}", "--format=csv,noheader,nounits", uuid))
+    clock = state.get("clocks.sm", "")
     return {
         "name": properties.name,
-        "capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": properties.multi_processor_count,
         "l2_bytes": properties.L2_cache_size,
-        "memory_bytes": properties.total_memory,
         "state": state,
-        "sm_clock_hz": 1e6 * float(clock) if clock and clock.isdigit() else None,
+        "sm_clock_hz": 1e6 * float(clock) if clock.isdigit() else None,
     }
-
-
-def nvidia_smi(uuid: str, device: torch.device) -> dict[str, str]:
-    """The driver's version, clocks in MHz, power and temperature as nvidia-smi gives them of a GPU that copies until it
-    has answered; empty where it does not."""
-    command = ["nvidia-smi", f"--query-gpu={','.join(_SMI)}", "--format=csv,noheader,nounits", f"--id={uuid}"]
-    source = torch.zeros(2**28, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-
-    def copy() -> None:
-        for _ in range(100):
-            target.copy_(source)
-        torch.cuda.synchronize(device)
-
-    until = time.monotonic() + BUSY_SECONDS
-    while time.monotonic() < until:
-        copy()
-    try:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    except OSError:
-        return {}
-    while process.poll() is None:
-        copy()
-    return smi_state(process.communicate()[0])
 
 
 def smi_state(text: str) -> dict[str, str]:
     """What nvidia-smi was asked for, by its own names; empty if the text is not one line of as many values."""
     values = [value.strip() for value in text.strip().split(",")]
-    return dict(zip(_SMI, values, strict=True)) if len(values) == len(_SMI) and "\n" not in text.strip() else {}
+    return dict(zip(SMI, values, strict=True)) if len(values) == len(SMI) and "\n" not in text.strip() else {}
 
 
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second, read and written, of a large copy on the device: the ceiling of what only moves bytes."""
+def copy_bandwidth(device: torch.device, seconds: float = 0.0) -> float:
+    """Bytes a second, read and written, of a large copy: the ceiling of what only moves bytes. seconds: at least."""
     source = torch.randint(0, 256, (COPY_BYTES[device.type],), dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
+    target, until = torch.empty_like(source), time.monotonic() + seconds
     copies = timing.batch([lambda: target.copy_(source)], device)
-    return 2 * source.numel() / float(np.median(timing.interleaved([copies], COPY_ROUNDS, device)))
+    while True:
+        median = float(np.median(timing.interleaved([copies], COPY_ROUNDS, device)))
+        if time.monotonic() >= until:
+            return 2 * source.numel() / median
 
 
 def issue_rate(card: dict | None) -> float | None:
-    """Warp instructions a second that a GPU of environment() issues at most; None without one or without its clock."""
-    if not card or not card["sm_clock_hz"]:
-        return None
-    return card["multiprocessors"] * SCHEDULERS * card["sm_clock_hz"]
+    """Warp instructions a second that a GPU of gpu() issues at most; None without one or without its clock. It is the
+    rate of the cheapest ones: on sm_90 32-bit integer ones run at half of it, so Philox cannot reach it."""
+    return card["multiprocessors"] * SCHEDULERS * card["sm_clock_hz"] if card and card["sm_clock_hz"] else None
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -168,20 +133,11 @@ def ceilings(device: torch.device, matrices: bool) -> dict[str, float]:
 
 def _output(*command: str) -> str:
     try:
-        made = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        return subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return made.stdout.strip()
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 def _version(package: str) -> str | None:

@@ -1,13 +1,9 @@
-"""The ops of the diffusion, each with every way of computing it, on the CPU or a GPU.
+"""The ops of the diffusion, each with every way of computing it ("variant") on the same tensors, on the CPU or a GPU.
 
-The ways ("variants") of an op do the same work on the same tensors: ddpm_fast's fused op on each of its backends, the
-peer libraries, plain torch, and plain torch under torch.compile. A peer called with a noise tensor uses that, so that
-its result can be compared with float64 before anything is timed. Called with None it draws its own noise, in the way
-of its own documentation, and this is what is timed. Ours is compared as it is timed: it draws from its key, and float64
-is given the noise that the key identifies.
+A peer called with a noise tensor uses that, so that its result can be compared with float64 before anything is timed.
+Called with None it draws its own noise, as its documentation does, which is timed. Ours is compared as it is timed: it
+draws from its key, and float64 is given the noise that the key identifies.
 """
-
-from __future__ import annotations
 
 import contextlib
 import math
@@ -22,8 +18,11 @@ from torch import Tensor, nn
 import ddpm_fast as df
 from benchmarks import peers
 from benchmarks.rows import Subject
+from ddpm_fast.formats.diffusers import scheduler
 from ddpm_fast.ops import dispatch as backend
 from ddpm_fast.samplers import ddpm_table
+from tests.support.composed_bound import per_sample_mean
+from tests.support.plain import exact, noised, scaled, stepped
 
 T = 1000
 TIMESTEP = 500  # of the reverse step: every t > 0 costs the same
@@ -52,14 +51,8 @@ class Case(NamedTuple):
     def subject(self) -> Subject:
         place, dtype = "x".join(map(str, self.shape)), str(self.dtype).removeprefix("torch.")
         layout = " channels_last" * self.channels_last + " network" * self.network
-        return Subject(
-            what=self.operation,
-            text=f"{self.operation} {dtype} {place}{layout}",
-            name=f"{self.operation} {dtype}{layout}",
-            place=place,
-            dtype=dtype,
-            batch=self.shape[0],
-        )
+        text, name = (f"{self.operation} {dtype}{where}{layout}" for where in (f" {place}", ""))
+        return Subject(self.operation, text, name, place, dtype, batch=self.shape[0])
 
     def __str__(self) -> str:
         return self.subject.text
@@ -110,11 +103,8 @@ class Operation:
         return z.contiguous(memory_format=self.memory_format)
 
     def image(self) -> Tensor:
-        options = {"generator": self.generator, "device": self.device}
-        if self.case.dtype == torch.uint8:
-            x = torch.randint(0, 256, self.case.shape, dtype=torch.uint8, **options)
-        else:
-            x = (torch.rand(self.case.shape, **options) * 2 - 1).to(self.case.dtype)
+        x = torch.rand(self.case.shape, generator=self.generator, device=self.device)
+        x = (x * 256).to(torch.uint8) if self.case.dtype == torch.uint8 else (x * 2 - 1).to(self.case.dtype)
         return x.contiguous(memory_format=self.memory_format)
 
     def timesteps(self, first: int = 0) -> Tensor:
@@ -131,6 +121,9 @@ class Operation:
     def new_key(self, seed: int, stream: int) -> df.NoiseKey:
         return df.NoiseKey.of(seed, self.case.shape[0], stream=stream, device=self.device)
 
+    def with_gradient(self, loss: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+        return loss.detach(), *torch.autograd.grad(loss.mean(), output)
+
     def next_samples(self) -> df.NoiseKey:
         """The key moved on to the next batch of training, in place: NoiseKey.of would wait for a GPU."""
         self.key.sample_id.add_(self.case.shape[0])
@@ -142,11 +135,8 @@ class Operation:
         return self.key
 
     def compiled(self, formula: Callable, *inputs: Tensor) -> Variant:
-        """torch.compile of formula(*inputs, noise).
-
-        On a GPU the noise is drawn inside, where inductor fuses it. On a CPU it comes from outside: there inductor's
-        own generator was four times slower than all of the plain variant.
-        """
+        """torch.compile of formula(*inputs, noise). On a GPU the noise is drawn inside, where inductor fuses it. On a
+        CPU it is not, as inductor's own generator was four times slower there than all of the plain variant."""
         shape, dtype, device = self.case.shape, self.compute_dtype, self.device
 
         def run(noise: Tensor | None, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -158,7 +148,7 @@ class Operation:
         return lambda noise: compiled(self.draw(noise), *inputs)
 
     def scheduler(self) -> Any:
-        return self.once("scheduler", peers.diffusers_scheduler)
+        return self.once("scheduler", lambda: scheduler(df.GaussianDiffusion(df.Schedule.linear(T))))
 
     def lucidrains(self, groups: int = 1) -> nn.Module:
         """denoising-diffusion-pytorch's GaussianDiffusion around a network that answers with what it is given."""
@@ -200,46 +190,17 @@ class GivenOutput(nn.Module):
         return self.tensors["output"].to(x.dtype)
 
 
-def scaled(x0: Tensor) -> Tensor:
-    """Pixels as the networks read them; images that are float already pass."""
-    return x0.float() / 127.5 - 1 if x0.dtype == torch.uint8 else x0
-
-
-def exact(x0: Tensor) -> Tensor:
-    return x0.double() / 127.5 - 1 if x0.dtype == torch.uint8 else x0.double()
-
-
-def per_sample_mean(x: Tensor) -> Tensor:
-    return x.mean(dim=tuple(range(1, x.ndim)))
-
-
-def noised(x0: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> Tensor:
-    """q_sample in plain torch [Ho et al. 2020, eq. 4]; in float64 if the table is."""
-    signal, sigma = table[t][:, :, None, None, None].unbind(1)
-    x_t = signal * scaled(x0) + sigma * noise
-    return x_t if table.dtype == torch.float64 else x_t.to(noise.dtype)
-
-
 def noised_and_scored(x0: Tensor, t: Tensor, table: Tensor, output: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     return noised(x0, t, table, noise), per_sample_mean((output - noise).square())
 
 
-def stepped(x: Tensor, output: Tensor, row: Tensor, noise: Tensor) -> Tensor:
-    """A row of ddpm_fast.samplers.ddpm_table in plain torch [Ho et al. 2020, alg. 2], in the state's dtype."""
-    a_x, a_out, b_x, b_x0, _, sigma, clip, _ = row.unbind()
-    x0 = (a_x * x + a_out * output.to(x.dtype)).clamp(-clip, clip)
-    return b_x * x + b_x0 * x0 + sigma * noise
+# --- the ops: each function gives an Operation its variants
 
 
-# --- the ops: each function makes the Operation of a case
-
-
-def q_sample(op: Operation) -> Operation:
+def q_sample(op: Operation) -> None:
     """x_t from x_0: noise, then DDPMScheduler.add_noise or what takes its place."""
-    x0, t, dtype = op.image(), op.timesteps(), op.output_dtype
-    diffusion = df.GaussianDiffusion(df.Schedule.linear(T))
-    exact_table = diffusion.schedule.q_sample_table().to(op.device)
-    table = exact_table.float()
+    x0, t, diffusion, table, exact_table = noising(op)
+    dtype = op.output_dtype
     op.bytes_per_element = x0.itemsize + dtype.itemsize
     op.ours = lambda _: (diffusion.q_sample(x0, t, op.next_samples(), dtype),)
     op.peers = {
@@ -249,22 +210,25 @@ def q_sample(op: Operation) -> Operation:
         "torch.compile": op.compiled(lambda x0, t, table, z: (noised(x0, t, table, z).to(dtype),), x0, t, table),
     }
     op.expected = lambda noise: (noised(exact(x0), t, exact_table, noise.double()),)
-    return op
 
 
-def training_loss(op: Operation) -> Operation:
-    """All of a training step but the network: noise, x_t, each sample's loss, and its mean's gradient in the output."""
-    x0, t = op.image(), op.timesteps()
-    diffusion = df.GaussianDiffusion(df.Schedule.linear(T))
+def noising(op: Operation) -> tuple:
+    """(x_0, t, the diffusion, its table of signal and sigma in float32, the same in float64)"""
+    x0, t, diffusion = op.image(), op.timesteps(), df.GaussianDiffusion(df.Schedule.linear(T))
     exact_table = diffusion.schedule.q_sample_table().to(op.device)
-    table = exact_table.float()
+    return x0, t, diffusion, exact_table.float(), exact_table
+
+
+def training_loss(op: Operation) -> None:
+    """All of a training step but the network: noise, x_t, each sample's loss, and its mean's gradient in the output."""
+    x0, t, diffusion, table, exact_table = noising(op)
     output = op.as_output(op.randn(op.generator)).requires_grad_()
     op.grad = True
     # x_0 twice; x_t; the output, what the forward keeps for the backward (written and read), the gradient
     op.bytes_per_element = 2 * x0.itemsize + op.compute_dtype.itemsize + 4 * op.output_dtype.itemsize
 
     def with_gradient(x_t: Tensor, loss: Tensor) -> tuple[Tensor, ...]:
-        return x_t, loss.detach(), *torch.autograd.grad(loss.mean(), output)
+        return x_t, *op.with_gradient(loss, output)
 
     def ours(_: None) -> tuple[Tensor, ...]:
         key = op.next_samples()
@@ -295,18 +259,17 @@ def training_loss(op: Operation) -> Operation:
         "torch": lambda z: with_gradient(*noised_and_scored(x0, t, table, output, op.draw(z))),
         "torch.compile": lambda z: with_gradient(*compiled(z)),
     }
-    return op
 
 
-def reverse_step(op: Operation) -> Operation:
+def reverse_step(op: Operation) -> None:
     """x_{t-1} from x_t and the network's output, fixed_small variance, x_0 clipped: DDPMScheduler.step or its like.
 
     Around a network in bf16 the state stays in float32, and the network gets a copy of it.
     """
     x, output, network = op.randn(op.generator), op.as_output(op.randn(op.generator)), op.case.network
-    exact_table = ddpm_table(df.GaussianDiffusion(df.Schedule.linear(T), variance="fixed_small")).coefficients
-    exact_table = exact_table.to(op.device)
-    table, row = exact_table.float(), T - 1 - TIMESTEP
+    diffusion, row = df.GaussianDiffusion(df.Schedule.linear(T), variance="fixed_small"), T - 1 - TIMESTEP
+    exact_table = ddpm_table(diffusion).coefficients.to(op.device)
+    table = exact_table.float()
     step, model_dtype = torch.tensor(row, device=op.device), op.output_dtype if network else None
     op.key = op.new_key(0, df.Stream.REVERSE)
     op.bytes_per_element = 2 * x.itemsize + output.itemsize * (2 if network else 1)
@@ -325,12 +288,11 @@ def reverse_step(op: Operation) -> Operation:
         return (scheduler.step(output, scheduler.timesteps[row], x, generator=generator).prev_sample,)
 
     def lucidrains(noise: Tensor | None) -> tuple[Tensor, ...]:
+        # It takes no noise and no generator: where it is compared, its randn_like gives what error() made.
+        given = contextlib.nullcontext() if noise is None else mock.patch.object(torch, "randn_like", lambda _: noise)
         chain = op.lucidrains()
         chain.model.tensors["output"] = output
-        if noise is None:
-            return (chain.p_sample(x, TIMESTEP)[0],)
-        # It takes no noise and no generator: where it is compared, its randn_like gives what error() made.
-        with mock.patch.object(torch, "randn_like", return_value=noise):
+        with given:
             return (chain.p_sample(x, TIMESTEP)[0],)
 
     def expected(noise: Tensor) -> tuple[Tensor, ...]:
@@ -345,7 +307,6 @@ def reverse_step(op: Operation) -> Operation:
         "torch": lambda z: with_copy(stepped(x, output, table[row], op.draw(z))),
         "torch.compile": op.compiled(lambda *inputs: with_copy(stepped(*inputs)), x, output, table[row]),
     }
-    return op
 
 
 class Moments(Operation):
@@ -356,17 +317,16 @@ class Moments(Operation):
         return max(abs(float(z.mean())), abs(float(z.square().mean()) - 1) / 2**0.5) * self.case.elements**0.5
 
 
-def normal(op: Operation) -> Operation:
+def normal(op: Operation) -> None:
     """Standard normals, written to a new tensor."""
     op.tolerance = 6.0
     op.bytes_per_element = op.compute_dtype.itemsize
     op.normals = 0  # the ceiling of the normals is made of this op itself
     op.ours = lambda _: (df.ops.normal(op.next_step(), op.case.shape[1:], dtype=op.compute_dtype),)
     op.peers = {"torch": lambda z: (op.draw(z),)}
-    return op
 
 
-def copy(op: Operation) -> Operation:
+def copy(op: Operation) -> None:
     """The ceiling: a read and a write of every element, into a tensor that exists and into a new one."""
     source = op.image()
     target = torch.zeros_like(source)
@@ -375,4 +335,3 @@ def copy(op: Operation) -> Operation:
     op.ours = lambda _: (target.copy_(source),)
     op.peers = {"clone": lambda _: (source.clone(),)}
     op.expected = lambda _: (source.double(),)
-    return op

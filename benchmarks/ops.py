@@ -1,16 +1,7 @@
-"""Which ops are measured at which sizes, and how they are called: `python -m benchmarks ops --out FILE.json`.
-
-Machines are noisy, and noise is common to what runs within the same milliseconds. So the variants of a case take turns
-(A B C A B C ...), each round gives one ratio for each peer, and their median is the claim, with the 95% interval of its
-bootstrap (Efron 1979).
-"""
-
-from __future__ import annotations
+"""Which ops are measured at which sizes, and how they are called: `python -m benchmarks ops --out FILE.json`."""
 
 import functools
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +10,7 @@ import ddpm_fast as df
 from benchmarks import bound, machine, operations, peers, registration, timing
 from benchmarks.operations import Case, Operation
 from benchmarks.rows import CEILING, rows
-from benchmarks.runs import Mismatch, Options, Run, checked, matching
+from benchmarks.runs import Mismatch, Options, Run
 from ddpm_fast.errors import InputError
 from ddpm_fast.ops import dispatch as backend
 
@@ -33,102 +24,85 @@ GPU_SIZES = ((128, 3, 32, 32), (342, 3, 256, 256))
 GPU_NETWORK_SIZE, SMALL_SIZE = (512, 3, 32, 32), (4, 3, 16, 16)
 # What ours is called, by the kind of device: there the package's own choice, or backends by name.
 OURS = {"cpu": ("ddpm_fast",), "cuda": ("cuda", "triton")}
+PLAIN = (peers.DIFFUSERS, peers.LUCIDRAINS, "torch", "torch.compile")
 
 
 class Kind(NamedTuple):
-    """An op: what makes its Operation of a case, the labels of its peers, and the ops of ddpm_fast that it calls."""
+    """An op. prepare: gives an Operation its variants. peers: their labels. formats: what it is measured in at each
+    size. calls: the op of ddpm_fast if it has another name. ours: what is measured if it is none of ours."""
 
-    make: Callable[[Operation], Operation]
+    prepare: Callable[..., None]
     peers: tuple[str, ...]
+    formats: tuple[str, ...] = ("float32",)
+    operation: type[Operation] = Operation
     calls: str = ""
     ours: str = ""
-    operation: type[Operation] = Operation
 
 
-_PLAIN = (peers.DIFFUSERS, peers.LUCIDRAINS, "torch", "torch.compile")
+_NOISED = ("float32", "uint8", "uint8 network", "bfloat16", "float32 channels_last")
+_STEPPED = ("float32", "bfloat16", "float32 channels_last", "float32 channels_last network")
+_TRAINED = ("float32", "uint8 channels_last", "uint8 network")
+_COMPOSED = ("composed", "torch.compile")
 KINDS = {
-    "q_sample": Kind(operations.q_sample, _PLAIN),
-    "training_loss": Kind(operations.training_loss, _PLAIN, calls="diffusion_loss"),
-    "reverse_step": Kind(operations.reverse_step, _PLAIN),
-    "hybrid_loss": Kind(bound.hybrid_loss, ("composed", "torch.compile", peers.LUCIDRAINS)),
-    "vlb_terms": Kind(bound.vlb_terms, ("composed", "torch.compile")),
-    "diffusion_loss": Kind(registration.diffusion_loss, (registration.TWIN,)),
-    "normal": Kind(operations.normal, ("torch",), operation=operations.Moments),
     CEILING: Kind(operations.copy, ("clone",), ours="copy_"),
+    "normal": Kind(operations.normal, ("torch",), operation=operations.Moments),
+    "q_sample": Kind(operations.q_sample, PLAIN, _NOISED),
+    "training_loss": Kind(operations.training_loss, PLAIN, _TRAINED, calls="diffusion_loss"),
+    "reverse_step": Kind(operations.reverse_step, PLAIN, _STEPPED),
+    "hybrid_loss": Kind(
+        bound.hybrid_loss, (*_COMPOSED, peers.LUCIDRAINS), ("bfloat16", *_TRAINED), bound.BoundOperation
+    ),
+    "vlb_terms": Kind(bound.vlb_terms, _COMPOSED, operation=bound.BoundOperation),
+    "diffusion_loss": Kind(registration.diffusion_loss, (registration.TWIN,), ()),
 }
 
 
 def cases(quick: bool, device: torch.device) -> list[Case]:
     """Every case, at the sizes that are measured there, or at small ones that only show that all of it runs. First come
     the ceilings, bf16 and what is around a network, which a run that is stopped should have."""
+
+    def every(shapes: tuple) -> list[Case]:
+        return [
+            Case(name, shape, getattr(torch, dtype), "channels_last" in words, "network" in words)
+            for shape in shapes
+            for name, kind in KINDS.items()
+            for dtype, *words in map(str.split, kind.formats)
+        ]
+
     registered = [Case("diffusion_loss", shape) for shape in (SMALL_SIZE, SIZES[0])]
-    if quick:
-        made = [case for shape in QUICK_SIZES for case in _all_formats(shape)] + registered[:1]
-    elif device.type == "cpu":
-        made = [case for shape in SIZES for case in _all_formats(shape)] + registered
+    if quick or device.type == "cpu":
+        made = every(QUICK_SIZES) + registered[:1] if quick else every(SIZES) + registered
     else:
-        every = [case for shape in GPU_SIZES for case in _all_formats(shape)]
-        made = [case for case in every if case.network or not case.channels_last]
-        made += [case for case in _all_formats(GPU_NETWORK_SIZE) if case.network] + registered
+        made = [case for case in every(GPU_SIZES) if case.network or not case.channels_last]
+        made += [case for case in every((GPU_NETWORK_SIZE,)) if case.network] + registered
         made += [Case(name, SMALL_SIZE) for name in KINDS if name not in (CEILING, "diffusion_loss")]
-    return sorted(
-        made, key=lambda case: not (case.network or case.dtype == torch.bfloat16 or case.operation == CEILING)
-    )
-
-
-def _all_formats(shape: tuple[int, ...]) -> list[Case]:
-    return [
-        Case(CEILING, shape),
-        Case("normal", shape),
-        Case("q_sample", shape),
-        Case("q_sample", shape, torch.uint8),
-        Case("q_sample", shape, torch.uint8, network=True),
-        Case("q_sample", shape, torch.bfloat16),
-        Case("q_sample", shape, channels_last=True),
-        Case("training_loss", shape),
-        Case("training_loss", shape, torch.uint8, channels_last=True),
-        Case("training_loss", shape, torch.uint8, network=True),
-        Case("reverse_step", shape),
-        Case("reverse_step", shape, torch.bfloat16),
-        Case("reverse_step", shape, channels_last=True),
-        Case("reverse_step", shape, channels_last=True, network=True),
-        Case("hybrid_loss", shape),
-        Case("hybrid_loss", shape, torch.bfloat16),
-        Case("hybrid_loss", shape, torch.uint8, channels_last=True),
-        Case("hybrid_loss", shape, torch.uint8, network=True),
-        Case("vlb_terms", shape),
-    ]
+    first = [case for case in made if case.network or case.dtype == torch.bfloat16 or case.operation == CEILING]
+    return first + [case for case in made if case not in first]
 
 
 def our_labels(case: Case, device: torch.device, backends: tuple[str, ...] = ()) -> tuple[str, ...]:
     """What is measured. Raises InputError for a backend that there is not."""
-    for name in backends:
-        if name not in backend.NAMES:
-            raise InputError(f"backend {name!r} is unknown; there are {', '.join(backend.NAMES)}")
+    if unknown := [name for name in backends if name not in backend.NAMES]:
+        raise InputError(f"backend {unknown[0]!r} is unknown; there are {', '.join(backend.NAMES)}")
     ours = KINDS[case.operation].ours
     return (ours,) if ours else backends or OURS[device.type]
 
 
-def labels(case: Case, device: torch.device, backends: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """The variants of a case, ours first."""
-    return (*our_labels(case, device, backends), *KINDS[case.operation].peers)
-
-
 def absent(case: Case, label: str, quick: bool, device: torch.device) -> str:
     """Why a variant is not run here, or the empty string."""
+    is_step, is_bf16 = case.operation == "reverse_step", case.dtype == torch.bfloat16
     if label == "torch.compile" and quick:
         return "torch.compile takes a minute to start, and --quick is short"
     if label in peers.MODULES and (reason := peers.absent(label)):
         return reason
-    if label == peers.DIFFUSERS and case.operation == "q_sample" and case.dtype == torch.bfloat16:
+    if label == peers.DIFFUSERS and case.operation == "q_sample" and is_bf16:
         return "its add_noise rounds alphas_cumprod to bf16, which puts x_t off by 2% of its largest value"
-    if label == peers.DIFFUSERS and case.operation == "reverse_step" and case.network:
+    if label == peers.DIFFUSERS and is_step and case.network:
         return "its pipelines keep the state in the network's dtype, and so have no copy to make"
-    if label == peers.LUCIDRAINS and case.operation == "reverse_step":
-        if case.channels_last:
-            return "its p_sample_loop keeps the state contiguous, and in the dtype that it has"
-        if case.dtype == torch.bfloat16:
-            return "its tables are float32, and so is every state after its first step"
+    if label == peers.LUCIDRAINS and is_step and case.channels_last:
+        return "its p_sample_loop keeps the state contiguous, and in the dtype that it has"
+    if label == peers.LUCIDRAINS and is_step and is_bf16:
+        return "its tables are float32, and so is every state after its first step"
     if label in backend.NAMES:
         try:
             with df.use_backend(label):
@@ -148,42 +122,19 @@ def build(case: Case, device: torch.device) -> Operation:
 def replica(case: Case, device: torch.device, shared: dict[str, Any]) -> Operation:
     """The same case with the same values in memory of its own; what is in `shared` is not made again."""
     kind = KINDS[case.operation]
-    return kind.make(kind.operation(case, device, shared))
+    made = kind.operation(case, device, shared)
+    kind.prepare(made)
+    return made
 
 
 def check(operation: Operation, label: str) -> float:
     """The variant's error. Raises Mismatch if that is beyond the operation's tolerance."""
     with operation.running(label):
-        error = operation.error(label)
-    if not error <= operation.tolerance:  # also for NaN
-        raise Mismatch(
-            f"{label} does not give the result of {operation.case}: its error is {error:.3g}, "
-            f"expected at most {operation.tolerance:.3g}; see benchmarks/operations.py"
-        )
-    return error
-
-
-# --- counts of instructions, which kernels.py makes
-
-
-def read(path: Path | None) -> dict:
-    """What main() wrote: {case: {label: [kernel]}}; empty without a file. Raises InputError for any other file."""
-    if path is None:
-        return {}
-    try:
-        return json.loads(path.read_text())["kernels"]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not what `python -m benchmarks kernels --out` writes: {error!r}") from None
-
-
-def instructions(counted: dict, case: object, label: str) -> dict[str, float]:
-    """{"instructions": warp instructions of one call of a variant, all its kernels together}; empty where they were not
-    counted."""
-    values = [kernel.get("instructions") for kernel in counted.get(str(case), {}).get(label, [])]
-    return {"instructions": sum(values)} if values and None not in values else {}
-
-
-# --- timing
+        error, most = operation.error(label), operation.tolerance
+    if error <= most:  # not for NaN
+        return error
+    what = f"{label} does not give the result of {operation.case}"
+    raise Mismatch(f"{what}: its error is {error:.3g}, expected at most {most:.3g}; see benchmarks/operations.py")
 
 
 class Setting(NamedTuple):
@@ -197,11 +148,9 @@ class Setting(NamedTuple):
 
 
 def settings(nbytes: int, l2_bytes: int | None) -> list[Setting]:
-    """The ways of calling that are measured for a call that moves so many bytes; the last is the one to quote.
-
-    Without a GPU, and where one call overflows the L2 by itself, plain calls. Below that also a graph, on one set of
-    tensors, as a training loop has them, and on so many that the L2 never holds what is asked for.
-    """
+    """The ways of calling that are measured for a call that moves so many bytes. Without a GPU, and where one call
+    overflows the L2 by itself, plain calls. Below that also a graph, on one set of tensors, as a training loop has
+    them, and on so many that the L2 never holds what is asked for: the last is the one to quote."""
     if l2_bytes is None or (sets := timing.rotation(nbytes, l2_bytes)) == 1:
         return [Setting()]
     return [Setting(), Setting(graph=True), *([Setting(graph=True, sets=sets)] if sets <= MAX_SETS else [])]
@@ -230,41 +179,38 @@ def batches(
     return made
 
 
-def measure(case: Case, run: Run, counted: dict) -> None:
-    """Checks and times all variants of a case. counted: what kernels.py counted of each."""
-    options, device = run.options, run.device
+def measure(case: Case, run: Run, counted: dict[tuple[str, str], float]) -> None:
+    """Checks and times all variants of a case. counted: the instructions of one call, by case and label."""
+    device, ours, errors = run.device, our_labels(case, run.device, run.options.backends), {}
 
     def left_out(label: str, reason: str) -> None:
         if label in ours:
-            run.failed(f"{case}: {label}: {reason}")
+            run.found["failures"].append(f"{case}: {label}: {reason}")
         else:
             run.absent(label, reason, case)
 
-    ours, errors = our_labels(case, device, options.backends), {}
     operation = build(case, device)
-    for label in labels(case, device, options.backends):
-        if reason := absent(case, label, options.quick, device):
+    for label in (*ours, *KINDS[case.operation].peers):
+        if reason := absent(case, label, run.options.quick, device):
             left_out(label, reason)
             continue
         with run.surviving(f"{case}: {label}"):
             errors[label] = check(operation, label)
     elements = case.elements
     work = {"bytes": elements * operation.bytes_per_element, "normals": elements * operation.normals}
-    counts = {label: work | instructions(counted, case, label) for label in errors if label in ours}
-    card = run.found["machine"].get("gpu")
-    for setting in settings(work["bytes"], card and card["l2_bytes"]):
+    counts = {label: work | {"instructions": counted.get((str(case), label), 0)} for label in ours if label in errors}
+    l2_bytes = run.found["machine"].get("gpu", {}).get("l2_bytes")
+    for setting in settings(work["bytes"], l2_bytes):
         timed = batches(operation, list(errors), setting, left_out)
-        columns = timing.interleaved(list(timed.values()), options.rounds, device).T
-        seconds = dict(zip(timed, columns, strict=True))
-        run.add(rows(case.subject, seconds, counts, errors, str(setting)))
+        columns = timing.interleaved(list(timed.values()), run.options.rounds, device).T
+        run.add(rows(case.subject, dict(zip(timed, columns, strict=True)), counts, errors, str(setting)))
 
 
-def main(options: Options, counted: Path | None = None) -> None:
-    """Times the fused ops and all their peers, and writes the ratios to a file."""
-    options = checked(options, ROUNDS, QUICK_ROUNDS)
-    chosen = matching(cases(options.quick, options.place), options.only)
+def main(options: Options, counted: dict[tuple[str, str], float]) -> None:
+    """Times the fused ops and all their peers, and writes the ratios to a file. counted: see measure."""
+    options = options.checked(ROUNDS, QUICK_ROUNDS)
+    chosen = options.matching(cases(options.quick, options.place))
     our_labels(chosen[0], options.place, options.backends)
-    found = read(counted)
     run = Run(options, machine.ceilings(options.place, matrices=False))
-    run.each(chosen, lambda case: measure(case, run, found))
+    run.each(chosen, lambda case: measure(case, run, counted))
     run.finish()

@@ -1,7 +1,5 @@
 """The libraries that ours is compared with: which, whether they can be used here, and how they are set up."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import importlib
@@ -12,8 +10,6 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-
-import ddpm_fast as df
 
 DIFFUSERS = "diffusers"
 LUCIDRAINS = "denoising-diffusion-pytorch"
@@ -55,16 +51,8 @@ def lucidrains_diffusion(
     from denoising_diffusion_pytorch import GaussianDiffusion, LearnedGaussianDiffusion
 
     kind = functools.partial(LearnedGaussianDiffusion, vb_loss_weight=1.0) if learned else GaussianDiffusion
-    return kind(
-        model,
-        image_size=size,
-        timesteps=1000,
-        sampling_timesteps=steps,
-        objective="pred_noise",
-        beta_schedule="linear",
-        ddim_sampling_eta=1.0,
-        auto_normalize=False,
-    )
+    options = {"objective": "pred_noise", "beta_schedule": "linear", "ddim_sampling_eta": 1.0, "auto_normalize": False}
+    return kind(model, image_size=size, timesteps=1000, sampling_timesteps=steps, **options)
 
 
 def lucidrains_network(size: str, channels: int) -> nn.Module:
@@ -78,28 +66,6 @@ def lucidrains_network(size: str, channels: int) -> nn.Module:
 def lucidrains_options(size: str) -> dict:
     smaller = {"digits": {"dim": 32, "dim_mults": (1, 2, 4)}, "quick": {"dim": 32, "dim_mults": (1, 2)}}
     return smaller.get(size, {"dim": 64, "dim_mults": (1, 2, 4, 8), "flash_attn": True})
-
-
-def diffusers_scheduler(diffusion: df.GaussianDiffusion | None = None, timesteps: list[int] | None = None):
-    """diffusers' scheduler with the betas of a diffusion, Schedule.linear(1000) by default. timesteps: those of a
-    chain, all of them by default."""
-    from diffusers import DDPMScheduler
-
-    if diffusion is None:
-        diffusion = df.GaussianDiffusion(df.Schedule.linear(1000))
-    made = DDPMScheduler(
-        num_train_timesteps=diffusion.num_timesteps,
-        trained_betas=diffusion.schedule.betas.numpy(),
-        variance_type="fixed_small",
-        clip_sample=True,
-        prediction_type={"eps": "epsilon", "v": "v_prediction", "x0": "sample"}[diffusion.objective.prediction],
-        timestep_spacing="linspace",
-    )
-    if timesteps is None:
-        made.set_timesteps(diffusion.num_timesteps)
-    else:
-        made.set_timesteps(timesteps=timesteps)
-    return made
 
 
 @contextlib.contextmanager

@@ -1,7 +1,5 @@
 """What a benchmark finds: ours compared with one peer on one piece of work, as it is measured, stored and drawn."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -15,11 +13,8 @@ CEILING = "copy"  # the operation whose rows say what the machine can do, not wh
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What a row is about.
-
-    what: the op, or the layer above the ops. text: the name that nothing else has. name: for the reader, without the
-    place. place: the shape of an op's images, or the name of a network. batch: images. steps: of a chain.
-    """
+    """What a row is about. what: the op, or the layer above the ops. text: the name that nothing else has. name: for
+    the reader, without the place. place: the shape of an op's images, or the name of a network. steps: of a chain."""
 
     what: str
     text: str
@@ -32,20 +27,17 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """The times of one variant in seconds, and the error of its result before it was timed."""
+    """The median time of one variant in seconds, and the error of its result before it was timed."""
 
     median_s: float
-    min_s: float
     error: float | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Ours compared with one peer; without any peer, baseline is empty and peer None.
-
-    setting: how the calls were made. speedup: the peer's time over ours, with its 95% interval from low to high.
-    counts: how many "bytes", "normals", "flops" or "instructions" the work takes at least.
-    """
+    """Ours compared with one peer; without any peer, baseline is empty and peer None. setting: how the calls were made.
+    speedup: the peer's time over ours, with its 95% interval from low to high. counts: how many "bytes", "normals",
+    "flops" or "instructions" the work takes at least."""
 
     subject: Subject
     setting: str
@@ -59,7 +51,7 @@ class Row:
     counts: dict[str, float]
 
     @classmethod
-    def of(cls, line: dict[str, Any]) -> Row:
+    def of(cls, line: dict[str, Any]) -> "Row":
         """A row as dataclasses.asdict() wrote it. Raises TypeError or KeyError for anything else."""
         peer = None if line["peer"] is None else Side(**line["peer"])
         parts = {"subject": Subject(**line["subject"]), "ours": Side(**line["ours"]), "peer": peer}
@@ -69,29 +61,18 @@ class Row:
     def identity(self) -> tuple:
         return self.subject.text, self.subject.steps, self.setting, self.measured, self.baseline
 
+    def rate(self, cause: str) -> str:
+        """The name of the ceiling that limits a cause: each dtype has its own rate of operations."""
+        return f"flops {self.subject.dtype}" if cause == "flops" else cause
+
     def floors(self, ceilings: Mapping[str, float]) -> dict[str, float]:
         """The times that no implementation can go under, by what sets them: counts over the machine's rates."""
         rates = {cause: ceilings.get(self.rate(cause)) for cause in self.counts}
         return {cause: self.counts[cause] / rate for cause, rate in rates.items() if rate and self.counts[cause]}
 
-    def rate(self, cause: str) -> str:
-        """The name of the ceiling that limits a cause: each dtype has its own rate of operations."""
-        return f"flops {self.subject.dtype}" if cause == "flops" else cause
-
     def floor(self, ceilings: Mapping[str, float]) -> tuple[str, float] | None:
         """(what sets it, seconds) of the highest floor."""
         return max(self.floors(ceilings).items(), key=lambda item: item[1], default=None)
-
-    def mfu(self, ceilings: Mapping[str, float]) -> float | None:
-        """The model's FLOPs over the time, over the machine's fastest matrix product (model FLOPs utilisation)."""
-        floors = self.floors(ceilings)
-        return floors["flops"] / self.ours.median_s if "flops" in floors else None
-
-    @property
-    def images_per_s(self) -> float:
-        """Of ours; in sampling, whole chains."""
-        steps = self.subject.steps if self.subject.what == "sampling" else 1
-        return self.subject.batch / steps / self.ours.median_s
 
     def __str__(self) -> str:
         return f"{self.subject.text} [{self.setting}], {self.measured} compared with {self.baseline or 'nothing'}"
@@ -104,37 +85,17 @@ def rows(
     errors: Mapping[str, float],
     setting: str = "calls",
 ) -> list[Row]:
-    """Makes a row of each pair of ours and a peer.
-
-    Args:
-        subject: What the work is.
-        seconds: By label, the times of the rounds, in which all labels took turns.
-        counts: By each label of ours, what the work takes at least. The other labels are peers.
-        errors: By label, of those results that could be compared.
-        setting: How the calls were made.
-    """
-    sides = {
-        label: Side(float(np.median(times)), float(times.min()), errors.get(label)) for label, times in seconds.items()
-    }
+    """Makes a row of each pair of ours and a peer. seconds: by label, the times of the rounds, in which all labels took
+    turns. counts: by each label of ours, what the work takes at least; the other labels are peers. errors: by label, of
+    those results that could be compared. setting: how the calls were made."""
+    sides = {label: Side(float(np.median(times)), errors.get(label)) for label, times in seconds.items()}
     made = []
-    for measured in [label for label in seconds if label in counts]:
-        for baseline in [label for label in seconds if label not in counts] or [""]:
-            other = seconds[baseline] if baseline else seconds[measured]
-            low, high = timing.median_interval(other / seconds[measured])
-            made.append(
-                Row(
-                    subject=subject,
-                    setting=setting,
-                    measured=measured,
-                    baseline=baseline,
-                    speedup=float(np.median(other / seconds[measured])),
-                    low=low,
-                    high=high,
-                    ours=sides[measured],
-                    peer=sides.get(baseline),
-                    counts=counts[measured],
-                )
-            )
+    for ours in [label for label in seconds if label in counts]:
+        for peer in [label for label in seconds if label not in counts] or [""]:
+            ratios = seconds[peer or ours] / seconds[ours]
+            speedup, interval = float(np.median(ratios)), timing.median_interval(ratios)
+            row = Row(subject, setting, ours, peer, speedup, *interval, sides[ours], sides.get(peer), counts[ours])
+            made.append(row)
     return made
 
 
@@ -149,14 +110,11 @@ def by_variant(found: list[Row]) -> list[list[Row]]:
 def lines(found: list[Row], ceilings: Mapping[str, float]) -> list[str]:
     """The rows for a log, a line for each variant of ours."""
     made = []
-    for group in by_variant(found):
-        row = group[0]
+    for row, *others in by_variant(found):
         text = f"{row.subject.text} [{row.setting}] {row.measured} {duration(row.ours.median_s)}"
         if floor := row.floor(ceilings):
             text += f", {floor[1] / row.ours.median_s:.0%} of the time is the floor of the {floor[0]}"
-        peers = [
-            f"{each.baseline} {each.speedup:.2f}x ({each.low:.2f}..{each.high:.2f})" for each in group if each.peer
-        ]
+        peers = [f"{x.baseline} {x.speedup:.2f}x ({x.low:.2f}..{x.high:.2f})" for x in (row, *others) if x.peer]
         made.append(f"{text}; {', '.join(peers) or 'compared with nothing'}")
     return made
 

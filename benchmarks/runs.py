@@ -1,7 +1,5 @@
 """A run of a benchmark: its cases one after the other, and its file, which holds what there is after each of them."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json
@@ -22,12 +20,9 @@ from ddpm_fast.files.atomic import atomic_path, check_writable
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the commands share.
-
-    out: where the JSON goes. only: a part of the names of the cases to run. quick: small sizes and few rounds, which
-    show that all runs and matches, and time nothing. minutes: no case is started after so many. compiling: whether
-    networks run under torch.compile too. backends: those of ours to measure, the usual ones if there are none.
-    """
+    """What the commands share. out: the JSON's place. only: a part of the names of the cases to run. quick: small sizes
+    and few rounds, which time nothing. rounds: 0 for the usual number. minutes: no case is started after so many.
+    compiling: whether networks run under torch.compile too. backends: those of ours to measure, if not the usual."""
 
     out: Path
     device: str = "cpu"
@@ -42,9 +37,23 @@ class Options:
     def place(self) -> torch.device:
         return choose_device(self.device)
 
+    def checked(self, rounds: int, quick_rounds: int) -> "Options":
+        """With the number of rounds. Raises InputError for one below 0 and a file that cannot be written."""
+        check_writable(self.out)
+        if self.rounds < 0:
+            raise InputError(f"rounds is {self.rounds}; expected at least 1")
+        return dataclasses.replace(self, rounds=quick_rounds if self.quick else self.rounds or rounds)
+
+    def matching(self, cases: list) -> list:
+        """The cases whose name holds `only`. Raises InputError if none does."""
+        if chosen := [case for case in cases if self.only in str(case)]:
+            return chosen
+        names = "\n  ".join(map(str, cases))
+        raise InputError(f"no case's name holds {self.only!r}; there are\n  {names}")
+
 
 class Mismatch(Exception):
-    """A variant does not give the same result as the others, and so is not worth timing."""
+    """A variant does not give the same result as the others."""
 
 
 class Run:
@@ -54,57 +63,38 @@ class Run:
     def __init__(self, options: Options, ceilings: dict[str, float], **more: Any):
         self.options, self.device, self.ceilings = options, options.place, ceilings
         self.started = time.monotonic()
-        self.found: dict[str, Any] = {
-            **machine.environment(self.device),
-            "device": str(self.device),
-            "quick": options.quick,
-            "rounds": options.rounds or None,
-            "ceilings": ceilings,
-            "absent": {},
-            "notes": {},
-            "failures": [],
-            "left_out": [],
-            "rows": [],
-            **more,
-        }
+        self.found: dict[str, Any] = machine.environment(self.device)
+        self.found |= {"device": str(self.device), "quick": options.quick, "rounds": options.rounds or None}
+        self.found |= {"ceilings": ceilings, "absent": {}, "notes": {}, "failures": [], "left_out": [], "rows": []}
+        self.found |= more
 
     def add(self, made: list[rows.Row]) -> None:
         self.found["rows"] += [dataclasses.asdict(row) for row in made]
         for line in rows.lines(made, self.ceilings):
-            console.print(escape(line), soft_wrap=True)
+            say(line)
 
     def absent(self, label: str, reason: str, case: object) -> None:
         """A variant is not there for a case."""
         self.found["absent"].setdefault(f"{label}: {reason}", []).append(str(case))
 
-    def note(self, text: str, case: object) -> None:
-        """What differs between the variants of a case."""
-        self.found["notes"].setdefault(text, []).append(str(case))
-
-    def failed(self, what: str) -> None:
-        self.found["failures"].append(what)
-
     @contextlib.contextmanager
     def surviving(self, what: str) -> Iterator[None]:
-        """Inside, bad input, a result that does not match, and memory that does not suffice end the block, not the
-        run."""
+        """Bad input, a mismatch and a lack of memory inside are put down as a failure, and do not end the run."""
         try:
             yield
         except (InputError, Mismatch, torch.OutOfMemoryError) as error:
             message = str(error).splitlines()[0]
-            self.failed(message if isinstance(error, Mismatch) else f"{what}: {message}")
+            self.found["failures"].append(message if isinstance(error, Mismatch) else f"{what}: {message}")
         if self.device.type == "cuda":
             with contextlib.suppress(RuntimeError):  # of a GPU that is beyond help: the next case says so
                 torch.cuda.empty_cache()
 
     def each(self, cases: list, measure: Callable[[Any], None]) -> None:
         """Calls measure(case) for one case after the other until the time is over, and writes after each."""
-        minutes = self.options.minutes
         for case in cases:
-            if minutes is not None and time.monotonic() - self.started > 60 * minutes:
+            if self.options.minutes is not None and time.monotonic() - self.started > 60 * self.options.minutes:
                 self.found["left_out"].append(str(case))
                 continue
-            console.print(f"[dim]{escape(str(case))}[/]", soft_wrap=True)
             with self.surviving(str(case)):
                 measure(case)
             self.write()
@@ -116,32 +106,16 @@ class Run:
     def finish(self) -> None:
         """Writes the file and says what is missing in it. Raises typer.Exit with status 1 if anything failed."""
         self.write()
-        console.print(f"Wrote {self.options.out}", soft_wrap=True)
+        say(f"Wrote {self.options.out}")
         for reason, cases in self.found["absent"].items():
-            console.print(f"[yellow]Absent[/] from {len(cases)} cases: {escape(reason)}", soft_wrap=True)
+            say(f"Absent from {len(cases)} cases: {reason}")
         if left := self.found["left_out"]:
-            console.print(
-                f"[yellow]Left out[/], as the {self.options.minutes:g} minutes were over: {escape(', '.join(left))}",
-                soft_wrap=True,
-            )
+            say(f"Left out, as the {self.options.minutes:g} minutes were over: {', '.join(left)}")
         for message in self.found["failures"]:
-            console.print("[red]Failed:[/]", escape(message), soft_wrap=True)
+            say(f"Failed: {message}")
         if self.found["failures"]:
             raise typer.Exit(1)
 
 
-def matching(cases: list, only: str) -> list:
-    """The cases whose name holds `only`. Raises InputError if none does."""
-    if chosen := [case for case in cases if only in str(case)]:
-        return chosen
-    names = "\n  ".join(map(str, cases))
-    raise InputError(f"no case's name holds {only!r}; there are\n  {names}")
-
-
-def checked(options: Options, rounds: int, quick_rounds: int) -> Options:
-    """The options with their number of rounds, the usual one for 0. Raises InputError for a number below 0 and for a
-    file that cannot be written; for calling before minutes of work."""
-    check_writable(options.out)
-    if options.rounds < 0:
-        raise InputError(f"rounds is {options.rounds}; expected at least 1")
-    return dataclasses.replace(options, rounds=quick_rounds if options.quick else options.rounds or rounds)
+def say(line: str) -> None:
+    console.print(escape(line), soft_wrap=True)

@@ -1,13 +1,11 @@
 """`pytest benchmarks` runs every case of the ops, the networks and the loops: a test for each, which fails if a variant
 does not match the others. With --quick all of them run at small sizes, which times nothing."""
 
-from __future__ import annotations
-
 import pytest
 
 from benchmarks import layers, ops
 from benchmarks.rows import Row
-from benchmarks.runs import Options, Run, checked
+from benchmarks.runs import Options, Run
 from ddpm_fast.commands.common import choose_device
 
 
@@ -22,7 +20,7 @@ def test_case(case, request: pytest.FixtureRequest, tmp_path):
     options = Options(tmp_path / "r.json", option("device"), quick=option("quick"), compiling=option("compile"))
     is_op = isinstance(case, ops.Case)
     rounds = (ops.ROUNDS, ops.QUICK_ROUNDS) if is_op else (layers.ROUNDS, layers.QUICK_ROUNDS)
-    run = Run(checked(options, *rounds), {})
+    run = Run(options.checked(*rounds), {})
     if is_op:
         ops.measure(case, run, {})
     else:

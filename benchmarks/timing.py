@@ -1,11 +1,8 @@
-"""How long calls take, on the CPU and on a GPU: variants that take turns, and what may be concluded from their times.
+"""How long calls take: variants that take turns, so that noise is common to them, and what follows from their times.
 
-On the CPU a call is timed by itself. On a GPU, where calls only enter a queue and take microseconds, a run of many
-is timed between two events: calls from Python, which a loop without CUDA graphs makes, or replays of a graph of them,
-which leave the kernels and the gaps between them.
+On the CPU a call is timed by itself. On a GPU, where calls only enter a queue and take microseconds, a run of many is
+timed between two events: calls from Python, or replays of a CUDA graph of them.
 """
-
-from __future__ import annotations
 
 import contextlib
 import math
@@ -95,18 +92,13 @@ def _repeated(run: Call, calls: int, device: torch.device) -> Batch:
     if device.type != "cuda":
         return Batch(run, calls)
     seconds = min(seconds_of(run, device) for _ in range(WARMUP))
-    repeats = repeats_for(seconds)
+    repeats = max(1, min(MAX_REPEATS, math.ceil(BATCH_SECONDS / max(seconds, 1e-9))))
 
     def repeated() -> None:
         for _ in range(repeats):
             run()
 
     return Batch(repeated, calls * repeats)
-
-
-def repeats_for(seconds: float) -> int:
-    """How often a run of so many seconds is repeated to fill BATCH_SECONDS."""
-    return max(1, min(MAX_REPEATS, math.ceil(BATCH_SECONDS / max(seconds, 1e-9))))
 
 
 def interleaved(batches: Sequence[Batch], rounds: int, device: torch.device, warmup: int = WARMUP) -> np.ndarray:
@@ -129,5 +121,4 @@ def median_interval(values: np.ndarray) -> tuple[float, float]:
 
 def rotation(bytes_per_call: int, l2_bytes: int) -> int:
     """How many sets of tensors, used in turn, leave none of a set in the L2 when its turn comes again."""
-    wanted = L2_TIMES * l2_bytes
-    return 1 if bytes_per_call >= wanted else math.ceil(wanted / max(1, bytes_per_call))
+    return math.ceil(L2_TIMES * l2_bytes / max(1, bytes_per_call))

@@ -5,12 +5,13 @@ without it. Nothing else in the package may touch torch._C or an underscored nam
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 _raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
-_below_autograd = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
+_below_autograd: Any = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
 
 # Whether an op's gradient can be registered without torch.library.register_autograd. See below_autograd().
 HAS_BELOW_AUTOGRAD = _below_autograd is not None

@@ -279,7 +279,8 @@ class GaussianDiffusion:
                 f"a diffusion is described by a dict with the keys {sorted(expected)} and, if they are not the "
                 f"defaults, {sorted(optional)}; got {got}"
             )
-        return cls(**{**d, "schedule": Schedule.from_dict(d["schedule"])})
+        options = {name: value for name, value in d.items() if name != "schedule"}
+        return cls(Schedule.from_dict(d["schedule"]), **options)
 
     def __repr__(self) -> str:
         o = self.objective

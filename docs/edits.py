@@ -128,7 +128,7 @@ def main(out: Path) -> None:
     table(out / "inpainting.png", *inpainting())
     table(out / "interpolation.png", interpolation())
     images, latents, decoded = round_trip(50)
-    rows = {"original": images, "latent / 2": latents / 2, "decoded": decoded, "difference": decoded - images}
+    rows = {"original": images, "latent, halved": latents / 2, "decoded": decoded, "difference": decoded - images}
     table(out / "round-trip.png", rows)
     print("| steps | mean squared error | PSNR |\n|---|---|---|")
     for steps in (10, 20, 50, 100, 250, 1000):

@@ -1,8 +1,6 @@
 """The pictures of docs/benchmarks.md: each draw_ function returns a matplotlib Figure in ddpm_fast's look."""
 
-from __future__ import annotations
-
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -11,11 +9,11 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.report.results import Curve
-from benchmarks.rows import Row, duration
+from benchmarks.rows import CEILING, Row
 from ddpm_fast.pictures.canvas import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, WIDTH, look
 
 PANELS = 2  # of places next to each other in a figure
-MOST_BARS = 36  # of a figure, one above the other: what fits on a screen
+MOST_CASES = 9  # of a figure, one above the other: what fits on a screen
 PEERS = {
     "diffusers": BLUE,
     "torch": ORANGE,
@@ -26,12 +24,6 @@ PEERS = {
     "diffusers channels_last": "0.35",
     "diffusers DDPMPipeline": "0.6",
     "register_autograd": "black",
-}
-FLOORS = {
-    "bytes": {"color": BLUE, "marker": "|", "markersize": 10, "markeredgewidth": 2.6},
-    "normals": {"color": VERMILION, "marker": "x", "markersize": 7, "markeredgewidth": 2},
-    "instructions": {"color": GREEN, "marker": "+", "markersize": 9, "markeredgewidth": 2},
-    "flops": {"color": PURPLE, "marker": "d", "markersize": 6.5},
 }
 _COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, "black")
 _MARKS = "osD^vPX"
@@ -48,53 +40,36 @@ def colours(names: Iterable[str]) -> dict[str, str]:
 
 def label_of(row: Row, rows: Sequence[Row]) -> str:
     """A case's name, and which of ours it was where there are several."""
-    several = len({other.measured for other in rows}) > 1
+    several = len({other.measured for other in rows if other.subject.what != CEILING}) > 1
     return f"{row.subject.name} ({row.measured})" if several else row.subject.name
 
 
 def portions(rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows in portions for a figure each: of PANELS places, and of names with at most MOST_BARS bars."""
+    """The rows in portions for a figure each, of at most PANELS places and MOST_CASES names."""
     made = []
     places = list(dict.fromkeys(row.subject.place for row in rows))
     for start in range(0, len(places), PANELS):
         some = [row for row in rows if row.subject.place in places[start : start + PANELS]]
-        bars: dict[str, set[str]] = {}
-        for row in some:
-            bars.setdefault(label_of(row, rows), set()).add(row.baseline)
-        figures = -(-sum(map(len, bars.values())) // MOST_BARS)
-        share, count, figure = sum(map(len, bars.values())) / max(figures, 1), 0, {}
-        for name, peers in bars.items():
-            figure[name] = min(int(count / share), figures - 1)
-            count += len(peers)
-        made += [[row for row in some if figure[label_of(row, rows)] == i] for i in range(figures)]
+        names = list(dict.fromkeys(label_of(row, rows) for row in some))
+        share = -(-len(names) // -(-len(names) // MOST_CASES))
+        made += [
+            [row for row in some if label_of(row, rows) in names[first : first + share]]
+            for first in range(0, len(names), share)
+        ]
     return made
 
 
-def draw_speedups(
-    rows: Sequence[Row], title: str, absent: Mapping[str, Collection[str]], untimed: bool = False
-) -> Figure:
+def draw_speedups(rows: Sequence[Row], title: str, untimed: bool = False) -> Figure:
     """The time of each peer over ours, a group of bars a case and a panel a place, with the 95% intervals; bars grow
-    from the line at 1, to the left where ours is slower.
-
-    Args:
-        rows: At most PANELS places, each row with a peer.
-        title: The figure's.
-        absent: Peers, and the cases that lack them, which the figure says where the bar would be.
-        untimed: Whether to say that the times mean nothing.
-    """
+    from the line at 1, to the left where ours is slower. rows: each with a peer. untimed: the times mean nothing."""
     places = list(dict.fromkeys(row.subject.place for row in rows))
     peers = colours(row.baseline for row in rows)
     bars = {(label_of(row, rows), row.baseline) for row in rows}
-    missing = {
-        (r.subject.place, label_of(r, rows), p) for r in rows for p in peers if r.subject.text in absent.get(p, ())
-    }
-    bars |= {(name, peer) for _, name, peer in missing}
     # In inches from the top: where each case's group and each of its bars stand.
     at, middles, y = {}, {}, 0.0
     for name in dict.fromkeys(label_of(row, rows) for row in rows):
         group = [peer for peer in peers if (name, peer) in bars]
-        for i, peer in enumerate(group):
-            at[name, peer] = y + (i + 0.5) * _BAR
+        at |= {(name, peer): y + (i + 0.5) * _BAR for i, peer in enumerate(group)}
         middles[name] = y + len(group) * _BAR / 2
         y += len(group) * _BAR + _GAP
     with look():
@@ -107,9 +82,8 @@ def draw_speedups(
                 axes.barh(where, row.speedup - 1, 0.9 * _BAR, left=1, color=peers[row.baseline])
                 reach = [[max(0.0, row.speedup - row.low)], [max(0.0, row.high - row.speedup)]]
                 axes.errorbar(row.speedup, where, xerr=reach, color="0.15", linewidth=1, capsize=1.8)
-                _said(axes, f"{row.speedup:.3g}x", max(row.high, 1.0), where)
-            for _, name, peer in (each for each in missing if each[0] == place):
-                _said(axes, f"{peer}: absent", 1, at[name, peer], style="italic", color="0.35")
+                style = {"textcoords": "offset points", "va": "center", "fontsize": 7.5}
+                axes.annotate(f"{row.speedup:.3g}x", (max(row.high, 1.0), where), (4, 0), **style)
             axes.axvline(1, color="0.15", linewidth=1.2)
             axes.set(title=place, xscale="log", xlabel="time of the peer / time of ours, 95% interval")
             axes.set_xlim(min(0.8, lowest / 1.3), max(2.0, highest) * 1.6)
@@ -121,46 +95,6 @@ def draw_speedups(
         panels[0].set_ylim(y, -_GAP)
         named = [Patch(color=colour, label=f"compared with {peer}") for peer, colour in peers.items()]
         named.append(Line2D([], [], color="0.15", linewidth=1.2, label="1: as fast as the peer"))
-        return _headed(figure, title, named, untimed)
-
-
-def _said(axes, text: str, x: float, y: float, **style: str) -> None:
-    axes.annotate(text, (x, y), (4, 0), textcoords="offset points", va="center", fontsize=7.5, **style)
-
-
-def draw_floors(rows: Sequence[Row], ceilings: Mapping[str, float], title: str, untimed: bool = False) -> Figure:
-    """Ours, in time on a logarithmic axis, and the floors of each case; a panel a place. rows: one for each case."""
-    places = list(dict.fromkeys(row.subject.place for row in rows))
-    names = list(dict.fromkeys(label_of(row, rows) for row in rows))
-    causes = [cause for cause in FLOORS if any(cause in row.floors(ceilings) for row in rows)]
-    with look():
-        figure = Figure((WIDTH, 0.26 * len(names) + 1.8 + 0.25 * untimed), layout="constrained")
-        panels = figure.subplots(1, len(places), sharey=True, squeeze=False)[0]
-        for axes, place in zip(panels, places, strict=True):
-            side = axes.get_yaxis_transform()
-            for row in (row for row in rows if row.subject.place == place):
-                y, floors, seconds = names.index(label_of(row, rows)), row.floors(ceilings), row.ours.median_s
-                axes.plot([min(floors.values()), seconds], [y, y], color="0.8", linewidth=2, zorder=1)
-                for cause, floor in floors.items():
-                    axes.plot(floor, y, linestyle="none", label=cause, **FLOORS[cause])
-                axes.plot(seconds, y, "o", color="black", markersize=5, label="measured")
-                axes.text(1.01, y, f"{max(floors.values()) / seconds:.0%}", transform=side, va="center", fontsize=7.5)
-            axes.text(1.01, -1, "floor/time", transform=side, va="center", ha="center", fontsize=7.5)
-            axes.set(title=place, xscale="log", xlabel="time of a call or step")
-            low, high = axes.get_xlim()
-            axes.set_xlim(low / 1.2, high * 1.2)
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if high / low < 3e3 else (1,)))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: duration(seconds)))
-            axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.tick_params(axis="y", length=0)
-            axes.tick_params(axis="x", labelsize=7)
-        panels[0].set_yticks(range(len(names)), names, fontsize=8.5)
-        panels[0].set_ylim(len(names) - 0.4, -1.5)
-        named = [Line2D([], [], color="black", marker="o", linestyle="none", label="ours, measured")]
-        named += [Line2D([], [], linestyle="none", label=f"floor of the {cause}", **FLOORS[cause]) for cause in causes]
-        title += "\nfloor/time: the highest floor over the measured time"
-        if any(row.floors(ceilings).get("flops", 0) > row.ours.median_s for row in rows):
-            title += "; above 100%, Winograd does fewer\nmultiplications than the count assumes"
         return _headed(figure, title, named, untimed)
 
 
@@ -200,10 +134,13 @@ def draw_roofline(
         named = [Line2D([], [], color="0.15", linewidth=1.4, label="what the machine does at best")]
         named += [Patch(color=shade, label=name) for name, shade in colour.items()]
         named += [Line2D([], [], color="0.3", marker=shape, linestyle="", label=name) for name, shape in mark.items()]
-        return _headed(figure, f"{title}\nfull marks: ours; hollow marks: the fastest peer", named, untimed)
+        title += "\nfull marks: ours; hollow marks: the fastest peer"
+        if work == "flops":
+            title += "; above the line, Winograd does fewer\nmultiplications than the count assumes"
+        return _headed(figure, title, named, untimed)
 
 
-def draw_growth(curves: Sequence[Curve], title: str, untimed: bool = False) -> Figure:
+def draw_growth(curves: Sequence[Curve], quantity: str, title: str, untimed: bool = False) -> Figure:
     """A quantity over what it grows with, both logarithmic, a panel for each of what that is; the exponent of each
     curve is in its name."""
     against = list(dict.fromkeys(curve.against for curve in curves))
@@ -217,7 +154,7 @@ def draw_growth(curves: Sequence[Curve], title: str, untimed: bool = False) -> F
             for i, curve in enumerate(some):
                 name = curve.name if curve.exponent is None else f"{curve.name}:\nexponent {curve.exponent:.2f}"
                 axes.plot(curve.x, curve.y, label=name, color=_COLOURS[i % 7], marker=_MARKS[i % 7], markersize=4)
-            axes.set(xscale="log", yscale="log", xlabel=what, ylabel=curves[0].quantity)
+            axes.set(xscale="log", yscale="log", xlabel=what, ylabel=quantity)
             ticks = sorted({x for curve in some for x in curve.x})
             axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
             axes.xaxis.set_minor_formatter(NullFormatter())

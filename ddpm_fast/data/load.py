@@ -103,11 +103,7 @@ def load_dataset(
             f"or a built-in set: {', '.join(BUILTIN)}"
         )
     if suffix == ".zip":
-        try:
-            archive = zipfile.ZipFile(path)
-        except Exception as error:  # zipfile, struct and codecs each raise their own exceptions for damaged files
-            raise InputError(f"cannot read the archive {path}: {error}; download or zip it again") from error
-        with archive:
+        with _open_zip(path) as archive:
             return _from_files(list_zip(archive), name, image_size, channels, classes, strict, progress)
     if suffix not in (".npz", ".npy"):
         raise InputError(
@@ -117,6 +113,13 @@ def load_dataset(
     if classes and labels is None:
         raise InputError(f"classes were asked for, but {path} has no labels; save `labels` in an .npz too")
     return _dataset(images, labels, label_names, name, [])
+
+
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except Exception as error:  # zipfile, struct and codecs each raise their own exceptions for damaged files
+        raise InputError(f"cannot read the archive {path}: {error}; download or zip it again") from error
 
 
 def read_picture(path: Path, option: str, image_size: int | None = None) -> torch.Tensor:

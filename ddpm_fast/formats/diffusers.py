@@ -1,4 +1,4 @@
-"""The weights of our UNet as those of diffusers' UNet2DModel, and back.
+"""The weights of our UNet as those of diffusers' UNet2DModel, and back; and a diffusion as diffusers' scheduler.
 
 Both are the network of Ho et al. 2020 with the same options, under other names; where ours has one matrix for queries,
 keys and values, diffusers has three. The names need only the state dicts; a UNet2DModel itself needs diffusers.
@@ -6,17 +6,18 @@ keys and values, diffusers has three. The names need only the state dicts; a UNe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.nn.unet import UNet, UNetConfig
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DModel
+    from diffusers import DDPMScheduler, UNet2DModel
 
 
 def peer_network(config: UNetConfig) -> UNet2DModel:
@@ -142,3 +143,27 @@ def translated(name: str, prefixes: dict[str, str], suffixes: dict[str, str]) ->
     prefix = next(p for p in sorted(prefixes, key=len, reverse=True) if name.startswith(p + "."))
     module, _, kind = name[len(prefix) + 1 :].rpartition(".")
     return ".".join(filter(None, (prefixes[prefix], suffixes[module], kind)))
+
+
+def scheduler(diffusion: GaussianDiffusion, timesteps: Sequence[int] | None = None) -> DDPMScheduler:
+    """Makes diffusers' scheduler of a diffusion with the variance fixed_small, which clips the predicted x_0.
+
+    Args:
+        diffusion: Whose betas and prediction it gets.
+        timesteps: Those that a chain visits, the largest first; all of them by default.
+    """
+    from diffusers import DDPMScheduler  # an optional dependency
+
+    made = DDPMScheduler(
+        num_train_timesteps=diffusion.num_timesteps,
+        trained_betas=diffusion.schedule.betas.numpy(),
+        variance_type="fixed_small",
+        clip_sample=True,
+        prediction_type={"eps": "epsilon", "v": "v_prediction", "x0": "sample"}[diffusion.objective.prediction],
+        timestep_spacing="linspace",
+    )
+    if timesteps is None:
+        made.set_timesteps(diffusion.num_timesteps)
+    else:
+        made.set_timesteps(timesteps=list(timesteps))
+    return made

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -29,10 +29,10 @@ _library = torch.library.Library("ddpm_fast", "DEF")
 class Gradient(NamedTuple):
     """An op's gradient.
 
-    save: called as save(ctx, inputs, outputs) after a forward. `inputs` has the schema's arguments by name, `noise`
-        being the tuple of its five.
+    save: called as save(ctx, inputs, outputs) after a forward. `inputs` has the schema's arguments by name, and as
+        `inputs.noise_parts` the tuple of the noise's five.
     backward: called as backward(ctx, *gradients of the outputs). It returns the gradients of the inputs by name, those
-        that there are; `ctx.needs` says by name which are wanted.
+        that there are.
     """
 
     save: Callable[[Any, Any, Any], None]
@@ -48,10 +48,11 @@ def declare(schema: str, run: Callable[..., Any], shapes: Callable[..., Any], gr
         shapes: likewise, gives empty results of the right shapes, dtypes and memory formats.
         gradient: None for an op without one.
     """
+    schema = schema.replace("NOISE", NOISE)
     name, _, rest = schema.partition("(")
     arguments = [argument.split()[-1] for argument in rest[: rest.index(") ->")].split(", ")]
-    at = arguments.index("NOISE") if "NOISE" in arguments else None
-    _library.define(schema.replace("NOISE", NOISE), tags=(torch.Tag.pt2_compliant_tag,))
+    at = arguments.index("noise") if "noise" in arguments else None
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, _with_noise(run, at), "CompositeExplicitAutograd")
     torch.library.register_fake(f"ddpm_fast::{name}", _with_noise(shapes, at), lib=_library)
     if gradient is not None:
@@ -77,23 +78,18 @@ def _with_noise(function: Callable[..., Any], at: int | None) -> Callable[..., A
 
 
 def _register_gradient(name: str, arguments: list[str], at: int | None, gradient: Gradient) -> None:
-    inputs_of = namedtuple("Inputs", [argument.replace("NOISE", "noise") for argument in arguments])
-    end = None if at is None else at + _NOISE_ARGUMENTS
+    inputs_of = cast(Any, namedtuple("Inputs", arguments))
+    if at is not None:
+        inputs_of.noise_parts = property(lambda inputs: inputs[at : at + _NOISE_ARGUMENTS])
+    place = {argument: i for i, argument in enumerate(arguments)}
 
     def save(ctx, inputs, outputs):
-        if at is not None:
-            inputs = (*inputs[:at], inputs[at:end], *inputs[end:])
         gradient.save(ctx, inputs_of._make(inputs), outputs)
 
     def backward(ctx, *gradients):
-        needs = ctx.needs_input_grad
-        if at is not None:  # of the noise's five arguments the first alone may have a gradient
-            needs = (*needs[: at + 1], *needs[end:])
-        ctx.needs = inputs_of._make(needs)
-        found = gradient.backward(ctx, *gradients)
-        results = [found.get(argument) for argument in inputs_of._fields]
-        if at is not None:
-            results[at + 1 : at + 1] = [None] * (_NOISE_ARGUMENTS - 1)
+        results = [None] * len(arguments)
+        for argument, found in gradient.backward(ctx, *gradients).items():
+            results[place[argument]] = found
         return tuple(results)
 
     if compat.HAS_BELOW_AUTOGRAD:

@@ -11,6 +11,7 @@ import importlib
 import os
 from collections.abc import Callable
 from functools import cache
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -33,12 +34,12 @@ class Status(NamedTuple):
 
 
 @cache
-def _triton():
+def _triton() -> ModuleType:
     """Imported when somebody first asks for it: importing Triton takes longer than all the rest."""
     return importlib.import_module("ddpm_fast.ops.backends.triton")
 
 
-def _module(name: str):
+def _module(name: str) -> ModuleType:
     return _triton() if name == "triton" else _MODULES[name]
 
 
@@ -79,9 +80,13 @@ _chosen: str | None = os.environ.get("DDPM_FAST_BACKEND") or None
 
 
 class use_backend:
-    """Chooses a backend by name for all ops, or with None the default again. As a context manager: for its block.
+    """Chooses a backend for all ops, from now on or, as a context manager, for its block.
 
-    Raises InputError at once if there is no such backend or it cannot run here, saying why and how to get it.
+    Args:
+        name: "cuda", "cpu", "triton" or "reference"; None for the default again.
+
+    Raises:
+        InputError: there is no such backend, or it cannot run here; the message says why and how to get it.
     """
 
     def __init__(self, name: str | None):
@@ -105,7 +110,7 @@ def active_backend(op: str, device: torch.device | str = "cpu", *dtypes: torch.d
     """
     device = torch.device(device) if isinstance(device, str) else device
     if _chosen is None:
-        if _runs_as_usual(op, device, dtypes):
+        if _usual_module(op, device, dtypes) is not None:
             return device.type
         return next((name for name in NAMES if not _refusal(name, op, device, dtypes)), "reference")
     if reason := _refusal(_check_name(_chosen), op, device, dtypes):
@@ -115,14 +120,20 @@ def active_backend(op: str, device: torch.device | str = "cpu", *dtypes: torch.d
     return _chosen
 
 
-def _runs_as_usual(op: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> bool:
-    """Whether the C++ kernels for the device take the call: the common case, without building any reason."""
+def _usual_module(op: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> ModuleType | None:
+    """The C++ kernels for the device if they take the call, or None: the common case, without building any reason."""
     module = _MODULES.get(device.type)
     if module is None or module.unavailable or op not in module.OPS or module.refusal(device):
-        return False
-    return all([dtype in module.DTYPES for dtype in dtypes])
+        return None
+    supported = module.DTYPES
+    for dtype in dtypes:
+        if dtype not in supported:
+            return None
+    return module
 
 
 def kernel(op: str, device: torch.device, *dtypes: torch.dtype) -> Callable[..., None]:
     """The function that runs `op`, by the rule of active_backend."""
+    if _chosen is None and (module := _usual_module(op, device, dtypes)) is not None:
+        return module.OPS[op]
     return _module(active_backend(op, device, *dtypes)).OPS[op]

@@ -109,17 +109,17 @@ def _q_sample(x0, t, table, noise, dtype):
 
 def _q_sample_save(ctx, inputs, output):
     ctx.save_for_backward(inputs.t, inputs.table)
-    given = inputs.noise[0]
-    ctx.dtypes = inputs.x0.dtype, None if given is None else given.dtype
+    ctx.dtypes = inputs.x0.dtype, None if inputs.noise is None else inputs.noise.dtype
 
 
 def _q_sample_backward(ctx, grad):
     t, table = ctx.saved_tensors
     signal, sigma = (per_sample(column, grad) for column in table[t].to(working_dtype(grad)).unbind(1))
     x0_dtype, noise_dtype = ctx.dtypes
+    needs_x0, _, _, needs_noise, *_ = ctx.needs_input_grad
     return {
-        "x0": (grad * signal).to(x0_dtype) if ctx.needs.x0 else None,
-        "noise": (grad * sigma).to(noise_dtype) if ctx.needs.noise else None,
+        "x0": (grad * signal).to(x0_dtype) if needs_x0 else None,
+        "noise": (grad * sigma).to(noise_dtype) if needs_noise else None,
     }
 
 

@@ -111,7 +111,7 @@ def _reverse_step(x_t, output, x0_previous, table, step, noise, with_x0, model_d
 
 
 def _reverse_step_save(ctx, inputs, outputs):
-    *noise, ctx.stream = inputs.noise
+    *noise, ctx.stream = inputs.noise_parts
     ctx.save_for_backward(inputs.x_t, inputs.output, inputs.table, inputs.step, *noise)
     ctx.previous_dtype = None if inputs.x0_previous is None else inputs.x0_previous.dtype
     ctx.with_x0, ctx.model_dtype = inputs.with_x0, inputs.model_dtype

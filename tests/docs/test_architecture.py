@@ -21,6 +21,8 @@ EXTENSION = "ddpm_fast._C"  # compiled: no module of the text
 BASE = "base"  # the part that every other may import: its arrows are not drawn
 # Packages that only some functions need, and that need not be installed for the rest of the module.
 OPTIONAL = {"ddpm_fast.formats.diffusers": {"diffusers"}}
+# Modules that are imported by importlib when they are first needed, and why.
+LATE = {("ddpm_fast.ops.dispatch", "ddpm_fast.ops.backends.triton"): "importing Triton takes longer than all the rest"}
 MAX_TOP_FILES = 24
 MAX_DOOR_LINES = 20
 
@@ -60,6 +62,14 @@ def tree(module: str) -> ast.Module:
     return ast.parse(MODULES[module].read_text(), filename=str(MODULES[module]))
 
 
+def imported_late(node: ast.AST) -> str:
+    """What a call of importlib.import_module imports, or the empty string for anything else."""
+    if not isinstance(node, ast.Call) or not ast.unparse(node.func).endswith("import_module"):
+        return ""
+    (name, *_) = node.args
+    return name.value if isinstance(name, ast.Constant) else ast.unparse(name)
+
+
 @cache
 def imports(module: str) -> frozenset[str]:
     """The modules of ddpm_fast that a module imports, anywhere in its text, itself excepted."""
@@ -71,6 +81,8 @@ def imports(module: str) -> frozenset[str]:
             # `from package import x` imports the module package.x where there is one, else a name of package.
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             names = [name if name in MODULES or name == EXTENSION else node.module for name in names]
+        elif late := imported_late(node):
+            names = [late]
         else:
             continue
         found.update(name for name in names if name in MODULES)
@@ -162,6 +174,9 @@ def test_imports_stand_at_the_top_and_are_absolute(module):
         if isinstance(node, ast.Import | ast.ImportFrom) and not packages(node) <= OPTIONAL.get(module, set())
     ]
     assert not inside, f"{module} imports inside a function: {', '.join(inside)}"
+    late = {imported_late(node) for node in ast.walk(tree(module))} - {""}
+    hidden = sorted(name for name in late if (module, name) not in LATE)
+    assert not hidden, f"{module} imports {hidden} by importlib: write an import statement, or say why not in LATE"
     relative = [f"line {n.lineno}" for n in ast.walk(tree(module)) if isinstance(n, ast.ImportFrom) and n.level]
     assert not relative, f"{module} has relative imports ({', '.join(relative)}): write `from ddpm_fast.x import y`"
 

@@ -1,18 +1,39 @@
-"""The code on the pages that explain how to extend the package runs as it stands there."""
+"""The Python code on the pages about sampling and about extending the package runs."""
 
 import re
 from pathlib import Path
 
-from ddpm_fast import objective
+import torch
 
-GUIDES = Path(__file__).parents[2] / "docs" / "guides"
+from ddpm_fast import objective
+from ddpm_fast.data import load_dataset
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def python_blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
 
 
 def test_the_objective_guide_runs(monkeypatch):
     # Copies, so that what the guide registers is gone afterwards.
     for table in ("PREDICTIONS", "WEIGHTINGS"):
         monkeypatch.setattr(objective, table, dict(getattr(objective, table)))
-    page = (GUIDES / "add-an-objective.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    blocks = python_blocks(DOCS / "guides" / "add-an-objective.md")
     assert len(blocks) == 3
     exec(compile("\n".join(blocks), "add-an-objective.md", "exec"), {})
+
+
+def shortened(number: re.Match) -> str:
+    return {"64": "2", "100": "6"}.get(number[0], "steps=6")
+
+
+def test_the_examples_of_the_page_on_sampling_run():
+    blocks = "\n".join(python_blocks(DOCS / "sampling.md"))
+    few, numbers = re.subn(r"steps=\d+|(?<=, )100(?=, labels)|(?<=, )64(?=, )", shortened, blocks)
+    assert numbers == 9
+    digits = load_dataset("mnist5k").images[:2].float() / 127.5 - 1
+    names = {"images": digits, "a": digits[0], "b": digits[1], "mask": torch.eye(28), "labels": [1, 2]}
+    exec(compile(few, "sampling.md", "exec"), names)
+    assert names["images"].shape == digits.shape  # encoded and decoded
+    assert len(names["frames"]) == 6 and names["frames"][0].shape == (8, 1, 28, 28)

@@ -1,4 +1,4 @@
-"""Weights on their way between our UNet and diffusers' UNet2DModel."""
+"""Weights are converted between our UNet and diffusers' UNet2DModel, in both directions."""
 
 import importlib.util
 
@@ -84,3 +84,15 @@ def test_a_parameter_too_many_is_named():
     state = {**model.state_dict(), "extra.weight": torch.zeros(1)}
     with pytest.raises(InputError, match=r"differ in extra\.weight"):
         diffusers.to_diffusers(state, names, SMALL)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+def test_the_scheduler_takes_the_same_step(prediction):
+    diffusion = df.GaussianDiffusion(df.Schedule.cosine(100), prediction=prediction, variance="fixed_small")
+    made = diffusers.scheduler(diffusion, [80, 40, 0])
+    x, output = torch.randn(2, 3, 8, 8), 0.3 * torch.randn(2, 3, 8, 8)
+    respaced = df.GaussianDiffusion(diffusion.schedule.respace([0, 40, 80]), prediction=prediction)
+    expected = respaced.p_mean_variance(output, x, torch.tensor([0, 0]))
+    # The last step adds no noise: it is the mean.
+    torch.testing.assert_close(made.step(output, 0, x).prev_sample, expected.mean, rtol=1e-4, atol=1e-4)
+    assert made.timesteps.tolist() == [80, 40, 0]

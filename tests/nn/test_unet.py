@@ -421,9 +421,9 @@ def test_config_with_unknown_or_missing_fields():
     ],
 )
 def test_bad_inputs(changes, message):
-    inputs = {"x": torch.zeros(3, 3, 8, 8), "t": torch.zeros(3, dtype=torch.int64), "labels": None}
+    inputs = {"x": torch.zeros(3, 3, 8, 8), "t": torch.zeros(3, dtype=torch.int64), "labels": None, **changes}
     with pytest.raises(InputError, match=message):
-        UNet(SMALL)(**{**inputs, **changes})
+        UNet(SMALL)(**inputs)
 
 
 def test_labels_for_an_unconditional_network():

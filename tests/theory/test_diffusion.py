@@ -259,8 +259,9 @@ T = torch.tensor([0, 9])
     ],
 )
 def test_p_mean_variance_refuses(change, message):
+    arguments = {"output": X, "x_t": X, "t": T, **change}
     with pytest.raises(InputError, match=message):
-        GaussianDiffusion(Schedule.cosine(10)).p_mean_variance(**{"output": X, "x_t": X, "t": T, **change})
+        GaussianDiffusion(Schedule.cosine(10)).p_mean_variance(**arguments)
 
 
 def test_q_posterior_refuses_integers_other_than_uint8():

@@ -1,0 +1,1 @@
+"""What samples are worth: how a set of images compares with another."""
