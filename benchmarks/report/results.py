@@ -14,9 +14,7 @@ from ddpm_fast.errors import InputError
 MIN_ROUNDS = 5
 # Of growth: the fields of a point, what they are called, and the unit that is drawn.
 QUANTITIES = {"seconds": ("time (s)", 1), "peak_bytes": ("peak memory (MiB)", 2**20)}
-ADVICE = (
-    "expected the JSON that `python -m benchmarks ops --out FILE.json` writes (or network, growth ...)"
-)
+ADVICE = "expected the JSON that `python -m benchmarks ops --out FILE.json` writes (or network, growth ...)"
 KINDS = {"date": str, "machine": dict, "versions": dict, "git": dict, "ceilings": dict, "rows": list}
 KINDS |= {"absent": dict, "notes": dict, "failures": list, "left_out": list}
 
@@ -99,9 +97,10 @@ def read_result(path: Path) -> Result:
     rows: list[Row] = []
     try:
         for line in found["rows"]:
-            rows.append(Row.of(line))
-            if not 0 < rows[-1].low <= rows[-1].high:
+            row = Row.of(line)
+            if not 0 < row.low <= row.high:
                 raise ValueError("its interval is not above 0")
+            rows.append(row)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: rows[{len(rows)}] is no row ({error!r}); measure again") from error
     if not (rows or found.get("growth") or found.get("fidelity")):

@@ -80,7 +80,7 @@ class Edit:
             raise InputError(f"{_flag(given[0])} is for editing a picture: give the picture with --init-image")
         return None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         modes = [name for name in ("mask", "interpolate_with", "round_trip") if getattr(self, name)]
         if len(modes) > 1:
             raise InputError(f"{' and '.join(map(_flag, modes))} are different edits: choose one of them")

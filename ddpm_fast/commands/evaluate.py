@@ -6,7 +6,7 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -76,7 +76,7 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
     return float(values.mean()), float(values.std() / math.sqrt(len(values)))
 
 
-def report_of(result: BitsPerDim, **about) -> dict:
+def report_of(result: BitsPerDim, **about: Any) -> dict[str, Any]:
     """The result in JSON's types: means over images, in bits/dim, with their standard errors.
 
     Args:

@@ -50,7 +50,7 @@ class TrainingLog:
         self._bar.start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.stop()
         self._writer.close()
 

@@ -88,7 +88,7 @@ class SamplingOptions:
     on_step: Callable[[Step], None] | None = None
     cuda_graph: bool | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"batch_size is {self.batch_size}; expected at least 1, or None for all images at once")
         check_sampler(self.sampler, self.eta)

@@ -12,6 +12,7 @@ the same images bit for bit.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -92,7 +93,7 @@ class Prepared:
                     x.clone(memory_format=self._memory_format()),
                     table,
                     key,
-                    keeps_x0=looks_back(self.table) or self.options.on_step is not None,
+                    keeps_x0=self._looks_back or self.options.on_step is not None,
                     model_dtype=self.network.dtype,
                     labels=None if labels is None else labels[part],
                     paste=paste,
@@ -102,7 +103,7 @@ class Prepared:
 
     def _run_rows(self, state: BatchState, kinds: list[RowKind], first: int, replays: graphs.Replays | None) -> Tensor:
         """The state's x after all rows. first: the number of the batch's first sample."""
-        timesteps, on_step = self.table.timesteps.tolist(), self.options.on_step
+        on_step = self.options.on_step
         with self._repeating(state, replays) as (state, repeat):
             predict = predictor(
                 self.network.model,
@@ -117,7 +118,7 @@ class Prepared:
                 if on_step is not None:
                     # Copies, because the next row overwrites both.
                     x0 = state.x0.clone() if kind.asks and state.x0 is not None else None
-                    on_step(Step(first, i, timesteps[i], state.x.clone(), x0))
+                    on_step(Step(first, i, self._timesteps[i], state.x.clone(), x0))
             return state.x
 
     @contextlib.contextmanager
@@ -146,13 +147,26 @@ class Prepared:
 
     def _kinds(self, paste: Paste | None) -> list[RowKind]:
         """The kind of each row."""
-        asks = asking_rows(self.table).tolist()
-        pastes = [False] * len(asks) if paste is None else paste.rows
-        reports = self.options.on_step is not None and not looks_back(self.table)
+        pastes = [False] * self.rows if paste is None else paste.rows
+        reports = self.options.on_step is not None and not self._looks_back
         return [
             RowKind(asks=row_asks, pastes=row_pastes, reports=reports)
-            for row_asks, row_pastes in zip(asks, pastes, strict=True)
+            for row_asks, row_pastes in zip(self._asks, pastes, strict=True)
         ]
+
+    # What the table says, as Python values: read once, and not for each batch.
+
+    @functools.cached_property
+    def _asks(self) -> list[bool]:
+        return asking_rows(self.table).tolist()
+
+    @functools.cached_property
+    def _looks_back(self) -> bool:
+        return looks_back(self.table)
+
+    @functools.cached_property
+    def _timesteps(self) -> list[int]:
+        return self.table.timesteps.tolist()
 
     def _initial_key(self, part: slice) -> NoiseKey:
         """The noise that the samples of one batch start from, with a step of its own to be advanced."""
@@ -213,6 +227,10 @@ def sample(model: nn.Module, diffusion: GaussianDiffusion, n: int, **options: Un
     Image i depends on (seed, first_sample_id + i, its label, and the options of sampler and guidance) and on nothing
     else but the network's rounding.
 
+    A CUDA graph is captured at the third row of its kind and kept with the model for calls of the same shapes and
+    options, as long as the weights stay where they are; their values may change. It repeats what the network did when
+    it was captured: a network of one's own whose forward does more than arithmetic on tensors needs cuda_graph=False.
+
     Args:
         model: A UNet, or any network called as model(x, t) or model(x, t, labels) with x [N, C, ...] and t int64 [N];
             for the latter give shape=(C, ...).
@@ -221,10 +239,6 @@ def sample(model: nn.Module, diffusion: GaussianDiffusion, n: int, **options: Un
         **options: The fields of SamplingOptions, which describes each: sampler, steps, spacing, eta, clip, guidance,
             guidance_rescale, dynamic_threshold, null_label, seed, first_sample_id, labels, batch_size, shape, on_step
             and cuda_graph.
-
-    A CUDA graph is captured at the third row of its kind and kept with the model for calls of the same shapes and
-    options, as long as the weights stay where they are; their values may change. It repeats what the network did when
-    it was captured: a network of one's own whose forward does more than arithmetic on tensors needs cuda_graph=False.
 
     Returns:
         fp32 [n, C, H, W] (or [n, *shape]), about in [-1, 1], on the model's device.

@@ -55,7 +55,7 @@ def asking_rows(table: SamplerTable) -> Tensor:
 
 def looks_back(table: SamplerTable) -> bool:
     """Whether some row of the table reads the x_0 that the row before it predicted."""
-    return bool((table.coefficients[:, 4] != 0).any())
+    return any(b_previous != 0 for b_previous in table.coefficients[:, 4].tolist())
 
 
 class DeviceTable(NamedTuple):

@@ -65,7 +65,7 @@ class TrainConfig:
     seed: int = 0
     precision: str = "fp32"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("warmup", 0), ("weight_decay", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least {least}")

@@ -7,6 +7,7 @@ convolutions.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +41,7 @@ class GroupNorm(nn.GroupNorm):
             self.bias,
             self.num_groups,
             self.eps,
-            scale=scale,
-            shift=shift,
+            scale_shift=None if scale is None or shift is None else (scale, shift),
             added=added,
             silu=self.silu,
         )
@@ -54,20 +54,22 @@ class TimeEmbedding(nn.Module):
     `order` says which half of the embedding holds the sines. Both exist in published checkpoints.
     """
 
-    def __init__(self, channels: int, denominator: str, order: str):
+    frequencies: Tensor
+
+    def __init__(self, channels: int, denominator: str, order: str) -> None:
         super().__init__()
-        self.half = channels // 2
-        self.denominator = self.half if denominator == "half" else self.half - 1
+        self.count = channels // 2  # of the frequencies
+        self.denominator = self.count if denominator == "half" else self.count - 1
         self.order = order
         self.register_buffer("frequencies", self._table(), persistent=False)
         self.linear1 = nn.Linear(channels, 4 * channels)
         self.linear2 = nn.Linear(4 * channels, 4 * channels)
 
     def _table(self) -> Tensor:
-        i = torch.arange(self.half, dtype=torch.float64, device="cpu")
+        i = torch.arange(self.count, dtype=torch.float64, device="cpu")
         return torch.exp(-math.log(10000.0) * i / self.denominator).float()
 
-    def _apply(self, fn, recurse: bool = True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TimeEmbedding":
         # model.to(bfloat16) would round the frequencies to 8 bits: at t = 999 the angle would be off by
         # radians.
         super()._apply(fn, recurse)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -78,7 +78,7 @@ def _with_noise(function: Callable[..., Any], at: int | None) -> Callable[..., A
 
 
 def _register_gradient(name: str, arguments: list[str], at: int | None, gradient: Gradient) -> None:
-    inputs_of = namedtuple("Inputs", arguments)
+    inputs_of = cast(Any, namedtuple("Inputs", arguments))
     if at is not None:
         inputs_of.noise_parts = property(lambda inputs: inputs[at : at + _NOISE_ARGUMENTS])
     place = {argument: i for i, argument in enumerate(arguments)}

@@ -11,6 +11,7 @@ import importlib
 import os
 from collections.abc import Callable
 from functools import cache
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -33,12 +34,12 @@ class Status(NamedTuple):
 
 
 @cache
-def _triton():
+def _triton() -> ModuleType:
     """Imported when somebody first asks for it: importing Triton takes longer than all the rest."""
     return importlib.import_module("ddpm_fast.ops.backends.triton")
 
 
-def _module(name: str):
+def _module(name: str) -> ModuleType:
     return _triton() if name == "triton" else _MODULES[name]
 
 
@@ -79,9 +80,13 @@ _chosen: str | None = os.environ.get("DDPM_FAST_BACKEND") or None
 
 
 class use_backend:
-    """Chooses a backend by name for all ops, or with None the default again. As a context manager: for its block.
+    """Chooses a backend for all ops, from now on or, as a context manager, for its block.
 
-    Raises InputError at once if there is no such backend or it cannot run here, saying why and how to get it.
+    Args:
+        name: "cuda", "cpu", "triton" or "reference"; None for the default again.
+
+    Raises:
+        InputError: there is no such backend, or it cannot run here; the message says why and how to get it.
     """
 
     def __init__(self, name: str | None):
@@ -115,7 +120,7 @@ def active_backend(op: str, device: torch.device | str = "cpu", *dtypes: torch.d
     return _chosen
 
 
-def _usual_module(op: str, device: torch.device, dtypes: tuple[torch.dtype, ...]):
+def _usual_module(op: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> ModuleType | None:
     """The C++ kernels for the device if they take the call, or None: the common case, without building any reason."""
     module = _MODULES.get(device.type)
     if module is None or module.unavailable or op not in module.OPS or module.refusal(device):

@@ -1,12 +1,13 @@
 """The ops on the CUDA C++ kernels of csrc/cuda/: tensors in, raw pointers and the caller's stream out.
 
-Nothing waits for the GPU, and a call can be captured in a CUDA graph. Where a loss's sample is summed in parts, their
-sums go through a workspace that is allocated like any tensor (in a graph's own pool while that is captured).
+Nothing waits for the GPU, and a call can be captured in a CUDA graph. Where a loss's sample is summed in parts, the
+sums of the parts go through a workspace, which is allocated like any tensor (in the graph's own pool during a capture).
 """
 
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ __all__ = ["DTYPES", "OPS", "capabilities", "refusal", "unavailable"]
 _SUMS = {"diffusion_loss", "hybrid_loss", "vlb_terms"}
 _REINSTALL = "reinstall with it: pip install --no-build-isolation -e . (DDPM_FAST_CUDA_ARCHS=90 for compute 9.0 alone)"
 
-_kernels = getattr(_C, "cuda", None)
+_kernels: Any = getattr(_C, "cuda", None)
 unavailable = no_extension or (
     "" if _kernels else f"the C++ extension was built without nvcc. Put CUDA's nvcc on the PATH and {_REINSTALL}"
 )

@@ -14,7 +14,7 @@ from ddpm_fast.noise import NoiseKey
 from ddpm_fast.ops.tensors import is_channels_last
 
 try:
-    from ddpm_fast import _C
+    from ddpm_fast import _C  # type: ignore[attr-defined]  # built from C++
 
     unavailable = ""
 except ImportError as error:
