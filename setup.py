@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.resolve()
 ONCE = "dispatch"  # of csrc/cpu; its other files are compiled for each instruction set
 CPU_KERNELS = sorted(path.stem for path in ROOT.glob("csrc/cpu/*.cpp") if path.stem != ONCE)
 CUDA_KERNELS = sorted(path.stem for path in ROOT.glob("csrc/cuda/*.cu"))
-# Sums of products, whose bits nobody is promised: half the instructions.
+# Its sums of products are not promised to be the same bits everywhere; contracted they take half the instructions.
 CONTRACTED = {"winograd": ["-ffp-contract=fast"]}
 # Ampere, Hopper and both Blackwells; machine code for one runs on later minor versions, so 80 serves 86 and 89 too.
 # What nvcc does not know yet is left out; the PTX that goes with them serves what comes after the newest.
@@ -35,8 +35,15 @@ CUDA_ARCHS = [80, 90, 100, 120]
 # -ffp-contract=off: a fused multiply-add would change results between machines (see csrc/portable.h).
 # The other two let sqrt and selects vectorise; neither changes a value.
 FLAGS = [
-    *("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall"),
-    *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fopenmp",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
 ]
 # -fmad=false is the GPU's -ffp-contract=off.
 CUDA_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
@@ -45,9 +52,15 @@ X86_ISAS = {
     "avx2": ["-mavx2", "-mfma"],
     # g++ 12's own header for AVX-512 trips -Wuninitialized.
     "avx512": [
-        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
-        # Interleaves the noise's chains: 0.64 ns a normal for 0.70. With half as many registers it only spills them.
-        *("-fschedule-insns", "-Wno-uninitialized"),
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512dq",
+        "-mavx512vl",
+        "-mprefer-vector-width=512",
+        # Interleaves the noise's dependency chains: 0.64 ns a normal instead of 0.70. With half as many registers it
+        # makes the compiler spill them.
+        "-fschedule-insns",
+        "-Wno-uninitialized",
     ],
 }
 

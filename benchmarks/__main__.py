@@ -27,7 +27,7 @@ Minutes = Annotated[float | None, typer.Option(help="Start no new case after thi
 Backends = Annotated[list[str], typer.Option("--backend", help="Measure this backend of ours alone (repeatable).")]
 Compile = Annotated[bool, typer.Option("--compile", help="Also time diffusers' networks under torch.compile.")]
 Sizes = Annotated[list[str], typer.Option("--size", help=f"Only {', '.join(layers.ALL_SIZES)} (repeatable).")]
-Kernels = Annotated[Path | None, typer.Option("--kernels", help="The counts of instructions that `kernels` wrote.")]
+Kernels = Annotated[Path | None, typer.Option("--kernels", help="The log of ncu of `kernels`: see gpu.sh.")]
 Images = Annotated[int, typer.Option(help="The number of images in a set.")]
 Steps = Annotated[int, typer.Option(help="The number of steps of the chain.")]
 Results = Annotated[list[Path], typer.Argument(metavar="RESULT.json...", help="Files that the benchmarks wrote.")]
@@ -54,7 +54,8 @@ def ops(
 ) -> None:
     """Time each fused op, compared with diffusers, denoising-diffusion-pytorch, plain torch and torch.compile."""
     with plain_errors():
-        ops_.main(Options(out, device, only, quick, rounds, minutes, backends=tuple(backend)), kernels)
+        options = Options(out, device, only, quick, rounds, minutes, backends=tuple(backend))
+        ops_.main(options, kernels_.read(kernels, options) if kernels else {})
 
 
 def _layers(kind: tuple[str, ...], name: str, text: str) -> None:
@@ -93,17 +94,10 @@ def fidelity(out: Out, device: Device = "auto", n: Images = 500, steps: Steps = 
 
 
 @app.command()
-def kernels(
-    out: Out,
-    device: Device = "cuda",
-    only: Only = "",
-    quick: Quick = False,
-    backend: Backends = [],  # noqa: B006
-    inside_ncu: Annotated[bool, typer.Option("--inside-ncu", hidden=True)] = False,
-) -> None:
-    """Count the instructions that a GPU executes in one call of each op of ours."""
+def kernels(device: Device = "cuda", only: Only = "", quick: Quick = False, backend: Backends = []) -> None:  # noqa: B006
+    """Call each op of ours once on a GPU, for ncu to count the instructions: gpu.sh has the command."""
     with plain_errors():
-        kernels_.main(Options(out, device, only, quick, backends=tuple(backend)), inside_ncu)
+        kernels_.main(Options(Path(), device, only, quick, backends=tuple(backend)))
 
 
 @report.command()
@@ -126,18 +120,17 @@ def compare(old: Old, new: New) -> None:
             say(f"{result.path}: commit {git.get('commit')}, with {len(git.get('changed_files', []))} changes, {date}")
         for warning in found.warnings:
             say(f"Warning: {warning}")
-        for change in found.changed:
-            what = "Slower" if change.slowdown > 0 else "Faster"
-            say(f"{what}: {change.name}: {change.slowdown:+.0%}; before {change.before}; now {change.after}")
-        slower = sum(change.slowdown > 0 for change in found.changed)
+        for what, changes in (("Slower", found.slower), ("Faster", found.faster)):
+            for name, text in changes.items():
+                say(f"{what}: {name}: {text}")
         rule = f"the 95% intervals do not overlap, and more than {THRESHOLD:.0%}; memory: {MEMORY_THRESHOLD:.0%}"
-        say(f"{slower} slower and {len(found.changed) - slower} faster beyond noise ({rule}); {found.same} as before")
+        say(f"{len(found.slower)} slower, {len(found.faster)} faster beyond noise ({rule}); {found.same} as before")
         for names, result in ((found.only_old, before), (found.only_new, after)):
             for name in names:
                 say(f"Only in {result.path.name}: {name}")
         for message in after.found["failures"]:
             say(f"Failed: {message}")
-        if slower:
+        if found.slower:
             raise typer.Exit(1)
 
 

@@ -1,5 +1,6 @@
 """The layers above the ops: what there is to compare of one case, when it may be timed, and how it becomes rows."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,16 +9,15 @@ from torch import Tensor
 
 from benchmarks import networks, peers, timing
 from benchmarks.rows import Row, Subject, rows
+from benchmarks.runs import Run
 from ddpm_fast.commands.common import DTYPE_NAMES
 from ddpm_fast.errors import InputError
+from ddpm_fast.nn.work import parameters, work
 
 WARMUP = 1  # rounds: each run has run before, when it was compared, and takes up to half a minute
 COMPILED = "diffusers torch.compile"
 # How ours is asked to run a loop, by the kind of device.
-WAYS = {
-    "cpu": {"ddpm_fast": {}},
-    "cuda": {"graph": {"cuda_graph": True}, "no graph": {"cuda_graph": False}},
-}
+WAYS = {"cpu": {"ddpm_fast": {}}, "cuda": {"graph": {"cuda_graph": True}, "no graph": {"cuda_graph": False}}}
 
 
 class Case(NamedTuple):
@@ -39,85 +39,69 @@ class Case(NamedTuple):
         name = f"{self.layer} {self.dtype}"
         if self.layer == "sampling":
             name += ", one image" if self.batch == 1 else ", a batch"
-        return Subject(
-            what=self.layer,
-            text=f"{self.layer} {self.size} {self.dtype} {self.batch}",
-            name=name,
-            place=self.size,
-            dtype=self.dtype,
-            batch=self.batch,
-            steps=self.steps,
-        )
+        text = f"{self.layer} {self.size} {self.dtype} {self.batch}"
+        return Subject(self.layer, text, name, self.size, self.dtype, self.batch, self.steps)
 
     def __str__(self) -> str:
         return self.subject.text
 
 
 class Comparison:
-    """A case's network, and the variants of the work on it.
+    """A case's network, and the variants of the work on it. runs: by label, each makes case.steps steps. ours: the
+    labels that are measured. counts: what one step takes at least. errors: ||out - truth|| / ||truth|| of the runs
+    whose results could be compared. What is absent, differs or fails is put down in the run's file."""
 
-    runs: by label, each makes case.steps steps. ours: the labels that are measured. counts: what one step takes at
-    least. errors: of the runs whose results could be compared, ||out - truth|| / ||truth||. failures: of those that
-    are not timed because of it. absent: what is not run, and why. notes: what differs between the variants.
-    """
-
-    def __init__(self, case: Case, device: torch.device, compiling: bool):
+    def __init__(self, case: Case, run: Run):
         made = networks.network(case.size)
-        self.case, self.device, self.compiling = case, device, compiling
-        self.model, self.diffusion, self.config = made.model.to(device), made.diffusion, made.model.config
-        self.work = networks.work(self.config)
+        self.case, self.run, self.device = case, run, run.device
+        self.model, self.diffusion, self.config = made.model.to(run.device), made.diffusion, made.model.config
+        self.work = work(self.config)
         side, classes = self.config.image_size, self.config.num_classes
         self.shape = (case.batch, self.config.in_channels, side, side)
-        self.labels = torch.arange(case.batch, device=device) % classes if classes else None
+        self.labels = torch.arange(case.batch, device=run.device) % classes if classes else None
         self.counts: dict[str, float] = {}
         self.runs: dict[str, Callable[[], object]] = {}
         self.ours: list[str] = []
         self.errors: dict[str, float] = {}
-        self.failures: dict[str, str] = {}
-        self.absent: dict[str, str] = {}
-        self.notes: list[str] = []
 
-    def add_ours(self, label: str, run: Callable[[], object]) -> None:
-        self.ours.append(label)
-        self.runs[label] = run
+    def absent(self, label: str, reason: str) -> None:
+        self.run.absent(label, reason, self.case)
 
     def has(self, peer: str) -> bool:
         """Whether a peer can be used; if not, it is put down as absent."""
         if reason := peers.absent(peer):
-            self.absent[peer] = reason
+            self.absent(peer, reason)
         return not reason
 
     def compiles(self) -> bool:
         """Whether diffusers' network is compiled for this case; if not, it is put down as absent."""
-        if reason := uncompiled(self.case, self.device, self.compiling):
-            self.absent[COMPILED] = reason
+        if reason := uncompiled(self.case, self.device, self.run.options.compiling):
+            self.absent(COMPILED, reason)
         return not reason
 
     def note_lucidrains(self, what: str) -> None:
         """Put down that denoising-diffusion-pytorch runs a network of its own."""
-        size = self.case.size
+        size, ours = self.case.size, 1e-6 * self.work.parameters
         with torch.device("meta"):
-            parameters = networks.parameters(peers.lucidrains_network(size, self.config.in_channels))
+            theirs = 1e-6 * parameters(peers.lucidrains_network(size, self.config.in_channels))
         options = ", ".join(f"{name}={value}" for name, value in peers.lucidrains_options(size).items())
-        self.notes.append(
-            f"{peers.LUCIDRAINS}: another network, its own Unet({options}) with {1e-6 * parameters:.1f} million "
-            f"parameters, where ours has {1e-6 * self.work.parameters:.1f}; {what}"
-        )
+        text = f"another network, its own Unet({options}): {theirs:.1f} million parameters, where ours has {ours:.1f}"
+        self.run.found["notes"].setdefault(f"{peers.LUCIDRAINS}: {text}; {what}", []).append(str(self.case))
 
     def compare(self, label: str, out: Tensor, truth: Tensor, tolerance: float) -> None:
-        """Put down how far a run's result is off; if that is too far to be the same work, as a failure."""
-        try:
-            error = deviation(out, truth, tolerance, f"{self.case}, {label}")
+        """Put down how far a run's result is off. If that is too far to be the same work, it will not be timed."""
+        with self.run.surviving(str(self.case)):
+            error = deviation(out, truth, tolerance, label)
             self.errors[label] = max(self.errors.get(label, 0.0), error)
-        except InputError as error:
-            self.failures[label] = str(error)
+            return
+        self.errors[label] = math.inf
 
-    def rows(self, rounds: int) -> list[Row]:
+    def rows(self) -> list[Row]:
         """Times what did not fail, in turns."""
-        timed = {label: run for label, run in self.runs.items() if label not in self.failures}
+        timed = {label: run for label, run in self.runs.items() if self.errors.get(label) != math.inf}
         batches = [timing.Batch(run, self.case.steps) for run in timed.values()]
-        columns = timing.interleaved(batches, rounds, self.device, WARMUP).T
-        counts = {label: self.counts for label in self.ours}
+        columns = timing.interleaved(batches, self.run.options.rounds, self.device, WARMUP).T
+        counts = dict.fromkeys(self.ours, self.counts)
         return rows(self.case.subject, dict(zip(timed, columns, strict=True)), counts, self.errors)
 
 

@@ -1,9 +1,4 @@
-"""Are the samples of the faster modes those of the exact one? `python -m benchmarks fidelity --out FILE.json`.
-
-The shipped digit model draws with plain torch in fp32, and ours does in fp32 (on the CPU by Winograd's convolutions)
-and in bf16. From the same noise the images are compared pixel by pixel. From different noise they are two sets of
-images, and a two-sample test says whether they can be told apart; that it can is shown on chains of fewer steps.
-"""
+"""Are the samples of the faster modes those of the exact one? `python -m benchmarks fidelity --out FILE.json`."""
 
 import time
 

@@ -1,16 +1,12 @@
 #!/usr/bin/env bash
-# Builds, tests, sanitizes, measures and profiles ddpm_fast on the GPU of this machine:
+# Builds, tests, sanitizes, measures and profiles ddpm_fast on the GPU of this machine; benchmarks/README.md has more.
 #
 #   bash benchmarks/gpu.sh --out DIR [--minutes 8] [--wheels DIR] [--quick] [SECTION ...]
 #
-# The sections are build, tests, sanitizer, profile, ops, network, loops and growth: all of them, or those named, in
-# this order; a new machine needs build first. Python ($PYTHON, else python3) must have torch and what the build needs.
-# A tool that is missing is named, and its section is skipped. The settings of the GPU are left as they are.
-# --minutes: for each section. Two minutes before the end no new case is started, and the log names what was left out.
-#            A section that is stopped keeps the results that it had.
-# --wheels:  a folder with wheels of diffusers and importlib_metadata, which build installs without a network.
-# --quick:   tiny sizes and few rounds, on the CPU where there is no GPU: does all of it run?
-# DIR gets gpu.log, tests.xml, and a JSON file of each section that measures, for `python -m benchmarks report`.
+# SECTION: build, tests, sanitizer, profile, ops, network, loops, growth; all by default. DIR gets gpu.log and results.
+# --minutes: of each section; two minutes before the end no new case is started. What was measured is kept.
+# --wheels: a folder with wheels of diffusers and importlib_metadata, which build installs without a network.
+# --quick: tiny sizes and few rounds, on the CPU where there is no GPU: does all of it run?
 set -uo pipefail
 self=$(realpath "$0")
 cd "$(dirname "$self")/.." || exit 2
@@ -64,19 +60,25 @@ measure() { # SECTION OPTION ...
 }
 
 # The counts of instructions, which the floors of the ops need; without them there are floors of bytes.
-profile() { need_gpu; "$PYTHON" -m benchmarks kernels --out "$out/profile.json" "${quick[@]}"; }
+profile() {
+    need_gpu
+    has ncu || skip "ncu is not on the PATH"
+    LC_ALL=C ncu --clock-control none --profile-from-start off --csv --print-units base \
+        --metrics smsp__inst_executed.sum,gpu__time_duration.sum --log-file "$out/profile.csv" \
+        "$PYTHON" -m benchmarks kernels "${quick[@]}"
+}
 
 ops() {
     local options=(--device "$device")
     if [[ ${#quick[@]} == 0 ]]; then options+=(--rounds 30); fi
-    if [[ -s $out/profile.json ]]; then options+=(--kernels "$out/profile.json"); fi
+    if grep -q smsp__inst "$out/profile.csv" 2>/dev/null; then options+=(--kernels "$out/profile.csv"); fi
     measure ops "${options[@]}"
 }
 
-compile=(--compile)
+compile=(--compile) points=()
 network() { measure network "${compile[@]}"; }
 loops() { measure loops "${compile[@]}"; }
-growth() { measure growth; }
+growth() { measure growth "${points[@]}"; }
 
 out="" wheels="" quick=() chosen=() inside="" minutes=8 PYTHON=${PYTHON:-python3}
 PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin # nvcc, ncu and compute-sanitizer, where the PATH lacks them
@@ -85,7 +87,7 @@ while (($#)); do
         --out) out=${2:-}; shift ;;
         --wheels) wheels=${2:-}; shift ;;
         --minutes) minutes=${2:-}; shift ;;
-        --quick) quick=(--quick) compile=() ;;
+        --quick) quick=(--quick) compile=() points=(--only "noise loss") ;;
         --inside) inside=${2:-}; shift ;; # one section, in a process that can be stopped
         -h | --help) usage; exit 0 ;;
         *) chosen+=("$1") ;;
@@ -98,10 +100,7 @@ for section in "${chosen[@]}"; do
         exit 2
     fi
 done
-if [[ -z $out || ! $minutes =~ ^[0-9]+$ || $minutes -lt 3 ]]; then
-    usage >&2
-    exit 2
-fi
+if [[ -z $out || ! $minutes =~ ^[0-9]+$ || $minutes -lt 3 ]]; then usage >&2; exit 2; fi
 mkdir -p "$out" || exit 2
 out=$(realpath "$out")
 if [[ -n $inside ]]; then

@@ -1,9 +1,5 @@
-"""How time and peak memory grow: `python -m benchmarks growth --out FILE.json`.
-
-Sampling and a training step of ours for several batch sizes, image sizes, numbers of steps and numbers of threads, one
-of them at a time. Each point is measured in a process of its own, which gives memory that nothing else has touched. And
-the peak memory of a training step with its noise stored, and regenerated.
-"""
+"""How time and peak memory grow: `python -m benchmarks growth --out FILE.json`. One size changes at a time, and each
+point is measured in a process of its own, which gives memory that nothing else has touched."""
 
 import contextlib
 import dataclasses
@@ -65,20 +61,20 @@ class Series(NamedTuple):
 
 def series(quick: bool, device: torch.device) -> list[Series]:
     """CIFAR-10's network, whose attention is at 16 pixels in images of 16 to 128, or a tiny one."""
-    on_gpu, place = device.type == "cuda", str(device)
-    threads = () if on_gpu else tuple(2**i for i in range(machine.cores().bit_length()))
+    place = str(device)
+    threads = tuple(2**i for i in range(machine.cores().bit_length()))
     if quick:
         chain = Point("sampling", "quick", 2, 16, steps=2, device=place)
-        axes = {"batch": (1, 2), "image_size": (8, 16), "steps": (1, 2), "threads": threads[:1]}
-    elif on_gpu:
+        axes = {"batch": (1, 2), "image_size": (8, 16), "steps": (1, 2), "threads": (1,)}
+    elif device.type == "cuda":
         chain = Point("sampling", "cifar10", 64, 32, steps=20, device=place)
-        axes = {"batch": (1, 4, 16, 64, 256), "image_size": (16, 32, 64, 128), "steps": (5, 10, 20, 40), "threads": ()}
+        axes = {"batch": (1, 4, 16, 64, 256), "image_size": (16, 32, 64, 128), "steps": (5, 10, 20, 40)}
     else:
         chain = Point("sampling", "cifar10", 2, 32, steps=4, device=place)
         axes = {"batch": (1, 2, 4, 8), "image_size": (16, 32, 64, 128), "steps": (1, 2, 4, 8), "threads": threads}
     training = dataclasses.replace(chain, task="training", steps=1)
-    made = [Series(chain, axis, values) for axis, values in axes.items() if values]
-    made += [Series(training, axis, values) for axis, values in axes.items() if values and axis != "steps"]
+    made = [Series(chain, axis, values) for axis, values in axes.items()]
+    made += [Series(training, axis, values) for axis, values in axes.items() if axis != "steps"]
     step = dataclasses.replace(training, task="step")
     loss = dataclasses.replace(step, task="loss", batch=8 * step.batch, image_size=32 if quick else 256)
     return [*made, Series(step, "stored", (1, 0)), Series(loss, "stored", (1, 0))]
@@ -88,7 +84,8 @@ def work(point: Point, device: torch.device) -> Callable[[], object]:
     """What is measured of a point, ready to be called."""
     torch.manual_seed(0)
     diffusion = df.GaussianDiffusion(df.Schedule.linear(1000), variance="fixed_small")
-    config = dataclasses.replace(networks.SIZES[point.network], image_size=point.image_size)
+    sizes = {} if point.task == "loss" else {"image_size": point.image_size}  # without a network any size will do
+    config = dataclasses.replace(networks.SIZES[point.network], **sizes)
     shape, images = point.shape, torch.randint(0, 256, point.shape, dtype=torch.uint8)
     if point.task == "training":
         options = TrainConfig(batch_size=point.batch, precision=point.dtype)

@@ -1,9 +1,5 @@
-"""The layers above the ops, end to end: `python -m benchmarks network` has the U-Net forward, and forward and backward;
-`python -m benchmarks loops` has a training step, data in to weights out, and sampling, by the batch and one image at a
-time. Each is compared with what one would use otherwise, with the same weights wherever both can hold them.
-"""
-
-import functools
+"""The layers above the ops, end to end: `python -m benchmarks network` has the U-Net, `python -m benchmarks loops` has
+training steps and sampling, by the batch and one image at a time."""
 
 import torch
 
@@ -60,34 +56,19 @@ def cases(
 
 
 def labels(case: Case, device: torch.device) -> tuple[str, ...]:
-    """The variants of a case, ours first; which of them there are here build() says."""
+    """The variants that a case can have, ours first."""
     if case.layer in NETWORK:
         return ("ddpm_fast", peers.DIFFUSERS, unet.CHANNELS_LAST, COMPILED)
     made = (*WAYS[device.type], "torch", peers.DIFFUSERS, COMPILED, peers.LUCIDRAINS)
     return (*made, sampling.PIPELINE) if case.layer == "sampling" else made
 
 
-@functools.lru_cache(maxsize=1)  # one case's networks at a time: variants of a case follow each other
-def build(case: Case, device: torch.device, compiling: bool) -> Comparison:
-    """The variants of a case, compared."""
-    made = Comparison(case, device, compiling)
-    module = {"training": training, "sampling": sampling}.get(case.layer, unet)
-    module.add_variants(made)
-    return made
-
-
 def measure(case: Case, run: Run) -> None:
     """Compares and times all variants of a case."""
-    try:
-        made = build(case, run.device, run.options.compiling)
-        for label, reason in made.absent.items():
-            run.absent(label, reason, case)
-        for note in made.notes:
-            run.found["notes"].setdefault(note, []).append(str(case))
-        run.found["failures"] += made.failures.values()
-        run.add(made.rows(run.options.rounds))
-    finally:
-        build.cache_clear()  # its networks go before the next case's come
+    made = Comparison(case, run)
+    module = {"training": training, "sampling": sampling}.get(case.layer, unet)
+    module.add_variants(made)
+    run.add(made.rows())
 
 
 def main(options: Options, layers: tuple[str, ...], sizes: tuple[str, ...] = ()) -> None:
@@ -95,10 +76,8 @@ def main(options: Options, layers: tuple[str, ...], sizes: tuple[str, ...] = ())
     options = options.checked(ROUNDS, QUICK_ROUNDS)
     chosen = options.matching(cases(options.quick, options.place, layers, sizes))
     used = {name: networks.network(name).model.config.to_dict() for name in dict.fromkeys(case.size for case in chosen)}
-    tf32 = {
-        "convolutions": torch.backends.cudnn.allow_tf32,
-        "matrix_products": torch.backends.cuda.matmul.allow_tf32,
-    }
+    tf32 = {"convolutions": torch.backends.cudnn.allow_tf32}
+    tf32["matrix_products"] = torch.backends.cuda.matmul.allow_tf32
     run = Run(options, machine.ceilings(options.place, matrices=True), networks=used, tf32=tf32)
     run.each(chosen, lambda case: measure(case, run))
     run.finish()

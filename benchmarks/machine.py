@@ -1,9 +1,4 @@
-"""Where and with what something was measured, and what a machine reaches at best, a second: its ceilings.
-
-A floor is the time that work takes at least: how much of it there is, over the ceiling. A GPU issues one warp
-instruction a clock for each of the four schedulers of an SM. That rate is for the cheapest instructions: on sm_90
-32-bit integer ones run at half of it, so Philox cannot reach it.
-"""
+"""Where and with what something was measured, and what a machine reaches at best, a second: its ceilings."""
 
 import datetime
 import importlib.metadata
@@ -23,7 +18,7 @@ from benchmarks import peers, timing
 from ddpm_fast.commands.common import DTYPE_NAMES
 from ddpm_fast.ops.backends import cpu
 
-SCHEDULERS = 4  # of an SM, on every generation since 2017
+SCHEDULERS = 4  # of an SM, on every generation since 2017; each issues one warp instruction a clock
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**26}  # many times the L2, or the caches of most CPUs
 COPY_ROUNDS = 20
 MATRIX_SIDES = {"cuda": (4096, 8192), "cpu": (512, 1024)}  # in a CPU's caches, and beyond
@@ -48,19 +43,14 @@ def environment(device: torch.device) -> dict:
     }
     if device.type == "cuda":
         where["gpu"] = gpu(device)
-    libraries = {name: _version(name) for name in ("triton", *peers.MODULES)}
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
+    versions |= {name: _version(name) for name in ("triton", *peers.MODULES)} | {"ddpm_fast": df.__version__}
     commit, changed = _output("git", "rev-parse", "HEAD"), _output("git", "diff", "--name-only", "HEAD")
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": where,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "cuda": torch.version.cuda,
-            **libraries,
-            "ddpm_fast": df.__version__,
-        },
-        "git": {"commit": commit or None, "changed_files": changed.splitlines()},
+        "versions": versions,
+        "git": {"commit": commit, "changed_files": changed.splitlines()},
     }
 
 
@@ -78,10 +68,8 @@ def gpu(device: torch.device) -> dict:
     clock = state.get("clocks.sm", "")
     return {
         "name": properties.name,
-        "capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": properties.multi_processor_count,
         "l2_bytes": properties.L2_cache_size,
-        "memory_bytes": properties.total_memory,
         "state": state,
         "sm_clock_hz": 1e6 * float(clock) if clock.isdigit() else None,
     }
@@ -105,7 +93,8 @@ def copy_bandwidth(device: torch.device, seconds: float = 0.0) -> float:
 
 
 def issue_rate(card: dict | None) -> float | None:
-    """Warp instructions a second that a GPU of gpu() issues at most; None without one or without its clock."""
+    """Warp instructions a second that a GPU of gpu() issues at most; None without one or without its clock. It is the
+    rate of the cheapest ones: on sm_90 32-bit integer ones run at half of it, so Philox cannot reach it."""
     return card["multiprocessors"] * SCHEDULERS * card["sm_clock_hz"] if card and card["sm_clock_hz"] else None
 
 

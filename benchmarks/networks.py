@@ -1,15 +1,13 @@
-"""The networks that are measured, and how much work a network is.
+"""The networks that are measured.
 
 The sizes are published ones: the shipped digit model, the CIFAR-10 and 256x256 networks of Ho et al. 2020 (appendix B),
 and the CelebA 64x64 network of Song et al. 2020 ("Denoising Diffusion Implicit Models", appendix D.1).
 """
 
-import functools
 from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import ddpm_fast as df
 from ddpm_fast.errors import InputError
@@ -51,42 +49,3 @@ def without_zeros(model: nn.Module) -> nn.Module:
         if parameter.ndim > 1 and not parameter.any():
             nn.init.normal_(parameter, std=0.02)
     return model
-
-
-def parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-class Work(NamedTuple):
-    """What one pass of a network does at least, counted from its shapes, for one image. flops: of matrix products and
-    convolutions, forward; training_flops: forward and backward. activations: elements that layers read and write when
-    each reads its input and writes its output once. parameters: elements read once a pass, whatever the batch."""
-
-    flops: int
-    training_flops: int
-    activations: int
-    parameters: int
-
-    def bytes(self, n: int, itemsize: int) -> int:
-        """Moved by a forward pass of n images; backward moves twice as much: each layer's input, the gradient of its
-        output and its weights are read once for the gradient of the input, and once for that of the weights."""
-        return itemsize * (n * self.activations + self.parameters)
-
-
-@functools.cache
-def work(config: df.UNetConfig) -> Work:
-    """Counted on the meta device, where nothing is computed and attention is two matrix products."""
-    with torch.device("meta"):
-        model = df.UNet(config).to("meta").eval()
-        x = torch.empty(1, config.in_channels, config.image_size, config.image_size)
-        t = torch.zeros(1, dtype=torch.int64)
-        moved = []
-        for layer in model.modules():
-            if not list(layer.children()):
-                layer.register_forward_hook(lambda _, inputs, output: moved.append(inputs[0].numel() + output.numel()))
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(x, t)
-        activations = sum(moved)
-        with FlopCounterMode(display=False) as training:
-            model(x, t).sum().backward()
-    return Work(counter.get_total_flops(), training.get_total_flops(), activations, parameters(model))

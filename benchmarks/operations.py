@@ -1,10 +1,8 @@
-"""The ops of the diffusion, each with every way of computing it, on the CPU or a GPU.
+"""The ops of the diffusion, each with every way of computing it ("variant") on the same tensors, on the CPU or a GPU.
 
-The ways ("variants") of an op do the same work on the same tensors: ddpm_fast's fused op on each of its backends, the
-peer libraries, plain torch, and plain torch under torch.compile. A peer called with a noise tensor uses that, so that
-its result can be compared with float64 before anything is timed. Called with None it draws its own noise, in the way
-of its own documentation, and this is what is timed. Ours is compared as it is timed: it draws from its key, and float64
-is given the noise that the key identifies.
+A peer called with a noise tensor uses that, so that its result can be compared with float64 before anything is timed.
+Called with None it draws its own noise, as its documentation does, which is timed. Ours is compared as it is timed: it
+draws from its key, and float64 is given the noise that the key identifies.
 """
 
 import contextlib
@@ -23,6 +21,8 @@ from benchmarks.rows import Subject
 from ddpm_fast.formats.diffusers import scheduler
 from ddpm_fast.ops import dispatch as backend
 from ddpm_fast.samplers import ddpm_table
+from tests.support.composed_bound import per_sample_mean
+from tests.support.plain import exact, noised, scaled, stepped
 
 T = 1000
 TIMESTEP = 500  # of the reverse step: every t > 0 costs the same
@@ -121,6 +121,9 @@ class Operation:
     def new_key(self, seed: int, stream: int) -> df.NoiseKey:
         return df.NoiseKey.of(seed, self.case.shape[0], stream=stream, device=self.device)
 
+    def with_gradient(self, loss: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+        return loss.detach(), *torch.autograd.grad(loss.mean(), output)
+
     def next_samples(self) -> df.NoiseKey:
         """The key moved on to the next batch of training, in place: NoiseKey.of would wait for a GPU."""
         self.key.sample_id.add_(self.case.shape[0])
@@ -132,11 +135,8 @@ class Operation:
         return self.key
 
     def compiled(self, formula: Callable, *inputs: Tensor) -> Variant:
-        """torch.compile of formula(*inputs, noise).
-
-        On a GPU the noise is drawn inside, where inductor fuses it. On a CPU it comes from outside: there inductor's
-        own generator was four times slower than all of the plain variant.
-        """
+        """torch.compile of formula(*inputs, noise). On a GPU the noise is drawn inside, where inductor fuses it. On a
+        CPU it is not, as inductor's own generator was four times slower there than all of the plain variant."""
         shape, dtype, device = self.case.shape, self.compute_dtype, self.device
 
         def run(noise: Tensor | None, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -190,35 +190,8 @@ class GivenOutput(nn.Module):
         return self.tensors["output"].to(x.dtype)
 
 
-def scaled(x0: Tensor) -> Tensor:
-    """Pixels as the networks read them; images that are float already pass."""
-    return x0.float() / 127.5 - 1 if x0.dtype == torch.uint8 else x0
-
-
-def exact(x0: Tensor) -> Tensor:
-    return x0.double() / 127.5 - 1 if x0.dtype == torch.uint8 else x0.double()
-
-
-def per_sample_mean(x: Tensor) -> Tensor:
-    return x.mean(dim=tuple(range(1, x.ndim)))
-
-
-def noised(x0: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> Tensor:
-    """q_sample in plain torch [Ho et al. 2020, eq. 4]; in float64 if the table is."""
-    signal, sigma = table[t][:, :, None, None, None].unbind(1)
-    x_t = signal * scaled(x0) + sigma * noise
-    return x_t if table.dtype == torch.float64 else x_t.to(noise.dtype)
-
-
 def noised_and_scored(x0: Tensor, t: Tensor, table: Tensor, output: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     return noised(x0, t, table, noise), per_sample_mean((output - noise).square())
-
-
-def stepped(x: Tensor, output: Tensor, row: Tensor, noise: Tensor) -> Tensor:
-    """A row of ddpm_fast.samplers.ddpm_table in plain torch [Ho et al. 2020, alg. 2], in the state's dtype."""
-    a_x, a_out, b_x, b_x0, _, sigma, clip, _ = row.unbind()
-    x0 = (a_x * x + a_out * output.to(x.dtype)).clamp(-clip, clip)
-    return b_x * x + b_x0 * x0 + sigma * noise
 
 
 # --- the ops: each function gives an Operation its variants
@@ -255,7 +228,7 @@ def training_loss(op: Operation) -> None:
     op.bytes_per_element = 2 * x0.itemsize + op.compute_dtype.itemsize + 4 * op.output_dtype.itemsize
 
     def with_gradient(x_t: Tensor, loss: Tensor) -> tuple[Tensor, ...]:
-        return x_t, loss.detach(), *torch.autograd.grad(loss.mean(), output)
+        return x_t, *op.with_gradient(loss, output)
 
     def ours(_: None) -> tuple[Tensor, ...]:
         key = op.next_samples()

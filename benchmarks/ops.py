@@ -1,14 +1,7 @@
-"""Which ops are measured at which sizes, and how they are called: `python -m benchmarks ops --out FILE.json`.
-
-Machines are noisy, and noise is common to what runs within the same milliseconds. So the variants of a case take turns
-(A B C A B C ...), each round gives one ratio for each peer, and their median is the claim, with the 95% interval of its
-bootstrap (Efron 1979).
-"""
+"""Which ops are measured at which sizes, and how they are called: `python -m benchmarks ops --out FILE.json`."""
 
 import functools
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -83,9 +76,8 @@ def cases(quick: bool, device: torch.device) -> list[Case]:
         made = [case for case in every(GPU_SIZES) if case.network or not case.channels_last]
         made += [case for case in every((GPU_NETWORK_SIZE,)) if case.network] + registered
         made += [Case(name, SMALL_SIZE) for name in KINDS if name not in (CEILING, "diffusion_loss")]
-    return sorted(
-        made, key=lambda case: not (case.network or case.dtype == torch.bfloat16 or case.operation == CEILING)
-    )
+    first = [case for case in made if case.network or case.dtype == torch.bfloat16 or case.operation == CEILING]
+    return first + [case for case in made if case not in first]
 
 
 def our_labels(case: Case, device: torch.device, backends: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -138,27 +130,11 @@ def replica(case: Case, device: torch.device, shared: dict[str, Any]) -> Operati
 def check(operation: Operation, label: str) -> float:
     """The variant's error. Raises Mismatch if that is beyond the operation's tolerance."""
     with operation.running(label):
-        error = operation.error(label)
-    if not error <= operation.tolerance:  # also for NaN
-        expected = f"expected at most {operation.tolerance:.3g}; see benchmarks/operations.py"
-        raise Mismatch(f"{label} does not give the result of {operation.case}: its error is {error:.3g}, {expected}")
-    return error
-
-
-def read_counts(path: Path | None) -> dict:
-    """What `python -m benchmarks kernels` wrote, {case: {label: [kernel]}}; empty without a file. Raises InputError for
-    any other file."""
-    try:
-        return {} if path is None else json.loads(path.read_text())["kernels"]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not what `python -m benchmarks kernels --out` writes: {error!r}") from None
-
-
-def instructions(counted: dict, case: object, label: str) -> dict[str, float]:
-    """{"instructions": warp instructions of one call of a variant, all its kernels together}; empty where they were not
-    counted."""
-    values = [kernel.get("instructions") for kernel in counted.get(str(case), {}).get(label, [])]
-    return {"instructions": sum(values)} if values and None not in values else {}
+        error, most = operation.error(label), operation.tolerance
+    if error <= most:  # not for NaN
+        return error
+    what = f"{label} does not give the result of {operation.case}"
+    raise Mismatch(f"{what}: its error is {error:.3g}, expected at most {most:.3g}; see benchmarks/operations.py")
 
 
 class Setting(NamedTuple):
@@ -172,11 +148,9 @@ class Setting(NamedTuple):
 
 
 def settings(nbytes: int, l2_bytes: int | None) -> list[Setting]:
-    """The ways of calling that are measured for a call that moves so many bytes; the last is the one to quote.
-
-    Without a GPU, and where one call overflows the L2 by itself, plain calls. Below that also a graph, on one set of
-    tensors, as a training loop has them, and on so many that the L2 never holds what is asked for.
-    """
+    """The ways of calling that are measured for a call that moves so many bytes. Without a GPU, and where one call
+    overflows the L2 by itself, plain calls. Below that also a graph, on one set of tensors, as a training loop has
+    them, and on so many that the L2 never holds what is asked for: the last is the one to quote."""
     if l2_bytes is None or (sets := timing.rotation(nbytes, l2_bytes)) == 1:
         return [Setting()]
     return [Setting(), Setting(graph=True), *([Setting(graph=True, sets=sets)] if sets <= MAX_SETS else [])]
@@ -205,8 +179,8 @@ def batches(
     return made
 
 
-def measure(case: Case, run: Run, counted: dict) -> None:
-    """Checks and times all variants of a case. counted: see read_counts."""
+def measure(case: Case, run: Run, counted: dict[tuple[str, str], float]) -> None:
+    """Checks and times all variants of a case. counted: the instructions of one call, by case and label."""
     device, ours, errors = run.device, our_labels(case, run.device, run.options.backends), {}
 
     def left_out(label: str, reason: str) -> None:
@@ -224,7 +198,7 @@ def measure(case: Case, run: Run, counted: dict) -> None:
             errors[label] = check(operation, label)
     elements = case.elements
     work = {"bytes": elements * operation.bytes_per_element, "normals": elements * operation.normals}
-    counts = {label: work | instructions(counted, case, label) for label in errors if label in ours}
+    counts = {label: work | {"instructions": counted.get((str(case), label), 0)} for label in ours if label in errors}
     l2_bytes = run.found["machine"].get("gpu", {}).get("l2_bytes")
     for setting in settings(work["bytes"], l2_bytes):
         timed = batches(operation, list(errors), setting, left_out)
@@ -232,11 +206,11 @@ def measure(case: Case, run: Run, counted: dict) -> None:
         run.add(rows(case.subject, dict(zip(timed, columns, strict=True)), counts, errors, str(setting)))
 
 
-def main(options: Options, counted: Path | None = None) -> None:
-    """Times the fused ops and all their peers, and writes the ratios to a file."""
+def main(options: Options, counted: dict[tuple[str, str], float]) -> None:
+    """Times the fused ops and all their peers, and writes the ratios to a file. counted: see measure."""
     options = options.checked(ROUNDS, QUICK_ROUNDS)
-    chosen, found = options.matching(cases(options.quick, options.place)), read_counts(counted)
+    chosen = options.matching(cases(options.quick, options.place))
     our_labels(chosen[0], options.place, options.backends)
     run = Run(options, machine.ceilings(options.place, matrices=False))
-    run.each(chosen, lambda case: measure(case, run, found))
+    run.each(chosen, lambda case: measure(case, run, counted))
     run.finish()

@@ -51,16 +51,8 @@ def lucidrains_diffusion(
     from denoising_diffusion_pytorch import GaussianDiffusion, LearnedGaussianDiffusion
 
     kind = functools.partial(LearnedGaussianDiffusion, vb_loss_weight=1.0) if learned else GaussianDiffusion
-    return kind(
-        model,
-        image_size=size,
-        timesteps=1000,
-        sampling_timesteps=steps,
-        objective="pred_noise",
-        beta_schedule="linear",
-        ddim_sampling_eta=1.0,
-        auto_normalize=False,
-    )
+    options = {"objective": "pred_noise", "beta_schedule": "linear", "ddim_sampling_eta": 1.0, "auto_normalize": False}
+    return kind(model, image_size=size, timesteps=1000, sampling_timesteps=steps, **options)
 
 
 def lucidrains_network(size: str, channels: int) -> nn.Module:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 import ddpm_fast as df
-from benchmarks.operations import Operation, T, per_sample_mean
+from benchmarks.operations import Operation, T
+from tests.support.composed_bound import per_sample_mean
 
 TWIN = "register_autograd"
 # With all of our op's arguments: register_autograd lists them anew at each call.
@@ -47,13 +48,10 @@ def diffusion_loss(op: Operation) -> None:
     # x_0, the noise and the output; what the forward keeps for the backward (written, read), the gradient
     op.bytes_per_element = x0.itemsize + noise.itemsize + 4 * op.output_dtype.itemsize
 
-    def with_gradient(loss: Tensor) -> tuple[Tensor, ...]:
-        return loss.detach(), *torch.autograd.grad(loss.mean(), output)
-
     def expected(_: Tensor) -> tuple[Tensor, ...]:
         residual = output.detach().double() - noise.double()
         return per_sample_mean(residual.square()), 2 * residual / op.case.elements
 
-    op.ours = lambda _: with_gradient(ours(*inputs)[0])
-    op.peers = {TWIN: lambda _: with_gradient(twin()[1](*inputs)[0])}
+    op.ours = lambda _: op.with_gradient(ours(*inputs)[0], output)
+    op.peers = {TWIN: lambda _: op.with_gradient(twin()[1](*inputs)[0], output)}
     op.expected = expected

@@ -27,10 +27,9 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """The times of one variant in seconds, and the error of its result before it was timed."""
+    """The median time of one variant in seconds, and the error of its result before it was timed."""
 
     median_s: float
-    min_s: float
     error: float | None
 
 
@@ -86,16 +85,10 @@ def rows(
     errors: Mapping[str, float],
     setting: str = "calls",
 ) -> list[Row]:
-    """Makes a row of each pair of ours and a peer.
-
-    Args:
-        subject: What the work is.
-        seconds: By label, the times of the rounds, in which all labels took turns.
-        counts: By each label of ours, what the work takes at least. The other labels are peers.
-        errors: By label, of those results that could be compared.
-        setting: How the calls were made.
-    """
-    sides = {label: Side(float(np.median(x)), float(x.min()), errors.get(label)) for label, x in seconds.items()}
+    """Makes a row of each pair of ours and a peer. seconds: by label, the times of the rounds, in which all labels took
+    turns. counts: by each label of ours, what the work takes at least; the other labels are peers. errors: by label, of
+    those results that could be compared. setting: how the calls were made."""
+    sides = {label: Side(float(np.median(times)), errors.get(label)) for label, times in seconds.items()}
     made = []
     for ours in [label for label in seconds if label in counts]:
         for peer in [label for label in seconds if label not in counts] or [""]:

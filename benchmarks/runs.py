@@ -20,12 +20,9 @@ from ddpm_fast.files.atomic import atomic_path, check_writable
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the commands share.
-
-    out: the JSON's place. only: a part of the names of the cases to run. quick: small sizes and few rounds, which time
-    nothing. rounds: 0 for the usual number. minutes: no case is started after so many. compiling: whether networks run
-    under torch.compile too. backends: those of ours to measure, the usual ones if there are none.
-    """
+    """What the commands share. out: the JSON's place. only: a part of the names of the cases to run. quick: small sizes
+    and few rounds, which time nothing. rounds: 0 for the usual number. minutes: no case is started after so many.
+    compiling: whether networks run under torch.compile too. backends: those of ours to measure, if not the usual."""
 
     out: Path
     device: str = "cpu"
@@ -56,7 +53,7 @@ class Options:
 
 
 class Mismatch(Exception):
-    """A variant does not give the same result as the others, and so is not worth timing."""
+    """A variant does not give the same result as the others."""
 
 
 class Run:
@@ -66,19 +63,10 @@ class Run:
     def __init__(self, options: Options, ceilings: dict[str, float], **more: Any):
         self.options, self.device, self.ceilings = options, options.place, ceilings
         self.started = time.monotonic()
-        self.found: dict[str, Any] = {
-            **machine.environment(self.device),
-            "device": str(self.device),
-            "quick": options.quick,
-            "rounds": options.rounds or None,
-            "ceilings": ceilings,
-            "absent": {},
-            "notes": {},
-            "failures": [],
-            "left_out": [],
-            "rows": [],
-            **more,
-        }
+        self.found: dict[str, Any] = machine.environment(self.device)
+        self.found |= {"device": str(self.device), "quick": options.quick, "rounds": options.rounds or None}
+        self.found |= {"ceilings": ceilings, "absent": {}, "notes": {}, "failures": [], "left_out": [], "rows": []}
+        self.found |= more
 
     def add(self, made: list[rows.Row]) -> None:
         self.found["rows"] += [dataclasses.asdict(row) for row in made]

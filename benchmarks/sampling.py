@@ -1,37 +1,22 @@
-"""Sampling end to end, a chain of steps from noise to images: ours compared with the loops that one would use instead.
+"""Sampling end to end, from noise to images: ours compared with the loops that one would use instead."""
 
-Plain torch on our network, as the reference codes have it; diffusers' DDPMScheduler loop and DDPMPipeline on its own
-network with the same weights; and denoising-diffusion-pytorch on its own network, which cannot hold these.
-"""
-
+import functools
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import ddpm_fast as df
 from benchmarks import peers
 from benchmarks.comparison import COMPILED, WAYS, Comparison
-from benchmarks.operations import stepped
 from ddpm_fast.formats.diffusers import same_weights, scheduler
 from ddpm_fast.samplers import SamplerTable, make_table
+from tests.support.plain import plain_sampling
 
 # Of ||out - truth|| / ||truth||. Two ways of the same steps round differently, and a network passes that on; diffusers
 # keeps its state in the network's dtype, and rounds it to bf16 at every step.
 TOLERANCE = {"fp32": 1e-2, "bf16": 1e-1}
 PIPELINE = "diffusers DDPMPipeline"
-
-
-@torch.inference_mode()
-def plain_sampling(
-    model: nn.Module, table: SamplerTable, x: Tensor, normal: Callable[[int], Tensor], labels: Tensor | None = None
-) -> Tensor:
-    """Ancestral sampling as one writes it in plain torch; normal(i) is the noise of row i."""
-    rows, dtype = table.coefficients.to(x.device, torch.float32), next(model.parameters()).dtype
-    for i, t in enumerate(table.timesteps.tolist()):
-        output = model(x.to(dtype), torch.full((len(x),), t, device=x.device), labels)
-        x = stepped(x, output, rows[i], normal(i))
-    return x
 
 
 def add_variants(made: Comparison) -> None:
@@ -57,9 +42,9 @@ def add_variants(made: Comparison) -> None:
 
     truth = plain_sampling(model, table, normals(-1), normals, labels)
     for label, options in WAYS[device.type].items():
-        made.add_ours(
-            label,
-            lambda options=options: df.sample(model, diffusion, n, steps=case.steps, labels=labels, **options),
+        made.ours.append(label)
+        made.runs[label] = functools.partial(
+            df.sample, model, diffusion, n, steps=case.steps, labels=labels, cuda_graph=options.get("cuda_graph")
         )
         made.compare(label, made.runs[label](), truth, TOLERANCE[case.dtype])
     made.runs["torch"] = plain
@@ -72,7 +57,7 @@ def add_variants(made: Comparison) -> None:
 def _add_lucidrains(made: Comparison) -> None:
     case, device = made.case, made.device
     if case.dtype != "fp32":
-        made.absent[peers.LUCIDRAINS] = "it samples in float32: its loop draws states of no other dtype"
+        made.absent(peers.LUCIDRAINS, "it samples in float32: its loop draws states of no other dtype")
         return
     network = peers.lucidrains_network(case.size, made.config.in_channels).to(device).eval()
     chain = peers.lucidrains_diffusion(network, made.config.image_size, case.steps).to(device)
@@ -114,10 +99,10 @@ def _add_diffusers(made: Comparison, table: SamplerTable, truth: Tensor, normals
         compiled = peers.freshly_compiled(call)
         add(COMPILED, lambda: sampled(compiled))
     if labels is not None:
-        made.absent[PIPELINE] = "it has no labels to give to a network that takes them"
+        made.absent(PIPELINE, "it has no labels to give to a network that takes them")
         return
     if dtype == torch.bfloat16:
-        made.absent[PIPELINE] = "it ends in NumPy, which has no bfloat16"
+        made.absent(PIPELINE, "it ends in NumPy, which has no bfloat16")
         return
     pipeline = DDPMPipeline(peer, scheduler(made.diffusion))
     pipeline.set_progress_bar_config(disable=True)

@@ -1,8 +1,7 @@
-"""How long calls take, on the CPU and on a GPU: variants that take turns, and what may be concluded from their times.
+"""How long calls take: variants that take turns, so that noise is common to them, and what follows from their times.
 
-On the CPU a call is timed by itself. On a GPU, where calls only enter a queue and take microseconds, a run of many
-is timed between two events: calls from Python, which a loop without CUDA graphs makes, or replays of a graph of them,
-which leave the kernels and the gaps between them.
+On the CPU a call is timed by itself. On a GPU, where calls only enter a queue and take microseconds, a run of many is
+timed between two events: calls from Python, or replays of a CUDA graph of them.
 """
 
 import contextlib
@@ -92,18 +91,14 @@ def graph_batch(calls: Sequence[Call], device: torch.device) -> Batch:
 def _repeated(run: Call, calls: int, device: torch.device) -> Batch:
     if device.type != "cuda":
         return Batch(run, calls)
-    repeats = repeats_for(min(seconds_of(run, device) for _ in range(WARMUP)))
+    seconds = min(seconds_of(run, device) for _ in range(WARMUP))
+    repeats = max(1, min(MAX_REPEATS, math.ceil(BATCH_SECONDS / max(seconds, 1e-9))))
 
     def repeated() -> None:
         for _ in range(repeats):
             run()
 
     return Batch(repeated, calls * repeats)
-
-
-def repeats_for(seconds: float) -> int:
-    """How often a run of so many seconds is repeated to fill BATCH_SECONDS."""
-    return max(1, min(MAX_REPEATS, math.ceil(BATCH_SECONDS / max(seconds, 1e-9))))
 
 
 def interleaved(batches: Sequence[Batch], rounds: int, device: torch.device, warmup: int = WARMUP) -> np.ndarray:

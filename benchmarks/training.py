@@ -1,11 +1,6 @@
-"""A training step, data in to weights out: ours compared with the steps that one would write or call otherwise.
+"""A training step, data in to weights out: ours compared with those that one would write or call otherwise. All keep an
+average of their weights and clip the gradient."""
 
-All keep an average of their weights and clip the gradient. Plain torch on our network, as the reference codes have it;
-diffusers' documented loop on its own network with the same weights; and denoising-diffusion-pytorch's Trainer on its
-own network, which cannot hold these, from image files, which is the only way in that it has.
-"""
-
-import copy
 import dataclasses
 import itertools
 import tempfile
@@ -13,87 +8,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import ddpm_fast as df
 from benchmarks import peers
 from benchmarks.comparison import COMPILED, WAYS, Comparison
-from benchmarks.operations import noised, scaled
 from ddpm_fast.data import Dataset, batch_indices
 from ddpm_fast.formats.diffusers import same_weights, scheduler
 from ddpm_fast.loops.training import TrainConfig, Trainer
+from tests.support.plain import PlainStep, reference_step, scaled
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # of the first loss
 IMAGES = 512  # in the dataset, at least, of random pixels; four batches where that is more
 LEAST_BATCH = 16  # denoising-diffusion-pytorch's Trainer takes no smaller ones
 # What a step reads and writes of each parameter besides the network's passes: the clipping 2, AdamW 7, the average 3.
 PASSES_OF_PARAMETERS = 12
-
-
-@dataclasses.dataclass
-class PlainStep:
-    """A training step in plain torch. call: of the network, (x_t, t, labels). batches: of images and labels. noised,
-    target: of (images, t, noise). average: keeps the average of the weights."""
-
-    model: nn.Module
-    config: TrainConfig
-    call: Callable[[Tensor, Tensor, Tensor | None], Tensor]
-    batches: Callable[[], tuple[Tensor, Tensor | None]]
-    noised: Callable[[Tensor, Tensor, Tensor], Tensor]
-    target: Callable[[Tensor, Tensor, Tensor], Tensor]
-    average: Callable[[], None]
-    timesteps: int
-
-    def __post_init__(self):
-        self.device = next(self.model.parameters()).device
-        options = {"lr": self.config.lr, "weight_decay": self.config.weight_decay}
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), **options)
-
-    def loss(self, images: Tensor, t: Tensor, noise: Tensor, labels: Tensor | None, autocast: bool) -> Tensor:
-        x_t = self.noised(images, t, noise)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
-            output = self.call(x_t, t, labels)
-        return F.mse_loss(output.float(), self.target(images, t, noise))
-
-    def __call__(self) -> None:
-        images, labels = (None if part is None else part.to(self.device) for part in self.batches())
-        t = torch.randint(self.timesteps, (len(images),), device=self.device)
-        noise = torch.randn(images.shape, device=self.device)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.loss(images, t, noise, labels, autocast=self.config.precision == "bf16").backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-        self.optimizer.step()
-        self.average()
-
-
-def reference_step(made: df.UNet, diffusion: df.GaussianDiffusion, config: TrainConfig, data: Dataset) -> PlainStep:
-    """As the reference codes have it, on a copy of our network."""
-    model = copy.deepcopy(made)
-    table = diffusion.schedule.q_sample_table().to(model.conv_in.weight.device, torch.float32)
-    averages = [parameter.detach().clone() for parameter in model.parameters()]
-
-    def velocity(images: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        signal, sigma = table[t][:, :, None, None, None].unbind(1)
-        return signal * noise - sigma * scaled(images)
-
-    @torch.no_grad()
-    def average() -> None:
-        for average, parameter in zip(averages, model.parameters(), strict=True):
-            average.mul_(config.ema_decay).add_(parameter, alpha=1 - config.ema_decay)
-
-    return PlainStep(
-        model=model,
-        config=config,
-        call=model,
-        batches=lambda: data.batch(torch.randint(len(data), (config.batch_size,))),
-        noised=lambda images, t, noise: noised(images, t, table, noise),
-        target=velocity if diffusion.objective.prediction == "v" else lambda images, t, noise: noise,
-        average=average,
-        timesteps=len(table),
-    )
 
 
 def diffusers_step(
@@ -169,7 +100,8 @@ def add_variants(made: Comparison) -> None:
         loss = step.loss(pixels, t, noise, classes, autocast=case.dtype == "bf16").detach()
         made.compare(label, loss, truth, TOLERANCE[case.dtype])
     for label, trainer in trainers.items():  # last, as what is compared is a step that changes the weights
-        made.add_ours(label, several(trainer.train_step))
+        made.ours.append(label)
+        made.runs[label] = several(trainer.train_step)
         made.compare(label, trainer.train_step()[0], truth, TOLERANCE[case.dtype])
     if made.has(peers.LUCIDRAINS):
         _add_lucidrains(made, config, data)
@@ -178,10 +110,10 @@ def add_variants(made: Comparison) -> None:
 def _add_lucidrains(made: Comparison, config: TrainConfig, data: Dataset) -> None:
     """denoising-diffusion-pytorch's Trainer on its own network, and on the images as files in a folder."""
     if made.device.type == "cpu" and torch.cuda.is_available():
-        made.absent[peers.LUCIDRAINS] = "its Trainer takes the GPU where there is one"
+        made.absent(peers.LUCIDRAINS, "its Trainer takes the GPU where there is one")
         return
     if made.case.batch < LEAST_BATCH:
-        made.absent[peers.LUCIDRAINS] = f"its Trainer takes batches of at least {LEAST_BATCH}"
+        made.absent(peers.LUCIDRAINS, f"its Trainer takes batches of at least {LEAST_BATCH}")
         return
     from accelerate.state import AcceleratorState
     from denoising_diffusion_pytorch import Trainer as TheirTrainer
@@ -191,21 +123,14 @@ def _add_lucidrains(made: Comparison, config: TrainConfig, data: Dataset) -> Non
     for i, image in enumerate(data.images.permute(0, 2, 3, 1).numpy()):
         Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(Path(folder.name) / f"{i}.png")
     network = peers.lucidrains_network(made.case.size, made.config.in_channels)
+    options = {"train_batch_size": config.batch_size, "train_num_steps": 0, "train_lr": config.lr}
+    options |= {"ema_update_every": 1, "ema_decay": config.ema_decay, "augment_horizontal_flip": config.flip}
+    options |= {"max_grad_norm": config.grad_clip, "amp": config.precision == "bf16", "mixed_precision_type": "bf16"}
+    options |= {"save_and_sample_every": 2**62, "calculate_fid": False, "results_folder": f"{folder.name}/results"}
     trainer = TheirTrainer(
         peers.lucidrains_diffusion(network, made.config.image_size),
         folder.name,
-        train_batch_size=config.batch_size,
-        train_lr=config.lr,
-        train_num_steps=0,
-        ema_update_every=1,
-        ema_decay=config.ema_decay,
-        augment_horizontal_flip=config.flip,
-        max_grad_norm=config.grad_clip,
-        amp=config.precision == "bf16",
-        mixed_precision_type="bf16",
-        save_and_sample_every=2**62,
-        calculate_fid=False,
-        results_folder=str(Path(folder.name) / "results"),
+        **options,
     )
 
     def steps(kept: tempfile.TemporaryDirectory = folder) -> None:  # the files last as long as what reads them

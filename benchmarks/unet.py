@@ -73,7 +73,8 @@ def add_variants(made: Comparison) -> None:
     fp32 = seen(runner(ours, exact, autocast=False), exact)
     model = copy.deepcopy(exact).to(dtype)
     run = runner(ours, model, autocast)
-    made.add_ours("ddpm_fast", run)
+    made.ours.append("ddpm_fast")
+    made.runs["ddpm_fast"] = run
     if not made.has(peers.DIFFUSERS):
         if case.dtype == "bf16":  # in fp32 not with itself
             add("ddpm_fast", run, model, fp32)

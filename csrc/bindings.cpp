@@ -1,6 +1,6 @@
 // Exports to Python, and nothing else. The CPU's kernels are the module's functions, the GPU's (where they were built)
-// those of its submodule `cuda`. An op takes the fields of its struct in ops.h and then where to run: a number of threads,
-// or a GPU's (device, stream, workspace).
+// those of its submodule `cuda`. An op takes the fields of its struct in ops.h and then where to run: a number of
+// threads, or a GPU's (device, stream, workspace).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -32,10 +32,9 @@ PYBIND11_MODULE(DDPM_MODULE, m) {
     m.def("use_isa", [](const std::string& name) { return use_isa(name.c_str()); });
     m.def("has_matrix_units", [] { return has_matrix_units(); });
 
-#define DDPM_EXPORT(name, Arguments)                                                    \
-    python::define<Arguments, int>(m, #name, [](const Arguments& args, int threads) {   \
-        call(&Kernels::name, args, threads);                                            \
-    });
+#define DDPM_EXPORT(name, Arguments)         \
+    python::define<Arguments, int>(m, #name, \
+                                   [](const Arguments& args, int threads) { call(&Kernels::name, args, threads); });
     DDPM_CPU_OPS(DDPM_EXPORT)
 #undef DDPM_EXPORT
 
@@ -47,7 +46,7 @@ PYBIND11_MODULE(DDPM_MODULE, m) {
     gpu.def("driver_version", &cuda::driver_version);
     gpu.def("runtime_version", &cuda::runtime_version);
 
-#define DDPM_EXPORT(name, Arguments)                                                                        \
+#define DDPM_EXPORT(name, Arguments)                                                                         \
     python::define<Arguments, cuda::Where>(gpu, #name, [](const Arguments& args, const cuda::Where& where) { \
         cuda::call(#name, cuda::name, args, where);                                                          \
     });

@@ -31,8 +31,8 @@ struct BoundRow {
 };
 
 DDPM_FN BoundRow bound_row(const float* entry) {
-    return BoundRow{{entry[0], entry[1], 0.0f}, entry[2], entry[3], entry[4], entry[5],
-                    entry[6],                   entry[8], Term(int(entry[7]))};
+    return BoundRow{{entry[0], entry[1], 0.0f}, entry[2], entry[3], entry[4], entry[5], entry[6], entry[8],
+                    Term(int(entry[7]))};
 }
 
 // What a derivative by e is divided by before it is stored: its size, up to the error itself.
@@ -72,9 +72,9 @@ DDPM_FN BoundTerm kl_term(const BoundRow& row, float e, float d) {
     return BoundTerm{mul(0.5f, add(spread, square)), by_mean, mul(0.5f, add(add(d, -spread), -square))};
 }
 
-// -log of the probability that a normal of mean x_0 + e puts on the bin of width 2/255 around x_0; the first and last
-// bins are open. Here with the CDF of OpenAI's code, the tanh approximation, rounding included: in the tails the
-// published likelihoods are as much a matter of its fp32 rounding and its floor of 1e-12 as of the normal.
+// -log of the mass that a Gaussian of mean x_0 + e has in the bin of width 2/255 around x_0, where the first and last
+// bins are open. This is the CDF of OpenAI's code, the tanh approximation, rounding included: in the tails the
+// published likelihoods depend as much on its fp32 rounding and its floor of 1e-12 as on the Gaussian.
 DDPM_FN BoundTerm paper_decoder_term(float x0, float e, float log_variance) {
     constexpr float kCube = 0.044715f, kScale = 0.797884583f, kFloor = 1e-12f;
     const float inverse = rounded_exponential(mul(-0.5f, log_variance));
@@ -85,10 +85,10 @@ DDPM_FN BoundTerm paper_decoder_term(float x0, float e, float log_variance) {
     const float t1 = rounded_tanh(mul(kScale, add(above, mul(kCube, mul(mul(above, above), above)))));
     const float t0 = rounded_tanh(mul(kScale, add(below, mul(kCube, mul(mul(below, below), below)))));
     const float cdf1 = mul(0.5f, add(1.0f, t1)), cdf0 = mul(0.5f, add(1.0f, t0));
-    const float density1 = mul(mul(mul(0.5f, kScale), add(1.0f, -mul(t1, t1))),
-                               add(1.0f, mul(3.0f * kCube, mul(above, above))));
-    const float density0 = mul(mul(mul(0.5f, kScale), add(1.0f, -mul(t0, t0))),
-                               add(1.0f, mul(3.0f * kCube, mul(below, below))));
+    const float density1 =
+        mul(mul(mul(0.5f, kScale), add(1.0f, -mul(t1, t1))), add(1.0f, mul(3.0f * kCube, mul(above, above))));
+    const float density0 =
+        mul(mul(mul(0.5f, kScale), add(1.0f, -mul(t0, t0))), add(1.0f, mul(3.0f * kCube, mul(below, below))));
     const bool first = x0 < -0.999f, last = x0 > 0.999f;
     const float upper = last ? 1.0f : cdf1, lower = first ? 0.0f : cdf0;
     const float slope1 = last ? 0.0f : density1, slope0 = first ? 0.0f : density0;
@@ -100,7 +100,7 @@ DDPM_FN BoundTerm paper_decoder_term(float x0, float e, float log_variance) {
     return BoundTerm{-logarithm(held), by_centre, by_spread};
 }
 
-// log Q(x) + x^2/2 for x >= 0, with Q the normal's upper tail: a polynomial in 1/(1 + 0.3 x) beside its logarithm.
+// log Q(x) + x^2/2 for x >= 0, with Q the Gaussian's upper tail: a polynomial in 1/(1 + 0.3 x) plus its logarithm.
 // Error 1.2e-6 up to x = 1e5.
 DDPM_FN float scaled_log_tail(float x) {
     const float t = divide(1.0f, add(1.0f, mul(0.3f, x)));
@@ -118,7 +118,7 @@ DDPM_FN float scaled_log_tail(float x) {
     return add(g, logarithm(t));
 }
 
-// The same with the normal's CDF itself, relatively exact from the middle of the bin to a thousand deviations away.
+// The same with the Gaussian's CDF itself, relatively exact from the middle of the bin to a thousand deviations away.
 DDPM_FN BoundTerm exact_decoder_term(float x0, float e, float log_variance) {
     constexpr float kLogRoot = 0.918938533f;  // log sqrt(2 pi)
     const float inverse = exponential(mul(-0.5f, log_variance));
@@ -135,8 +135,8 @@ DDPM_FN BoundTerm exact_decoder_term(float x0, float e, float log_variance) {
     const float correction = divide(1.0f, add(1.0f, series));
     const float bend = add(1.0f / 12.0f, mul(w2, mul(add(m2, -3.0f), 1.0f / 480.0f)));
     const float narrow_by_m = add(-m, mul(mul(mul(m, w2), bend), correction));
-    const float narrow_by_w = add(divide(1.0f, width),
-                                  mul(mul(width, add(mul(2.0f, c2), mul(4.0f, mul(w2, c4)))), correction));
+    const float narrow_by_w =
+        add(divide(1.0f, width), mul(mul(width, add(mul(2.0f, c2), mul(4.0f, mul(w2, c4)))), correction));
 
     // Wide bins, all of it above the mean: Q(a) (1 - Q(b)/Q(a)).
     const float tail_a = scaled_log_tail(greater(a, 0.0f)), tail_b = scaled_log_tail(b);
@@ -166,8 +166,8 @@ DDPM_FN BoundTerm exact_decoder_term(float x0, float e, float log_variance) {
     const float tail_y = scaled_log_tail(magnitude(y)), square = mul(mul(-0.5f, y), y);
     const float log_body = logarithm(add(1.0f, -exponential(add(tail_y, square))));
     const float log_open = y < 0.0f ? add(tail_y, square) : log_body;
-    const float by_y = y < 0.0f ? exponential(-add(kLogRoot, tail_y))
-                                : exponential(add(add(square, -kLogRoot), -log_body));
+    const float by_y =
+        y < 0.0f ? exponential(-add(kLogRoot, tail_y)) : exponential(add(add(square, -kLogRoot), -log_body));
 
     const bool open = first || last;
     const float by_error_open = mul(by_y, first ? -inverse : inverse);

@@ -1,7 +1,7 @@
 // exp, log and tanh from portable.h's arithmetic: no libm, so that they vectorise, cost no double precision on a GPU
 // and give the same bits everywhere. Largest errors against float64: exp 8.1e-8 and log 1.1e-7 of the value (log 8.4e-8
-// absolute where it is below 1). The rounded ones carry a second float and give the nearest fp32 number in 19 of 20
-// values and more: where published numbers hang on the rounding.
+// absolute where it is below 1). The rounded ones carry a second float and give the nearest fp32 number in at least 19
+// of 20 cases. They serve where published numbers depend on the rounding.
 #pragma once
 
 #include "portable.h"
@@ -17,7 +17,7 @@ DDPM_FN float divide(float a, float b) {
 }
 
 DDPM_FN float magnitude(float x) { return as_float(as_bits(x) & 0x7FFFFFFFu); }
-DDPM_FN float lesser(float a, float b) { return b < a ? b : a; }   // of a NaN and a number: the first
+DDPM_FN float lesser(float a, float b) { return b < a ? b : a; }  // of a NaN and a number: the first
 DDPM_FN float greater(float a, float b) { return b > a ? b : a; }
 
 // e^x, held within e^-87 .. e^88 rather than reaching zero or infinity: a gradient made of it stays finite.
@@ -93,7 +93,7 @@ DDPM_FN void precise_exponential(float x, float& high, float& low) {
     low = mul(low, power);
 }
 
-// e^x: the nearest fp32 number in 99 of 100 values, the one beside it in the others.
+// e^x: the nearest fp32 number for 99 of 100 values, a neighbour of it for the others.
 DDPM_FN float rounded_exponential(float x) {
     float high, low;
     precise_exponential(x, high, low);

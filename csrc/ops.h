@@ -19,7 +19,7 @@ struct Shape {
     DDPM_METHOD int64_t elements() const { return channels * positions; }
 };
 
-// An output [N, groups * C, ...] beside an image [N, C, ...].
+// The shape of an output [N, groups * C, ...] that goes with an image [N, C, ...].
 DDPM_FN Shape widened(const Shape& shape, int64_t groups) {
     return Shape{shape.samples, groups * shape.channels, shape.positions};
 }
@@ -35,7 +35,7 @@ struct Noise {
     uint32_t stream;
 };
 
-// A table's rows; a kernel on the GPU, which cannot raise an error, answers an index outside with NaN.
+// A table's rows. For an index outside of it the CPU raises an error and a GPU kernel, which cannot, gives NaN.
 struct Table {
     const float* entries;  // [rows, columns]
     int64_t rows;
@@ -62,8 +62,8 @@ struct LossArgs {
     const int64_t* t;  // [N]
     Table table;       // 3 columns
     Noise noise;
-    Image residual;    // data == nullptr: not wanted
-    float* loss;       // [N]
+    Image residual;  // data == nullptr: not wanted
+    float* loss;     // [N]
 };
 
 struct LossBackwardArgs {
@@ -75,34 +75,34 @@ struct LossBackwardArgs {
 };
 
 struct BoundArgs {
-    Shape shape;       // of x_0
-    int64_t groups;    // 2: the output's second group of channels sets the variance; 1: it has none
+    Shape shape;     // of x_0
+    int64_t groups;  // 2: the output's second group of channels sets the variance; 1: it has none
     Image output, x0;
     const int64_t* t;  // [N]
     Table table;       // 9 columns for vlb_terms, 11 for hybrid_loss
     Noise noise;
-    Image gradient;    // shaped like the output; data == nullptr: not wanted
-    float* loss;       // [N]: L_hybrid, or the bound's term in bits/dim
-    float* mse_x0;     // [N]: of vlb_terms alone
-    float* factors;    // [N, groups]: what makes the loss's gradient of `gradient`
+    Image gradient;  // shaped like the output; data == nullptr: not wanted
+    float* loss;     // [N]: L_hybrid, or the bound's term in bits/dim
+    float* mse_x0;   // [N]: of vlb_terms alone
+    float* factors;  // [N, groups]: what makes the loss's gradient of `gradient`
 };
 
 struct ReverseStepArgs {
-    Shape shape;          // of x
-    int64_t groups;       // of C channels in the output
+    Shape shape;     // of x
+    int64_t groups;  // of C channels in the output
     Image x, output;
     Image x0_previous;    // data == nullptr: none
     Table table;          // 8 columns
     const int64_t* step;  // [1]: the row
     Noise noise;
     Image x_next;
-    Image x0, x_model;    // data == nullptr: not wanted
+    Image x0, x_model;  // data == nullptr: not wanted
 };
 
 // A 3x3 convolution by Winograd's F(4x4, 3x3), stride 1 and padding 1; images are [N, H, W, channels] and contiguous.
 struct WinogradArgs {
     int64_t samples, height, width, channels, out_channels;
-    DType dtype;           // of image and out
+    DType dtype;  // of image and out
     const void* image;
     const float* filters;  // transformed: [panels of 32 output channels, 36 points, channels, 32]
     const float* bias;     // [out_channels]; nullptr: none
@@ -142,8 +142,8 @@ struct GroupNormBackwardArgs {
 
 }  // namespace ddpm
 
-// Every op once: X(name, arguments). The kernels' declarations, the choice of an instruction set and the exports to Python
-// are made from this table. The kernels are
+// Every op once: X(name, arguments). The kernels' declarations, the choice of an instruction set and the exports to
+// Python are made from this table. The kernels are
 //     void name(const Arguments&, void* workspace, int threads)         one for each instruction set: cpu/kernels.h
 //     int name(const Arguments&, float* workspace, void* stream)        cuda/kernels.h
 #define DDPM_OPS(X)                    \
@@ -156,8 +156,8 @@ struct GroupNormBackwardArgs {
     X(reverse_step, ReverseStepArgs)
 
 // The CPU has those of the network besides. A GPU's convolutions and norms are its libraries'.
-#define DDPM_CPU_OPS(X)        \
-    DDPM_OPS(X)                \
-    X(winograd, WinogradArgs)  \
+#define DDPM_CPU_OPS(X)          \
+    DDPM_OPS(X)                  \
+    X(winograd, WinogradArgs)    \
     X(group_norm, GroupNormArgs) \
     X(group_norm_backward, GroupNormBackwardArgs)

@@ -62,8 +62,8 @@ DDPM_FN float box_muller_radius(uint32_t bits) {
 // quadrant, the next 24 the angle within it, in (-pi/4, pi/4): no range reduction is ever needed.
 DDPM_FN void normal_pair(uint32_t bits0, uint32_t bits1, float& z0, float& z1) {
     const float radius = box_muller_radius(bits0);
-    const int32_t steps = int32_t(bits1 << 2) >> 8;                      // signed, 24 bits
-    const float x = mul(float(2 * steps + 1), 4.68133798e-08f);         // pi/4 * 2^-24
+    const int32_t steps = int32_t(bits1 << 2) >> 8;              // signed, 24 bits
+    const float x = mul(float(2 * steps + 1), 4.68133798e-08f);  // pi/4 * 2^-24
     const float x2 = mul(x, x);
     float sine = add(mul(add(mul(x2, -0.000195175919f), 0.00833218079f), x2), -0.166666552f);
     sine = add(mul(mul(sine, x2), x), x);

@@ -1,5 +1,6 @@
-// What every kernel file stands on: the types, the function qualifiers, and the fp32 arithmetic that gives the
-// same bits on every machine - IEEE multiply, add and correctly rounded square root, each rounded by itself.
+// What every kernel file includes: the types, the function qualifiers, and the fp32 arithmetic that gives the same bits
+// on every machine. It is IEEE multiplication, addition and a correctly rounded square root, rounded separately and
+// never fused.
 //
 // A fused multiply-add rounds once where these round twice, so it would change results between machines that
 // have it and machines that do not (with contraction left on, 1% of normals differ). On the host the switch is
@@ -42,8 +43,8 @@ DDPM_FN float add(float a, float b) {
 // Correctly rounded, for a = 0 and for a from 2^-101 to the largest number: all that a radius of Box-Muller asks for.
 DDPM_FN float square_root(float a) {
 #if defined(__CUDA_ARCH__)
-    // What __fsqrt_rn does within that range, without the branch to a slow path that it carries for the rest: six
-    // instructions for ten, and nothing that keeps the compiler from interleaving two roots.
+    // What __fsqrt_rn does within that range, without the branch to a slow path for other arguments: six instructions
+    // instead of ten, and the compiler can interleave two roots.
     const float held = fmaxf(a, 7.88860905e-31f);  // of 0: 0 times a finite number
     float reciprocal;
     asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(held));

@@ -1,6 +1,6 @@
-// How a struct of ops.h arrives from Python: as a tuple with an entry for each field, in the order of the fields. Pointers
-// are integers, and a struct within a struct is a tuple within the tuple. The fields' number and types are those that the
-// struct was defined with, so nothing about an op is repeated for its export.
+// How a struct of ops.h arrives from Python: as a tuple with an entry for each field, in the order of the fields.
+// Pointers are integers, and a struct within a struct is a tuple within the tuple. The fields' number and types are
+// those that the struct was defined with, so nothing about an op is repeated for its export.
 #pragma once
 
 #include <pybind11/pybind11.h>

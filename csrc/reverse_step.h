@@ -8,11 +8,11 @@ namespace ddpm {
 constexpr int kStepColumns = 8;
 
 struct StepRow {
-    float a_x, a_out;              // x0 = clip(a_x x + a_out out)
-    float b_x, b_x0, b_previous;   // x_next = b_x x + b_x0 x0 + b_previous x0_previous + sigma e^(spread v) z
+    float a_x, a_out;             // x0 = clip(a_x x + a_out out)
+    float b_x, b_x0, b_previous;  // x_next = b_x x + b_x0 x0 + b_previous x0_previous + sigma e^(spread v) z
     float sigma;
-    float clip;                    // x0 is held to [-clip, clip]; infinity: not at all
-    float spread;                  // of a variance that is learned; 0: v is not read
+    float clip;    // x0 is held to [-clip, clip]; infinity: not at all
+    float spread;  // of a variance that is learned; 0: v is not read
 };
 
 DDPM_FN StepRow step_row(const float* entry) {
@@ -28,8 +28,6 @@ DDPM_FN float predicted_x0(const StepRow& row, float x, float out) {
 
 DDPM_FN float step_mean(const StepRow& row, float x, float x0) { return add(mul(row.b_x, x), mul(row.b_x0, x0)); }
 
-DDPM_FN float step_deviation(const StepRow& row, float v) {
-    return mul(row.sigma, exponential(mul(row.spread, v)));
-}
+DDPM_FN float step_deviation(const StepRow& row, float v) { return mul(row.sigma, exponential(mul(row.spread, v))); }
 
 }  // namespace ddpm

@@ -11,8 +11,8 @@ enum class DType : int32_t { u8 = 0, f32 = 1, bf16 = 2, f16 = 3 };
 // An 8-bit pixel 0..255 as the network sees it, in [-1, 1]: float(pixel) / 127.5f - 1.0f, to the bit.
 DDPM_FN float from_u8(uint8_t pixel) {
 #if defined(__CUDA_ARCH__)
-    // The quotient by its reciprocal and one correction, which rounds all 256 of them correctly: four instructions where
-    // a division takes eight and a branch.
+    // The product with the reciprocal, and one correction, which rounds all 256 quotients correctly. It takes four
+    // instructions; a division takes eight and a branch.
     constexpr float kReciprocal = 0.00784313772f;
     const float quotient = __fmul_rn(float(pixel), kReciprocal);
     return __fadd_rn(__fmaf_rn(__fmaf_rn(-quotient, 127.5f, float(pixel)), kReciprocal, quotient), -1.0f);

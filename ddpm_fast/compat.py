@@ -51,18 +51,22 @@ def changes_of(tensor: Tensor) -> int:
 def has_forward_hooks(module: nn.Module) -> bool:
     """Whether forward hooks are registered on this module.
 
-    Reason: a CUDA graph does not call hooks, and torch has no public way to ask for them. Seen in torch 2.10 to 2.13.
-    Without these attributes a network is taken to have none, and a hook on it is not called while a graph is replayed.
+    Private part: Module._forward_hooks and ._forward_pre_hooks, seen in torch 1.0 to 2.13.
+    Reason: a CUDA graph does not call hooks, so a network with hooks must not be replayed from one. torch has no public
+    way to ask whether there are any.
+    Without it: False. A hook is then not called while a graph is replayed.
     """
     return bool(getattr(module, "_forward_hooks", None) or getattr(module, "_forward_pre_hooks", None))
 
 
 def end_failed_capture(device: int, pool: tuple[int, int] | None) -> bool:
-    """Tell the allocator that a capture which failed is over. Returns whether it did not know already.
+    """Tell CUDA's allocator that a capture which failed is over. Returns whether the allocator did not know it already.
 
-    Reason: in torch up to 2.11 the allocator still assumes a capture after one has failed, raises at every
-    empty_cache(), and keeps a pointer to the graph, which must therefore stay alive (pytorch/pytorch#180395). Newer
-    versions raise RuntimeError here, because nothing is left to end. Without this function nothing is done.
+    Private part: torch._C._cuda_endAllocateToPool, seen in torch 2.10 to 2.13 with CUDA.
+    Reason: after a failed capture torch up to 2.11 allocates as if the capture went on, raises at every empty_cache(),
+    and keeps a pointer to the graph, which must therefore stay alive (pytorch/pytorch#180395). Newer versions raise
+    RuntimeError here, because nothing is left to end.
+    Without it: False, and nothing is done.
     """
     end = getattr(torch._C, "_cuda_endAllocateToPool", None)
     if end is None:
@@ -77,8 +81,9 @@ def end_failed_capture(device: int, pool: tuple[int, int] | None) -> bool:
 def cpu_has_bf16() -> bool:
     """Whether the CPU has the bf16 instructions of AVX-512.
 
-    Reason: torch.cpu.get_capabilities() says so in public, but torch 2.10 lacks it. Seen in torch 2.10 to 2.13. Without
-    either, bf16 is taken to be slow, and the commands' --precision auto chooses fp32.
+    Private part: torch.cpu._is_avx512_bf16_supported, seen in torch 2.10 to 2.13.
+    Reason: the public torch.cpu.get_capabilities() says the same, and is asked first, but older versions lack it.
+    Without it: False. Then the commands' --precision auto chooses fp32 on such a version.
     """
     if hasattr(torch.cpu, "get_capabilities"):
         return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))

@@ -1,4 +1,5 @@
-"""Fixtures for whatever must hold on several backends and instruction sets. Each restores what it changed."""
+"""Fixtures for tests that run on several backends and instruction sets; each restores what it changed. And the choice
+of the cases that run by default: see support/pairwise.py."""
 
 import os
 

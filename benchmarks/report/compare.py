@@ -2,8 +2,7 @@
 
 What is compared are the ratios to the peers, not the times: the peer ran in the same rounds, on a machine that was as
 busy. A ratio has changed when the two 95% intervals do not overlap (which chance alone brings about once in some 180
-rows) and it moved by more than 3%, as not all that differs between two runs of one build is within a run's interval.
-Of growth only the peak memory is compared, since its times have no peer: it has changed if it moved by more than 5%.
+rows) and it moved by more than 3%. Of growth only the peak memory is compared, since its times have no peer.
 """
 
 from typing import NamedTuple
@@ -26,19 +25,12 @@ class Measured(NamedTuple):
     text: str
 
 
-class Change(NamedTuple):
-    """slowdown: how much more of the peer's time, or how much more memory, ours takes; negative if less."""
-
-    name: str
-    slowdown: float
-    before: str
-    after: str
-
-
 class Comparison(NamedTuple):
-    """changed: the largest change first. same: how many did not change. warnings: what else differs."""
+    """slower, faster: {name: what changed, as text}, the largest change first. same: how many did not change. only_old,
+    only_new: by name. warnings: what else differs."""
 
-    changed: list[Change]
+    slower: dict[str, str]
+    faster: dict[str, str]
     same: int
     only_old: list[str]
     only_new: list[str]
@@ -57,14 +49,16 @@ def compare(old: Result, new: Result) -> Comparison:
         sizes = f"{len(before)} rows in the first, {len(after)} in the second"
         expected = "expected two results of one command on the same kind of device"
         raise InputError(f"{old.path} and {new.path} have nothing in common: {sizes}; {expected}")
-    changed = []
+    changes = {}
     for name in common:
         x, y = before[name], after[name]
         slowdown = x.value / y.value - 1
         if (y.high < x.low or x.high < y.low) and abs(slowdown) > x.threshold:
-            changed.append(Change(name, slowdown, x.text, y.text))
+            changes[name] = slowdown, f"{slowdown:+.0%}; before {x.text}; now {y.text}"
+    changed = sorted(changes, key=lambda name: -abs(changes[name][0]))
     return Comparison(
-        sorted(changed, key=lambda change: -abs(change.slowdown)),
+        {name: changes[name][1] for name in changed if changes[name][0] > 0},
+        {name: changes[name][1] for name in changed if changes[name][0] < 0},
         len(common) - len(changed),
         [name for name in before if name not in after],
         [name for name in after if name not in before],
@@ -83,7 +77,8 @@ def _measured(result: Result) -> dict[str, Measured]:
     for line in result.growth():
         for point in line["points"]:
             nbytes, name = max(1, point["peak_bytes"]), f"peak memory of {fixed_name(line)}"
-            measured = Measured(*[1 / nbytes] * 3, MEMORY_THRESHOLD, f"{nbytes / 2**20:.4g} MiB")
+            inverse, text = 1 / nbytes, f"{nbytes / 2**20:.4g} MiB"
+            measured = Measured(inverse, inverse, inverse, MEMORY_THRESHOLD, text)
             found[f"{name}, {line['axis']} {point['x']}"] = measured
     return found
 

@@ -1,6 +1,6 @@
 """The pictures of docs/benchmarks.md: each draw_ function returns a matplotlib Figure in ddpm_fast's look."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -9,11 +9,11 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.report.results import Curve
-from benchmarks.rows import Row
+from benchmarks.rows import CEILING, Row
 from ddpm_fast.pictures.canvas import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, WIDTH, look
 
 PANELS = 2  # of places next to each other in a figure
-MOST_BARS = 36  # of a figure, one above the other: what fits on a screen
+MOST_CASES = 9  # of a figure, one above the other: what fits on a screen
 PEERS = {
     "diffusers": BLUE,
     "torch": ORANGE,
@@ -40,53 +40,36 @@ def colours(names: Iterable[str]) -> dict[str, str]:
 
 def label_of(row: Row, rows: Sequence[Row]) -> str:
     """A case's name, and which of ours it was where there are several."""
-    several = len({other.measured for other in rows}) > 1
+    several = len({other.measured for other in rows if other.subject.what != CEILING}) > 1
     return f"{row.subject.name} ({row.measured})" if several else row.subject.name
 
 
 def portions(rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows in portions for a figure each: of PANELS places, and of names with at most MOST_BARS bars."""
+    """The rows in portions for a figure each, of at most PANELS places and MOST_CASES names."""
     made = []
     places = list(dict.fromkeys(row.subject.place for row in rows))
     for start in range(0, len(places), PANELS):
         some = [row for row in rows if row.subject.place in places[start : start + PANELS]]
-        bars: dict[str, set[str]] = {}
-        for row in some:
-            bars.setdefault(label_of(row, rows), set()).add(row.baseline)
-        figures = -(-sum(map(len, bars.values())) // MOST_BARS)
-        share, count, figure = sum(map(len, bars.values())) / max(figures, 1), 0, {}
-        for name, peers in bars.items():
-            figure[name] = min(int(count / share), figures - 1)
-            count += len(peers)
-        made += [[row for row in some if figure[label_of(row, rows)] == i] for i in range(figures)]
+        names = list(dict.fromkeys(label_of(row, rows) for row in some))
+        share = -(-len(names) // -(-len(names) // MOST_CASES))
+        made += [
+            [row for row in some if label_of(row, rows) in names[first : first + share]]
+            for first in range(0, len(names), share)
+        ]
     return made
 
 
-def draw_speedups(
-    rows: Sequence[Row], title: str, absent: Mapping[str, Collection[str]], untimed: bool = False
-) -> Figure:
+def draw_speedups(rows: Sequence[Row], title: str, untimed: bool = False) -> Figure:
     """The time of each peer over ours, a group of bars a case and a panel a place, with the 95% intervals; bars grow
-    from the line at 1, to the left where ours is slower.
-
-    Args:
-        rows: At most PANELS places, each row with a peer.
-        title: The figure's.
-        absent: Peers, and the cases that lack them, which the figure says where the bar would be.
-        untimed: Whether to say that the times mean nothing.
-    """
+    from the line at 1, to the left where ours is slower. rows: each with a peer. untimed: the times mean nothing."""
     places = list(dict.fromkeys(row.subject.place for row in rows))
     peers = colours(row.baseline for row in rows)
     bars = {(label_of(row, rows), row.baseline) for row in rows}
-    missing = {
-        (r.subject.place, label_of(r, rows), p) for r in rows for p in peers if r.subject.text in absent.get(p, ())
-    }
-    bars |= {(name, peer) for _, name, peer in missing}
     # In inches from the top: where each case's group and each of its bars stand.
     at, middles, y = {}, {}, 0.0
     for name in dict.fromkeys(label_of(row, rows) for row in rows):
         group = [peer for peer in peers if (name, peer) in bars]
-        for i, peer in enumerate(group):
-            at[name, peer] = y + (i + 0.5) * _BAR
+        at |= {(name, peer): y + (i + 0.5) * _BAR for i, peer in enumerate(group)}
         middles[name] = y + len(group) * _BAR / 2
         y += len(group) * _BAR + _GAP
     with look():
@@ -99,9 +82,8 @@ def draw_speedups(
                 axes.barh(where, row.speedup - 1, 0.9 * _BAR, left=1, color=peers[row.baseline])
                 reach = [[max(0.0, row.speedup - row.low)], [max(0.0, row.high - row.speedup)]]
                 axes.errorbar(row.speedup, where, xerr=reach, color="0.15", linewidth=1, capsize=1.8)
-                _said(axes, f"{row.speedup:.3g}x", max(row.high, 1.0), where)
-            for _, name, peer in (each for each in missing if each[0] == place):
-                _said(axes, f"{peer}: absent", 1, at[name, peer], style="italic", color="0.35")
+                style = {"textcoords": "offset points", "va": "center", "fontsize": 7.5}
+                axes.annotate(f"{row.speedup:.3g}x", (max(row.high, 1.0), where), (4, 0), **style)
             axes.axvline(1, color="0.15", linewidth=1.2)
             axes.set(title=place, xscale="log", xlabel="time of the peer / time of ours, 95% interval")
             axes.set_xlim(min(0.8, lowest / 1.3), max(2.0, highest) * 1.6)
@@ -114,10 +96,6 @@ def draw_speedups(
         named = [Patch(color=colour, label=f"compared with {peer}") for peer, colour in peers.items()]
         named.append(Line2D([], [], color="0.15", linewidth=1.2, label="1: as fast as the peer"))
         return _headed(figure, title, named, untimed)
-
-
-def _said(axes, text: str, x: float, y: float, **style: str) -> None:
-    axes.annotate(text, (x, y), (4, 0), textcoords="offset points", va="center", fontsize=7.5, **style)
 
 
 def draw_roofline(

@@ -8,54 +8,15 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from benchmarks.report import drawings
-from benchmarks.report.results import MIN_ROUNDS, QUANTITIES, Curve, Result, fixed_name
+from benchmarks.report.results import QUANTITIES, Curve, Result, fixed_name
 from benchmarks.rows import CEILING, Row, by_variant, duration
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.atomic import atomic_path, check_writable
 from ddpm_fast.pictures.canvas import save_figure
 
-# What the labels of the peers stand for.
-PEERS = {
-    "diffusers": "diffusers, through its public interface",
-    "torch": "plain torch in eager mode, as one writes it",
-    "torch.compile": "the plain torch code under torch.compile",
-    "composed": "plain torch in eager mode, as the reference codes compose it",
-    "denoising-diffusion-pytorch": "denoising-diffusion-pytorch, through its public interface",
-    "diffusers torch.compile": "diffusers' network under torch.compile",
-    "diffusers channels_last": "diffusers' network in channels_last memory",
-    "diffusers DDPMPipeline": "diffusers' pipeline, called as its documentation does",
-    "register_autograd": "the same kernels, with the gradient registered by torch.library.register_autograd",
-}
+HEAD = Path(__file__).parent / "head.md"
 OWN_NETWORK = "denoising-diffusion-pytorch"  # it cannot hold our weights
 _PACKAGES = {"torch.compile": "torch", "composed": "torch", "register_autograd": "torch"}  # else the first word
-HEAD = f"""\
-# Benchmarks
-
-Drawn by `{{command}}`; nothing here is written by hand.
-
-**How to read it.** A speed-up is the time of the peer over the time of ours: above 1, ours is faster. The variants of a
-case take turns on the same tensors, each round gives one ratio for each peer, and the claim is the median of the rounds
-with the 95% bootstrap interval of that median. Before anything was timed, the result of each op was compared with plain
-torch in float64: `error` is the largest deviation over the largest value (for `normal`, how far its moments are from
-those of N(0, 1), in standard errors). For networks and loops it is ||out - truth|| / ||truth||, and "-" where there was
-nothing to compare with. A variant that does not match is not timed. A peer that is not there is listed as absent. A
-floor is a time that no implementation can go under; floor/time is the highest floor over the measured time. A file of
-fewer than {MIN_ROUNDS} rounds is marked: its times mean nothing. `benchmarks/README.md` says what was called.
-
-**How the calls were made.** "calls": from Python, one after the other. "graph": replayed from a CUDA graph. "graph, L2
-rotated": from a CUDA graph that goes through so many sets of tensors that the L2 cache holds none of what a call reads.
-"""
-FLOORS = {
-    "bytes": "The floor of the **bytes** is the time of moving what has to be read and written, once, at the rate of a "
-    "large copy.",
-    "normals": "The floor of the **normals** is the time in which the op `normal`, measured in the same run, makes as "
-    "many as are drawn. `normal` also pays for storing them; ops that do not may beat this floor slightly.",
-    "flops": "The floor of the **flops** is the number of operations that the shapes imply, at the rate of a large "
-    "matrix product; MFU is this floor over the time. Above 100%, Winograd does fewer multiplications than the count "
-    "assumes.",
-    "instructions": "The floor of the **instructions** is the number that the kernels executed, at the rate at which "
-    "the GPU issues them.",
-}
 
 
 def draw(results: Sequence[Result], page: Path, command: str) -> list[Path]:
@@ -67,7 +28,7 @@ def draw(results: Sequence[Result], page: Path, command: str) -> list[Path]:
         raise InputError(f"the results are called {', '.join(names)}; expected different names, as pictures get them")
     check_writable(page)
     pictures: dict[Path, Figure] = {}
-    text = [HEAD.format(command=command), *(_section(result, page, pictures) for result in results)]
+    text = [HEAD.read_text().replace("{command}", command), *(_section(result, page, pictures) for result in results)]
     for path in pictures:
         check_writable(path)
     for path, figure in pictures.items():
@@ -93,12 +54,11 @@ def _section(result: Result, page: Path, pictures: dict[Path, Figure]) -> str:
 
     for setting in dict.fromkeys(row.setting for row in ours):
         rows = [row for row in ours if row.setting == setting]
-        title = f"{{}} on {result.device} ({setting})"
+        title = f"{{}} on {result.device} ({setting.replace('calls', 'called from Python')})"
         for i, some in enumerate(drawings.portions([row for row in rows if row.peer]), 1):
-            figure = drawings.draw_speedups(some, title.format("Speed-up"), result.absent, result.quick)
+            figure = drawings.draw_speedups(some, title.format("Speed-up"), result.quick)
             picture(f"Speed-up, {setting}, {i}", figure)
         causes = {cause for row in rows for cause in row.floors(result.ceilings)}
-        parts += [f"{FLOORS[cause]}\n" for cause in FLOORS if cause in causes]
         # Of networks the flops, whose count says nothing of a peer with a network of its own; of ops the normals.
         work = "flops" if "flops" in causes else "normals"
         some = [row for row in rows if row.peer and {"bytes", work} <= row.floors(result.ceilings).keys()]
@@ -106,10 +66,9 @@ def _section(result: Result, page: Path, pictures: dict[Path, Figure]) -> str:
         if some:
             name = title.format(f"{work.capitalize()} a second")
             picture(f"Roofline, {setting}", drawings.draw_roofline(some, result.ceilings, work, name, result.quick))
-        for place in dict.fromkeys(row.subject.place for row in rows):
-            parts.append(f"**{place}**, {setting}\n")
-            parts.append(_table([row for row in rows if row.subject.place == place], result))
-    parts.append(_copies([row for row in result.rows if row.subject.what == CEILING]))
+        there = [row for row in result.rows if row.setting == setting]  # with the copies, which are no claim of ours
+        for place in dict.fromkeys(row.subject.place for row in there):
+            parts += [f"**{place}**, {setting}\n", _table([row for row in there if row.subject.place == place], result)]
     for quantity, (name, _) in QUANTITIES.items():
         if curves := result.curves(quantity):
             figure = drawings.draw_growth(curves, name, f"Growth of {name} on {result.device}", result.quick)
@@ -131,29 +90,31 @@ def _provenance(result: Result, page: Path) -> str:
     link = f"`{path.name}`"  # or a link, in one working folder, which may be a repository
     if path.is_relative_to(here) and target.is_relative_to(here):
         link = f"[{path.name}]({Path(os.path.relpath(path, target.parent)).as_posix()})"
-    changed = ", ".join(git.get("changed_files") or []) or "nothing"
-    cpu = f"{machine.get('cpu')}, {machine.get('architecture')}, {machine.get('isa')}, {machine.get('cores')} cores"
-    load = ", ".join(f"{x:.2f}" for x in machine.get("load_average") or [])
-    lines = [("file", link), ("processor", f"{cpu}, {machine.get('threads')} threads used")]
-    if gpu := machine.get("gpu"):
-        state = gpu.get("state", {})
-        lines.append(("GPU", f"{gpu['name']}, driver {state.get('driver_version')}, {state.get('clocks.sm')} MHz"))
-    lines.append(("load before", f"{load} (averages of 1, 5 and 15 minutes)" if load else "not recorded"))
-    lines.append(("versions", ", ".join(f"{name} {v or '(not there)'}" for name, v in found["versions"].items())))
-    lines.append(("commit", f"{git.get('commit') or 'not known'}, with changes in: {changed}"))
-    lines.append(("at best", ", ".join(f"{1e-9 * x:.4g} G{name}/s" for name, x in result.ceilings.items()) or "-"))
-    lines += [("date", found["date"]), ("rounds", str(found.get("rounds") or "-"))]
-    return markdown_table(("measured", "on, with, when"), lines, texts=2)
+    gpu, changed = machine.get("gpu", {"state": {}}), ", ".join(git.get("changed_files") or []) or "nothing"
+    lines = {
+        "file": link,
+        "processor": ", ".join(f"{name} {machine.get(name)}" for name in ("cpu", "isa", "cores", "threads")),
+        "GPU": f"{gpu.get('name')}, {', '.join(f'{name} {value}' for name, value in gpu['state'].items())}",
+        "load before": ", ".join(f"{x:.2f}" for x in machine.get("load_average") or []) + " (1, 5 and 15 minutes)",
+        "versions": ", ".join(f"{name} {version or '(not there)'}" for name, version in found["versions"].items()),
+        "commit": f"{git.get('commit') or 'not known'}, with changes in: {changed}",
+        "at best": ", ".join(f"{1e-9 * rate:.4g} G{name}/s" for name, rate in result.ceilings.items()) or "-",
+        "date, rounds": f"{found['date']}, {found.get('rounds') or '-'}",
+    }
+    rows = [(name, text) for name, text in lines.items() if name != "GPU" or "name" in gpu]
+    return markdown_table(("measured", "on, with, when"), rows, texts=2)
 
 
 def _peers(result: Result, rows: Sequence[Row]) -> str:
     """What ours was compared with, and in how many of the cases."""
     cases, lines = len({row.subject.text for row in rows}), []
-    for peer in drawings.colours([*(row.baseline for row in rows if row.peer), *(result.absent.keys() & PEERS.keys())]):
+    for peer in drawings.colours(
+        [*(row.baseline for row in rows if row.peer), *(result.absent.keys() & drawings.PEERS.keys())]
+    ):
         version = result.found["versions"].get(_PACKAGES.get(peer, peer.split()[0]))
         there = len({row.subject.text for row in rows if row.baseline == peer})
-        lines.append((peer, PEERS.get(peer, "named so in the file"), version or "-", f"{there} of {cases} cases"))
-    return markdown_table(("peer", "is", "version", "compared in"), lines, texts=4)
+        lines.append((peer, version or "-", f"{there} of {cases} cases"))
+    return markdown_table(("peer", "version", "compared in"), lines, texts=3)
 
 
 def _summary(rows: Sequence[Row]) -> str:
@@ -200,15 +161,6 @@ def _error(error: float | None) -> str:
     return "-" if error is None else f"{error:.1e}"
 
 
-def _copies(rows: Sequence[Row]) -> str:
-    """The copies, which say what the machine can do and are no claim of ours."""
-    rates = [f"{1e-9 * row.counts['bytes'] / row.ours.median_s:.0f}" for row in rows]
-    pairs = zip(rows, rates, strict=True)
-    lines = [[row.subject.place, rate, duration(row.ours.median_s), f"{row.speedup:.2f}"] for row, rate in pairs]
-    header = ["copied into a tensor that exists", "GB/s, read and written", "time", "`clone` takes times as long"]
-    return markdown_table(header, lines)
-
-
 def _growth_table(curves: Sequence[Curve], name: str) -> str:
     lines = []
     for curve in curves:
@@ -232,13 +184,10 @@ def _fidelity(result: Result) -> str:
         lines.append([line["mode"], duration(line["seconds"]), levels, f"{line['differing_share']:.2%}", worst, p])
     if not lines:
         return ""
-    header = ["mode", "time", "mean difference in levels", "pixels that differ", "of the worst image, in levels", "p"]
-    control, steps = result.found["control"], result.found["steps"]
-    return f"""{markdown_table(header, lines)}
-{result.found["n"]} digits in {steps} steps, compared with plain torch in fp32. Differences, in levels of 0 to 255, are
-from the same noise; p is that of a two-sample test between images of different noise, and small where the two sets can
-be told apart. Between chains of {steps} and {control["steps"]} steps it is {control["p_value"]:.3g}.
-"""
+    control = f"control: {result.found['control']['steps']} steps"
+    lines.append([control, "-", "-", "-", "-", f"{result.found['control']['p_value']:.3g}"])
+    mode = f"mode, {result.found['n']} digits in {result.found['steps']} steps"
+    return markdown_table([mode, "time", "mean difference", "pixels that differ", "of the worst image", "p"], lines)
 
 
 def _left_out(result: Result) -> str:

@@ -97,9 +97,10 @@ def read_result(path: Path) -> Result:
     rows: list[Row] = []
     try:
         for line in found["rows"]:
-            rows.append(Row.of(line))
-            if not 0 < rows[-1].low <= rows[-1].high:
+            row = Row.of(line)
+            if not 0 < row.low <= row.high:
                 raise ValueError("its interval is not above 0")
+            rows.append(row)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: rows[{len(rows)}] is no row ({error!r}); measure again") from error
     if not (rows or found.get("growth") or found.get("fidelity")):

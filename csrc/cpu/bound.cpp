@@ -55,7 +55,7 @@ static void bound(const BoundArgs& args, double* partial, int threads) {
     const bool planar = is_planar(args);
     const bool learned = args.groups == 2;
     const int64_t chunks = chunks_of(args.shape, planar);
-    const Shape wide = widened(args.shape, args.groups);  // of the output, and of what is stored beside it
+    const Shape wide = widened(args.shape, args.groups);  // of the output, and of what is stored for its gradient
     parallel_chunks(args.shape, planar, threads, [&](int64_t sample, int64_t chunk) {
         const BoundRow row = bound_row(args.table.entries + kColumns * args.t[sample]);
         const BlockKey key = key_of(args.noise, sample);
@@ -69,8 +69,7 @@ static void bound(const BoundArgs& args, double* partial, int threads) {
             const bool stored = args.gradient.data;
             float* const by_output =
                 stored ? destination(args.gradient, wide, run, by_output_buffer) : by_output_buffer;
-            float* const by_v =
-                stored && learned ? destination(args.gradient, wide, second, by_v_buffer) : by_v_buffer;
+            float* const by_v = stored && learned ? destination(args.gradient, wide, second, by_v_buffer) : by_v_buffer;
             Inputs in;
             in.output = load(args.output, wide, run, output_buffer);
             in.v = learned ? load(args.output, wide, second, v_buffer) : in.output;

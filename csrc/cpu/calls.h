@@ -27,7 +27,7 @@ inline void check(const ReverseStepArgs& args) { check_rows(args.step, 1, args.t
 
 // Runs one of the active kernels. Throws std::out_of_range for an index outside of a table.
 template <class Arguments>
-void call(void (*Kernels::* kernel)(const Arguments&, void*, int), const Arguments& args, int threads) {
+void call(void (*Kernels::*kernel)(const Arguments&, void*, int), const Arguments& args, int threads) {
     check(args);
     struct alignas(64) CacheLine {
         char bytes[64];

@@ -10,8 +10,8 @@
 namespace ddpm {
 
 #define DDPM_POINTER(name, Arguments) name,
-#define DDPM_KERNELS(isa)                                                \
-    namespace isa {                                                      \
+#define DDPM_KERNELS(isa)                                               \
+    namespace isa {                                                     \
     static const Kernels kKernels = {#isa, DDPM_CPU_OPS(DDPM_POINTER)}; \
     }
 DDPM_KERNELS(generic)

@@ -2,9 +2,9 @@
 //
 //     y = silu(u),   u = ((x + added - mean) * rstd * weight + bias) * (1 + scale) + shift,
 //
-// and its gradient. A unit of work is some whole groups of one sample. Its channels go through in strips, and every
-// loop runs over a strip's channels, which are contiguous in memory. Sums over pixels are a channel's own: eight pixels
-// in fp32, these in double precision. So no result depends on how the work was divided.
+// and its gradient. A unit of work is some whole groups of one sample. Its channels are handled in strips, and every
+// loop runs over a strip's channels, which are contiguous in memory. Each channel has its own sums over pixels: of a
+// block of eight pixels in fp32, of blocks in double precision. So no result depends on how the work was divided.
 #include "../group_norm.h"
 
 #include <omp.h>
@@ -26,8 +26,8 @@ struct Strip {
 };
 
 // A channel of a sample: u = (x - centre - rest) * rstd * factor + offset. As an fp32 number the mean alone would be
-// off by up to 2^-24 of itself, which is much of a standard deviation where that is small beside it; x - centre loses
-// nothing.
+// off by up to 2^-24 of itself, which is much of a standard deviation where that is small compared with it; x - centre
+// loses nothing.
 struct Channel {
     double centre, rest, rstd, factor, offset;
 };
@@ -104,8 +104,10 @@ static inline void load(const GroupNorm& norm, const void* image, int64_t offset
     for (int p = 0; p < pixels; ++p) {
         const uint16_t* const from = static_cast<const uint16_t*>(image) + offset + p * channels;
         float* const to = block.values + p * block.stride;
-        if (norm.dtype == DType::bf16) load_every<1>(from, 1, length, to, [](uint16_t v) { return from_bf16(v); });
-        else load_every<1>(from, 1, length, to, [](uint16_t v) { return from_f16(v); });
+        if (norm.dtype == DType::bf16)
+            load_every<1>(from, 1, length, to, [](uint16_t v) { return from_bf16(v); });
+        else
+            load_every<1>(from, 1, length, to, [](uint16_t v) { return from_f16(v); });
     }
 }
 
@@ -115,8 +117,10 @@ static inline void store(const GroupNorm& norm, void* image, int64_t offset, int
     for (int p = 0; p < pixels; ++p) {
         uint16_t* const to = static_cast<uint16_t*>(image) + offset + p * norm.shape.channels;
         const float* const from = block.values + p * block.stride;
-        if (norm.dtype == DType::bf16) store_every<1>(to, 1, length, from, [](float v) { return to_bf16(v); });
-        else store_every<1>(to, 1, length, from, [](float v) { return to_f16(v); });
+        if (norm.dtype == DType::bf16)
+            store_every<1>(to, 1, length, from, [](float v) { return to_bf16(v); });
+        else
+            store_every<1>(to, 1, length, from, [](float v) { return to_f16(v); });
     }
 }
 

@@ -6,7 +6,7 @@
 
 namespace ddpm {
 
-constexpr int64_t kRun = 256;    // elements handled at a time; 1 KiB of fp32 a buffer
+constexpr int64_t kRun = 256;     // elements handled at a time; 1 KiB of fp32 a buffer
 constexpr int64_t kChunk = 4096;  // elements in a contiguous chunk: the unit of work and of a partial sum
 
 // Room for the partial sums of one sample's loss. Their number is fixed by shape and memory format, never by the
@@ -17,11 +17,11 @@ inline int64_t loss_chunks(const Shape& shape) {
     return planar > contiguous ? planar : contiguous;
 }
 
-// How Winograd's convolution is cut: tiles in blocks, their channels in strips, output channels in panels. In blocks of
-// 14 it takes as long (1 MiB of L2 cache a core), of 42 up to 8% longer, of 56 up to 23%.
+// How Winograd's convolution is cut: tiles (4x4 outputs) into blocks, their channels into strips, output channels into
+// panels. Blocks of 14 tiles take as long (with 1 MiB of L2 cache a core), of 42 up to 8% longer, of 56 up to 23%.
 constexpr int kWinogradTiles = 28, kWinogradStrip = 64, kWinogradPanel = 32;
-// Floats from a strip's tiles at one point to those at the next; 64 bytes more than they are, or the 36 would share few
-// of a cache's sets.
+// Floats from a strip's tiles at one point to those at the next. It is 64 bytes more than they take: otherwise the 36
+// points would compete for a few sets of the cache.
 constexpr int64_t kWinogradPoint = kWinogradTiles * kWinogradStrip + 16;
 
 inline int64_t winograd_tiles(const WinogradArgs& args) {
@@ -40,9 +40,10 @@ inline int64_t winograd_floats(const WinogradArgs& args, int threads) {
     return (blocks < threads ? blocks : threads) * winograd_strips(args) * 36 * kWinogradPoint;
 }
 
-// Channels of a sample that a group norm handles at a time: whole groups, where they are narrow enough up to
-// kNormStrip, which of 32x32 fp32 pixels are 256 KiB and stay in the L2 cache from pass to pass. In vectors of 16 if
-// the groups allow it, and fewer where there are not units enough for the threads; no result depends on it.
+// The channels of a sample that a group norm handles at a time, its strip: whole groups, up to kNormStrip channels
+// where groups are narrow enough. Of 32x32 fp32 pixels that is 256 KiB, which stays in the L2 cache from pass to pass.
+// A multiple of 16 channels if the groups allow it; fewer where there would be fewer units of work than threads. No
+// result depends on it.
 constexpr int64_t kNormStrip = 64;
 inline int64_t group_norm_width(const GroupNorm& norm, int threads) {
     const int64_t channels = norm.shape.channels, group = channels / norm.groups;
@@ -58,10 +59,8 @@ template <class Arguments>
 int64_t workspace_bytes(const Arguments&, int /*threads*/) {
     return 0;
 }
-// A partial sum (double) for each sample and chunk, which one thread writes; they are summed in order. For the bound two.
-inline int64_t workspace_bytes(const LossArgs& args, int) {
-    return 8 * args.shape.samples * loss_chunks(args.shape);
-}
+// A partial sum (double) for each sample and chunk, written by one thread; they are added in order. The bound has two.
+inline int64_t workspace_bytes(const LossArgs& args, int) { return 8 * args.shape.samples * loss_chunks(args.shape); }
 inline int64_t workspace_bytes(const BoundArgs& args, int) {
     return 2 * 8 * args.shape.samples * loss_chunks(args.shape);
 }

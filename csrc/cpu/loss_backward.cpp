@@ -4,7 +4,8 @@
 namespace ddpm {
 namespace DDPM_ISA {
 
-constexpr int64_t kPattern = 64;  // channels up to which a channels_last pair is walked in memory order
+constexpr int64_t kPattern =
+    64;  // channels up to which a pair of channels_last images is handled in the order of memory
 
 void loss_backward(const LossBackwardArgs& args, void*, int threads) {
     Shape shape = args.shape;

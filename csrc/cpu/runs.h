@@ -1,7 +1,7 @@
-// How a kernel walks over a batch. Work is cut into chunks, chunks into runs of at most 256 elements that are
-// consecutive in the logical NCHW order; a run's operands are brought into fp32 buffers in the L1 cache, whatever
-// their dtype and memory format, the formula is applied, and the result is stored. Loading and storing cost a
-// fraction of what the noise does, so one loop per op serves every dtype and both memory formats.
+// How a CPU kernel goes over a batch. The work is cut into chunks, which are what threads share, and chunks into runs:
+// at most 256 elements that are consecutive in the logical NCHW order. A run's operands are loaded into fp32 buffers in
+// the L1 cache, whatever their dtype and memory format; the formula is applied; the result is stored. Loading and
+// storing take a fraction of the noise's time, so one loop per op serves every dtype and both memory formats.
 #pragma once
 
 #include "kernels.h"
@@ -18,15 +18,15 @@ struct Run {
     int length;
 };
 
-// Where a run starts in an operand, and the distance between its elements.
-struct Walk {
+// Where a run starts in an operand, and the distance between its elements in memory.
+struct Place {
     int64_t offset, stride;
 };
 
-static inline Walk walk(const Image& image, const Shape& shape, const Run& run) {
+static inline Place place_of(const Image& image, const Shape& shape, const Run& run) {
     const int64_t base = run.sample * shape.elements();
-    if (image.channels_last) return Walk{base + run.position * shape.channels + run.channel, shape.channels};
-    return Walk{base + run.element, 1};
+    if (image.channels_last) return Place{base + run.position * shape.channels + run.channel, shape.channels};
+    return Place{base + run.element, 1};
 }
 
 // The same run in the second group of channels of an output [N, 2C, ...].
@@ -36,15 +36,15 @@ static inline Run second_group(const Shape& shape, const Run& run) {
 
 static inline int64_t bytes_of(DType dtype) { return dtype == DType::f32 ? 4 : dtype == DType::u8 ? 1 : 2; }
 
-// Asks for the run after this one. The normals of a run take 170 ns in which memory would otherwise stand idle, and the
-// loads after them would wait for it. Beyond the tensor's end a prefetch does nothing.
+// Prefetches the run after this one. The normals of a run take 170 ns, in which memory would otherwise be idle and for
+// which the next loads would then have to wait. Beyond the tensor's end a prefetch does nothing.
 static inline void prefetch_next(const void* run, int64_t bytes) {
     const char* const next = static_cast<const char*>(run) + bytes;
     for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(next + line);
 }
 
-// The distances of one (contiguous), three and six (channels_last colour, with or without a learned variance) are told
-// to the compiler, which then loads whole registers and shuffles; any other costs a load an element.
+// The compiler knows the distances of one (contiguous), three and six (channels_last colour, without or with a learned
+// variance). For these it loads whole registers and shuffles them; for any other it loads every element by itself.
 template <int kStride, class T, class Convert>
 static inline void load_every(const T* from, int64_t stride, int length, float* to, Convert convert) {
     for (int i = 0; i < length; ++i) to[i] = convert(from[i * (kStride ? kStride : stride)]);
@@ -98,9 +98,9 @@ static inline void store_colour(float* to, int length, const float* from) {
 
 // The run's elements in fp32: `buffer`, or the operand itself where it is already contiguous fp32.
 static inline const float* load(const Image& image, const Shape& shape, const Run& run, float* buffer) {
-    const Walk w = walk(image, shape, run);
+    const Place w = place_of(image, shape, run);
     const int64_t size = bytes_of(image.dtype);
-    // All channels of a few are in the same lines: ask once, with the first.
+    // Where channels are few, they are all in the same cache lines: prefetch once, with the first channel.
     if ((w.stride == 1 || run.channel == 0) && w.stride <= 8)
         prefetch_next(static_cast<const char*>(image.data) + w.offset * size, run.length * w.stride * size);
     switch (image.dtype) {
@@ -129,12 +129,12 @@ static inline const float* load(const Image& image, const Shape& shape, const Ru
 // Where to compute a run of an output: in the output itself where that is contiguous fp32, which spares store() a
 // copy, otherwise in `buffer`.
 static inline float* destination(const Image& image, const Shape& shape, const Run& run, float* buffer) {
-    const Walk w = walk(image, shape, run);
+    const Place w = place_of(image, shape, run);
     return image.dtype == DType::f32 && w.stride == 1 ? static_cast<float*>(image.data) + w.offset : buffer;
 }
 
 static inline void store(const Image& image, const Shape& shape, const Run& run, const float* values) {
-    const Walk w = walk(image, shape, run);
+    const Place w = place_of(image, shape, run);
     switch (image.dtype) {
         case DType::f32: {
             float* const to = static_cast<float*>(image.data) + w.offset;
@@ -152,8 +152,7 @@ static inline void store(const Image& image, const Shape& shape, const Run& run,
             store_as(static_cast<uint16_t*>(image.data) + w.offset, w.stride, run.length, values,
                      [](float v) { return to_f16(v); });
             break;
-        case DType::u8:
-            break;  // images are only ever read as uint8: the bindings refuse it for outputs
+        case DType::u8: break;  // images are only ever read as uint8: the bindings refuse it for outputs
     }
 }
 
@@ -163,9 +162,7 @@ struct NoiseBuffer {
 };
 
 // Whether a run's normals fill whole blocks, so that they can be drawn into their place.
-static inline bool whole_blocks(const Run& run) {
-    return run.element % 4 == 0 && run.length % (4 * kCounters) == 0;
-}
+static inline bool whole_blocks(const Run& run) { return run.element % 4 == 0 && run.length % (4 * kCounters) == 0; }
 
 // Draws a run's normals, `values` having room for whole blocks of them, and says where the first one is.
 static inline const float* draw(const BlockKey& key, const Run& run, float* values) {

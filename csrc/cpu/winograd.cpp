@@ -1,13 +1,16 @@
-// A 3x3 convolution by Winograd's F(4x4, 3x3): of a block of tiles the image's transform, of each panel of output
-// channels the 36 products and the transform back. Whatever is stored, it is computed in fp32 and rounded once.
+// A 3x3 convolution by Winograd's F(4x4, 3x3). For a block of tiles the image is transformed; then, for each panel of
+// output channels, the 36 products are formed and transformed back. Whatever is stored, it is computed in fp32 and
+// rounded once.
 //
 // The filters are more than a core's caches hold: 9 MiB of 256 by 256 channels. Each is fetched once a block, in the
-// order of memory, and a point's (32 KiB a panel) serve all of the block's tiles. These, transformed, are read once a
-// panel and stay in the L2 cache, as a panel's products do. The micro-kernel has the sums of up to 14 tiles by two
-// vectors of output channels in registers, and takes one value of a tile and two vectors of filters at a time.
+// order of memory, and the filters of a point (32 KiB a panel) serve all of the block's tiles. The transformed tiles
+// are read once a panel and stay in the L2 cache, as a panel's products do. The micro-kernel keeps the sums of up to 14
+// tiles by two vectors of output channels in registers, and takes one value of a tile and two vectors of filters at a
+// time.
 //
-// This file alone is compiled with contraction: its results are not the same bits on every instruction set. But an
-// output's products are summed in one order, by strips of channels, whatever the batch and the number of threads.
+// This is the only file that is compiled with contraction, so its results are not the same bits on every instruction
+// set. But an output's products are summed in one order, by strips of channels, whatever the batch and the number of
+// threads.
 #include "../winograd.h"
 
 #include "../storage.h"
@@ -61,10 +64,18 @@ static inline int at_most(int64_t count, int64_t most) { return int(count < most
 template <class Storage>
 static inline void input_rows(const typename Storage::Type* const (&d)[6], float* __restrict to, int64_t distance,
                               int length) {
-    const typename Storage::Type *__restrict d0 = d[0], *__restrict d1 = d[1], *__restrict d2 = d[2],
-                                 *__restrict d3 = d[3], *__restrict d4 = d[4], *__restrict d5 = d[5];
-    float *__restrict t0 = to, *__restrict t1 = to + distance, *__restrict t2 = to + 2 * distance,
-          *__restrict t3 = to + 3 * distance, *__restrict t4 = to + 4 * distance, *__restrict t5 = to + 5 * distance;
+    const typename Storage::Type* __restrict d0 = d[0];
+    const typename Storage::Type* __restrict d1 = d[1];
+    const typename Storage::Type* __restrict d2 = d[2];
+    const typename Storage::Type* __restrict d3 = d[3];
+    const typename Storage::Type* __restrict d4 = d[4];
+    const typename Storage::Type* __restrict d5 = d[5];
+    float* __restrict t0 = to;
+    float* __restrict t1 = to + distance;
+    float* __restrict t2 = to + 2 * distance;
+    float* __restrict t3 = to + 3 * distance;
+    float* __restrict t4 = to + 4 * distance;
+    float* __restrict t5 = to + 5 * distance;
 #pragma omp simd  // `restrict` is not enough for g++ 12 where the distance is unknown: it left the loop scalar
     for (int c = 0; c < length; ++c)
         ddpm::winograd_input(Storage::load(d0[c]), Storage::load(d1[c]), Storage::load(d2[c]), Storage::load(d3[c]),
@@ -97,7 +108,7 @@ static void transform_input(const WinogradArgs& args, const Tile& tile, int64_t 
 }
 
 // `rows` tiles' products with a point's filters of 32 output channels, summed over the channels. Each strip is summed
-// by itself, which takes 1% of the time: a network is off by 1.7e-6 so, by 2.7e-6 with one long sum.
+// separately, which takes 1% of the time: so a network's error is 1.7e-6, and 2.7e-6 with one long sum.
 template <int rows>
 static void multiply(const float* tiles, const float* filters, int64_t channels, float* products) {
     for (int column = 0; column < kWinogradPanel; column += 2 * kLanes) {
@@ -133,9 +144,12 @@ static void multiply(int count, const float* tiles, const float* filters, int64_
 
 static inline void output_rows(const float* __restrict from, int64_t distance, float* __restrict y0,
                                float* __restrict y1, float* __restrict y2, float* __restrict y3) {
-    const float *__restrict m0 = from, *__restrict m1 = from + distance, *__restrict m2 = from + 2 * distance,
-                *__restrict m3 = from + 3 * distance, *__restrict m4 = from + 4 * distance,
-                *__restrict m5 = from + 5 * distance;
+    const float* __restrict m0 = from;
+    const float* __restrict m1 = from + distance;
+    const float* __restrict m2 = from + 2 * distance;
+    const float* __restrict m3 = from + 3 * distance;
+    const float* __restrict m4 = from + 4 * distance;
+    const float* __restrict m5 = from + 5 * distance;
 #pragma omp simd
     for (int k = 0; k < kWinogradPanel; ++k)
         ddpm::winograd_output(m0[k], m1[k], m2[k], m3[k], m4[k], m5[k], y0[k], y1[k], y2[k], y3[k]);

@@ -5,8 +5,8 @@
 //   Flat       every operand contiguous: two quads that follow each other, so 16-byte accesses for 16-bit storage too
 //   Pixels<C>  C channels and some operand channels_last: the same four positions in all channels, which are 4 C
 //              consecutive elements of a channels_last operand and C quads of a contiguous one
-//   Any        whatever is left (sizes that no quad divides, many channels, rare types): one quad, types and formats
-//              looked up at run time, a scalar access an element where nothing better is possible
+//   Any        all other calls (sizes that are no multiple of four, many channels, rare types): one quad; types and
+//              formats are looked up at run time, and elements are read one by one where nothing better is possible
 //
 // Flat and Pixels know the storage types at compile time (given noise is fp32 there). layout_of() says which one fits.
 #pragma once
@@ -97,7 +97,8 @@ DDPM_FN void draw(const NoiseKey& key, const uint32_t (&counter)[kQuads], float 
     for (int q = 0; q < kQuads; ++q) normal4(counter[q], key, z[4 * q], z[4 * q + 1], z[4 * q + 2], z[4 * q + 3]);
 }
 
-// Once a sample: what a kernel stores might change what the key is read from, for all that the compiler knows.
+// Called once a sample, outside of the loop over tiles: the compiler cannot know that what a kernel stores leaves the
+// key unchanged, and would read it again for every tile.
 DDPM_FN NoiseKey key_of(const Noise& noise, int64_t sample) {
     if (noise.given.data) return NoiseKey{};
     return noise_key(uint64_t(*noise.seed), uint64_t(noise.sample_id[sample]), uint32_t(*noise.step), noise.stream);
@@ -112,7 +113,7 @@ struct Flat {
     // The tile of every of the image's kGroups groups of channels, group by group.
     template <DType kType, int kGroups = 1>
     static DDPM_METHOD void load(const Image& image, const Shape& shape, int64_t sample, int64_t tile,
-                      float (&values)[kGroups * kValues]) {
+                                 float (&values)[kGroups * kValues]) {
         Run<kType, kValues> run[kGroups];
 #pragma unroll
         for (int g = 0; g < kGroups; ++g) run[g].load(image.data, offset<kGroups>(shape, sample, g, tile));
@@ -122,11 +123,10 @@ struct Flat {
 
     template <DType kType, int kGroups = 1>
     static DDPM_METHOD void store(const Image& image, const Shape& shape, int64_t sample, int64_t tile,
-                       const float (&values)[kGroups * kValues]) {
+                                  const float (&values)[kGroups * kValues]) {
         Run<kType, kValues> run[kGroups];
 #pragma unroll
-        for (int i = 0; i < kGroups * kValues; i += 2)
-            run[i / kValues].set_pair(i % kValues, values[i], values[i + 1]);
+        for (int i = 0; i < kGroups * kValues; i += 2) run[i / kValues].set_pair(i % kValues, values[i], values[i + 1]);
 #pragma unroll
         for (int g = 0; g < kGroups; ++g) run[g].store(image.data, offset<kGroups>(shape, sample, g, tile));
     }
@@ -154,7 +154,7 @@ struct Pixels {
 
     template <DType kType, int kGroups = 1>
     static DDPM_METHOD void load(const Image& image, const Shape& shape, int64_t sample, int64_t tile,
-                      float (&values)[kGroups * kValues]) {
+                                 float (&values)[kGroups * kValues]) {
         if (image.channels_last) {
             Run<kType, kGroups * kValues> run;
             run.load(image.data, sample * kGroups * shape.elements() + tile * kGroups * kValues);
@@ -172,7 +172,7 @@ struct Pixels {
 
     template <DType kType, int kGroups = 1>
     static DDPM_METHOD void store(const Image& image, const Shape& shape, int64_t sample, int64_t tile,
-                       const float (&values)[kGroups * kValues]) {
+                                  const float (&values)[kGroups * kValues]) {
         constexpr int kWidth = kGroups * kChannels;
         if (image.channels_last) {
             Run<kType, kGroups * kValues> run;
@@ -375,14 +375,13 @@ template <class... Compiled>
 struct Pairs {};
 
 // x_0 and what is made of it, as training has them.
-using TrainingPairs = Pairs<Pair<DType::u8, DType::f32>, Pair<DType::u8, DType::bf16>, Pair<DType::f32, DType::f32>,
-                            Pair<DType::f32, DType::bf16>, Pair<DType::bf16, DType::bf16>,
-                            Pair<DType::f16, DType::f16>>;
+using TrainingPairs =
+    Pairs<Pair<DType::u8, DType::f32>, Pair<DType::u8, DType::bf16>, Pair<DType::f32, DType::f32>,
+          Pair<DType::f32, DType::bf16>, Pair<DType::bf16, DType::bf16>, Pair<DType::f16, DType::f16>>;
 // The state and the network's output, as sampling has them.
 using SamplingPairs = Pairs<Pair<DType::f32, DType::f32>, Pair<DType::f32, DType::bf16>, Pair<DType::f32, DType::f16>,
                             Pair<DType::bf16, DType::bf16>, Pair<DType::f16, DType::f16>>;
-using EqualPairs =
-    Pairs<Pair<DType::f32, DType::f32>, Pair<DType::bf16, DType::bf16>, Pair<DType::f16, DType::f16>>;
+using EqualPairs = Pairs<Pair<DType::f32, DType::f32>, Pair<DType::bf16, DType::bf16>, Pair<DType::f16, DType::f16>>;
 
 // Calls visit(access, pair) with the access that fits the layout and the pair that fits the types; Any looks up types
 // that are in no pair.

@@ -47,7 +47,7 @@ struct Values {
     static constexpr int kCount = Access::kValues;
     float output[kGroups * kCount], x0[kCount], z[kCount];
 
-    // Every array's next value into its first place; after kCount turns all are where they were.
+    // Rotates every array by one: the next value comes first. After kCount rotations all are where they were.
     DDPM_METHOD void turn() {
         turn(output);
         if constexpr (kGroups == 2) turn(output + kCount);
@@ -82,10 +82,10 @@ __device__ __forceinline__ void evaluate(const BoundRow& row, float shrink, bool
     if constexpr (kGroups == 2) in.output[kSecond + kAt] = made.by_log_variance;
 }
 
-// All values at once, for the formula of nearly every sample ...
+// Evaluates the formula for all values at once: for the KL divergence, which nearly every sample takes ...
 template <bool kHybrid, int kGroups, int kAt = 0, class Access, class Formula>
-__device__ __forceinline__ void evaluate_all(const BoundRow& row, float shrink, int inside,
-                                             Values<Access, kGroups>& in, float (&sums)[2], Formula formula) {
+__device__ __forceinline__ void evaluate_all(const BoundRow& row, float shrink, int inside, Values<Access, kGroups>& in,
+                                             float (&sums)[2], Formula formula) {
     if constexpr (kAt < Access::kValues) {
         evaluate<kHybrid, kGroups, kAt>(row, shrink, kAt < inside, in, sums, formula);
         evaluate_all<kHybrid, kGroups, kAt + 1>(row, shrink, inside, in, sums, formula);
@@ -121,10 +121,9 @@ __global__ void __launch_bounds__(kSumThreads, 1) bound_kernel(const BoundArgs a
             Access::template load<kX0>(args.x0, args.shape, sample, tile, in.x0);
             Access::noise(args.noise, key, args.shape, sample, tile, in.z);
             if (row.term == Term::kl) {
-                evaluate_all<kHybrid, kGroups>(row, shrink, inside, in, of_tile,
-                                               [](const BoundRow& r, float, float e, float d) {
-                                                   return kl_term(r, e, d);
-                                               });
+                evaluate_all<kHybrid, kGroups>(
+                    row, shrink, inside, in, of_tile,
+                    [](const BoundRow& r, float, float e, float d) { return kl_term(r, e, d); });
             } else if (row.term == Term::paper_decoder) {
                 evaluate_in_turn<kHybrid, kGroups>(row, shrink, inside, in, of_tile,
                                                    [](const BoundRow& r, float x, float e, float d) {
@@ -153,8 +152,8 @@ __global__ void __launch_bounds__(kSumThreads, 1) bound_kernel(const BoundArgs a
 template <bool kHybrid, int kGroups>
 cudaError_t run(const BoundArgs& args, float* workspace, void* stream) {
     cudaError_t error = cudaSuccess;
-    choose(TrainingPairs{}, layout_of(args.shape, args.noise.given, {args.output, args.x0, args.gradient}), args.x0.dtype, args.output.dtype,
-           [&](auto access, auto types) {
+    choose(TrainingPairs{}, layout_of(args.shape, args.noise.given, {args.output, args.x0, args.gradient}),
+           args.x0.dtype, args.output.dtype, [&](auto access, auto types) {
                using Access = decltype(access);
                error = launch_sums<FinishBound<kHybrid>, 2>(
                    bound_kernel<kHybrid, kGroups, Access, types.kFirst, types.kSecond>, Access::tiles(args.shape), args,
@@ -165,9 +164,7 @@ cudaError_t run(const BoundArgs& args, float* workspace, void* stream) {
 
 }  // namespace
 
-int hybrid_loss(const BoundArgs& args, float* workspace, void* stream) {
-    return run<true, 2>(args, workspace, stream);
-}
+int hybrid_loss(const BoundArgs& args, float* workspace, void* stream) { return run<true, 2>(args, workspace, stream); }
 
 int vlb_terms(const BoundArgs& args, float* workspace, void* stream) {
     return args.groups == 2 ? run<false, 2>(args, workspace, stream) : run<false, 1>(args, workspace, stream);

@@ -44,8 +44,8 @@ __global__ void __launch_bounds__(kSumThreads, 1) diffusion_loss_kernel(const Lo
 
 int diffusion_loss(const LossArgs& args, float* workspace, void* stream) {
     cudaError_t error = cudaSuccess;
-    choose(TrainingPairs{}, layout_of(args.shape, args.noise.given, {args.output, args.x0, args.residual}), args.x0.dtype, args.output.dtype,
-           [&](auto access, auto types) {
+    choose(TrainingPairs{}, layout_of(args.shape, args.noise.given, {args.output, args.x0, args.residual}),
+           args.x0.dtype, args.output.dtype, [&](auto access, auto types) {
                using Access = decltype(access);
                error = launch_sums<FinishLoss, 1>(diffusion_loss_kernel<Access, types.kFirst, types.kSecond>,
                                                   Access::tiles(args.shape), args, workspace, stream);

@@ -1,5 +1,5 @@
-// The GPU kernels' interface: as the CPU's, with a stream. Everything that the arguments point to lives on the current
-// device; nothing waits for it. Each returns a cudaError_t, 0 if the launch was accepted.
+// The GPU kernels' interface: the CPU's with a stream in place of threads. Everything that the arguments point to lives
+// on the current device, and nothing waits for it. Each kernel returns a cudaError_t, 0 if the launch was accepted.
 #pragma once
 
 #include "../ops.h"

@@ -1,4 +1,5 @@
-// Launching over (tiles of a sample) x (samples): no division is needed to find either, and a block's noise has one key.
+// A launch is a grid of (tiles of a sample) x (samples). No division is needed to find either, and a block's noise has
+// one key.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -8,8 +9,8 @@
 namespace ddpm {
 namespace cuda {
 
-constexpr int kThreads = 128;         // at most, of a kernel without a reduction
-constexpr int64_t kSamples = 65535;   // at most, of a grid's second dimension; beyond that kernels loop
+constexpr int kThreads = 128;        // the most threads of a block, in a kernel without a reduction
+constexpr int64_t kSamples = 65535;  // the most that a grid's second dimension takes; for more samples, kernels loop
 
 struct Grid {
     int64_t blocks;  // over a sample

@@ -22,11 +22,12 @@ __global__ void __launch_bounds__(kThreads) normal_kernel(const NormalArgs args)
 
 int normal(const NormalArgs& args, float*, void* stream) {
     cudaError_t error = cudaSuccess;
-    choose(EqualPairs{}, layout_of(args.shape, args.noise.given, {args.out}), args.out.dtype, args.out.dtype, [&](auto access, auto types) {
-        using Access = decltype(access);
-        error = launch(normal_kernel<Access, types.kSecond>, grid_for(Access::tiles(args.shape)), args.shape.samples,
-                       stream, args);
-    });
+    choose(EqualPairs{}, layout_of(args.shape, args.noise.given, {args.out}), args.out.dtype, args.out.dtype,
+           [&](auto access, auto types) {
+               using Access = decltype(access);
+               error = launch(normal_kernel<Access, types.kSecond>, grid_for(Access::tiles(args.shape)),
+                              args.shape.samples, stream, args);
+           });
     return error;
 }
 

@@ -32,8 +32,8 @@ int q_sample(const QSampleArgs& args, float*, void* stream) {
     choose(TrainingPairs{}, layout_of(args.shape, args.noise.given, {args.x0, args.out}), args.x0.dtype, args.out.dtype,
            [&](auto access, auto types) {
                using Access = decltype(access);
-               error = launch(q_sample_kernel<Access, types.kFirst, types.kSecond>,
-                              grid_for(Access::tiles(args.shape)), args.shape.samples, stream, args);
+               error = launch(q_sample_kernel<Access, types.kFirst, types.kSecond>, grid_for(Access::tiles(args.shape)),
+                              args.shape.samples, stream, args);
            });
     return error;
 }

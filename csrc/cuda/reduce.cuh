@@ -10,11 +10,11 @@
 namespace ddpm {
 namespace cuda {
 
-constexpr int kSumThreads = 384;       // at most, of a block that sums: a CIFAR-10 image in one turn
-constexpr int64_t kPartTiles = 1024;   // of a part
+constexpr int kSumThreads = 384;      // at most, of a block that sums: a CIFAR-10 image in one iteration
+constexpr int64_t kPartTiles = 1024;  // of a part
 constexpr int kFinishThreads = 256;
 
-// Every thread's values summed into thread 0's, by halves. Whole warps alone.
+// Sums every thread's values into thread 0's, as a tree. The block size must be a multiple of 32.
 template <int kCount>
 __device__ __forceinline__ void sum_block(float (&values)[kCount]) {
     __shared__ float of_warp[kCount][32];
@@ -40,7 +40,7 @@ __device__ __forceinline__ void sum_block(float (&values)[kCount]) {
     }
 }
 
-// The sum of values(i) for i < kCount, by halves.
+// The sum of value(i) for i < kCount, as a tree.
 template <int kCount, class Value>
 DDPM_FN float sum_tree(Value value) {
     if constexpr (kCount == 1) {
@@ -51,10 +51,9 @@ DDPM_FN float sum_tree(Value value) {
     }
 }
 
-// What a block has summed of a sample: finished, or put by for the second launch.
+// What a block has summed of a sample becomes the result, or is stored for the second launch.
 template <class Finish, class Args, int kCount>
-__device__ __forceinline__ void finish_part(const Args& args, float* workspace, int64_t sample,
-                                            float (&sums)[kCount]) {
+__device__ __forceinline__ void finish_part(const Args& args, float* workspace, int64_t sample, float (&sums)[kCount]) {
     sum_block(sums);
     if (threadIdx.x > 0) return;
     if (gridDim.x == 1) {
@@ -66,8 +65,8 @@ __device__ __forceinline__ void finish_part(const Args& args, float* workspace, 
 }
 
 template <class Finish, class Args, int kCount>
-__global__ void __launch_bounds__(kFinishThreads) finish_kernel(const Args args, const float* workspace,
-                                                                int64_t parts) {
+__global__ void __launch_bounds__(kFinishThreads)
+    finish_kernel(const Args args, const float* workspace, int64_t parts) {
     for (int64_t sample = blockIdx.y; sample < args.shape.samples; sample += gridDim.y) {
         float sums[kCount] = {}, lost[kCount] = {};
         for (int64_t part = threadIdx.x; part < parts; part += blockDim.x) {
@@ -86,8 +85,7 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const Args args,
 
 // Launches a kernel that ends in finish_part, and the second one where a sample is in more than one part.
 template <class Finish, int kCount, class Args>
-cudaError_t launch_sums(void (*kernel)(Args, float*), int64_t tiles, const Args& args, float* workspace,
-                        void* stream) {
+cudaError_t launch_sums(void (*kernel)(Args, float*), int64_t tiles, const Args& args, float* workspace, void* stream) {
     const int64_t samples = args.shape.samples, parts = (tiles + kPartTiles - 1) / kPartTiles;
     const int threads = grid_for(tiles < kPartTiles ? tiles : kPartTiles, kSumThreads).threads;
     const cudaError_t error = launch(kernel, Grid{parts, threads}, samples, stream, args, workspace);

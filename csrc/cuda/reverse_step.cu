@@ -59,16 +59,17 @@ __global__ void __launch_bounds__(kThreads) reverse_step_kernel(const ReverseSte
 
 template <int kGroups>
 cudaError_t run(const ReverseStepArgs& args, void* stream) {
-    const Layout fitting = layout_of(
-        args.shape, args.noise.given, {args.x, args.output, args.x0_previous, args.x_next, args.x0, args.x_model});
+    const Layout fitting = layout_of(args.shape, args.noise.given,
+                                     {args.x, args.output, args.x0_previous, args.x_next, args.x0, args.x_model});
     const bool usual = (!args.x0_previous.data || args.x0_previous.dtype == DType::f32) &&
                        (!args.x_model.data || args.x_model.dtype == args.output.dtype);
     cudaError_t error = cudaSuccess;
-    choose(SamplingPairs{}, usual ? fitting : Layout::any, args.x.dtype, args.output.dtype, [&](auto access, auto types) {
-        using Access = decltype(access);
-        error = launch(reverse_step_kernel<Access, kGroups, types.kFirst, types.kSecond>,
-                       grid_for(Access::tiles(args.shape)), args.shape.samples, stream, args);
-    });
+    choose(SamplingPairs{}, usual ? fitting : Layout::any, args.x.dtype, args.output.dtype,
+           [&](auto access, auto types) {
+               using Access = decltype(access);
+               error = launch(reverse_step_kernel<Access, kGroups, types.kFirst, types.kSecond>,
+                              grid_for(Access::tiles(args.shape)), args.shape.samples, stream, args);
+           });
     return error;
 }
 

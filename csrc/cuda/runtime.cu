@@ -1,4 +1,5 @@
-// What the bindings need of CUDA's runtime, which is linked statically: the module imports where there is no driver.
+// What the bindings need of CUDA's runtime. The runtime is linked statically, so that the module can be imported on a
+// machine without a driver.
 #include "kernels.h"
 #include "reduce.cuh"
 

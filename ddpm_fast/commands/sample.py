@@ -158,12 +158,8 @@ def main(
         images.save_samples(out, x, classes, first_index=first_sample_id, scale=scale)
         if gif is not None:
             images.save_gif(gif, drawing.frames(), scale=scale)
-        what = f"{'' if edit is None else edit.mode + ', '}{prepared.rows} steps of {options.sampler}"
-        console.print(
-            f"{count} images of {'x'.join(map(str, x.shape[1:]))} in {drawing.seconds:.1f} s "
-            f"({count / drawing.seconds:.1f} images/s; {what}, {DTYPE_NAMES[dtype]}, {torch_device})",
-            soft_wrap=True,
-        )
+        how = f"{'' if edit is None else edit.mode + ', '}{prepared.rows} steps of {options.sampler}"
+        console.print(_summary(x, drawing.seconds, f"{how}, {DTYPE_NAMES[dtype]}, {torch_device}"), soft_wrap=True)
         if edit is not None and edit.round_trip:
             console.print(round_trip_error(x, pictures))
         for path in (Path(out), gif):
@@ -197,6 +193,12 @@ def _check_outputs(out: str, gif: Path | None, channels: int) -> None:
         if gif.suffix.lower() != ".gif":
             raise InputError(f"--gif is {gif}; expected a name ending in .gif")
         check_writable(gif)
+
+
+def _summary(x: Tensor, seconds: float, how: str) -> str:
+    """A line that says what was drawn, how long that took, and how it was done."""
+    shape = "x".join(map(str, x.shape[1:]))
+    return f"{len(x)} images of {shape} in {seconds:.1f} s ({len(x) / seconds:.1f} images/s; {how})"
 
 
 class Drawing:

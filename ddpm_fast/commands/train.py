@@ -52,7 +52,7 @@ def main(
     classes: Annotated[
         bool | None,
         typer.Option(
-            help="condition on classes: sub-folders, or an array file's labels; if not given, where there are"
+            help="condition on classes: sub-folders, or an array file's labels; if not given, where there are classes"
         ),
     ] = None,
     strict: Annotated[bool, typer.Option(help="stop at a broken image file instead of skipping it")] = False,

@@ -213,6 +213,10 @@ def sample(model: nn.Module, diffusion: GaussianDiffusion, n: int, **options: Un
     Image i depends on (seed, first_sample_id + i, its label, and the options of sampler and guidance) and on nothing
     else but the network's rounding.
 
+    A CUDA graph is captured at the third row of its kind and kept with the model for calls of the same shapes and
+    options, as long as the weights stay where they are; their values may change. It repeats what the network did when
+    it was captured: a network of one's own whose forward does more than arithmetic on tensors needs cuda_graph=False.
+
     Args:
         model: A UNet, or any network called as model(x, t) or model(x, t, labels) with x [N, C, ...] and t int64 [N];
             for the latter give shape=(C, ...).
@@ -221,10 +225,6 @@ def sample(model: nn.Module, diffusion: GaussianDiffusion, n: int, **options: Un
         **options: The fields of SamplingOptions, which describes each: sampler, steps, spacing, eta, clip, guidance,
             guidance_rescale, dynamic_threshold, null_label, seed, first_sample_id, labels, batch_size, shape, on_step
             and cuda_graph.
-
-    A CUDA graph is captured at the third row of its kind and kept with the model for calls of the same shapes and
-    options, as long as the weights stay where they are; their values may change. It repeats what the network did when
-    it was captured: a network of one's own whose forward does more than arithmetic on tensors needs cuda_graph=False.
 
     Returns:
         fp32 [n, C, H, W] (or [n, *shape]), about in [-1, 1], on the model's device.

@@ -1,5 +1,5 @@
-"""The U-Net's 3x3 convolutions. Sampling on a CPU spends three quarters of its time in them, nearly at the speed of the
-multipliers: they get faster by fewer multiplications only.
+"""The U-Net's 3x3 convolutions. Sampling on a CPU spends three quarters of its time in them, nearly at the multipliers'
+peak rate, so only fewer multiplications make them faster.
 """
 
 import weakref
@@ -14,25 +14,27 @@ from ddpm_fast.ops.backends import cpu
 # Below these Winograd's transforms, or its four times as many weights, cost more than the products saved.
 _MIN_CHANNELS = 32
 _MIN_TILES = 4
-# Pixels of 4x4 tiles a pixel of the image, 1.8 of 9x9, which takes nine tiles. Whatever the dtype, it is computed in
-# fp32: in bf16 the library takes half as long as in fp32, with units for matrices of them an eighth.
+# The most pixels that the 4x4 tiles may have for each pixel of the image: it is 1.8 for 9x9, which takes nine tiles.
+# Winograd's algorithm is computed in fp32 whatever the dtype. The library takes half of its fp32 time in bf16, and an
+# eighth where the CPU multiplies bf16 matrices in units of their own.
 _MAX_WASTE = {torch.float32: 2.0}
 if not cpu.has_matrix_units():
     _MAX_WASTE |= {torch.bfloat16: 1.5, torch.float16: 2.0}
 
-# Each layer's filters as the kernels want them, with what they were made from. Not attributes: a copied, pickled or
-# averaged network must not carry them.
+# Each layer's transformed filters, with what they were made from. They are not attributes of the layer, because a
+# copied, pickled or averaged network must not carry them.
 _transformed: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[int, int], Tensor, Tensor]] = weakref.WeakKeyDictionary()
 
 
 class Conv2d(nn.Conv2d):
     """A 3x3 convolution that keeps the image's size: [N, C, H, W] -> [N, out_channels, H, W].
 
-    In eval mode, where no gradient is recorded, images on the CPU go through Winograd's F(4x4, 3x3) in fp32, a quarter
-    of the multiplications, wherever that is faster; everything else is F.conv2d. The two differ by rounding, in fp32
-    less than 2e-6 of the output's norm: for exactly what training computes, leave the model in train mode, or run it
-    within `ddpm_fast.use_backend("reference")`. The transformed filters, in fp32, are four times as many as the weights
-    (K rounded up to 32), from the first call that needs them until the layer is in train mode again, or gone.
+    In eval mode, where no gradient is recorded, images on the CPU go through ops.winograd wherever that is faster: it
+    takes a quarter of the multiplications. Everything else is F.conv2d. The two differ by rounding, in fp32 by less
+    than 2e-6 of the output's norm. For exactly what training computes, leave the model in train mode, or run it within
+    `ddpm_fast.use_backend("reference")`. The transformed filters take four times the memory of fp32 weights (with K
+    rounded up to a multiple of 32), from the first call that needs them until the layer is in train mode again, or
+    gone.
     """
 
     def __init__(self, in_channels: int, out_channels: int):
@@ -73,8 +75,8 @@ class Conv2d(nn.Conv2d):
         )
 
     def _filters(self) -> Tensor:
-        """The weight transformed, anew if it has changed. What is written through `.data` is not counted as a change:
-        an 8x8 sample of the weight shows it."""
+        """The transformed weight, made again if the weight has changed. What is written through `.data` is not counted
+        as a change, so an 8x8 sample of the weight is compared too."""
         weight = self.weight.detach()
         state = weight.data_ptr(), compat.changes_of(self.weight)
         probe = weight[:: -(-weight.shape[0] // 8), :: -(-weight.shape[1] // 8), 1, 1]

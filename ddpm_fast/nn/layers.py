@@ -41,8 +41,7 @@ class GroupNorm(nn.GroupNorm):
             self.bias,
             self.num_groups,
             self.eps,
-            scale=scale,
-            shift=shift,
+            scale_shift=None if scale is None or shift is None else (scale, shift),
             added=added,
             silu=self.silu,
         )

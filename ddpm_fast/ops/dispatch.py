@@ -80,9 +80,13 @@ _chosen: str | None = os.environ.get("DDPM_FAST_BACKEND") or None
 
 
 class use_backend:
-    """Chooses a backend by name for all ops, or with None the default again. As a context manager: for its block.
+    """Chooses a backend for all ops, from now on or, as a context manager, for its block.
 
-    Raises InputError at once if there is no such backend or it cannot run here, saying why and how to get it.
+    Args:
+        name: "cuda", "cpu", "triton" or "reference"; None for the default again.
+
+    Raises:
+        InputError: there is no such backend, or it cannot run here; the message says why and how to get it.
     """
 
     def __init__(self, name: str | None):

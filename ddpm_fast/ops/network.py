@@ -14,10 +14,9 @@ from ddpm_fast.ops.backends import reference
 from ddpm_fast.ops.checks import check_device, check_dtype, check_image
 from ddpm_fast.ops.declare import Gradient, declare, kernel_for
 from ddpm_fast.ops.dispatch import active_backend
-from ddpm_fast.ops.tensors import FLOATS
+from ddpm_fast.ops.tensors import FLOATS, Norm
 
 _ops = torch.ops.ddpm_fast
-_TENSORS = ("x", "weight", "bias", "scale", "shift", "added")  # of group_norm
 _PANEL = 32  # output channels; kWinogradPanel of csrc/cpu/kernels.h
 
 
@@ -31,8 +30,7 @@ def group_norm(
     groups: int,
     eps: float,
     *,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
+    scale_shift: tuple[Tensor, Tensor] | None = None,
     added: Tensor | None = None,
     silu: bool = False,
 ) -> Tensor:
@@ -45,10 +43,11 @@ def group_norm(
 
     Args:
         x: float [N, C, ...].
-        weight, bias: float [C].
-        groups: of C / groups channels each, over which and over the pixels mean and variance are taken.
+        weight: float [C].
+        bias: float [C].
+        groups: how many. Mean and variance are taken over a group's C / groups channels and all pixels.
         eps: added to the variance.
-        scale, shift: float [N, C], or [1, C] for all samples; both or neither.
+        scale_shift: scale and shift, float [N, C] each, or [1, C] for all samples.
         added: float [N, C] or [1, C], which every pixel of x gets before it is normalised.
         silu: whether to apply SiLU.
 
@@ -58,71 +57,67 @@ def group_norm(
     Raises:
         InputError: shapes, dtypes or devices do not fit.
     """
-    dtypes = _check_norm(x, weight, bias, scale, shift, added, groups)
+    scale, shift = scale_shift or (None, None)
+    norm = Norm(x, weight, bias, scale, shift, added, groups, eps, silu)
+    dtypes = _check_norm(norm)
     if x.ndim != 4 or torch.compiler.is_compiling() or active_backend("group_norm", x.device, *dtypes) == "reference":
-        return reference.plain_group_norm(x, weight, bias, groups, eps, scale, shift, added, silu)
-    if scale is not None:
+        return reference.plain_group_norm(norm)
+    if scale is not None and shift is not None:
         scale, shift = scale.expand(x.shape[:2]), shift.expand(x.shape[:2])
     if added is not None:
         added = added.expand(x.shape[:2])
     return _ops.group_norm.default(x, weight, bias, scale, shift, added, groups, eps, silu)[0]
 
 
-def _check_norm(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    added: Tensor | None,
-    groups: int,
-) -> list[torch.dtype]:
+def _check_norm(norm: Norm) -> list[torch.dtype]:
     """The dtypes of all tensors. Names are looked for only where something does not fit: a tiny norm takes 20 us."""
+    x, groups = norm.x, norm.groups
     if x.ndim < 2:
         raise InputError(f"group_norm: x has shape {tuple(x.shape)}; expected [N, C, ...]")
     n, channels = x.shape[:2]
     device, dtypes = x.device, []
-    for i, values in enumerate((x, weight, bias, scale, shift, added)):
+    for i, values in enumerate(norm[:6]):
         if values is None:
             continue
         dtypes.append(values.dtype)
         if values.dtype not in FLOATS or values.device != device:
-            name = _TENSORS[i]
-            check_dtype("group_norm", name, values.dtype)
-            check_device("group_norm", name, values, "x", x)
+            check_dtype("group_norm", norm._fields[i], values.dtype)
+            check_device("group_norm", norm._fields[i], values, "x", x)
         if i in (1, 2) and values.shape != (channels,):
             raise InputError(
-                f"group_norm: {_TENSORS[i]} has shape {tuple(values.shape)} and x {channels} channels; "
+                f"group_norm: {norm._fields[i]} has shape {tuple(values.shape)} and x {channels} channels; "
                 f"expected [{channels}]"
             )
         if i > 2 and values.shape not in ((n, channels), (1, channels)):
             raise InputError(
-                f"group_norm: {_TENSORS[i]} has shape {tuple(values.shape)} and x {tuple(x.shape)}; "
+                f"group_norm: {norm._fields[i]} has shape {tuple(values.shape)} and x {tuple(x.shape)}; "
                 f"expected {(n, channels)}, or {(1, channels)} for all samples"
             )
     if groups < 1 or channels % groups:
         raise InputError(f"group_norm: {groups} groups do not divide x's {channels} channels")
-    if (scale is None) != (shift is None):
-        raise InputError("group_norm: scale and shift go together; give both or neither")
     return dtypes
 
 
-def _group_norm_empty(x, weight, bias, scale, shift, added, groups, eps, silu):
+def _channels_last(image: Tensor) -> Tensor:
+    return image.contiguous(memory_format=torch.channels_last)
+
+
+def _group_norm_empty(*inputs):
     """(y, float64 [N, groups, 2]: each group's mean and 1 / sqrt(variance + eps))"""
-    y = torch.empty_like(x, memory_format=torch.channels_last)
-    return y, x.new_empty(x.shape[0], groups, 2, dtype=torch.float64)
+    norm = Norm(*inputs)
+    y = torch.empty_like(norm.x, memory_format=torch.channels_last)
+    return y, norm.x.new_empty(norm.x.shape[0], norm.groups, 2, dtype=torch.float64)
 
 
-def _group_norm(x, weight, bias, scale, shift, added, groups, eps, silu):
-    y, statistics = _group_norm_empty(x, weight, bias, scale, shift, added, groups, eps, silu)
-    x = x.contiguous(memory_format=torch.channels_last)
-    run = kernel_for("group_norm", x, weight, bias, scale, shift, added)
-    run(x, weight, bias, scale, shift, added, eps, silu, y, statistics)
+def _group_norm(*inputs):
+    y, statistics = _group_norm_empty(*inputs)
+    norm = Norm(_channels_last(inputs[0]), *inputs[1:])
+    kernel_for("group_norm", *norm[:6])(norm, y, statistics)
     return y, statistics
 
 
 def _group_norm_save(ctx, inputs, outputs):
-    ctx.save_for_backward(inputs.x, inputs.weight, inputs.bias, inputs.scale, inputs.shift, inputs.added, outputs[1])
+    ctx.save_for_backward(*inputs[:6], outputs[1])
     ctx.silu = inputs.silu
     ctx.mark_non_differentiable(outputs[1])
     ctx.set_materialize_grads(False)
@@ -159,16 +154,18 @@ declare(
 # is the gradient of the loss before SiLU and n the normalised image
 
 
-def _group_norm_backward_empty(grad, x, weight, bias, scale, shift, added, statistics, silu):
+def _group_norm_backward_empty(grad, x, *_):
     dx = torch.empty_like(x, memory_format=torch.channels_last)
     return dx, x.new_empty(3, *x.shape[:2], dtype=torch.float64)
 
 
-def _group_norm_backward(grad, x, weight, bias, scale, shift, added, statistics, silu):
-    dx, sums = _group_norm_backward_empty(grad, x, weight, bias, scale, shift, added, statistics, silu)
-    grad, x = (image.contiguous(memory_format=torch.channels_last) for image in (grad, x))
-    run = kernel_for("group_norm_backward", x, grad, weight, bias, scale, shift, added)
-    run(grad, x, weight, bias, scale, shift, added, statistics, silu, dx, sums)
+def _group_norm_backward(grad, x, *rest):
+    dx, sums = _group_norm_backward_empty(grad, x)
+    *vectors, statistics, silu = rest
+    # What eps did is in the statistics.
+    norm = Norm(_channels_last(x), *vectors, groups=statistics.shape[1], eps=0.0, silu=silu)
+    run = kernel_for("group_norm_backward", grad, *norm[:6])
+    run(norm, _channels_last(grad), statistics, dx, sums)
     return dx, sums
 
 
@@ -257,7 +254,7 @@ def _winograd_empty(x, filters, bias, out_channels):
 def _winograd(x, filters, bias, out_channels):
     out = _winograd_empty(x, filters, bias, out_channels)
     bias = None if bias is None else bias.float().contiguous()
-    kernel_for("winograd", x)(x.contiguous(memory_format=torch.channels_last), filters.contiguous(), bias, out)
+    kernel_for("winograd", x)(_channels_last(x), filters.contiguous(), bias, out)
     return out
 
 

@@ -6,6 +6,7 @@ Images are [N, C, ...]. Kernels take them dense, either contiguous or channels_l
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +36,20 @@ def like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     in_place = x.is_contiguous() or is_channels_last(x)
     memory_format = torch.preserve_format if in_place else torch.contiguous_format
     return torch.empty_like(x, dtype=dtype or x.dtype, memory_format=memory_format)
+
+
+class Norm(NamedTuple):
+    """What a group norm is of: ops.group_norm says what each is. scale, shift and added are [N, C] or None."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor | None
+    shift: Tensor | None
+    added: Tensor | None
+    groups: int
+    eps: float
+    silu: bool
 
 
 def working_dtype(*images: Tensor) -> torch.dtype:

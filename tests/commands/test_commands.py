@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import ddpm_fast as df
 from ddpm_fast.commands.common import parse_labels
 from ddpm_fast.files import checkpoint
+from ddpm_fast.loops import sampling
 from ddpm_fast.nn import UNet, UNetConfig
 from ddpm_fast.pictures.images import to_uint8
 
@@ -153,6 +154,15 @@ EDITS = {
         lambda m, d, x, mask, o: df.decode(m, d, df.encode(m, d, x, o["steps"]), o["steps"]),
     ),
 }
+
+
+def test_a_set_of_images_is_prepared_once_and_drawn_once(small, tmp_path, monkeypatch):
+    calls = []
+    for name in ("make_table", "predictor"):
+        function = getattr(sampling, name)
+        monkeypatch.setattr(sampling, name, lambda *a, _f=function, _n=name, **k: (calls.append(_n), _f(*a, **k))[1])
+    run("sample", "--model", small, "--n", 4, "--steps", 3, "--batch-size", 2, "--out", tmp_path / "s.npz")
+    assert calls == ["make_table", "predictor", "predictor"]
 
 
 @pytest.mark.parametrize("edit", list(EDITS))

@@ -1,4 +1,4 @@
-"""`python -m ddpm_fast.evaluate nll`: its numbers are likelihood.bits_per_dim's, its refusals early."""
+"""`python -m ddpm_fast.evaluate nll` reports the numbers of likelihood.bits_per_dim and refuses bad input early."""
 
 import json
 

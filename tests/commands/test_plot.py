@@ -1,4 +1,4 @@
-"""The theory's pictures: what is drawn are the formulas, the files are pictures, bad input is refused."""
+"""The figures of the theory show the formulas' values, are written as picture files, and bad input is refused."""
 
 import importlib
 import itertools

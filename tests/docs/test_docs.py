@@ -53,10 +53,12 @@ def test_every_section_with_an_equation_says_where_and_by_what():
 
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+EXAMPLE = "scale_samples"  # the op that docs/guides/add-an-op.md adds
 PATHS = re.compile(r"`((?:ddpm_fast|csrc|tests|docs|benchmarks|\.ci)/[\w/.-]*)`")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_files_and_folders_that_a_page_names_exist(page):
-    missing = sorted({path for path in PATHS.findall(page.read_text()) if not (ROOT / path).exists()})
+    named = {path for path in PATHS.findall(page.read_text()) if EXAMPLE not in path}
+    missing = sorted(path for path in named if not (ROOT / path).exists())
     assert not missing, f"{page.name} names what is not there: {missing}"

@@ -1,4 +1,5 @@
-"""ddpm_fast.checkpoint: files read back by safetensors itself, resumed runs beside unbroken ones, damage."""
+"""Checkpoints: files are read back by safetensors itself, resumed runs are compared with uninterrupted ones, and
+damaged files are refused."""
 
 import json
 import os

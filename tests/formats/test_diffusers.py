@@ -1,4 +1,4 @@
-"""Weights on their way between our UNet and diffusers' UNet2DModel."""
+"""Weights are converted between our UNet and diffusers' UNet2DModel, in both directions."""
 
 import importlib.util
 

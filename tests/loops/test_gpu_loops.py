@@ -1,4 +1,4 @@
-"""The loops on a GPU: nothing waits for it, and replayed CUDA graphs give the eager loops' numbers bit for bit."""
+"""On a GPU, no loop waits for the device, and replayed CUDA graphs give the eager loops' numbers bit for bit."""
 
 import gc
 

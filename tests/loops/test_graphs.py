@@ -1,5 +1,5 @@
-"""Sampling from replayed graphs is the eager loop bit for bit: with recordings in the place of CUDA graphs, which a
-machine without a GPU can make (recording.py). What needs a GPU is in test_gpu_loops.py."""
+"""Sampling from replayed graphs gives the eager loop's images bit for bit. Recordings, which a machine without a GPU
+can make, take the place of CUDA graphs (support/recording.py). What needs a GPU is in test_gpu_loops.py."""
 
 import gc
 import logging

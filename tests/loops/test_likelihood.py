@@ -1,4 +1,5 @@
-"""The bound summed over the chain: written out in float64, in closed form, and estimated without bias."""
+"""The bound summed over the chain equals the sum written out in float64 and the closed form, and its estimate has no
+bias."""
 
 import math
 import typing

@@ -1,4 +1,4 @@
-"""What the loops need to know of a network: its place, its mode, its labels."""
+"""What the loops need to know of a network: its device and dtype, its mode, and its labels."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The sampling loop: the ancestral chain written out, and a sample that is the same in any company."""
+"""The sampling loop equals the ancestral chain written out, and a sample does not depend on the batch that it is in."""
 
 import dataclasses
 import typing

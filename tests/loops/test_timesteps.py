@@ -1,4 +1,5 @@
-"""How training draws its timesteps: against plain-Python rules, exact expectations, and what one process would draw."""
+"""How training draws its timesteps, compared with the rules in plain Python, with exact expectations, and with what a
+single process would draw."""
 
 from collections import deque
 from fractions import Fraction

@@ -210,7 +210,7 @@ def test_a_step_never_waits_for_the_device(monkeypatch, word):
     monkeypatch.setattr(UNet, "_check", lambda *_: None)  # looks at labels, on the CPU alone
     subject = trainer(**KINDS[word])
     subject.train_step()  # makes the tables
-    monkeypatch.setattr(subject, "_load_batch", lambda: None)  # is the host's affair
+    monkeypatch.setattr(subject, "_load_batch", lambda: None)  # runs on the host
     with NoSync():
         subject.train_step()
 

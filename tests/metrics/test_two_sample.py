@@ -1,4 +1,4 @@
-"""The kernel two-sample test."""
+"""The kernel two-sample test tells different distributions apart and equal ones not."""
 
 import numpy as np
 import pytest

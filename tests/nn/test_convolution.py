@@ -1,4 +1,4 @@
-"""Winograd's convolution against float64's by definition, and where it must not be taken."""
+"""Winograd's convolution is compared with the definition in float64, and is not used where it must not be."""
 
 import copy
 import gc

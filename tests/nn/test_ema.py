@@ -1,4 +1,4 @@
-"""The moving average of weights against its closed form in float64, its warm-up, and its errors."""
+"""The moving average of weights is compared with its closed form in float64; its warm-up; its errors."""
 
 import math
 

@@ -1,4 +1,5 @@
-"""Choosing a backend: by default, by name, for a block, from the environment; and what is said when it cannot be."""
+"""A backend is chosen by default, by name, for a `with` block or by the environment; one that cannot be used is refused
+with the reason."""
 
 import os
 import re

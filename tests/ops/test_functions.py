@@ -101,7 +101,7 @@ def test_logarithm_of_what_is_no_number_is_none(functions):
 
 
 def check_rounding(actual: np.ndarray, exact: np.ndarray, share: float) -> None:
-    """The nearest fp32 number, but for a share of the values, which have the one beside it."""
+    """The nearest fp32 number, except for a share of the values, which have its neighbour."""
     nearest = exact.astype(np.float32)
     assert (np.abs(actual.view(np.int32) - nearest.view(np.int32)) <= 1).all()
     assert (actual != nearest).mean() < share

@@ -1,5 +1,6 @@
-"""What only a GPU can show of its two backends: the same bits as the CPU's in bulk, the caller's stream and device,
-graphs, no waiting, sizes beyond 32 bits, and clear errors. The ops' numbers are tested there too, by test_ops*.py.
+"""What only a GPU can show of its two backends: the CPU's bits for large inputs, the caller's stream and device, CUDA
+graphs, no waiting for the device, sizes beyond 32 bits, and clear errors. On a GPU, test_ops*.py also test the ops'
+numbers there.
 """
 
 import math

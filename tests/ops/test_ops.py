@@ -33,7 +33,7 @@ LEARNED_TABLE = torch.tensor(
         [1.25, -0.75, 0.5, 0.4, 0.0, 0.2, 1.0, 0.35],  # learned_range: sigma e^(spread v) between two fixed ones
         [0.9, -0.3, 0.3, 0.7, 0.2, 1.0, math.inf, 0.5],  # learned: v is the log variance
         [0.9, -0.3, 0.3, 0.7, 0.2, 0.0, 1.5, 0.5],  # the last step draws no noise
-        [0.9, -0.3, 0.3, 0.7, 0.2, 0.1, 1.5, 0.0],  # a fixed variance beside a network that learns one
+        [0.9, -0.3, 0.3, 0.7, 0.2, 0.1, 1.5, 0.0],  # a fixed variance, of a network that learns one
     ]
 )
 SHAPES = {
@@ -501,7 +501,7 @@ def test_an_absurd_log_variance_gives_a_finite_step(v, backend):
     out = torch.cat([x, torch.full_like(x, v)], 1)
     step = reverse_step(x, out, LEARNED_TABLE, torch.tensor(1), x)
     assert not step.x.isnan().any()
-    if v < 0:  # the deviation is 0 to all purposes
+    if v < 0:  # the deviation is negligible
         close(step.x, *(step_formula(x, out, LEARNED_TABLE[1], x, dtype=d)[0] for d in (F64, F32)))
 
 

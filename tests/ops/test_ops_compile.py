@@ -80,7 +80,7 @@ OPCHECKS = {
         _ops.reverse_step,
         (like(0, grad=grad), like(1, grad=grad), None, STEP_TABLE, STEP, *DRAWN, False, None),
     ),
-    "reverse_step, all there is": lambda like, grad: (
+    "reverse_step, all operands": lambda like, grad: (
         _ops.reverse_step,
         (like(0, grad=grad), like(1, grad=grad), like(2, grad=grad), STEP_TABLE, STEP, *DRAWN, True, torch.bfloat16),
     ),
@@ -88,7 +88,7 @@ OPCHECKS = {
         _ops.reverse_step,
         (like(0, grad=grad), like(1, grad=grad, channels=6), None, STEP_TABLE, STEP, *DRAWN, False, None),
     ),
-    "reverse_step, learned variance in fp16, all there is": lambda like, grad: (
+    "reverse_step, learned variance in fp16, all operands": lambda like, grad: (
         _ops.reverse_step,
         (
             like(0, grad=grad),
@@ -105,7 +105,7 @@ OPCHECKS = {
         _ops.reverse_step_,
         (like(0), like(1, torch.bfloat16), None, None, STEP_TABLE, STEP, *DRAWN),
     ),
-    "reverse_step_, all there is": lambda like, grad: (
+    "reverse_step_, all operands": lambda like, grad: (
         _ops.reverse_step_,
         (like(0), like(1, channels=6), like(2), like(3, torch.bfloat16), STEP_TABLE, STEP, *given(like(4))),
     ),
@@ -115,7 +115,7 @@ WITHOUT_GRADIENT = (
     "loss_backward",
     "loss_backward, two groups",
     "reverse_step_",
-    "reverse_step_, all there is",
+    "reverse_step_, all operands",
 )
 
 

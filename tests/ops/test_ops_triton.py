@@ -1,6 +1,6 @@
 """The Triton kernels against the C++ ones, through Triton's interpreter: the same bits wherever something is stored,
 whatever the memory formats and dtypes, and losses that agree to fp32's rounding. What the ops compute is tested in
-test_ops*.py; here, that the way Triton walks over a batch makes no difference.
+test_ops*.py; here, that the way in which Triton divides a batch makes no difference.
 
     TRITON_INTERPRET=1 python -m pytest -m interpreter
 """

@@ -1,4 +1,4 @@
-"""ddpm_fast.images and ddpm_fast.files: against pixels worked out by hand, read back by Pillow and NumPy."""
+"""Pictures are compared with pixels worked out by hand and read back by Pillow and NumPy."""
 
 import os
 import stat

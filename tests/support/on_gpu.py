@@ -1,5 +1,5 @@
-"""The backends for GPUs as backends for the tests' CPU tensors: every operand is copied to the GPU, as it lies in
-memory, the kernel runs there, and what it wrote is copied back. So the tests of the ops hold on a GPU as they are.
+"""The backends for GPUs as backends for the tests' CPU tensors: every operand is copied to the GPU with its memory
+layout, the kernel runs there, and what it wrote is copied back. So the tests of the ops run on a GPU unchanged.
 """
 
 import contextlib

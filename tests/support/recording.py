@@ -1,8 +1,8 @@
 """A CUDA graph without a GPU: records the operations of a run and repeats them with the tensors they had then.
 
-That is what a graph does: addresses and numbers are those of the recording, whatever Python would say at the replay.
+That is what a graph does: a replay uses the addresses and numbers of the recording and does not run Python again.
 Where the operations would stop a capture on a GPU, because they read back from it or copy from the host, this one
-raises too. It stands in for ddpm_fast.graphs.CudaGraph.
+raises too. It stands in for ddpm_fast.loops.graphs.CudaGraph.
 """
 
 import contextlib

@@ -1,5 +1,5 @@
 """What a compiled GPU kernel consists of: registers, memory it spills to, and its machine instructions, read from a
-cubin (or any file that holds some) without a GPU. Tests hold kernels to budgets by it.
+cubin (or any file that holds some) without a GPU. Tests compare these numbers with budgets.
 
 The disassembler is CUDA's cuobjdump: the one on the PATH, or the one that the triton package carries.
 """
@@ -90,7 +90,7 @@ def kernels(binary: Path, arch: str = "") -> list[Kernel]:
     only = ["-arch", arch] if arch else []
     usage = _resource_usage(binary, only)
     found = [
-        # A cubin names its architecture beside the code alone.
+        # A cubin names its architecture only next to the code.
         Kernel(name, arch, *(usage.get((arch, name)) or usage["", name]), *_parsed(lines))
         for arch, name, lines in _functions(binary, only)
     ]

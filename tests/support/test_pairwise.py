@@ -1,4 +1,4 @@
-"""The thinning of the suite itself: no pair of values is lost, nothing is lost on the reference, and all can be run."""
+"""How the suite is thinned: every pair of values occurs, the reference keeps every case, and all cases can be run."""
 
 import itertools
 

@@ -1,7 +1,7 @@
 """Ten million normals as a statistician looks at them: moments, distribution, tails, independence in every direction.
 
 Every statistic is divided by its standard error for independent N(0, 1) draws, so one threshold serves them all: 5
-sigma, passed by chance once in 1.7 million. The seed is fixed, so a pass is a pass for ever. The same checks must
+sigma, exceeded by chance once in 1.7 million. The seed is fixed, so the result never changes. The same checks must
 reject generators broken in the ways that counter-based ones break.
 """
 

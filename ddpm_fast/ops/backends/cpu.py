@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.ops.backends.extension import _C, DTYPES, Kernels, shape_of, unavailable
+from ddpm_fast.ops.tensors import Norm
 
 __all__ = ["DTYPES", "OPS", "has_matrix_units", "isa", "isas", "refusal", "unavailable", "use_isa"]
 
@@ -53,8 +54,25 @@ def _rows_of(values: Tensor | None) -> tuple[int, int, int, int]:
     return values.data_ptr(), DTYPES[values.dtype], strides[0] if len(strides) == 2 else 0, strides[-1]
 
 
+def _norm_of(norm: Norm, statistics: Tensor) -> tuple:
+    """struct GroupNorm"""
+    return (
+        shape_of(norm.x),
+        norm.groups,
+        norm.silu,
+        DTYPES[norm.x.dtype],
+        norm.x.data_ptr(),
+        _rows_of(norm.weight),
+        _rows_of(norm.bias),
+        _rows_of(norm.scale),
+        _rows_of(norm.shift),
+        _rows_of(norm.added),
+        statistics.data_ptr(),
+    )
+
+
 class _CpuKernels(Kernels):
-    """Beside the ops that a GPU has too, those of the network."""
+    """The ops that a GPU has too, and those of the network."""
 
     def run(self, op: str, image: Tensor, *arguments: object) -> None:
         try:
@@ -62,55 +80,14 @@ class _CpuKernels(Kernels):
         except IndexError as error:
             raise InputError(f"{op}: {error}") from None
 
-    def group_norm(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        added: Tensor | None,
-        eps: float,
-        silu: bool,
-        y: Tensor,
-        statistics: Tensor,
-    ) -> None:
-        norm = self._norm(x, weight, bias, scale, shift, added, silu, statistics)
-        _C.group_norm(norm, eps, y.data_ptr(), torch.get_num_threads())
+    def group_norm(self, norm: Norm, y: Tensor, statistics: Tensor) -> None:
+        """The images are channels_last."""
+        _C.group_norm(_norm_of(norm, statistics), norm.eps, y.data_ptr(), torch.get_num_threads())
 
-    def group_norm_backward(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        added: Tensor | None,
-        statistics: Tensor,
-        silu: bool,
-        dx: Tensor,
-        sums: Tensor,
-    ) -> None:
-        norm = self._norm(x, weight, bias, scale, shift, added, silu, statistics)
-        _C.group_norm_backward(norm, grad.data_ptr(), dx.data_ptr(), sums.data_ptr(), torch.get_num_threads())
-
-    @staticmethod
-    def _norm(x, weight, bias, scale, shift, added, silu, statistics) -> tuple:
-        """struct GroupNorm; the images are channels_last"""
-        return (
-            shape_of(x),
-            statistics.shape[1],
-            silu,
-            DTYPES[x.dtype],
-            x.data_ptr(),
-            _rows_of(weight),
-            _rows_of(bias),
-            _rows_of(scale),
-            _rows_of(shift),
-            _rows_of(added),
-            statistics.data_ptr(),
-        )
+    def group_norm_backward(self, norm: Norm, grad: Tensor, statistics: Tensor, dx: Tensor, sums: Tensor) -> None:
+        """The images are channels_last; grad is of x's dtype."""
+        struct = _norm_of(norm, statistics)
+        _C.group_norm_backward(struct, grad.data_ptr(), dx.data_ptr(), sums.data_ptr(), torch.get_num_threads())
 
     def winograd(self, x: Tensor, filters: Tensor, bias: Tensor | None, out: Tensor) -> None:
         """x and out are channels_last; filters and bias fp32."""

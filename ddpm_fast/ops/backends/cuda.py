@@ -1,7 +1,7 @@
 """The ops on the CUDA C++ kernels of csrc/cuda/: tensors in, raw pointers and the caller's stream out.
 
-Nothing waits for the GPU, and a call can be captured in a CUDA graph. Where a loss's sample is summed in parts, their
-sums go through a workspace that is allocated like any tensor (in a graph's own pool while that is captured).
+Nothing waits for the GPU, and a call can be captured in a CUDA graph. Where a loss's sample is summed in parts, the
+sums of the parts go through a workspace, which is allocated like any tensor (in the graph's own pool during a capture).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The ops in plain torch, on any device: the oracle that every kernel is tested against, and the fallback.
 
 Arithmetic is fp32 (float64 where an image is float64), operation for operation as in csrc/*.h, so that in fp32 the
-results are the same bits as the kernels' - but where there is an exp, log or tanh, which are torch's own here.
+results are the same bits as the kernels'. The exceptions are exp, log and tanh, which are torch's own here, and the
+network's ops.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.ops.tensors import FLOATS, check_rows, draw, per_channel, per_sample, row_of, widen, working_dtype
+from ddpm_fast.ops.tensors import FLOATS, Norm, check_rows, draw, per_channel, per_sample, row_of, widen, working_dtype
 
 DTYPES = (*FLOATS, torch.uint8)  # uint8 as x0 alone
 unavailable = ""
@@ -123,7 +124,7 @@ def exact_decoder_term(x0: Tensor, error: Tensor, log_variance: Tensor) -> Bound
     nats = -torch.where(is_open, log_open, log_bin)
     by_error = -torch.where(is_open, open_by_error, bin_by_error)
     by_log_variance = 0.5 * torch.where(is_open, y * density, bin_by_scale)
-    return BoundTerm(*(part.to(dtype) for part in (nats, by_error, by_log_variance)))
+    return BoundTerm(nats.to(dtype), by_error.to(dtype), by_log_variance.to(dtype))
 
 
 class _Bound(NamedTuple):
@@ -156,13 +157,15 @@ def _bound(output: Tensor, x0: Tensor, t: Tensor, table: Tensor, noise: Tensor |
         paper_decoder_term(pixels, error, log_beta + d),
         exact_decoder_term(pixels, error, log_beta + d),
     ]
-    term = BoundTerm(*(torch.where(kind == 0, k, torch.where(kind == 1, p, e)) for k, p, e in zip(*kinds, strict=True)))
+    parts = [torch.where(kind == 0, k, torch.where(kind == 1, p, e)) for k, p, e in zip(*kinds, strict=True)]
+    term = BoundTerm._make(parts)
     error_scale = torch.where(kind == 0, pull * pull, torch.exp(-(log_beta + delta)))
     return _Bound(residual, error, stopped, term, rows[:, 6], error_scale.flatten())
 
 
 def _store_gradient(gradient: Tensor, by_output: Tensor, by_v: Tensor) -> None:
-    """What a loss's backward scales: by_output beside by_v where the output has a second group of channels."""
+    """Stores what a loss's backward scales: by_output, and after it by_v if the output has a second group of
+    channels."""
     parts = [by_output, by_v] if gradient.shape[1] > by_output.shape[1] else [by_output]
     # fp16 ends at 65504; an untrained network's derivative may not.
     largest = torch.finfo(gradient.dtype).max
@@ -255,85 +258,59 @@ def reverse_step(
 # --- the network's ops
 
 
-def plain_group_norm(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    added: Tensor | None,
-    silu: bool,
-) -> Tensor:
+def plain_group_norm(norm: Norm) -> Tensor:
     """ops.group_norm in torch's own operations, differentiable to any order."""
+    x, weight, bias, scale, shift, added, groups, eps, silu = norm
     compute = torch.promote_types(x.dtype, torch.float32)
     y = x.to(compute)
     if added is not None:
         y = y + per_channel(added.to(compute), x)
     y = F.group_norm(y, groups, weight.to(compute), bias.to(compute), eps)
-    if scale is not None:
+    if scale is not None and shift is not None:
         y = y * (1 + per_channel(scale.to(compute), x)) + per_channel(shift.to(compute), x)
     if silu:
         y = F.silu(y)
     return y.to(x.dtype)
 
 
-def group_norm(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    added: Tensor | None,
-    eps: float,
-    silu: bool,
-    y: Tensor,
-    statistics: Tensor,
-) -> None:
-    groups = statistics.shape[1]
-    if not x.numel():
+def _widened(norm: Norm) -> Tensor:
+    """x + added in float64"""
+    x = norm.x.double()
+    return x if norm.added is None else x + per_channel(norm.added.double(), x)
+
+
+def group_norm(norm: Norm, y: Tensor, statistics: Tensor) -> None:
+    if not y.numel():
         statistics.fill_(math.nan)
         return
-    y.copy_(plain_group_norm(x, weight, bias, groups, eps, scale, shift, added, silu))
-    wide = x.double() if added is None else x.double() + per_channel(added.double(), x)
-    variance, mean = torch.var_mean(wide.unflatten(1, (groups, -1)).flatten(2), 2, correction=0)
-    statistics.copy_(torch.stack([mean, (variance + eps).rsqrt()], 2))
+    y.copy_(plain_group_norm(norm))
+    groups = _widened(norm).unflatten(1, (norm.groups, -1)).flatten(2)
+    variance, mean = torch.var_mean(groups, 2, correction=0)
+    statistics.copy_(torch.stack([mean, (variance + norm.eps).rsqrt()], 2))
 
 
-def group_norm_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    added: Tensor | None,
-    statistics: Tensor,
-    silu: bool,
-    dx: Tensor,
-    sums: Tensor,
-) -> None:
+def group_norm_backward(norm: Norm, grad: Tensor, statistics: Tensor, dx: Tensor, sums: Tensor) -> None:
+    x, weight, bias, scale, shift, *_ = norm
     if not x.numel():
         sums.zero_()
         return
-    groups = statistics.shape[1]
-    mean, rstd = (per_channel(v.repeat_interleave(x.shape[1] // groups, 1), x) for v in statistics.unbind(2))
-    spread = 1.0 if scale is None else 1 + per_channel(scale.double(), x)
-    offset = 0.0 if shift is None else per_channel(shift.double(), x)
-    factor = per_channel(weight.double()[None], x) * spread
-    wide = x.double() if added is None else x.double() + per_channel(added.double(), x)
-    n = (wide - mean) * rstd
-    g = grad.double()
-    if silu:
-        u = n * factor + per_channel(bias.double()[None], x) * spread + offset
-        sigmoid = torch.sigmoid(u)
-        g = g * sigmoid * (1 + u * (1 - sigmoid))
+    per_group = x.shape[1] // norm.groups
+
+    def of_channels(of_groups: Tensor) -> Tensor:
+        return per_channel(of_groups.repeat_interleave(per_group, 1), x)
 
     def group_mean(v: Tensor) -> Tensor:
-        means = v.unflatten(1, (groups, -1)).flatten(2).mean(2)
-        return per_channel(means.repeat_interleave(x.shape[1] // groups, 1), x)
+        return of_channels(v.unflatten(1, (norm.groups, -1)).flatten(2).mean(2))
 
+    mean, rstd = (of_channels(v) for v in statistics.unbind(2))
+    n = (_widened(norm) - mean) * rstd
+    spread = 1.0 if scale is None else 1 + per_channel(scale.double(), x)
+    factor, offset = (per_channel(v.double()[None], x) * spread for v in (weight, bias))
+    g = grad.double()
+    if norm.silu:
+        u = n * factor + offset + (0.0 if shift is None else per_channel(shift.double(), x))
+        sigmoid = torch.sigmoid(u)
+        g = g * sigmoid * (1 + u * (1 - sigmoid))
     exact = rstd * (factor * g - group_mean(factor * g) - n * group_mean(factor * g * n))
     dx.copy_(exact)
     sums.copy_(torch.stack([v.flatten(2).sum(2) for v in (g, g * n, exact)]))

@@ -1,10 +1,11 @@
-// As much of CUDA's runtime as csrc/cuda uses, on the CPU: the kernels' own source, compiled by an ordinary C++
-// compiler, is run with every block's threads as coroutines. Stands before the real header on the include path, for
-// tests on machines without a GPU; it shows indexing, synchronisation and arithmetic to be right, not speed.
+// As much of CUDA's runtime as csrc/cuda uses, on the CPU. The kernels' own source, compiled by an ordinary C++
+// compiler, runs with every block's threads as coroutines. It comes before the real header on the include path, for
+// tests on machines without a GPU: they show that indexing, synchronisation and arithmetic are right, and nothing about
+// speed.
 //
-// A thread runs until it meets a barrier or a shuffle; it goes on when its block, or its warp, has met it too. A barrier
-// that not all threads meet stops the program. The order in which threads are run turns around every time, so that what
-// is read without a barrier after it was written is seen by one of the two orders.
+// A thread runs until it meets a barrier or a shuffle; it goes on when its block, or its warp, has met it too. A
+// barrier that not all threads meet stops the program. The order in which threads are run turns around every time, so
+// that what is read without a barrier after it was written is seen by one of the two orders.
 #pragma once
 
 #include <ucontext.h>

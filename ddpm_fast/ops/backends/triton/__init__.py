@@ -1,4 +1,6 @@
-"""The ops as Triton kernels, one file an op: on CUDA tensors, and on CPU tensors through Triton's interpreter."""
+"""The ops as Triton kernels, one file for each op. They run on CUDA tensors, and with TRITON_INTERPRET=1 on CPU
+tensors, through Triton's interpreter.
+"""
 
 from __future__ import annotations
 

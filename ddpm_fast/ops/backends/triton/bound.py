@@ -21,7 +21,7 @@ from ddpm_fast.ops.backends.triton.functions import (
 )
 from ddpm_fast.ops.backends.triton.layout import (
     VARYING,
-    Walk,
+    Launch,
     device_of,
     elements_of,
     last,
@@ -162,9 +162,9 @@ def _lanes(x):
 
 @triton.jit
 def _decoder_term(x0, e, log_variance, PAPER: tl.constexpr):
-    """One lane after the other, in a loop: with a thread's elements all at once the formulas take 200 registers, a
-    price that the far more frequent KL terms would pay too. The lanes move up and the results take their
-    places."""
+    """One lane after the other, in a loop: evaluated for all of a thread's elements at once, the formulas take 200
+    registers, also in a launch of nothing but the far more frequent KL terms. In each iteration the lanes move up by
+    one, and the results take the places that become free."""
     x_0, x_1, x_2, x_3 = _lanes(x0)
     e_0, e_1, e_2, e_3 = _lanes(e)
     v_0, v_1, v_2, v_3 = _lanes(log_variance)
@@ -335,24 +335,50 @@ def vlb_terms(
 def _bound(op, output, x0, t, table, noise, gradient, loss, mse_x0, factors) -> None:
     tensors.check_rows(op, "t", table, t)
     given, *key = noise_arguments(noise)
-    images = {"X0": x0, "OUTPUT": output, "NOISE": given, "GRADIENT": gradient}
-    walk = Walk(*images.values(), drawn=given is None, counters=1)  # with two it takes 145 registers instead of 62
-    if walk.empty:
+    # With two counters a thread the kernel takes 145 registers instead of 62.
+    launch = Launch(x0, output, given, gradient, drawn=given is None, counters=1)
+    if launch.empty:
         return
-    programs = programs_of(walk)
-    sums = None if programs == 1 else torch.empty(2, walk.samples, programs, device=loss.device)
-    what = {"HYBRID": op == "hybrid_loss", "GROUPS": factors.shape[1]}
+    programs = programs_of(launch)
+    sums = None if programs == 1 else torch.empty(2, launch.samples, programs, device=loss.device)
+    hybrid, groups = op == "hybrid_loss", factors.shape[1]
     with device_of(output):
-        _bound_kernel[walk.grid(programs)](
-            *(output, x0, t, table, table.shape[0], given, *key, gradient, sums, loss, mse_x0, factors),
-            *(*walk.sizes, walk.blocks),
-            **{f"{name}_LAST": last(image) for name, image in images.items()},
-            **what,
-            **walk.choices,
+        _bound_kernel[launch.grid(programs)](
+            output,
+            x0,
+            t,
+            table,
+            table.shape[0],
+            given,
+            *key,
+            gradient,
+            sums,
+            loss,
+            mse_x0,
+            factors,
+            *launch.sizes,
+            launch.blocks,
+            OUTPUT_LAST=last(output),
+            X0_LAST=last(x0),
+            NOISE_LAST=last(given),
+            GRADIENT_LAST=last(gradient),
+            HYBRID=hybrid,
+            GROUPS=groups,
+            **launch.choices,
         )
         if programs > 1:
-            _finish_kernel[(walk.samples,)](
-                *(t, table, table.shape[0], sums, loss, mse_x0, factors, walk.samples, programs, walk.elements),
-                **what,
+            _finish_kernel[(launch.samples,)](
+                t,
+                table,
+                table.shape[0],
+                sums,
+                loss,
+                mse_x0,
+                factors,
+                launch.samples,
+                programs,
+                launch.elements,
+                HYBRID=hybrid,
+                GROUPS=groups,
                 enable_fp_fusion=False,
             )

@@ -13,7 +13,7 @@ from ddpm_fast.noise import NoiseKey
 from ddpm_fast.ops import tensors
 from ddpm_fast.ops.backends.triton.layout import (
     VARYING,
-    Walk,
+    Launch,
     device_of,
     elements_of,
     last,
@@ -88,20 +88,32 @@ def diffusion_loss(
 ) -> None:
     tensors.check_rows("diffusion_loss", "t", table, t)
     given, *key = noise_arguments(noise)
-    images = {"OUTPUT": output, "X0": x0, "NOISE": given, "RESIDUAL": residual}
-    walk = Walk(*images.values(), drawn=given is None)
-    if walk.empty:
+    launch = Launch(output, x0, given, residual, drawn=given is None)
+    if launch.empty:
         return
-    programs = programs_of(walk)
-    sums = loss if programs == 1 else torch.empty(walk.samples, programs, device=loss.device)
+    programs = programs_of(launch)
+    sums = loss if programs == 1 else torch.empty(launch.samples, programs, device=loss.device)
     with device_of(output):
-        _diffusion_loss_kernel[walk.grid(programs)](
-            *(output, x0, t, table, table.shape[0], given, *key, residual, sums, *walk.sizes, walk.blocks),
-            **{f"{name}_LAST": last(image) for name, image in images.items()},
+        _diffusion_loss_kernel[launch.grid(programs)](
+            output,
+            x0,
+            t,
+            table,
+            table.shape[0],
+            given,
+            *key,
+            residual,
+            sums,
+            *launch.sizes,
+            launch.blocks,
+            OUTPUT_LAST=last(output),
+            X0_LAST=last(x0),
+            NOISE_LAST=last(given),
+            RESIDUAL_LAST=last(residual),
             WHOLE=programs == 1,
-            **walk.choices,
+            **launch.choices,
         )
         if programs > 1:
-            _finish_kernel[(walk.samples,)](
-                *(sums, t, table, table.shape[0], loss, programs, walk.elements), enable_fp_fusion=False
+            _finish_kernel[(launch.samples,)](
+                sums, t, table, table.shape[0], loss, programs, launch.elements, enable_fp_fusion=False
             )

@@ -1,9 +1,9 @@
-"""How the kernels walk over a batch of images: which elements a program has, where they lie, and how they are stored.
+"""How the kernels go over a batch of images: which elements a program has, where they lie, and how they are stored.
 
-A program has a block of counters of one sample, four consecutive elements (in logical NCHW order) each, so that Philox
-runs once for four normals. The four lie in one thread: contiguous operands are read and written 16 bytes at a time
-where the sample's size allows. Offsets within a sample are 32-bit where they fit and 64-bit otherwise; those of samples
-are always 64-bit.
+A program has a block of counters of one sample. A counter stands for four consecutive elements in the logical NCHW
+order, so that Philox runs once for four normals. The four are in one thread: contiguous operands are read and written
+16 bytes at a time where the sample's size allows. Offsets within a sample are 32-bit where they fit and 64-bit
+otherwise; those of samples are always 64-bit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.ops.tensors import is_channels_last
+from ddpm_fast.ops.tensors import is_channels_last, unpack_noise
 
 WARPS = 4
 LEAST_TILE = 64  # counters of a channel from which it gets programs of its own
@@ -29,12 +29,18 @@ VARYING = ("samples", "vectors", "channels", "positions", "stream", "rows")
 _INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
-class Walk:
-    """A launch over images [N, C, ...] of one shape, the first's; None stands for an image that is not there.
+class Launch:
+    """A launch over images [N, C, ...] that have the shape of the first one.
 
-    order: "flat", consecutive elements, where all are contiguous; "tiled", consecutive positions of one channel, where
-    some are channels_last; "scattered", which divides for every element, where channels are small or no multiple of 4.
-    drawn: whether the kernel draws noise. counters: how many of them a thread has.
+    `order` says which elements a block has: "flat", consecutive ones, where all images are contiguous; "tiled",
+    consecutive positions of one channel, where some are channels_last; "scattered", consecutive elements whose channels
+    and positions are found by division, where channels are small or not a multiple of 4 positions.
+
+    Args:
+        image: gives the shape.
+        others: the other operands; None for one that the call does not have.
+        drawn: whether the kernel draws noise.
+        counters: how many counters a thread has.
     """
 
     def __init__(self, image: Tensor, *others: Tensor | None, drawn: bool, counters: int = 2):
@@ -58,7 +64,7 @@ class Walk:
 
     @property
     def blocks(self) -> int:
-        """of a sample"""
+        """Blocks of a sample."""
         if self.order == "tiled":
             return self.channels * triton.cdiv(self.positions, 4 * self.block)
         return triton.cdiv(self.elements, 4 * self.block)
@@ -91,41 +97,42 @@ def last(image: Tensor | None) -> bool:
 
 
 def device_of(image: Tensor) -> AbstractContextManager:
-    """Launch here: Triton takes the current device, which may be another one."""
+    """The context to launch in: Triton takes the current device, which may be another one than the image's."""
     return torch.cuda.device(image.device if image.is_cuda else -1)
 
 
 def noise_arguments(noise: Tensor | NoiseKey) -> tuple:
     """The kernels' `noise, seed, sample_id, step_id, stream`: what is not there is None, and no code is made for it."""
-    if isinstance(noise, NoiseKey):
-        return None, noise.seed, noise.sample_id, noise.step, int(noise.stream)
-    return noise, None, None, None, 0
+    *tensors, stream = unpack_noise(noise)
+    return *tensors, int(stream)
 
 
 @triton.jit
 def sample_of(samples):
-    """The program's sample (int64). Where the grid has a few programs too many they do the last sample once more."""
+    """The program's sample (int64). Where the grid has a few programs too many, these do the last sample again."""
     sample = tl.program_id(1).to(tl.int64) + tl.program_id(2).to(tl.int64) * tl.num_programs(1)
     return tl.minimum(sample, samples - 1)
 
 
 @triton.jit
 def spare(samples):
-    """Whether the program is one of those, which a kernel that works in place must not let do it."""
+    """Whether the program is one too many. A kernel that works in place must not do the last sample twice."""
     return tl.program_id(1).to(tl.int64) + tl.program_id(2).to(tl.int64) * tl.num_programs(1) >= samples
 
 
 @triton.jit
 def row_at(table, index, rows, COLUMNS: tl.constexpr):
-    """Where row `index` of a table starts, and whether there is one: the CPU refuses an index outside, a GPU would have
-    to be waited for, and what comes of it is NaN. Then the row is another."""
+    """(where row `index` of a table starts, whether there is such a row)
+
+    For an index outside of the table the CPU raises an error. On a GPU a check would have to wait for it, so a kernel
+    makes NaN of the other row that it gets here."""
     inside = (index >= 0) & (index < rows)
     return table + COLUMNS * tl.where(inside, index, 0), inside
 
 
 @triton.jit
 def elements_of(vectors, VECTOR: tl.constexpr, LARGE: tl.constexpr):
-    """Of a sample. A product, so that the compiler sees what divides it."""
+    """The elements of a sample, as a product, so that the compiler sees what divides them."""
     if LARGE:
         return vectors.to(tl.int64) * VECTOR
     else:
@@ -134,12 +141,13 @@ def elements_of(vectors, VECTOR: tl.constexpr, LARGE: tl.constexpr):
 
 @triton.jit
 def place(block, elements, channels, positions, ORDER: tl.constexpr, LARGE: tl.constexpr, BLOCK: tl.constexpr):
-    """A block's counters [BLOCK], its elements [4 BLOCK], whether there are such, and where some operand may be
-    channels_last their channels and positions."""
+    """(a block's counters [BLOCK], its elements [4 BLOCK], whether these exist, their channels, their positions)
+
+    Channels and positions are right where some operand may be channels_last, and not used elsewhere."""
     if LARGE:
         block = block.to(tl.int64)
     if ORDER == "tiled":
-        # Neighbouring programs have neighbouring channels: what one leaves of a cache line another takes.
+        # Neighbouring programs have neighbouring channels, so together they use whole cache lines.
         tile = block // channels
         channel = block - tile * channels
         quads = positions // 4

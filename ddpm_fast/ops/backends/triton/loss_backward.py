@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ddpm_fast.ops.backends.triton.layout import (
     VARYING,
-    Walk,
+    Launch,
     device_of,
     elements_of,
     last,
@@ -48,13 +48,21 @@ def loss_backward(stored: Tensor, scale: Tensor, grad: Tensor) -> None:
     elif not last(stored) and not last(grad):  # a group of a contiguous sample is as good as a sample
         stored, grad = (x.view(x.shape[0] * groups, -1) if x.numel() else x for x in (stored, grad))
         groups = 1
-    walk = Walk(stored, grad, drawn=False)
-    if walk.empty:
+    launch = Launch(stored, grad, drawn=False)
+    if launch.empty:
         return
-    samples, vectors, _, positions = walk.sizes
+    samples, vectors, _, positions = launch.sizes
     with device_of(stored):
-        _loss_backward_kernel[walk.grid(walk.blocks)](
-            *(stored, scale, grad, samples, vectors, channels, positions),
-            **{"GROUPS": groups, "STORED_LAST": last(stored), "GRAD_LAST": last(grad)},
-            **walk.choices,
+        _loss_backward_kernel[launch.grid(launch.blocks)](
+            stored,
+            scale,
+            grad,
+            samples,
+            vectors,
+            channels,
+            positions,
+            GROUPS=groups,
+            STORED_LAST=last(stored),
+            GRAD_LAST=last(grad),
+            **launch.choices,
         )

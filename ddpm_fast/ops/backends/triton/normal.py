@@ -9,7 +9,7 @@ from torch import Tensor
 from ddpm_fast.noise import NoiseKey
 from ddpm_fast.ops.backends.triton.layout import (
     VARYING,
-    Walk,
+    Launch,
     device_of,
     elements_of,
     last,
@@ -38,9 +38,11 @@ def _normal_kernel(
 
 
 def normal(key: NoiseKey, out: Tensor) -> None:
-    walk = Walk(out, drawn=True)
-    if walk.empty:
+    launch = Launch(out, drawn=True)
+    if launch.empty:
         return
-    _, *arguments = noise_arguments(key)
+    _, *key_arguments = noise_arguments(key)
     with device_of(out):
-        _normal_kernel[walk.grid(walk.blocks)](*(*arguments, out, *walk.sizes), OUT_LAST=last(out), **walk.choices)
+        _normal_kernel[launch.grid(launch.blocks)](
+            *key_arguments, out, *launch.sizes, OUT_LAST=last(out), **launch.choices
+        )

@@ -10,7 +10,7 @@ from ddpm_fast.noise import NoiseKey
 from ddpm_fast.ops import tensors
 from ddpm_fast.ops.backends.triton.layout import (
     VARYING,
-    Walk,
+    Launch,
     device_of,
     elements_of,
     last,
@@ -50,12 +50,21 @@ def _q_sample_kernel(
 def q_sample(x0: Tensor, t: Tensor, table: Tensor, noise: Tensor | NoiseKey, out: Tensor) -> None:
     tensors.check_rows("q_sample", "t", table, t)
     given, *key = noise_arguments(noise)
-    walk = Walk(x0, given, out, drawn=given is None)
-    if walk.empty:
+    launch = Launch(x0, given, out, drawn=given is None)
+    if launch.empty:
         return
     with device_of(x0):
-        _q_sample_kernel[walk.grid(walk.blocks)](
-            *(x0, t, table, table.shape[0], given, *key, out, *walk.sizes),
-            **{"X0_LAST": last(x0), "NOISE_LAST": last(given), "OUT_LAST": last(out)},
-            **walk.choices,
+        _q_sample_kernel[launch.grid(launch.blocks)](
+            x0,
+            t,
+            table,
+            table.shape[0],
+            given,
+            *key,
+            out,
+            *launch.sizes,
+            X0_LAST=last(x0),
+            NOISE_LAST=last(given),
+            OUT_LAST=last(out),
+            **launch.choices,
         )

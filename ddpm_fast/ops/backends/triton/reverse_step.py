@@ -13,7 +13,7 @@ from ddpm_fast.ops import tensors
 from ddpm_fast.ops.backends.triton.functions import exponential, greater, lesser
 from ddpm_fast.ops.backends.triton.layout import (
     VARYING,
-    Walk,
+    Launch,
     device_of,
     elements_of,
     last,
@@ -94,18 +94,30 @@ def reverse_step(
 ) -> None:
     tensors.check_rows("reverse_step", "step", table, step)
     given, *key = noise_arguments(noise)
-    images = {
-        **{"X": x_t, "OUTPUT": output, "PREVIOUS": x0_previous, "NOISE": given},
-        **{"X_OUT": x_out, "X0_OUT": x0_out, "MODEL_OUT": model_out},
-    }
-    walk = Walk(*images.values(), drawn=given is None)
-    if walk.empty:
+    launch = Launch(x_t, output, x0_previous, given, x_out, x0_out, model_out, drawn=given is None)
+    if launch.empty:
         return
     with device_of(x_t):
-        _reverse_step_kernel[walk.grid(walk.blocks)](
-            *(x_t, output, x0_previous, table, table.shape[0], step, given, *key),
-            *(x_out, x0_out, model_out, *walk.sizes),
-            **{f"{name}_LAST": last(image) for name, image in images.items()},
+        _reverse_step_kernel[launch.grid(launch.blocks)](
+            x_t,
+            output,
+            x0_previous,
+            table,
+            table.shape[0],
+            step,
+            given,
+            *key,
+            x_out,
+            x0_out,
+            model_out,
+            *launch.sizes,
+            X_LAST=last(x_t),
+            OUTPUT_LAST=last(output),
+            PREVIOUS_LAST=last(x0_previous),
+            NOISE_LAST=last(given),
+            X_OUT_LAST=last(x_out),
+            X0_OUT_LAST=last(x0_out),
+            MODEL_OUT_LAST=last(model_out),
             GROUPS=2 if output.shape[1] > x_t.shape[1] else 1,
-            **walk.choices,
+            **launch.choices,
         )

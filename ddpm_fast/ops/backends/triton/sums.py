@@ -1,18 +1,18 @@
-"""Sums over a sample that have the same bits in every run: each program adds up its own blocks, lane by lane and then
-as a tree, and a second kernel the programs' sums in their order. No atomics.
+"""Sums over a sample that have the same bits every time: each program adds up its own blocks, lane by lane and then as
+a tree, and a second kernel adds the programs' sums in a fixed order. There are no atomics.
 """
 
 import triton
 import triton.language as tl
 
-from ddpm_fast.ops.backends.triton.layout import Walk
+from ddpm_fast.ops.backends.triton.layout import Launch
 
 COUNTERS = tl.constexpr(1024)  # that a program adds up: a sample of at most 4096 elements needs no second kernel
 
 
-def programs_of(walk: Walk) -> int:
+def programs_of(launch: Launch) -> int:
     """Programs, and so sums, of a sample."""
-    return triton.cdiv(walk.blocks, COUNTERS.value // walk.block)
+    return triton.cdiv(launch.blocks, COUNTERS.value // launch.block)
 
 
 @triton.jit
