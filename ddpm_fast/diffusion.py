@@ -17,7 +17,7 @@ from ddpm_fast import ops
 from ddpm_fast.errors import InputError
 from ddpm_fast.loops.likelihood import BitsPerDim, LikelihoodKeywords, bits_per_dim
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.objective import Objective
+from ddpm_fast.objective import Objective, output_channels
 from ddpm_fast.ops.tensors import widen, working_dtype
 from ddpm_fast.respacing import TimestepSpec
 from ddpm_fast.schedule import Schedule
@@ -348,12 +348,13 @@ class GaussianDiffusion:
         if output.ndim < 2 or image.ndim < 2:
             raise InputError(f"output has shape {list(output.shape)}, {name} {list(image.shape)}: expected [N, C, ...]")
         shape = list(image.shape)
-        doubled = [shape[0], 2 * shape[1], *shape[2:]]
-        expected, other = (doubled, shape) if self.objective.learned else (shape, doubled)
+        learned = self.objective.learned
+        expected = [shape[0], output_channels(shape[1], learned), *shape[2:]]
+        other = [shape[0], output_channels(shape[1], not learned), *shape[2:]]
         if list(output.shape) == expected:
             return
         advice = ""
-        if list(output.shape) == other and self.objective.learned:
+        if list(output.shape) == other and learned:
             advice = (
                 ". A learned variance needs a second group of channels: build the network with learned_variance=True, "
                 "or choose variance = 'fixed_small' or 'fixed_large'"

@@ -12,6 +12,7 @@ the same images bit for bit.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -92,7 +93,7 @@ class Prepared:
                     x.clone(memory_format=self._memory_format()),
                     table,
                     key,
-                    keeps_x0=looks_back(self.table) or self.options.on_step is not None,
+                    keeps_x0=self._looks_back or self.options.on_step is not None,
                     model_dtype=self.network.dtype,
                     labels=None if labels is None else labels[part],
                     paste=paste,
@@ -102,7 +103,7 @@ class Prepared:
 
     def _run_rows(self, state: BatchState, kinds: list[RowKind], first: int, replays: graphs.Replays | None) -> Tensor:
         """The state's x after all rows. first: the number of the batch's first sample."""
-        timesteps, on_step = self.table.timesteps.tolist(), self.options.on_step
+        on_step = self.options.on_step
         with self._repeating(state, replays) as (state, repeat):
             predict = predictor(
                 self.network.model,
@@ -117,7 +118,7 @@ class Prepared:
                 if on_step is not None:
                     # Copies, because the next row overwrites both.
                     x0 = state.x0.clone() if kind.asks and state.x0 is not None else None
-                    on_step(Step(first, i, timesteps[i], state.x.clone(), x0))
+                    on_step(Step(first, i, self._timesteps[i], state.x.clone(), x0))
             return state.x
 
     @contextlib.contextmanager
@@ -146,13 +147,26 @@ class Prepared:
 
     def _kinds(self, paste: Paste | None) -> list[RowKind]:
         """The kind of each row."""
-        asks = asking_rows(self.table).tolist()
-        pastes = [False] * len(asks) if paste is None else paste.rows
-        reports = self.options.on_step is not None and not looks_back(self.table)
+        pastes = [False] * self.rows if paste is None else paste.rows
+        reports = self.options.on_step is not None and not self._looks_back
         return [
             RowKind(asks=row_asks, pastes=row_pastes, reports=reports)
-            for row_asks, row_pastes in zip(asks, pastes, strict=True)
+            for row_asks, row_pastes in zip(self._asks, pastes, strict=True)
         ]
+
+    # What the table says, as Python values: read once, and not for each batch.
+
+    @functools.cached_property
+    def _asks(self) -> list[bool]:
+        return asking_rows(self.table).tolist()
+
+    @functools.cached_property
+    def _looks_back(self) -> bool:
+        return looks_back(self.table)
+
+    @functools.cached_property
+    def _timesteps(self) -> list[int]:
+        return self.table.timesteps.tolist()
 
     def _initial_key(self, part: slice) -> NoiseKey:
         """The noise that the samples of one batch start from, with a step of its own to be advanced."""
