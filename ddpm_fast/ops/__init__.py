@@ -13,10 +13,11 @@ are in backends/, and dispatch.py chooses among them.
 from __future__ import annotations
 
 from ddpm_fast.ops.dispatch import active_backend, backend_status, cannot_run_on, use_backend
-from ddpm_fast.ops.losses import VlbTerms, diffusion_loss, hybrid_loss, vlb_terms
+from ddpm_fast.ops.losses import diffusion_loss, hybrid_loss, vlb_terms
 from ddpm_fast.ops.network import group_norm, winograd, winograd_filters
 from ddpm_fast.ops.noising import normal, q_sample
-from ddpm_fast.ops.stepping import ReverseStep, reverse_step, reverse_step_
+from ddpm_fast.ops.stepping import reverse_step, reverse_step_
+from ddpm_fast.ops.tensors import ReverseStep, VlbTerms
 
 __all__ = [
     "ReverseStep",

@@ -6,8 +6,6 @@ gradients of them. `loss_backward` multiplies the two.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -15,7 +13,7 @@ from ddpm_fast.errors import InputError
 from ddpm_fast.noise import NoiseKey
 from ddpm_fast.ops.checks import PIXELS, check_groups, check_image, check_like, check_noise, check_timesteps
 from ddpm_fast.ops.declare import Gradient, declare, kernel_for
-from ddpm_fast.ops.tensors import coefficients, dense, like, working_dtype
+from ddpm_fast.ops.tensors import VlbTerms, coefficients, dense, like, working_dtype
 
 _ops = torch.ops.ddpm_fast
 
@@ -145,13 +143,6 @@ def hybrid_loss(output: Tensor, x0: Tensor, t: Tensor, table: Tensor, noise: Ten
     return loss
 
 
-class VlbTerms(NamedTuple):
-    """The variational bound's term at each sample's t, [N] each."""
-
-    bits_per_dim: Tensor
-    mse_x0: Tensor
-
-
 def vlb_terms(output: Tensor, x0: Tensor, t: Tensor, table: Tensor, noise: Tensor | NoiseKey) -> VlbTerms:
     """The variational bound's term at each sample's t in bits/dim (Ho et al. 2020, eq. 5 and 13): the KL divergence of
     the posterior from the model's step, or at t = 0 the negative log likelihood of x_0 given x_1.
@@ -206,7 +197,7 @@ def _vlb_terms(output, x0, t, table, noise, with_gradient):
     run = kernel_for("vlb_terms", output, x0, noise)
     rows = coefficients(table, output, x0)
     kept = gradient if with_gradient else None
-    run(dense(output), dense(x0), t.contiguous(), rows, noise, kept, bits, mse_x0, factors)
+    run(dense(output), dense(x0), t.contiguous(), rows, noise, kept, VlbTerms(bits, mse_x0), factors)
     return bits, mse_x0, gradient, factors
 
 

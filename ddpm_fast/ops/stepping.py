@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,17 @@ from ddpm_fast.errors import InputError
 from ddpm_fast.noise import NoiseKey
 from ddpm_fast.ops.checks import check_dtype, check_groups, check_image, check_like, check_noise, check_table
 from ddpm_fast.ops.declare import Gradient, declare, kernel_for
-from ddpm_fast.ops.tensors import FLOATS, coefficients, dense, draw, like, pack_noise, row_of, working_dtype
+from ddpm_fast.ops.tensors import (
+    FLOATS,
+    ReverseStep,
+    coefficients,
+    dense,
+    draw,
+    like,
+    pack_noise,
+    row_of,
+    working_dtype,
+)
 
 _ops = torch.ops.ddpm_fast
 
@@ -29,14 +37,6 @@ def _check_step(op: str, name: str, x: Tensor, output: Tensor, table: Tensor, st
 
 
 # --- reverse_step: x0 and x_model are empty where they are not wanted
-
-
-class ReverseStep(NamedTuple):
-    """What a sampler's step gives: the next state, and where asked for the predicted x0 and the network's copy."""
-
-    x: Tensor
-    x0: Tensor | None
-    x_model: Tensor | None
 
 
 def reverse_step(
@@ -103,9 +103,7 @@ def _reverse_step(x_t, output, x0_previous, table, step, noise, with_x0, model_d
         coefficients(table, x_t, output),
         step,
         noise,
-        x,
-        x0 if with_x0 else None,
-        None if model_dtype is None else x_model,
+        ReverseStep(x, x0 if with_x0 else None, None if model_dtype is None else x_model),
     )
     return x, x0, x_model
 
@@ -206,7 +204,7 @@ def reverse_step_(
 
 def _reverse_step_in_place(x, output, x0, x_model, table, step, noise):
     run = kernel_for("reverse_step", x, output, x0, noise, x_model)
-    run(x, dense(output), x0, coefficients(table, x, output), step, noise, x, x0, x_model)
+    run(x, dense(output), x0, coefficients(table, x, output), step, noise, ReverseStep(x, x0, x_model))
 
 
 declare(

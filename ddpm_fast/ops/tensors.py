@@ -38,6 +38,21 @@ def like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return torch.empty_like(x, dtype=dtype or x.dtype, memory_format=memory_format)
 
 
+class VlbTerms(NamedTuple):
+    """What vlb_terms gives: the variational bound's term at each sample's t, [N] each."""
+
+    bits_per_dim: Tensor
+    mse_x0: Tensor
+
+
+class ReverseStep(NamedTuple):
+    """What a sampler's step gives: the next state, and where asked for the predicted x0 and the network's copy."""
+
+    x: Tensor
+    x0: Tensor | None
+    x_model: Tensor | None
+
+
 class Norm(NamedTuple):
     """What a group norm is of: ops.group_norm says what each is. scale, shift and added are [N, C] or None."""
 

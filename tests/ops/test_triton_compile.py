@@ -13,6 +13,7 @@ import torch
 from support import sass
 
 from ddpm_fast.noise import NoiseKey
+from ddpm_fast.ops import ReverseStep, VlbTerms
 from ddpm_fast.ops.backends import triton as triton_backend
 
 triton = pytest.importorskip("triton", reason="the package triton is not installed: pip install triton")
@@ -55,7 +56,7 @@ def hybrid(output, last=False):
 
 def vlb(output, last=False, groups=2):
     out, kept = image(output, last, groups), image(output, last, groups)
-    return "vlb_terms", out, image(U8, last), T, torch.zeros(1, 9), KEY, kept, LOSS, LOSS, FACTORS[:, :groups]
+    return "vlb_terms", out, image(U8, last), T, torch.zeros(1, 9), KEY, kept, VlbTerms(LOSS, LOSS), FACTORS[:, :groups]
 
 
 def backward(dtype, last=False, groups=1):
@@ -66,7 +67,7 @@ def step(x, output, last=False, groups=1, size=64, extras=False):
     before = image(F32, last, size=size) if extras else None
     x0, model = (image(F32, last, size=size), image(BF16, last, size=size)) if extras else (None, None)
     x_t, x_out, out = image(x, last, size=size), image(x, last, size=size), image(output, last, groups, size)
-    return "reverse_step", x_t, out, before, torch.zeros(1, 8), STEP, KEY, x_out, x0, model
+    return "reverse_step", x_t, out, before, torch.zeros(1, 8), STEP, KEY, ReverseStep(x_out, x0, model)
 
 
 class Case(NamedTuple):

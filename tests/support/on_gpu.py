@@ -9,7 +9,7 @@ from unittest import mock
 import torch
 
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.ops import use_backend
+from ddpm_fast.ops import ReverseStep, VlbTerms, use_backend
 
 
 def _moved(argument, copies):
@@ -25,6 +25,8 @@ def _moved(argument, copies):
     if isinstance(argument, NoiseKey):
         parts = (_moved(part, copies) for part in (argument.seed, argument.sample_id, argument.step))
         return NoiseKey(*parts, argument.stream)
+    if isinstance(argument, ReverseStep | VlbTerms):
+        return argument._make(_moved(part, copies) for part in argument)
     return argument
 
 
@@ -48,7 +50,7 @@ def _bytes(x: torch.Tensor) -> torch.Tensor:
 @contextlib.contextmanager
 def on_gpu(name: str):
     """Inside, the backend `name` takes CPU tensors, runs on the GPU, and is the one in use."""
-    module = importlib.import_module(f"ddpm_fast.ops.{name}")
+    module = importlib.import_module(f"ddpm_fast.ops.backends.{name}")
     device = torch.device("cuda", torch.cuda.current_device())
     assert not module.unavailable and not module.refusal(device), module.unavailable or module.refusal(device)
     through = {op: _through(kernel) for op, kernel in module.OPS.items()}

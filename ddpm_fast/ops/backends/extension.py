@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.ops.tensors import is_channels_last
+from ddpm_fast.ops.tensors import ReverseStep, VlbTerms, is_channels_last
 
 try:
     from ddpm_fast import _C  # type: ignore[attr-defined]  # built from C++
@@ -126,8 +126,7 @@ class Kernels(ABC):
         table: Tensor,
         noise: Tensor | NoiseKey,
         gradient: Tensor | None,
-        bits: Tensor,
-        mse_x0: Tensor,
+        terms: VlbTerms,
         factors: Tensor,
     ) -> None:
         self.run(
@@ -140,8 +139,8 @@ class Kernels(ABC):
             table_of(table),
             noise_of(noise),
             image_of(gradient),
-            bits.data_ptr(),
-            mse_x0.data_ptr(),
+            terms.bits_per_dim.data_ptr(),
+            terms.mse_x0.data_ptr(),
             factors.data_ptr(),
         )
 
@@ -156,9 +155,7 @@ class Kernels(ABC):
         table: Tensor,
         step: Tensor,
         noise: Tensor | NoiseKey,
-        x_out: Tensor,
-        x0_out: Tensor | None,
-        model_out: Tensor | None,
+        results: ReverseStep,
     ) -> None:
         self.run(
             "reverse_step",
@@ -170,9 +167,9 @@ class Kernels(ABC):
             table_of(table),
             step.data_ptr(),
             noise_of(noise),
-            image_of(x_out),
-            image_of(x0_out),
-            image_of(model_out),
+            image_of(results.x),
+            image_of(results.x0),
+            image_of(results.x_model),
         )
 
     def table(self) -> dict[str, Callable[..., None]]:

@@ -16,7 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.ops.tensors import FLOATS, Norm, check_rows, draw, per_channel, per_sample, row_of, widen, working_dtype
+from ddpm_fast.ops.tensors import (
+    FLOATS,
+    Norm,
+    ReverseStep,
+    VlbTerms,
+    check_rows,
+    draw,
+    per_channel,
+    per_sample,
+    row_of,
+    widen,
+    working_dtype,
+)
 
 DTYPES = (*FLOATS, torch.uint8)  # uint8 as x0 alone
 unavailable = ""
@@ -201,16 +213,15 @@ def vlb_terms(
     table: Tensor,
     noise: Tensor | NoiseKey,
     gradient: Tensor | None,
-    bits: Tensor,
-    mse_x0: Tensor,
+    terms: VlbTerms,
     factors: Tensor,
 ) -> None:
     check_rows("vlb_terms", "t", table, t)
     made = _bound(output, x0, t, table, noise)
     per_element = 1 / (max(1, math.prod(x0.shape[1:])) * math.log(2))
-    bits.copy_(made.term.nats.flatten(1).mean(1) / math.log(2))
-    mse_x0.copy_(made.error.flatten(1).square().mean(1))
-    factors[:, 0] = table[t, 2].to(bits.dtype) * made.error_scale * per_element
+    terms.bits_per_dim.copy_(made.term.nats.flatten(1).mean(1) / math.log(2))
+    terms.mse_x0.copy_(made.error.flatten(1).square().mean(1))
+    factors[:, 0] = table[t, 2].to(factors.dtype) * made.error_scale * per_element
     if factors.shape[1] == 2:
         factors[:, 1] = made.slope * per_element
     if gradient is not None:
@@ -230,9 +241,7 @@ def reverse_step(
     table: Tensor,
     step: Tensor,
     noise: Tensor | NoiseKey,
-    x_out: Tensor,
-    x0_out: Tensor | None,
-    model_out: Tensor | None,
+    results: ReverseStep,
 ) -> None:
     dtype = working_dtype(x_t, output)
     check_rows("reverse_step", "step", table, step)
@@ -248,11 +257,11 @@ def reverse_step(
         deviation = torch.where(spread == 0, sigma, sigma * torch.exp(spread * v))
     # A step without noise ignores what is in it, without asking the device whether it is one.
     following = torch.where(sigma == 0, following, following + deviation * draw(noise, x_t, dtype))
-    x_out.copy_(following)
-    if x0_out is not None:
-        x0_out.copy_(x0)
-    if model_out is not None:
-        model_out.copy_(following)
+    results.x.copy_(following)
+    if results.x0 is not None:
+        results.x0.copy_(x0)
+    if results.x_model is not None:
+        results.x_model.copy_(following)
 
 
 # --- the network's ops

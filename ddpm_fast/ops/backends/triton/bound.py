@@ -35,6 +35,7 @@ from ddpm_fast.ops.backends.triton.layout import (
 )
 from ddpm_fast.ops.backends.triton.noise import normal4
 from ddpm_fast.ops.backends.triton.sums import COUNTERS, programs_of, sum_of
+from ddpm_fast.ops.tensors import VlbTerms
 
 _KL = tl.constexpr(0.0)  # kinds of term, as in a table's row
 _PAPER_DECODER = tl.constexpr(1.0)
@@ -315,7 +316,7 @@ def hybrid_loss(
     loss: Tensor,
     factors: Tensor,
 ) -> None:
-    _bound("hybrid_loss", output, x0, t, table, noise, gradient, loss, None, factors)
+    _bound(output, x0, t, table, noise, gradient, (loss, None), factors)
 
 
 def vlb_terms(
@@ -325,15 +326,26 @@ def vlb_terms(
     table: Tensor,
     noise: Tensor | NoiseKey,
     gradient: Tensor | None,
-    bits: Tensor,
-    mse_x0: Tensor,
+    terms: VlbTerms,
     factors: Tensor,
 ) -> None:
-    _bound("vlb_terms", output, x0, t, table, noise, gradient, bits, mse_x0, factors)
+    _bound(output, x0, t, table, noise, gradient, terms, factors)
 
 
-def _bound(op, output, x0, t, table, noise, gradient, loss, mse_x0, factors) -> None:
-    tensors.check_rows(op, "t", table, t)
+def _bound(
+    output: Tensor,
+    x0: Tensor,
+    t: Tensor,
+    table: Tensor,
+    noise: Tensor | NoiseKey,
+    gradient: Tensor | None,
+    terms: tuple[Tensor, Tensor | None],
+    factors: Tensor,
+) -> None:
+    """terms: the loss and the mean squared error of x0, which hybrid_loss does not give."""
+    loss, mse_x0 = terms
+    hybrid, groups = mse_x0 is None, factors.shape[1]
+    tensors.check_rows("hybrid_loss" if hybrid else "vlb_terms", "t", table, t)
     given, *key = noise_arguments(noise)
     # With two counters a thread the kernel takes 145 registers instead of 62.
     launch = Launch(x0, output, given, gradient, drawn=given is None, counters=1)
@@ -341,7 +353,6 @@ def _bound(op, output, x0, t, table, noise, gradient, loss, mse_x0, factors) -> 
         return
     programs = programs_of(launch)
     sums = None if programs == 1 else torch.empty(2, launch.samples, programs, device=loss.device)
-    hybrid, groups = op == "hybrid_loss", factors.shape[1]
     with device_of(output):
         _bound_kernel[launch.grid(programs)](
             output,

@@ -27,6 +27,7 @@ from ddpm_fast.ops.backends.triton.layout import (
     store,
 )
 from ddpm_fast.ops.backends.triton.noise import normal4
+from ddpm_fast.ops.tensors import ReverseStep
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -88,10 +89,9 @@ def reverse_step(
     table: Tensor,
     step: Tensor,
     noise: Tensor | NoiseKey,
-    x_out: Tensor,
-    x0_out: Tensor | None,
-    model_out: Tensor | None,
+    results: ReverseStep,
 ) -> None:
+    x_out, x0_out, model_out = results
     tensors.check_rows("reverse_step", "step", table, step)
     given, *key = noise_arguments(noise)
     launch = Launch(x_t, output, x0_previous, given, x_out, x0_out, model_out, drawn=given is None)
