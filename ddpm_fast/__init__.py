@@ -4,7 +4,8 @@
     loaded = df.load_model("mnist")
     images = df.sample(loaded.model, loaded.diffusion, 64, steps=50, seed=0, labels=7)
 
-Inside your own loop: df.ops.q_sample, df.ops.diffusion_loss, df.ops.reverse_step, df.ops.normal.
+The fused ops for a training or sampling loop of your own are in df.ops: q_sample, diffusion_loss, reverse_step, normal
+and others.
 """
 
 __version__ = "0.1.0"

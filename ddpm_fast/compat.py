@@ -20,7 +20,7 @@ HAS_BELOW_AUTOGRAD = _below_autograd is not None
 def current_stream(index: int) -> int:
     """The handle (cudaStream_t) of the current stream of GPU `index`, as an integer.
 
-    Private part: torch._C._cuda_getCurrentRawStream, seen in torch 1.8 to 2.14 with CUDA; Triton calls it too.
+    Private part: torch._C._cuda_getCurrentRawStream, seen in torch 2.13 with CUDA; Triton calls it too.
     Reason: torch.cuda.current_stream() makes a Stream object at each call of an op.
     Without it: that public function.
     """
@@ -30,7 +30,7 @@ def current_stream(index: int) -> int:
 def below_autograd() -> AbstractContextManager[None]:
     """A block in which ops run without autograd, as within an autograd.Function's forward.
 
-    Private part: torch._C._AutoDispatchBelowAutograd, seen in torch 1.10 to 2.14; torch.library uses it itself.
+    Private part: torch._C._AutoDispatchBelowAutograd, seen in torch 2.13, whose torch.library uses it itself.
     Reason: torch.library.register_autograd lists the schema's arguments anew at each call, to fill in defaults and pass
     keywords on. Our schemas have neither, and a tiny loss takes less time without it: docs/measured.md has the figures.
     Without it: HAS_BELOW_AUTOGRAD is False, and ops/declare.py registers gradients by torch.library.register_autograd.
@@ -41,7 +41,7 @@ def below_autograd() -> AbstractContextManager[None]:
 def changes_of(tensor: Tensor) -> int:
     """How often the tensor has been written to in place.
 
-    Private part: Tensor._version, seen in torch 0.4 to 2.14, and described in PyTorch's notes on autograd.
+    Private part: Tensor._version, seen in torch 2.13, and described in PyTorch's notes on autograd.
     Reason: filters that were made of a weight have to be made anew when an optimiser, or load_state_dict, changes it.
     Without it: 0. Changes are then seen by a sample of the weight's values only, as those through `.data` always are.
     """

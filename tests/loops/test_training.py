@@ -234,17 +234,21 @@ def test_ctrl_c_and_sigterm_save_first(tmp_path):
         out = tmp_path / number.name
         process = subprocess.Popen([*train_forever, "--out", out], stdout=subprocess.PIPE, text=True)
         running[number] = process, out
-    for number, (process, out) in running.items():
-        deadline = time.monotonic() + 60
-        while checkpoint.latest_checkpoint(out) is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(number)
-    for process, out in running.values():
-        output, _ = process.communicate(timeout=60)
-        assert process.returncode == 130, output
-        state = checkpoint.latest_checkpoint(out)
-        step = checkpoint.read_training(state)[1]["step"]
-        assert f"Stopped at step {step}, saved" in output and "--resume" in output
+    try:
+        for number, (process, out) in running.items():
+            deadline = time.monotonic() + 180
+            while checkpoint.latest_checkpoint(out) is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            process.send_signal(number)
+        for process, out in running.values():
+            output, _ = process.communicate(timeout=180)
+            assert process.returncode == 130, output
+            state = checkpoint.latest_checkpoint(out)
+            step = checkpoint.read_training(state)[1]["step"]
+            assert f"Stopped at step {step}, saved" in output and "--resume" in output
+    finally:
+        for process, _ in running.values():
+            process.kill()
 
 
 def test_non_finite_loss_stops_with_the_step_named_and_the_last_good_checkpoint_kept(tmp_path):

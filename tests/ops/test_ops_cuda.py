@@ -1,6 +1,7 @@
 """What is particular to the CUDA kernels, tested with their source compiled for the CPU (support/emulated_cuda.py):
 every memory access pattern gives the same bits, sums are taken in parts, an index outside a table gives NaN, and no
-byte outside an operand is touched. Their numbers are tested with the other backends', in test_ops*.py and test_noise*.py.
+byte outside an operand is touched. Their numbers are tested with the other backends', in test_ops*.py and
+test_noise*.py.
 """
 
 import ctypes
