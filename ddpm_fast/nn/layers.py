@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddpm_fast.errors import InputError
 from ddpm_fast.nn.convolution import Conv2d
 from ddpm_fast.ops import group_norm
 
@@ -35,13 +36,19 @@ class GroupNorm(nn.GroupNorm):
         self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, added: Tensor | None = None
     ) -> Tensor:
         """x [N, C, H, W], any float; scale and shift, or neither, and added: [N, C]. Returns x's shape and dtype."""
+        if scale is None or shift is None:
+            if scale is not shift:
+                raise InputError("group_norm: scale and shift belong together; give both, or neither")
+            scale_shift = None
+        else:
+            scale_shift = (scale, shift)
         return group_norm(
             x,
             self.weight,
             self.bias,
             self.num_groups,
             self.eps,
-            scale_shift=None if scale is None or shift is None else (scale, shift),
+            scale_shift=scale_shift,
             added=added,
             silu=self.silu,
         )

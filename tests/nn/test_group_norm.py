@@ -326,3 +326,10 @@ def test_opcheck():
             torch.library.opcheck(backward, (torch.ones_like(x), *arguments, statistics, True))
             with_gradient = [v if v is None else v.clone().requires_grad_() for v in arguments]
             torch.library.opcheck(op, (*with_gradient, 4, 1e-5, True))
+
+
+@pytest.mark.parametrize("given", ["scale", "shift"])
+def test_a_scale_without_a_shift_is_refused(given):
+    norm = GroupNorm(2, 8, 1e-5)
+    with pytest.raises(InputError, match="scale and shift belong together; give both, or neither"):
+        norm(torch.randn(2, 8, 4, 4), **{given: torch.zeros(2, 8)})
