@@ -12,6 +12,7 @@ from benchmarks.runs import Options, Run, say
 from ddpm_fast.commands.common import DTYPE_NAMES
 from ddpm_fast.errors import InputError
 from ddpm_fast.metrics.two_sample import deviations, two_sample_p
+from ddpm_fast.pictures.images import to_uint8
 
 FEWER = 5  # the chain that the test must tell apart has so many times fewer steps
 BATCH = 100
@@ -35,7 +36,7 @@ def main(options: Options, n: int = 500, steps: int = 50) -> None:
     for dtype, mode in DTYPE_NAMES.items():
         same, seconds = drawn(dtype, seed=0)
         other, _ = drawn(dtype, seed=1)
-        found, p = deviations(same, exact), two_sample_p(other, exact)
+        found, p = deviations(to_uint8(same), to_uint8(exact)), two_sample_p(other, exact)
         run.found["fidelity"].append({"mode": mode, "seconds": seconds, **found, "p_value": p})
         differ = f"{found['differing_share']:.2%} of the pixels differ, by {found['mean_levels']:.3g} of 255 on average"
         say(f"{mode}, {duration(seconds)}: from the same noise {differ}; from different noise p = {p:.3g}")

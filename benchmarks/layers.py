@@ -70,6 +70,6 @@ def main(options: Options, layers: tuple[str, ...], sizes: tuple[str, ...] = ())
     used = {name: networks.network(name).model.config.to_dict() for name in dict.fromkeys(case.size for case in chosen)}
     tf32 = {"convolutions": torch.backends.cudnn.allow_tf32}
     tf32["matrix_products"] = torch.backends.cuda.matmul.allow_tf32
-    run = Run(options, machine.ceilings(options.place, matrices=True), networks=used, tf32=tf32)
+    run = Run(options, machine.ceilings(options.place, matrices=not options.quick), networks=used, tf32=tf32)
     run.each(chosen, lambda case: measure(case, run))
     run.finish()

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ddpm_fast.errors import InputError
-from ddpm_fast.pictures.images import to_uint8
 
 
 def two_sample_p(first: Tensor, second: Tensor, permutations: int = 2000) -> float:
@@ -40,9 +39,9 @@ def two_sample_p(first: Tensor, second: Tensor, permutations: int = 2000) -> flo
     return float((statistics >= statistics[0] * (1 - 1e-12)).double().mean())
 
 
-def deviations(images: Tensor, exact: Tensor) -> dict[str, float]:
-    """How far images [n, ...] in [-1, 1] are from others of the same noise, in levels of 8 bits."""
-    levels = np.abs(to_uint8(images).astype(float) - to_uint8(exact)).reshape(len(images), -1)
+def deviations(images: np.ndarray, exact: np.ndarray) -> dict[str, float]:
+    """Says how far images are from others of the same noise; both are uint8 [n, ...], in levels of 0 to 255."""
+    levels = np.abs(images.astype(float) - exact).reshape(len(images), -1)
     shares = {"mean_levels": levels.mean(), "differing_share": (levels > 0).mean()}
     shares["worst_image_mean_levels"] = levels.mean(1).max()
     return {name: float(share) for name, share in shares.items()}

@@ -23,8 +23,7 @@ def test_it_is_calibrated_and_tells_apart():
 
 
 def test_deviations_are_in_levels():
-    exact = torch.zeros(2, 1, 2, 2)
-    off = exact.clone()
-    off[0, 0, 0, 0] = 4 / 127.5
-    found = deviations(off, exact)
-    assert found == {"mean_levels": 0.5, "differing_share": 0.125, "worst_image_mean_levels": 1.0}
+    exact = np.full((2, 1, 2, 2), 128, dtype=np.uint8)
+    off = exact.copy()
+    off[0, 0, 0, 0] = 124
+    assert deviations(off, exact) == {"mean_levels": 0.5, "differing_share": 0.125, "worst_image_mean_levels": 1.0}
