@@ -83,8 +83,8 @@ def _register_gradient(name: str, arguments: list[str], at: int | None, gradient
         inputs_of.noise_parts = property(lambda inputs: inputs[at : at + _NOISE_ARGUMENTS])
     place = {argument: i for i, argument in enumerate(arguments)}
 
-    def save(ctx, inputs, outputs):
-        gradient.save(ctx, inputs_of._make(inputs), outputs)
+    def save(ctx, inputs, output):  # torch's registration calls it by these names
+        gradient.save(ctx, inputs_of._make(inputs), output)
 
     def backward(ctx, *gradients):
         results = [None] * len(arguments)
