@@ -3,8 +3,8 @@ training steps and sampling, by the batch and one image at a time."""
 
 import torch
 
-from benchmarks import machine, networks, sampling, training, unet
-from benchmarks.comparison import Case, Comparison
+from benchmarks import machine, networks, peers, sampling, training, unet
+from benchmarks.comparison import COMPILED, WAYS, Case, Comparison
 from benchmarks.runs import Options, Run
 from ddpm_fast.errors import InputError
 
@@ -55,12 +55,20 @@ def cases(
     return [case for case in made if case.layer in layers]
 
 
-def measure(case: Case, run: Run) -> None:
-    """Compares and times all variants of a case."""
+def labels(case: Case, device: torch.device) -> tuple[str, ...]:
+    """The variants of a case, ours first. Not all of them can be had everywhere."""
+    if case.layer in NETWORK:
+        return ("ddpm_fast", peers.DIFFUSERS, unet.CHANNELS_LAST, COMPILED)
+    made = (*WAYS[device.type], "torch", peers.DIFFUSERS, COMPILED, peers.LUCIDRAINS)
+    return (*made, sampling.PIPELINE) if case.layer == "sampling" else made
+
+
+def compared(case: Case, run: Run) -> Comparison:
+    """The variants of a case, compared with each other."""
     made = Comparison(case, run)
     module = {"training": training, "sampling": sampling}.get(case.layer, unet)
     module.add_variants(made)
-    run.add(made.rows())
+    return made
 
 
 def main(options: Options, layers: tuple[str, ...], sizes: tuple[str, ...] = ()) -> None:
@@ -71,5 +79,5 @@ def main(options: Options, layers: tuple[str, ...], sizes: tuple[str, ...] = ())
     tf32 = {"convolutions": torch.backends.cudnn.allow_tf32}
     tf32["matrix_products"] = torch.backends.cuda.matmul.allow_tf32
     run = Run(options, machine.ceilings(options.place, matrices=not options.quick), networks=used, tf32=tf32)
-    run.each(chosen, lambda case: measure(case, run))
+    run.each(chosen, lambda case: run.add(compared(case, run).rows()))
     run.finish()

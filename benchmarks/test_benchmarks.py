@@ -1,29 +1,60 @@
-"""`pytest benchmarks` runs every case of the ops, the networks and the loops: a test for each, which fails if a variant
-does not match the others. With --quick all of them run at small sizes, which times nothing."""
+"""`pytest benchmarks` times every variant of every case with pytest-benchmark, a group for each case, and
+fails where a variant does not match the others. Claims are made of `python -m benchmarks`, which times in turns."""
+
+import contextlib
+import functools
+from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
+import torch
 
 from benchmarks import layers, ops
-from benchmarks.rows import Row
+from benchmarks.comparison import Comparison
 from benchmarks.runs import Options, Run
 from ddpm_fast.commands.common import choose_device
+
+CALLS, OP_ROUNDS, LAYER_ROUNDS = {"cpu": 1, "cuda": 20}, 30, 3  # on a GPU several calls share a synchronisation
+
+
+@functools.lru_cache(maxsize=1)  # variants of a case follow each other
+def compared(case: layers.Case, options: Options) -> Comparison:
+    return layers.compared(case, Run(options, {}))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     device, quick = choose_device(metafunc.config.getoption("device")), metafunc.config.getoption("quick")
-    cases = layers.cases(quick, device) + ops.cases(quick, device)
-    metafunc.parametrize("case", [pytest.param(case, id=str(case).replace(" ", "-")) for case in cases])
+    pairs = [(case, each) for case in layers.cases(quick, device) for each in layers.labels(case, device)]
+    for case in ops.cases(quick, device):
+        pairs += [(case, each) for each in (*ops.our_labels(case, device), *ops.KINDS[case.operation].peers)]
+    names = [f"{case}-{label}".replace(" ", "-") for case, label in pairs]
+    metafunc.parametrize(("case", "label"), pairs, ids=names)
 
 
-def test_case(case, request: pytest.FixtureRequest, tmp_path):
+def test_variant(benchmark, case: ops.Case | layers.Case, label: str, request: pytest.FixtureRequest):
     option = request.config.getoption
-    options = Options(tmp_path / "r.json", option("device"), quick=option("quick"), compiling=option("compile"))
-    is_op = isinstance(case, ops.Case)
-    rounds = (ops.ROUNDS, ops.QUICK_ROUNDS) if is_op else (layers.ROUNDS, layers.QUICK_ROUNDS)
-    run = Run(options.checked(*rounds), {})
-    if is_op:
-        ops.measure(case, run, {})
+    device, quick, calls = choose_device(option("device")), option("quick"), 1
+    if isinstance(case, ops.Case):
+        if reason := ops.absent(case, label, quick, device):
+            pytest.skip(reason)
+        operation, rounds, calls = ops.build(case, device), OP_ROUNDS, CALLS[device.type]
+        error, run, within = ops.check(operation, label), operation.variant(label), operation.running(label)
+        call = functools.partial(run, None)
     else:
-        layers.measure(case, run)
-    assert not run.found["failures"]
-    assert {Row.of(line).subject for line in run.found["rows"]} == {case.subject}
+        options = Options(Path(gettempdir()), option("device"), quick=quick, compiling=option("compile"))
+        made, rounds = compared(case, options), LAYER_ROUNDS
+        assert not made.run.found["failures"]
+        if label not in made.runs:
+            pytest.skip("; ".join(reason for reason in made.run.found["absent"] if reason.startswith(label)))
+        error, call, within = made.errors.get(label), made.runs[label], contextlib.nullcontext()
+
+    def several() -> None:
+        for _ in range(calls):
+            call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    benchmark.group = f"{case}, {calls} calls" if calls > 1 else str(case)
+    benchmark.extra_info.update(device=str(device), threads=torch.get_num_threads(), calls=calls, error=error)
+    with within:
+        benchmark.pedantic(several, rounds=rounds, warmup_rounds=1)

@@ -17,7 +17,7 @@ from support import every_op
 from torch.torch_version import TorchVersion
 from typer.testing import CliRunner
 
-from benchmarks import comparison, growth, kernels, layers, machine, networks, ops, peers, sampling, timing, unet
+from benchmarks import comparison, growth, kernels, layers, machine, networks, ops, peers, timing
 from benchmarks.__main__ import app
 from benchmarks.operations import Case
 from benchmarks.rows import Subject, duration, lines, rows
@@ -38,14 +38,6 @@ def run(*arguments):
 # --- every committed row can still be had
 
 
-def labels(case: comparison.Case) -> tuple[str, ...]:
-    """The variants of a layer's case, ours first; test_layers holds the commands to them."""
-    if case.layer in layers.NETWORK:
-        return ("ddpm_fast", peers.DIFFUSERS, unet.CHANNELS_LAST, comparison.COMPILED)
-    made = ("ddpm_fast", "torch", peers.DIFFUSERS, comparison.COMPILED, peers.LUCIDRAINS)
-    return (*made, sampling.PIPELINE) if case.layer == "sampling" else made
-
-
 def test_every_committed_row_is_still_measured():
     """Cases, shapes, dtypes and peers, without timing anything."""
     there = set()
@@ -54,7 +46,7 @@ def test_every_committed_row_is_still_measured():
         there |= {(case.subject.text, 1, mine, peer) for mine in ours for peer in others}
         assert set(others) == set(ops.build(case._replace(shape=(2, 3, 4, 4)), CPU).peers), case
     for case in layers.cases(False, CPU):
-        mine, *others = labels(case)
+        mine, *others = layers.labels(case, CPU)
         there |= {(case.subject.text, case.steps, mine, peer) for peer in others}
     growing = {(s.fixed.task, s.axis, value) for s in growth.series(False, CPU) for value in s.values}
     committed = list((ROOT / "benchmarks" / "results").glob("*.json"))
@@ -392,7 +384,7 @@ def test_layers(command, only, tmp_path):
     for case in (case for case in layers.cases(True, CPU) if only in str(case) and case.layer in what):
         there = {row["baseline"] for row in found["rows"] if row["subject"]["text"] == str(case)}
         absent = {reason.split(": ")[0] for reason, cases in found["absent"].items() if str(case) in cases}
-        assert there | absent == set(labels(case)[1:]) and not there & absent, case
+        assert there | absent == set(layers.labels(case, CPU)[1:]) and not there & absent, case
 
 
 def test_what_is_not_known_is_refused(tmp_path):
