@@ -118,4 +118,4 @@ class Run:
 
 
 def say(line: str) -> None:
-    console.print(escape(line), soft_wrap=True)
+    console.print(escape(line))

@@ -13,6 +13,8 @@ from support.recording import recording  # noqa: F401  (a fixture)
 from ddpm_fast.ops import use_backend
 from ddpm_fast.ops.backends import cpu
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")  # the name of this process, if it is one of several
 HOST_BACKENDS = ["reference", "cpu"]
 BACKENDS = list(HOST_BACKENDS)
 if COMPILER:
@@ -25,6 +27,22 @@ if torch.cuda.is_available():
 
 def pytest_addoption(parser):
     parser.addoption("--exhaustive", action="store_true", help="also run the cases that `pairwise` leaves out")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """Where pytest-xdist is installed, a plain `pytest` shares the tests among the processor's cores.
+
+    It does not where files were named, where -n says how many processes to start, and where the tests share a GPU.
+    """
+    plain = config.args_source == pytest.Config.ArgsSource.TESTPATHS and not config.option.usepdb
+    if plain and not WORKER and getattr(config.option, "numprocesses", 0) is None and not torch.cuda.is_available():
+        config.option.numprocesses, config.option.dist = CORES, "worksteal"
+
+
+def pytest_configure():
+    if WORKER:
+        torch.set_num_threads(max(1, CORES // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
 
 
 @pytest.hookimpl(tryfirst=True)

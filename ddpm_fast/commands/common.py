@@ -14,7 +14,8 @@ from ddpm_fast import compat
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.checkpoint import LoadedModel
 
-console = Console(highlight=False)
+# Lines are not broken where a terminal ends: a path or a number that is split cannot be copied.
+console = Console(highlight=False, soft_wrap=True)
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
@@ -24,7 +25,7 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        Console(stderr=True, highlight=False).print(f"[bold red]Error:[/] {escape(str(error))}")
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]Error:[/] {escape(str(error))}")
         raise typer.Exit(2) from None
 
 

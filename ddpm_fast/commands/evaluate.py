@@ -158,7 +158,7 @@ def nll(
         _print(report, T, seconds, torch_device)
         for path in (out, plot):
             if path is not None:
-                console.print(f"Wrote {path.resolve()}", soft_wrap=True)
+                console.print(f"Wrote {path.resolve()}")
 
 
 def _choose_steps(steps: int | None, full: bool, T: int) -> int:

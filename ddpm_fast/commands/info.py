@@ -31,7 +31,7 @@ def _version(package: str) -> str:
 def main() -> None:
     """What was built, what is active, and why the rest is not."""
     with plain_errors():
-        console.print(f"[bold]ddpm_fast {__version__}[/] in {Path(__file__).parents[1]}", soft_wrap=True)
+        console.print(f"[bold]ddpm_fast {__version__}[/] in {Path(__file__).parents[1]}")
         console.print(
             f"Python {platform.python_version()}, torch {torch.__version__}, triton {_version('triton')}, "
             f"{torch.get_num_threads()} threads on {platform.machine()}"
@@ -60,7 +60,7 @@ def main() -> None:
                 ready += f" (built for compute capabilities {cuda.capabilities()})"
             reason = status.unavailable or ops.cannot_run_on(status.name, torch.device(kind)) or ready
             table.add_row(status.name, ", ".join(status.ops) or "-", reason)
-        console.print(table)
+        console.print(table, soft_wrap=False)
 
         for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
             active = {op: ops.active_backend(op, device) for op in reference.OPS}

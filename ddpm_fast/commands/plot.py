@@ -307,4 +307,4 @@ def reverse_states(
 
 def _write(figure: Figure, out: Path) -> None:
     save_figure(figure, out)
-    console.print(f"Wrote {escape(str(out.resolve()))}", soft_wrap=True)
+    console.print(f"Wrote {escape(str(out.resolve()))}")

@@ -159,12 +159,12 @@ def main(
         if gif is not None:
             images.save_gif(gif, drawing.frames(), scale=scale)
         how = f"{'' if edit is None else edit.mode + ', '}{prepared.rows} steps of {options.sampler}"
-        console.print(_summary(x, drawing.seconds, f"{how}, {DTYPE_NAMES[dtype]}, {torch_device}"), soft_wrap=True)
+        console.print(_summary(x, drawing.seconds, f"{how}, {DTYPE_NAMES[dtype]}, {torch_device}"))
         if edit is not None and edit.round_trip:
             console.print(round_trip_error(x, pictures))
         for path in (Path(out), gif):
             if path is not None:
-                console.print(f"Wrote {path.resolve()}", soft_wrap=True)
+                console.print(f"Wrote {path.resolve()}")
 
 
 def _check_counts(n: int | None, batch_size: int) -> None:

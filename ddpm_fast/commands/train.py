@@ -133,7 +133,7 @@ def main(
         console.print(f"Stopped at step {trainer.step}, saved. Continue with: --out {out} --resume")
         raise typer.Exit(130)
     model = out / "model.safetensors"
-    console.print(f"Done: {model}. Sample with: python -m ddpm_fast.sample --model {model}", soft_wrap=True)
+    console.print(f"Done: {model}. Sample with: python -m ddpm_fast.sample --model {model}")
 
 
 def run(trainer: Trainer, out: Path, arguments: dict[str, Any]) -> bool:

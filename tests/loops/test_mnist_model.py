@@ -11,7 +11,7 @@ from ddpm_fast.files import checkpoint
 
 svm = pytest.importorskip("sklearn.svm", reason="scikit-learn is not installed: pip install -e '.[test]'")
 
-SAMPLES = 200
+SAMPLES = 100
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def real():
 
 @pytest.fixture(scope="module")
 def drawn():
-    """200 samples by the command's defaults (50 steps, fp32), 20 of each digit: pixels in [0, 1] and what was asked."""
+    """100 samples by the command's defaults (50 steps, fp32), 10 of each digit: pixels in [0, 1] and what was asked."""
     loaded = df.load_model("mnist")
     labels = np.arange(SAMPLES) % 10
     x = df.sample(loaded.model, loaded.diffusion, SAMPLES, steps=50, seed=0, labels=labels, batch_size=64)

@@ -3,6 +3,7 @@ tensors: what a kernel computes, and where it reads and writes, is tested on mac
 """
 
 import contextlib
+import fcntl
 import functools
 import importlib.util
 import shutil
@@ -46,8 +47,10 @@ def kernels():
         lines += [f"build {source}.o: compile {ROOT}/csrc/{source}", f"  extra = {python}"]
     lines.append(f"build {output}: link {' '.join(f'{source}.o' for source in sources)}")
     BUILD.mkdir(parents=True, exist_ok=True)
-    (BUILD / "build.ninja").write_text("\n".join(lines) + "\n")
-    done = subprocess.run([Path(ninja.BIN_DIR) / "ninja", "-C", BUILD], capture_output=True, text=True)
+    with open(BUILD / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several processes may run the tests: one builds, and the others wait
+        (BUILD / "build.ninja").write_text("\n".join(lines) + "\n")
+        done = subprocess.run([Path(ninja.BIN_DIR) / "ninja", "-C", BUILD], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     spec = importlib.util.spec_from_file_location("_emulated", output)
     module = importlib.util.module_from_spec(spec)
