@@ -35,8 +35,8 @@ def test_variant(benchmark, case: ops.Case | layers.Case, label: str, request: p
     option = request.config.getoption
     device, quick, calls = choose_device(option("device")), option("quick"), 1
     if isinstance(case, ops.Case):
-        if reason := ops.absent(case, label, quick, device):
-            pytest.skip(reason)
+        if reason := ops.absent(case, label, quick, device):  # a peer may be absent, ours may not
+            (pytest.fail if label in ops.our_labels(case, device) else pytest.skip)(reason)
         operation, rounds, calls = ops.build(case, device), OP_ROUNDS, CALLS[device.type]
         error, run, within = ops.check(operation, label), operation.variant(label), operation.running(label)
         call = functools.partial(run, None)
@@ -45,7 +45,9 @@ def test_variant(benchmark, case: ops.Case | layers.Case, label: str, request: p
         made, rounds = compared(case, options), LAYER_ROUNDS
         assert not made.run.found["failures"]
         if label not in made.runs:
-            reasons = [reason for reason in made.run.found["absent"] if reason.startswith(label.split(" ")[0])]
+            names = (f"{label}: ", f"{label.split(' ')[0]}: ")  # a variant of diffusers, or all of it, is absent
+            reasons = [reason for reason in made.run.found["absent"] if reason.startswith(names)]
+            assert reasons and label not in made.ours, f"{case} has no {label}, and does not say why"
             pytest.skip("; ".join(reasons))
         error, call, within = made.errors.get(label), made.runs[label], contextlib.nullcontext()
 
