@@ -6,10 +6,7 @@ TensorBoard. Ctrl-C and SIGTERM save first; --resume continues bit for bit.
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +16,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from ddpm_fast.commands.common import choose_device, choose_dtype, console, plain_errors
+from ddpm_fast.commands.stopping import stop_signals
 from ddpm_fast.commands.training_log import TrainingLog
 from ddpm_fast.data import BUILTIN, Dataset, load_dataset
 from ddpm_fast.diffusion import GaussianDiffusion
@@ -146,7 +144,10 @@ def run(trainer: Trainer, out: Path, arguments: dict[str, Any]) -> bool:
         NonFiniteLoss: At the first training step that is not finite. Nothing after the last good step is saved.
     """
     steps, metrics, saved = arguments["steps"], Metrics(trainer.step), trainer.step
-    with _stop_signals() as stopping, TrainingLog(trainer, out, steps) as log:
+    with (
+        stop_signals("saving after this step; Ctrl-C again to abort", lambda: "aborted") as stopping,
+        TrainingLog(trainer, out, steps) as log,
+    ):
         while trainer.step < steps and not stopping:
             metrics.add(*trainer.train_step())
             log.advance()
@@ -170,19 +171,6 @@ def run(trainer: Trainer, out: Path, arguments: dict[str, Any]) -> bool:
 def _is_due(step: int, every: int, last: int) -> bool:
     """Whether what is done every so many steps, and after the last one, is due. every = 0: never."""
     return bool(every) and (step == last or step % every == 0)
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Inside, SIGINT and SIGTERM do not end the process but append their number to this list."""
-    received: list[int] = []
-    signals = (signal.SIGINT, signal.SIGTERM)
-    handlers = {number: signal.signal(number, lambda number, _: received.append(number)) for number in signals}
-    try:
-        yield received
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def _find_state(context: typer.Context, arguments: dict[str, Any], out: Path, resume: bool) -> Path | None:
