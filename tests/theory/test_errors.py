@@ -48,5 +48,5 @@ def test_real_numbers_of_every_kind_become_a_float(value):
 
 @pytest.mark.parametrize("value", [True, "0.5", None, 1.5, float("nan"), 1j, 10**400, torch.tensor([0.5, 0.5])])
 def test_what_is_no_number_or_out_of_range_is_refused(value):
-    with pytest.raises(InputError, match="eta is .*; expected 0 to 1"):
+    with pytest.raises(InputError, match=r"eta is .*; expected 0 to 1"):
         check_number("eta", value, lambda v: 0 <= v <= 1, "0 to 1")
