@@ -159,11 +159,13 @@ class Objective:
         for what, choices in names.items():
             value = getattr(self, what)
             if value not in list(choices):
-                raise InputError(f"{what} = {value!r} does not exist: choose one of {', '.join(map(repr, choices))}")
+                raise InputError(
+                    f"{what} = {value!r:.200} does not exist: choose one of {', '.join(map(repr, choices))}"
+                )
         for what in ("min_snr_gamma", "vlb_weight"):
             value = getattr(self, what)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise InputError(f"{what} = {value!r}: expected a positive number")
+                raise InputError(f"{what} = {value!r:.200}: expected a positive number")
         if self.learned and self.loss == "simple":
             raise InputError(
                 f"only the variational bound trains variance = {self.variance!r}, and loss = 'simple' does not contain "

@@ -12,6 +12,7 @@ from it by 2e-12 at T = 4000, four orders of magnitude below the rounding of flo
 """
 
 import math
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -28,6 +29,10 @@ Numbers: TypeAlias = Tensor | npt.ArrayLike
 
 # The kernels form x_0 in float32, where sqrt(1 / alpha_bar) must be finite.
 _SMALLEST_ALPHA_BAR = torch.finfo(torch.float32).max ** -2
+
+
+# A chain this long takes a second to make. Nobody trains longer ones, but a damaged or hostile file may ask for them.
+_MOST_TIMESTEPS = 1_000_000
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -330,8 +335,10 @@ SCHEDULES: dict[str, Callable[[int], Schedule]] = {
 
 
 def _check_count(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{name} = {value!r} is not a number of steps: expected an int of at least 1")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST_TIMESTEPS:
+        raise InputError(
+            f"{name} = {reprlib.repr(value)} is not a number of steps: expected an int from 1 to {_MOST_TIMESTEPS:,}"
+        )
 
 
 def _scaled_ends(kind: str, T: int, first: float, last: float) -> tuple[float, float]:
@@ -354,7 +361,7 @@ def _evenly(first: float, last: float, T: int) -> Tensor:
 def _checked_betas(given: Numbers, last_may_be_1: bool = False) -> Tensor:
     try:
         betas = torch.as_tensor(given, dtype=torch.float64).detach().cpu().clone()
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InputError(f"betas must be a 1-D tensor, array or list of numbers: {error}") from error
     if betas.ndim != 1 or len(betas) == 0:
         raise InputError(f"betas must be 1-D and not empty, got shape {list(betas.shape)}: give one beta per step")
