@@ -12,7 +12,6 @@ from it by 2e-12 at T = 4000, four orders of magnitude below the rounding of flo
 """
 
 import math
-import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -21,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ddpm_fast.errors import InputError
+from ddpm_fast.errors import InputError, check_integer
 from ddpm_fast.respacing import check_timesteps, kept_timesteps
 
 # What `from_betas` accepts.
@@ -114,6 +113,7 @@ class Schedule:
         Raises:
             InputError: If T <= 20, because beta would reach 1 (it is 20/T at the last timestep) and alpha_bar 0.
         """
+        T = check_integer("T", T, 1, _MOST_TIMESTEPS)
         betas = _evenly(*_scaled_ends("linear", T, 1e-4, 0.02), T)
         return cls(betas, torch.arange(T), {"kind": "linear", "T": T})
 
@@ -126,7 +126,7 @@ class Schedule:
         Raises:
             InputError: If T is not a number of timesteps.
         """
-        _check_count("T", T)
+        T = check_integer("T", T, 1, _MOST_TIMESTEPS)
 
         def f(u: float) -> float:
             return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -146,7 +146,7 @@ class Schedule:
         Raises:
             InputError: If T is not a number of timesteps.
         """
-        _check_count("T", T)
+        T = check_integer("T", T, 1, _MOST_TIMESTEPS)
         # 1 - alpha_bar_t / alpha_bar_{t-1}, where sig(x) - sig(y) is written as
         # sinh((x - y)/2) / (2 cosh(x/2) cosh(y/2)). This way nothing cancels, neither in the small betas at the start
         # nor in the small alpha_bar at the end.
@@ -166,6 +166,7 @@ class Schedule:
         Raises:
             InputError: If T <= 12, because beta would reach 1.
         """
+        T = check_integer("T", T, 1, _MOST_TIMESTEPS)
         first, last = _scaled_ends("scaled_linear", T, 0.00085, 0.012)
         betas = _evenly(math.sqrt(first), math.sqrt(last), T) ** 2
         return cls(betas, torch.arange(T), {"kind": "scaled_linear", "T": T})
@@ -334,15 +335,7 @@ SCHEDULES: dict[str, Callable[[int], Schedule]] = {
 }
 
 
-def _check_count(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST_TIMESTEPS:
-        raise InputError(
-            f"{name} = {reprlib.repr(value)} is not a number of steps: expected an int from 1 to {_MOST_TIMESTEPS:,}"
-        )
-
-
 def _scaled_ends(kind: str, T: int, first: float, last: float) -> tuple[float, float]:
-    _check_count("T", T)
     limit = round(1000 * last)
     if limit >= T:
         raise InputError(

@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_fast.errors import InputError
+from ddpm_fast.errors import InputError, check_integer
 from ddpm_fast.nn.layers import Attention, Downsample, GroupNorm, ResBlock, TimeEmbedding, Upsample, zeroed
 from ddpm_fast.objective import output_channels
 
-# The least and the largest value of each number. Nobody needs a larger network, and what is computed below is bounded.
+# The least and the largest value of each integer. Nobody needs a larger network, and a file may ask for anything.
 _RANGES = {
     "image_size": (1, 2**14),
     "in_channels": (1, 2**14),
@@ -33,7 +33,10 @@ _RANGES = {
     "num_heads": (1, 2**14),
     "norm_groups": (1, 2**14),
     "num_classes": (0, 2**24),
+    "channel_mult": (1, 2**14),
+    "attention_resolutions": (1, 2**14),
 }
+_MOST_LEVELS = 15  # an image of the largest size can be halved 14 times
 _CHOICES = {
     "resample": ("conv", "resblock"),
     "downsample_padding": ("symmetric", "asymmetric"),
@@ -74,8 +77,6 @@ class UNetConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise InputError(f"{name} is {_shown(getattr(self, name))}; expected one of {', '.join(choices)}")
-        for name, (least, largest) in _RANGES.items():
-            _within(name, getattr(self, name), least, largest)
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout is {self.dropout}; expected a probability in [0, 1)")
         if not 0 < self.norm_eps <= 1:
@@ -87,10 +88,6 @@ class UNetConfig:
         """The image must be divisible into the levels, and attention must be at levels that exist."""
         if not self.channel_mult:
             raise InputError("channel_mult is empty; expected one multiplier for each level, such as (1, 2, 2, 2)")
-        if len(self.channel_mult) > _RANGES["image_size"][1].bit_length():
-            raise InputError(f"channel_mult has {len(self.channel_mult)} levels; no image can be halved so often")
-        for mult in self.channel_mult:
-            _within("channel_mult", mult, 1, _RANGES["model_channels"][1])
         divisor = 2 ** (len(self.channel_mult) - 1)
         if self.image_size % divisor:
             lower = self.image_size // divisor * divisor
@@ -173,29 +170,26 @@ class UNetConfig:
         return cls(**fields)
 
 
-def _within(name: str, value: int, least: int, largest: int) -> None:
-    if value < least:
-        raise InputError(f"{name} is {_shown(value)}; expected at least {least}")
-    if value > largest:
-        raise InputError(f"{name} is {_shown(value)}; expected at most {largest}")
-
-
-def _shown(value: object) -> str:
-    """The value for a message, shortened if it is long."""
-    return reprlib.repr(value)
-
-
 def _typed(name: str, value: Any, kind: Any) -> Any:
-    """The value as the field's type: lists become tuples, ints become floats. Anything else must have the type."""
+    """The value as the field's type: lists become tuples, and ints floats. Anything else must have the type."""
+    if kind is int:
+        return check_integer(name, value, *_RANGES[name])
     if kind == tuple[int, ...]:
-        if isinstance(value, (list, tuple)) and all(type(v) is int for v in value):
-            return tuple(value)
-        raise InputError(f"{name} is {_shown(value)}; expected a list of integers")
+        if not isinstance(value, (list, tuple)):
+            raise InputError(f"{name} is {_shown(value)}; expected a list of integers")
+        if len(value) > _MOST_LEVELS:
+            raise InputError(f"{name} has {len(value)} entries; expected at most {_MOST_LEVELS}, one for each level")
+        return tuple(check_integer(name, v, *_RANGES[name]) for v in value)
     if kind is float and type(value) is int and abs(value) < 2**53:
         return float(value)
     if type(value) is not kind:
         raise InputError(f"{name} is {_shown(value)}; expected {kind.__name__}")
     return value
+
+
+def _shown(value: object) -> str:
+    """The value for a message, shortened if it is long."""
+    return reprlib.repr(value)
 
 
 class Stage(nn.ModuleList):
