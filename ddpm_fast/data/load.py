@@ -124,7 +124,7 @@ def read_picture(path: Path, option: str, image_size: int | None = None) -> torc
     except InputError as error:
         reason = error.__cause__ or error
         raise InputError(f"{option}: cannot read the image {path} ({reason}); give the path of a picture") from error
-    _warn(read.notes, stacklevel=3)
+    _warn(read.notes, stacklevel=2)
     return torch.from_numpy(read.images[0])
 
 
