@@ -15,7 +15,7 @@ import typer
 from rich.markup import escape
 from rich.progress import Progress
 
-from ddpm_fast.commands.common import choose_device, choose_dtype, console, plain_errors
+from ddpm_fast.commands.common import App, choose_device, choose_dtype, console, path_option, plain_errors
 from ddpm_fast.commands.stopping import stop_signals
 from ddpm_fast.commands.training_log import TrainingLog
 from ddpm_fast.data import BUILTIN, Dataset, load_dataset
@@ -33,15 +33,15 @@ from ddpm_fast.schedule import SCHEDULES
 # What may differ between a run and its continuation, because it does not affect the weights.
 FREE_ON_RESUME = {"out", "steps", "log_every", "sample_every", "save_every", "resume", "device", "strict", "cuda_graph"}
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = App()
 
 
 @app.command()
 def main(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="folder for checkpoints, samples and curves")],
+    out: Annotated[Path, path_option("folder for checkpoints, samples and curves")],
     data: Annotated[
-        str | None, typer.Option(help=f"{', '.join(BUILTIN)}, a folder of images, a .zip of them, .npz or .npy")
+        str | None, path_option(f"{', '.join(BUILTIN)}, a folder of images, a .zip of them, .npz or .npy")
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="resize the images to this side")] = None,
     channels: Annotated[
