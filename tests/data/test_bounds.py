@@ -254,7 +254,10 @@ def test_of_two_members_of_one_name_the_last_counts(tmp_path):
             archive.writestr("a.png", png(value))
         archive.writestr("./b.png", png(2))
         archive.writestr("/c.png", png(2))
+        archive.writestr("../../d.png", png(2))
     assert skipped_from(path, r"^ignored 1 file: 1 replaced by a later one of its name$") == []
+    with pytest.warns(UserWarning):
+        assert len(load_dataset(path)) == 4
 
 
 def test_of_two_arrays_of_one_name_neither_counts(tmp_path):
