@@ -24,7 +24,7 @@ from typing_extensions import Unpack
 
 from ddpm_fast import ops
 from ddpm_fast.diffusion import GaussianDiffusion
-from ddpm_fast.errors import InputError
+from ddpm_fast.errors import check_integer
 from ddpm_fast.loops import graphs
 from ddpm_fast.loops.guidance import null_class, predictor
 from ddpm_fast.loops.network import Network, evaluating
@@ -221,8 +221,7 @@ def prepare(network: Network, diffusion: GaussianDiffusion, n: int, options: Sam
         InputError: For n < 0, for labels, a shape, guidance or an output that do not fit the model, for steps that the
             diffusion does not have, for sample ids out of range, and where a CUDA graph was asked for but cannot be.
     """
-    if not isinstance(n, int) or n < 0:
-        raise InputError(f"n is {n!r}; expected an int of at least 0, the number of images")
+    n = check_integer("n", n, 0)
     network.check_output(diffusion.objective.learned)
     prepared = Prepared(
         network=network,
