@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from support.commands import run, save_small_model
 
-from ddpm_fast.commands import drawing
+from ddpm_fast.commands import drawing, stopping
 from ddpm_fast.commands.drawing import partial_path, unused_path
 
 STEPS = 3
@@ -37,8 +37,7 @@ def stop_at(monkeypatch):
         monkeypatch.setattr(drawing.Drawing, "on_step", on_step)
         return steps
 
-    with monkeypatch.context():
-        yield arrange
+    return arrange
 
 
 def pictures(folder):
@@ -46,14 +45,11 @@ def pictures(folder):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_folder_that_was_stopped_is_continued_to_the_same_images(
-    small, tmp_path, stop_at, monkeypatch, number, status
-):
+def test_a_stopped_folder_is_continued_to_the_same_images(small, tmp_path, stop_at, monkeypatch, number, status):
     arguments = ("--model", small, "--n", 5, *BASE)
     assert run("sample", *arguments, "--out", tmp_path / "whole").exit_code == 0
-    with monkeypatch.context():
-        steps = stop_at(STEPS + 1, number)  # in the second of three batches
-        result = run("sample", *arguments, "--out", tmp_path / "part")
+    steps = stop_at(STEPS + 1, number)  # in the second of three batches
+    result = run("sample", *arguments, "--out", tmp_path / "part")
     assert result.exit_code == status and len(steps) == STEPS + 2, "the step after the signal must not be run"
     assert f"2 of 5 images are in {tmp_path / 'part'}. The same command draws the rest." in result.stdout
     assert len(pictures(tmp_path / "part")) == 2
@@ -162,9 +158,9 @@ def test_encoding_looks_at_signals_too(small, tmp_path, mode, monkeypatch):
 
     def check(self, *_):
         looks.append(1)
-        raise drawing.Stopped
+        raise stopping.Stopped
 
-    monkeypatch.setattr(drawing.stop_signals.__wrapped__.__globals__["Stopping"], "check", check)
+    monkeypatch.setattr(stopping.Stopping, "check", check)
     result = run(
         "sample", "--model", small, *BASE, "--init-image", tmp_path / "a.png", mode, *other, "--out", tmp_path / "x.png"
     )
