@@ -14,7 +14,7 @@ from ddpm_fast.data.pixels import decode, is_grey, run_parallel, upright_size
 from ddpm_fast.data.raster import NAMES, allowed_pixels, open_picture
 from ddpm_fast.errors import InputError, printable
 
-_NAMED = 3  # of many broken pictures, so many are named
+_NAMED = 3  # of many reasons so many are named, and of many broken pictures so many for each reason
 _LONGEST_REASON = 200
 _BYTES_PER_PIXEL = 12  # of a picture that is being decoded: RGBA, its copy on white, and RGB twice
 _MOST_BITS = 14  # that cameras and scanners put into 16
@@ -101,10 +101,16 @@ class _Reader:
         return kept
 
     def say_broken(self) -> str:
-        """The first broken pictures with the reasons, and how many more there are."""
-        shown = [f"{printable(self.entries[i].name)}: {self.broken[i]}" for i in sorted(self.broken)[:_NAMED]]
-        more = len(self.broken) - len(shown)
-        return "; ".join(shown) + (f"; and {more} more" if more else "")
+        """The reasons, each with the first pictures that are broken so and the number of the others."""
+        names: dict[str, list[str]] = {}
+        for i in sorted(self.broken):
+            names.setdefault(self.broken[i], []).append(printable(self.entries[i].name))
+        parts = []
+        for reason, broken in list(names.items())[:_NAMED]:
+            more = f" and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
+            parts.append(f"{', '.join(broken[:_NAMED])}{more}: {reason}")
+        rest = sum(map(len, list(names.values())[_NAMED:]))
+        return "; ".join(parts) + (f"; and {rest} for other reasons" if rest else "")
 
 
 def read_pictures(
