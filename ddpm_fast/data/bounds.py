@@ -96,7 +96,7 @@ def check_memory(needed: int, what: str, remedy: str) -> None:
     available = available_memory()
     if available is not None and needed > available:
         raise InputError(
-            f"{what} take {needed / 2**30:,.1f} GiB of memory, and {available / 2**30:,.1f} GiB are available; {remedy}"
+            f"{what} take {needed / 2**30:,.2f} GiB of memory, and {available / 2**30:,.2f} GiB are available; {remedy}"
         )
 
 
