@@ -1,5 +1,6 @@
 """Decodes many pictures into one array, side by side, and reports the broken ones."""
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ddpm_fast.data.bounds import Budget, Unreadable, check_memory
+from ddpm_fast.data.bounds import Budget, Unreadable, allocating
 from ddpm_fast.data.files import Entry
 from ddpm_fast.data.pixels import decode, is_grey, run_parallel, upright_size
 from ddpm_fast.data.raster import NAMES, allowed_pixels, open_picture
@@ -54,7 +55,7 @@ class _Reader:
             Why the entry is unreadable, or None if it is readable.
 
         Raises:
-            InputError: If it is unreadable and the reader is strict.
+            InputError: If it is unreadable and the reader is strict, or memory ran out.
         """
         entry = self.entries[i]
         try:
@@ -62,6 +63,11 @@ class _Reader:
                 opened = open_picture(file, entry.name, self.image_size)
                 with opened.image, _DECODED.take(_BYTES_PER_PIXEL * opened.pixels):
                     work(i, opened.image)
+        except MemoryError as error:  # which images are there may not depend on how much memory is free
+            raise InputError(
+                f"memory ran out while the image {printable(entry.name)} was read; close other programs, or make the "
+                "image smaller or remove it"
+            ) from error
         except Exception as error:  # on broken bytes, decoders raise nearly anything
             reason = str(error) if isinstance(error, Unreadable) else f"{error} ({type(error).__name__})"
             reason = printable(reason[:_LONGEST_REASON])
@@ -153,12 +159,10 @@ def read_pictures(
             width, height = _common_size([(entries[i].name, sizes[i]) for i in kept])
 
     slots = {i: slot for slot, i in enumerate(kept)}
-    check_memory(
-        len(slots) * channels * height * width,
-        f"the {len(slots)} images of {width}x{height} pixels",
-        "give fewer images, or a smaller image_size (--image-size)",
-    )
-    images = np.empty((len(slots), channels, height, width), np.uint8)
+    shape = (len(slots), channels, height, width)
+    remedy = "give fewer images, or a smaller image_size (--image-size)"
+    with allocating(math.prod(shape), f"the {len(slots)} images of {width}x{height} pixels", remedy):
+        images = np.empty(shape, np.uint8)
     peaks: dict[int, int] = {}
 
     def fill(i: int, image: Image.Image) -> None:

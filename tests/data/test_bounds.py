@@ -1,5 +1,6 @@
 """Small files that ask for much: refused by what they hold, before anything is allocated or waited for."""
 
+import errno
 import io
 import os
 import socket
@@ -143,6 +144,39 @@ def test_resizing_and_colouring_is_bounded_too(tmp_path, monkeypatch, suffix):
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(InputError, match=r"the 1 images of 32768x32768 pixels take 1\.00 GiB .*smaller image_size"):
         load_dataset(tmp_path, image_size=1 << 15, channels=1) if suffix == ".npz" else read_zip(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")], ids=["numpy", "map"]
+)
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_a_lack_of_memory_is_not_called_damage(tmp_path, monkeypatch, error, suffix):
+    path = tmp_path / f"a{suffix}"
+    images = np.zeros((4, 8, 8), np.uint8)
+    np.save(path, images) if suffix == ".npy" else np.savez(path, images=images)
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(np.lib.format, "open_memmap", fail)
+    monkeypatch.setattr(np.lib.format, "read_array", fail)
+    with pytest.raises(
+        InputError, match=r"^the (images|arrays) of .* take 0\.00 GiB of memory, which cannot be had; take"
+    ):
+        load_dataset(path)
+
+
+def test_pictures_for_which_memory_lacks_are_not_skipped(tmp_path, monkeypatch):
+    """Which images a data set has may not depend on how much memory was free."""
+
+    def fail(*_):
+        raise MemoryError
+
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(png(2))
+    monkeypatch.setattr("ddpm_fast.data.reading.decode", fail)
+    with pytest.raises(InputError, match=r"^memory ran out while the image a\.png was read; close"):
+        load_dataset(tmp_path)
 
 
 def read_zip(folder):
