@@ -245,7 +245,7 @@ def _make_trainer(arguments: dict[str, Any], device: torch.device) -> Trainer:
     )
     dataset = _load(a)
     network = UNetConfig(
-        image_size=dataset.images.shape[-1],
+        image_size=dataset.square_side(),
         in_channels=dataset.images.shape[1],
         model_channels=a["model_channels"],
         channel_mult=integers(a["channel_mult"], "--channel-mult"),
