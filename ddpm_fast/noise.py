@@ -81,7 +81,7 @@ class NoiseKey:
                 raise InputError(
                     f"NoiseKey.{name} is on {value.device} but its seed on {self.seed.device}: put both on one device"
                 )
-        if type(self.stream) is not int or not 0 <= self.stream < 256:
+        if not isinstance(self.stream, int) or isinstance(self.stream, bool) or not 0 <= self.stream < 256:
             object.__setattr__(self, "stream", check_integer("NoiseKey.stream", self.stream, 0, 255))
 
     @classmethod

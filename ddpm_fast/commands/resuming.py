@@ -128,26 +128,13 @@ def find_state(out: Path, arguments: dict[str, Any]) -> State | None:
         raise InputError(
             f"{out} holds a run already ({newest.name}): add --resume to continue it, or choose another --out"
         )
-    path, damaged = _newest_readable(out)
+    path, damaged = checkpoint.newest_readable(out)
     reasons = "; ".join(reason for _, reason in damaged)
     if path is None:
         raise InputError(f"no checkpoint in {out} can be read: {reasons}")
     for bad, reason in damaged:
         warn(f"{reason}. It is kept as {set_aside(bad, 'damaged').name}; going on from {path.name}")
     return State(path, checkpoint.read_training(path)[1])
-
-
-def _newest_readable(out: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """The newest state that can be read, and the newer ones, each with what is wrong with it."""
-    damaged = []
-    for path in sorted(out.glob("step-*.safetensors"), reverse=True):
-        try:
-            checkpoint.read_training(path)
-        except InputError as error:
-            damaged.append((path, str(error)))
-        else:
-            return path, damaged
-    return None, damaged
 
 
 def set_aside(path: Path, why: str) -> Path:

@@ -11,19 +11,22 @@ from typing import Annotated
 
 import torch
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ddpm_fast.commands.common import (
     DTYPE_NAMES,
-    check_null_class,
+    App,
     choose_device,
     choose_dtype,
     console,
-    parse_labels,
+    path_option,
     plain_errors,
+    say_written,
 )
 from ddpm_fast.commands.edit import Edit, Editing, read_images, round_trip_error
+from ddpm_fast.commands.labels import check_null_class, describe_classes, parse_labels
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
 from ddpm_fast.files.atomic import check_writable
@@ -37,12 +40,12 @@ from ddpm_fast.samplers import SAMPLERS
 GIF_FRAMES = 40
 GRID_PIXELS = 700  # small images are enlarged to about this side
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = App()
 
 
 @app.command()
 def main(
-    model: Annotated[str, typer.Option(help="a shipped model's name, or a model.safetensors file")] = "mnist",
+    model: Annotated[str, path_option("a shipped model's name, or a model.safetensors file")] = "mnist",
     n: Annotated[
         int | None, typer.Option("--n", help="number of images; 64 if not given, fewer when editing a picture")
     ] = None,
@@ -75,7 +78,7 @@ def main(
         ),
     ] = None,
     init_image: Annotated[
-        Path | None, typer.Option(help="the picture to edit, or an .npz file of several, used in turn")
+        Path | None, path_option("the picture to edit, or an .npz file of several, used in turn")
     ] = None,
     strength: Annotated[
         float | None,
@@ -84,7 +87,7 @@ def main(
         ),
     ] = None,
     mask: Annotated[
-        Path | None, typer.Option(help="inpaint the picture: a black and white mask, white where it is kept")
+        Path | None, path_option("inpaint the picture: a black and white mask, white where it is kept")
     ] = None,
     resamplings: Annotated[
         int | None,
@@ -93,15 +96,15 @@ def main(
     jump_length: Annotated[
         int | None, typer.Option(help="inpainting: number of steps in a stretch, which is run --resamplings times")
     ] = None,
-    interpolate_with: Annotated[Path | None, typer.Option(help="the second picture, to interpolate to")] = None,
+    interpolate_with: Annotated[Path | None, path_option("the second picture, to interpolate to")] = None,
     round_trip: Annotated[
         bool, typer.Option("--round-trip", help="encode the picture, decode it again, and print the error")
     ] = False,
     batch_size: Annotated[int, typer.Option(help="number of images to draw at a time")] = 64,
     out: Annotated[
-        str, typer.Option(help="where the images go: a .png (a grid), an .npz, or a folder of PNGs")
+        str, path_option("where the images go: a .png (a grid), an .npz, or a folder of PNGs")
     ] = "samples.png",
-    gif: Annotated[Path | None, typer.Option(help="also write an animation of the denoising: a .gif")] = None,
+    gif: Annotated[Path | None, path_option("also write an animation of the denoising: a .gif")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto (bf16 where that is faster)")] = "fp32",
     cuda_graph: Annotated[
@@ -127,7 +130,7 @@ def main(
         loaded = checkpoint.load_model(model, device=torch_device, dtype=dtype)
         pictures = torch.empty(0) if edit is None else read_images(edit.init_image, loaded, "--init-image")
         count = n or (64 if edit is None else edit.default_count(pictures))
-        classes = _choose_classes(loaded, labels, count, edit, guidance)
+        classes = _choose_classes(loaded, labels, range(first_sample_id, first_sample_id + count), edit, guidance)
         if edit is not None:
             edit.check_others(sampler, guidance, n, classes)
         drawing = Drawing(count, batch_size, keeps_frames=gif is not None)
@@ -152,6 +155,8 @@ def main(
         else:
             prepared = edit.prepare(loaded, pictures, count, options)
         _check_outputs(out, gif, loaded.model.config.in_channels)
+        if loaded.model.config.num_classes:
+            console.print(escape(describe_classes(classes, loaded.label_names)))
 
         x = drawing.draw(prepared, "sampling" if edit is None else edit.mode)
         scale = max(1, GRID_PIXELS // (x.shape[-1] * max(1, round(count**0.5))))
@@ -162,9 +167,7 @@ def main(
         console.print(_summary(x, drawing.seconds, f"{how}, {DTYPE_NAMES[dtype]}, {torch_device}"))
         if edit is not None and edit.round_trip:
             console.print(round_trip_error(x, pictures))
-        for path in (Path(out), gif):
-            if path is not None:
-                console.print(f"Wrote {path.resolve()}")
+        say_written(out, gif)
 
 
 def _check_counts(n: int | None, batch_size: int) -> None:
@@ -173,12 +176,12 @@ def _check_counts(n: int | None, batch_size: int) -> None:
 
 
 def _choose_classes(
-    loaded: checkpoint.LoadedModel, labels: str | None, n: int, edit: Edit | None, guidance: float | None
+    loaded: checkpoint.LoadedModel, labels: str | None, ids: range, edit: Edit | None, guidance: float | None
 ) -> list[int] | None:
-    """The classes of the n images. Raises InputError for labels, or a lack of them, that the model was not trained
-    for."""
+    """The classes of the images with these sample ids. Raises InputError for labels, or a lack of them, that the model
+    was not trained for."""
     text = "none" if edit is not None and labels is None else labels
-    classes = parse_labels(text, n, loaded.model.config.num_classes, loaded.label_names)
+    classes = parse_labels(text, len(ids), loaded.model.config.num_classes, loaded.label_names, ids.start)
     if guidance not in (None, 1):
         check_null_class(loaded, "--guidance leads away from the null class")
     if classes is None:

@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from ddpm_fast.commands import resuming, training_setup
-from ddpm_fast.commands.common import choose_device, plain_errors
+from ddpm_fast.commands.common import App, choose_device, path_option, plain_errors
 from ddpm_fast.commands.stopping import Stopped, stop_signals
 from ddpm_fast.commands.training_log import say
 from ddpm_fast.commands.training_run import TrainingRun
@@ -25,15 +25,15 @@ from ddpm_fast.loops.training import MODEL_NAME, Trainer
 from ddpm_fast.objective import LOSSES, PREDICTIONS, VARIANCES, WEIGHTINGS
 from ddpm_fast.schedule import SCHEDULES
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = App()
 
 
 @app.command()
 def main(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="folder for checkpoints, samples and curves")],
+    out: Annotated[Path, path_option("folder for checkpoints, samples and curves")],
     data: Annotated[
-        str | None, typer.Option(help=f"{', '.join(BUILTIN)}, a folder of images, a .zip of them, .npz or .npy")
+        str | None, path_option(f"{', '.join(BUILTIN)}, a folder of images, a .zip of them, .npz or .npy")
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="resize the images to this side")] = None,
     channels: Annotated[
@@ -117,15 +117,11 @@ def main(
     ] = False,
 ) -> None:
     """Train a diffusion model on your images."""
-    arguments = {
-        **context.params,
-        "out": str(out.expanduser()),  # a shell leaves the ~ of --out=~/x as it is
-        "data": data and training_setup.absolute(data),
-    }
+    arguments = {**context.params, "out": str(out), "data": data and training_setup.absolute(data)}
     with (
         plain_errors(),
         stop_signals("stopping, before the first step", lambda: "aborted, before the first step") as stopping,
-        resuming.locked_folder(Path(arguments["out"])) as lock,
+        resuming.locked_folder(out) as lock,
     ):
         stopping.at_once = True  # until there is something to save
         try:

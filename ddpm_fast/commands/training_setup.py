@@ -23,7 +23,7 @@ from ddpm_fast.schedule import SCHEDULES
 
 def absolute(data: str) -> str:
     """The path of the images from wherever the run will be resumed, or the name of a built-in set."""
-    return data if data in BUILTIN else str(Path(data).expanduser().absolute())
+    return data if data in BUILTIN else str(Path(data).absolute())
 
 
 def check(arguments: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ _ADVICE = {
     errno.EFBIG: "raise the limit (ulimit -f), or choose another place",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ENOMEM: "close other programs, which use the memory",
-    errno.ENOENT: "its folder was removed meanwhile; choose another place, or leave the folder where it is",
+    errno.ENOENT: "its folder holds no new files, or was removed meanwhile; choose another place",
 }
 
 

@@ -11,7 +11,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import ddpm_fast as df
-from ddpm_fast.commands.common import parse_labels
 from ddpm_fast.files import checkpoint
 from ddpm_fast.loops import sampling
 from ddpm_fast.nn import UNet, UNetConfig
@@ -188,15 +187,6 @@ def test_a_grey_model_takes_grey_saved_as_colour_and_refuses_colour(tmp_path, mo
     assert run("sample", *arguments, "grey.png").exit_code == 0
     result = run("sample", *arguments, "colour.png")
     assert result.exit_code == 2 and "colour.png is RGB; expected grey: convert it first" in result.stderr
-
-
-def test_labels():
-    names = ["cat", "dog", "hen"]
-    assert parse_labels(None, 5, 3, names) == [0, 1, 2, 0, 1]
-    assert parse_labels("hen", 2, 3, names) == [2, 2]
-    assert parse_labels("0, dog", 3, 3, names) == [0, 1, 0]
-    assert parse_labels("none", 3, 3, names) is None
-    assert parse_labels(None, 3, 0, None) is None
 
 
 @pytest.mark.parametrize(
