@@ -1,5 +1,6 @@
 """Decodes many pictures into one array, side by side, and reports the broken ones."""
 
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
@@ -86,7 +87,10 @@ class _Reader:
             InputError: If none was, or one was not and the reader is strict.
         """
         todo = [i for i in range(len(self.entries)) if i not in self.broken]
-        reasons = run_parallel(lambda k: self.attempt(todo[k], work), len(todo), progress)
+        with warnings.catch_warnings():
+            # Pillow's warning from 89 megapixels on names no file; a picture that is refused is named by us.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            reasons = run_parallel(lambda k: self.attempt(todo[k], work), len(todo), progress)
         self.broken |= {i: reason for i, reason in zip(todo, reasons, strict=True) if reason is not None}
         kept = [i for i in todo if i not in self.broken]
         if not kept:
