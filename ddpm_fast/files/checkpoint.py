@@ -254,8 +254,18 @@ def prune_checkpoints(folder: str | os.PathLike, keep: int = 2) -> list[Path]:
 
 
 def _checkpoints(folder: str | os.PathLike) -> list[tuple[int, Path]]:
-    names = [(re.fullmatch(r"step-(\d+)\.safetensors", p.name), p) for p in Path(folder).glob("step-*")]
-    return [(int(match[1]), path) for match, path in names if match and path.is_file()]
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:  # a folder that only seems to be empty must not be taken for a new one
+        raise InputError(
+            f"{os.fspath(folder)} cannot be looked into ({error.strerror or error}); choose another folder, or make it "
+            "readable"
+        ) from error
+    matches = [re.fullmatch(r"step-(\d+)\.safetensors", name) for name in names]
+    states = [(int(match[1]), Path(folder) / match[0]) for match in matches if match]
+    return [(step, path) for step, path in states if path.is_file()]
 
 
 # The optimizer

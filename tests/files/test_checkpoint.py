@@ -481,6 +481,17 @@ def test_training_tensors_are_kept_bit_for_bit(tmp_path, dtype):
     assert all(same_bits(read[name], tensor) for name, tensor in tensors.items())
 
 
+def test_a_folder_that_cannot_be_looked_into_is_not_taken_for_an_empty_one(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    assert checkpoint.latest_checkpoint(tmp_path / "file") is None
+    for look in (checkpoint.latest_checkpoint, checkpoint.newest_readable, checkpoint.prune_checkpoints):
+        with pytest.raises(InputError, match=r"x cannot be looked into \(File name too long\); choose another folder"):
+            look("x" * 256)
+    monkeypatch.setattr(os, "listdir", lambda _: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(InputError, match=r"cannot be looked into \(Permission denied\)"):
+        checkpoint.latest_checkpoint(tmp_path)
+
+
 def save_states(folder, unet, config, steps):
     """Training states that differ in their weights, oldest first."""
     paths = [checkpoint.checkpoint_path(folder, step) for step in steps]

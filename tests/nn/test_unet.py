@@ -376,7 +376,9 @@ def test_nearest_upsampling_repeats_pixels():
         pytest.param({"model_channels": 0}, "model_channels is 0; expected an integer in 1", id="no channels"),
         pytest.param({"channel_mult": ()}, "channel_mult is empty", id="no levels"),
         pytest.param({"channel_mult": (1, 0)}, "channel_mult is 0", id="empty level"),
-        pytest.param({"channel_mult": (1, 1.5)}, "channel_mult is 1.5, a float; expected an integer", id="fractional level"),
+        pytest.param(
+            {"channel_mult": (1, 1.5)}, "channel_mult is 1.5, a float; expected an integer", id="fractional level"
+        ),
         pytest.param({"dropout": 1.0}, r"dropout is 1.0.*\[0, 1\)", id="dropout"),
         pytest.param({"norm_eps": 0}, "norm_eps is 0.0", id="eps"),
         pytest.param({"num_classes": -1}, "num_classes is -1", id="classes"),
