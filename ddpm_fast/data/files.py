@@ -21,6 +21,7 @@ from ddpm_fast.errors import InputError, printable
 _MAX_MEMBER_BYTES = 1 << 30  # no picture unpacks to a gigabyte
 _SMALL_MEMBER_BYTES = 1 << 26  # up to here a picture may be packed as tightly as deflate can
 _MAX_PACKING = 100  # above, this is more than any picture is packed: a flat BMP of 600 dpi reaches it
+_ROOTS = re.compile(r"^(\.\.?/|/)+")  # that a name may start with; nothing is written, so it leads nowhere
 _NO_SUFFIX = "without a suffix"
 _KINDS_NAMED = 5
 
@@ -116,7 +117,7 @@ def list_zip(archive: zipfile.ZipFile, path: Path) -> Listing:
         return io.BytesIO(archive.read(member))
 
     members = [member for member in archive.infolist() if not member.is_dir()]
-    last = {posixpath.normpath(member.filename).lstrip("/"): member for member in members}
+    last = {_ROOTS.sub("", posixpath.normpath(member.filename)): member for member in members}
     ignored = Counter({"replaced by a later one of its name": len(members) - len(last)})
     entries = [Entry(name, partial(read, member), member.file_size) for name, member in last.items()]
     listing = _pictures(entries, ignored, f"archive {path}")

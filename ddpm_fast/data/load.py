@@ -20,7 +20,7 @@ from ddpm_fast.data.bounds import open_regular
 from ddpm_fast.data.dataset import Dataset
 from ddpm_fast.data.files import Entry, Listing, class_labels, list_folder, list_zip, say_ignored
 from ddpm_fast.data.reading import read_pictures
-from ddpm_fast.errors import InputError
+from ddpm_fast.errors import InputError, check_integer
 
 BUILTIN = ("emoji32", "mnist5k")
 _BUILTIN_FOLDER = Path(__file__).resolve().parent.parent / "datasets"
@@ -37,29 +37,30 @@ def load_dataset(
     """Load images into memory.
 
     Pictures are turned upright by their EXIF orientation, transparent pictures are drawn on white, and 16-bit values
-    are scaled to 8 bits. Images come in the order of their paths.
+    are scaled to 8 bits. Images come in the order of their paths. docs/training.md lists the formats and the limits.
+
+    A warning (`warnings.warn`) counts the files that are no pictures, by kind. Another one says that 16-bit pictures
+    use only a part of their range and come out dark.
 
     Args:
         source: A built-in set ("emoji32" or "mnist5k"; write ./mnist5k for a folder of that name), a folder of
             images with its sub-folders, a .zip of them, an .npz with uint8 `images` [N, H, W] or [N, H, W, C] and
-            optionally `labels` [N] and `label_names`, or an .npy of such images.
+            optionally `labels` [N] and `label_names`, or an .npy of such images. A ~ at its start is the home folder.
         image_size: The side of the square to make: the shorter side is scaled to it, and the middle is cut out.
             Without it images keep their size, which must then be the same for all.
         channels: 1 (grey) or 3 (RGB). By default, files become 1 if all of them are grey and 3 otherwise, and arrays
             keep their channels.
-        classes: Whether the sub-folders of the first level, sorted, are the classes. The labels of array files are
-            always read.
-        strict: Whether a broken file raises an InputError that names it. Otherwise it is skipped, named in a warning
-            (`warnings.warn`), and listed in `Dataset.skipped`.
+        classes: Whether the sub-folders of the first level are the classes, in natural order (2 before 10). The
+            labels of array files are always read.
+        strict: Whether a broken file raises an InputError that names it. Otherwise it is skipped and listed in
+            `Dataset.skipped`, and a warning names the first three.
         progress: Called as progress(done, total) while pictures are decoded or resized.
 
     Raises:
         InputError: For anything else. The message says what was found, what was expected and what to do.
     """
-    if image_size is not None and image_size <= 0:
-        raise InputError(f"image_size must be at least 1, got {image_size}")
-    if channels is not None and channels <= 0:
-        raise InputError(f"channels must be at least 1 (1 for grey, 3 for RGB), got {channels}")
+    image_size = None if image_size is None else check_integer("image_size", image_size, 1)
+    channels = None if channels is None else check_integer("channels", channels, 1)
     builtin = str(source) in BUILTIN
     path = _BUILTIN_FOLDER / f"{source}.npz" if builtin else Path(os.path.expanduser(source))
     is_folder = _is_folder(path, source)
@@ -124,7 +125,7 @@ def read_picture(path: Path, option: str, image_size: int | None = None) -> torc
     except InputError as error:
         reason = error.__cause__ or error
         raise InputError(f"{option}: cannot read the image {path} ({reason}); give the path of a picture") from error
-    _warn(read.notes, stacklevel=3)
+    _warn(read.notes, stacklevel=2)
     return torch.from_numpy(read.images[0])
 
 

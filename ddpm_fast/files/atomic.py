@@ -29,7 +29,7 @@ _ADVICE = {
     errno.EFBIG: "raise the limit (ulimit -f), or choose another place",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ENOMEM: "close other programs, which use the memory",
-    errno.ENOENT: "its folder was removed meanwhile; choose another place, or leave the folder where it is",
+    errno.ENOENT: "its folder holds no new files, or was removed meanwhile; choose another place",
 }
 
 
@@ -134,9 +134,9 @@ def remove_leftovers(folder: str | os.PathLike) -> None:
 
 def _is_about(error: OSError, path: Path) -> bool:
     """Whether an error may concern the writing of `path`: it names no file, or one on the way or in its folder."""
-    if not isinstance(error.filename, str):
+    if not isinstance(error.filename, str | bytes):
         return True
-    folder, named = path if path.is_dir() else path.parent, Path(os.path.realpath(error.filename))
+    folder, named = path if path.is_dir() else path.parent, Path(os.path.realpath(os.fsdecode(error.filename)))
     return named in (folder, *folder.parents) or folder in named.parents
 
 

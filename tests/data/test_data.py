@@ -329,6 +329,7 @@ def test_arrays_change_size_and_channels_as_pictures_do(tmp_path):
     np.save(tmp_path / "grey.npy", grey)
     np.save(tmp_path / "colour.npy", colour)
     wider = load_dataset(tmp_path / "grey.npy", image_size=4, channels=3).images
+    assert torch.equal(load_dataset(tmp_path / "grey.npy", image_size=np.int64(4), channels=np.uint8(3)).images, wider)
     assert wider.shape == (2, 3, 4, 4) and wider.unique().tolist() == [50] and wider.is_contiguous()
     assert load_dataset(tmp_path / "grey.npy", channels=3).images.shape == (2, 3, 8, 12)
     assert load_dataset(tmp_path / "colour.npy", channels=1).images.unique().tolist() == [150]

@@ -87,9 +87,10 @@ def bad_source(kind, folder):
         ("no classes", {"classes": True}, r"there are no sub-folders with images"),
         ("no class for one", {"classes": True}, r"y\.png is in no sub-folder"),
         ("sizes", {}, r"differ in size .*5x5 \(1 images, such as 5\.png\), 6x5 .*--image-size"),
-        ("sizes", {"image_size": 0}, r"image_size must be at least 1, got 0"),
-        ("sizes", {"image_size": -8}, r"image_size must be at least 1, got -8"),
-        ("sizes", {"channels": 0}, r"channels must be at least 1"),
+        ("sizes", {"image_size": 0}, r"image_size is 0; expected an integer of at least 1"),
+        ("sizes", {"image_size": -8}, r"image_size is -8; expected an integer of at least 1"),
+        ("sizes", {"image_size": 8.0}, r"image_size is 8\.0, a float; expected an integer"),
+        ("sizes", {"channels": 0}, r"channels is 0; expected an integer of at least 1"),
         ("sizes", {"channels": 4, "image_size": 8}, r"1 channel \(grey\) or 3 \(RGB\), got channels=4"),
     ],
 )
