@@ -3,7 +3,7 @@ trained on them."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 from rich.markup import escape
 
@@ -25,15 +25,16 @@ def load_fitting(source: str, loaded: LoadedModel) -> Dataset:
     Raises:
         InputError: For images or classes that do not fit the model.
     """
-    config, path = loaded.model.config, Path(expand_home(source))
-    has_files = source not in BUILTIN and (path.is_dir() or path.suffix.lower() == ".zip")
+    config, path = loaded.model.config, expand_home(source)
+    is_folder = source not in BUILTIN and os.path.isdir(path)
+    has_files = is_folder or path.lower().endswith(".zip")
     # For a model with classes, the sub-folders of a folder are the classes. Array files have labels of their own.
-    by_folder = config.num_classes > 0 and path.is_dir() and any(entry.is_dir() for entry in path.iterdir())
+    by_folder = config.num_classes > 0 and is_folder and any(entry.is_dir() for entry in os.scandir(path))
     dataset = load_dataset(
         source,
         image_size=config.image_size if has_files else None,
         channels=config.in_channels if has_files else None,
-        classes=by_folder and has_files,
+        classes=by_folder,
     )
     shape = f"{config.in_channels}x{config.image_size}x{config.image_size}"
     if has_files:
