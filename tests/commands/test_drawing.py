@@ -196,6 +196,15 @@ def test_a_default_name_never_replaces_a_file(small, tmp_path, monkeypatch):
     assert unused_path(tmp_path / "nll.json") == tmp_path / "nll.json"
 
 
+def test_what_a_killed_command_left_is_removed(small, tmp_path):
+    (tmp_path / "s").mkdir()
+    for place in (tmp_path, tmp_path / "s"):
+        (place / ".ddpm_fast-0123456789abcdef.tmp").write_text("half of a picture")
+    for out in ("s", "s.npz"):
+        assert run("sample", "--model", small, "--n", 1, *BASE, "--out", tmp_path / out).exit_code == 0
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
 def test_the_record_says_how_the_images_were_drawn(small, tmp_path):
     run("sample", "--model", small, "--n", 1, *BASE, "--seed", 5, "--out", tmp_path / "s")
     record = json.loads((tmp_path / "s" / "samples.json").read_text())
