@@ -45,7 +45,7 @@ def run(rng: random.Random, notes: Notes) -> int:
     place = folder() / "case"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
-    kind = rng.choice((_model, _model, _training, _picture, _picture, _array, _archive, _folder))
+    kind = rng.choice(KINDS)
     how, load, check, most = kind(rng, place)
     notes(f"{kind.__name__.strip('_')}: {how}")
     name = kind.__name__.strip("_")
@@ -527,4 +527,5 @@ def _folder(rng: random.Random, place: Path) -> Case:
     )
 
 
+KINDS = (_model, _model, _training, _picture, _picture, _array, _archive, _folder)
 FUZZER = Fuzzer("files", "files", run, seconds=SECONDS, warm=material.make_all, prepare=prepare)
