@@ -133,8 +133,8 @@ FAULTS: dict[str, dict[str, tuple[list[Any], str]]] = {
     },
 }
 FUZZERS = {"ops": ops.FUZZER, "files": files.FUZZER, "kills": kills.FUZZER}
-CASES = {"ops": 40, "files": 12, "kills": 6}
-COSTLY = {"a crash": 4, "a hang": 3}  # cases
+CASES = {"ops": 40, "files": 40, "kills": 6}
+COSTLY = {"a crash": 4, "a hang": 3, "a wrong gradient": 200}  # cases
 
 
 def find(name: str, fault: str, patches: list[Any], kind: str) -> str:
