@@ -12,13 +12,15 @@ multiplication, addition or square root.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import count
 
 import torch
 from torch import Tensor
 
-from ddpm_fast.errors import InputError
+from ddpm_fast.errors import InputError, check_integer
 
 MASK32 = 0xFFFFFFFF
 MAX_ELEMENTS = 2**34  # per sample, because element // 4 is one 32-bit word of the counter
@@ -50,6 +52,8 @@ class NoiseKey:
         sample_id: int64 [N], each in 0..2^56-1. The ids are global; they are not positions in the batch.
         step: int64 scalar tensor, in 0..2^32-1, such as the training step or the sampler row.
         stream: An int in 0..255; see Stream.
+        made_of: The integers (seed, step, first sample id) that `of` made the key from, or None for a key that was made
+            from tensors. They stay what they were if a loop advances `step` in place.
 
     Raises:
         InputError: If a field has another type, dtype, number of dimensions, device or range.
@@ -59,6 +63,7 @@ class NoiseKey:
     sample_id: Tensor
     step: Tensor
     stream: int = Stream.USER
+    made_of: tuple[int, int, int] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, value, ndim in (("seed", self.seed, 0), ("step", self.step, 0), ("sample_id", self.sample_id, 1)):
@@ -76,8 +81,8 @@ class NoiseKey:
                 raise InputError(
                     f"NoiseKey.{name} is on {value.device} but its seed on {self.seed.device}: put both on one device"
                 )
-        if not 0 <= self.stream < 256:
-            raise InputError(f"NoiseKey.stream is {self.stream}; expected 0..255")
+        if not isinstance(self.stream, int) or isinstance(self.stream, bool) or not 0 <= self.stream < 256:
+            object.__setattr__(self, "stream", check_integer("NoiseKey.stream", self.stream, 0, 255))
 
     @classmethod
     def of(
@@ -92,6 +97,8 @@ class NoiseKey:
     ) -> NoiseKey:
         """The key of samples first_sample_id .. first_sample_id + n - 1, from plain integers.
 
+        The same numbers give the same noise. A training loop needs a key for each of its steps: see each_step.
+
         Args:
             seed: Any integer of 64 bits, signed or unsigned.
             n: The number of samples, 0 or more.
@@ -101,24 +108,63 @@ class NoiseKey:
             device: Where the noise will be generated.
 
         Raises:
-            InputError: If a number is out of range.
+            InputError: If a number is no integer or out of range.
         """
-        if not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
-            raise InputError(f"seed {seed} does not fit in 64 bits; expected an int")
-        if n < 0 or first_sample_id < 0 or first_sample_id + n > MAX_SAMPLE_ID:
+        seed = check_integer("seed", seed, -(2**63), 2**64 - 1)
+        n = check_integer("n", n, 0, MAX_SAMPLE_ID)
+        first_sample_id = check_integer("first_sample_id", first_sample_id, 0, MAX_SAMPLE_ID)
+        step = check_integer("step", step, 0, MASK32)
+        if first_sample_id + n > MAX_SAMPLE_ID:
             raise InputError(
                 f"samples {first_sample_id}..{first_sample_id + n - 1}: ids must lie in 0..{MAX_SAMPLE_ID - 1}"
             )
-        if not 0 <= step <= MASK32:
-            raise InputError(f"step {step} does not fit in 32 bits; expected 0..{MASK32}")
         signed = seed - 2**64 if seed >= 2**63 else seed
-        return cls(
+        key = cls(
             # torch.full fills on the device. torch.tensor would copy from the host and wait for the copy.
             seed=torch.full((), signed, dtype=torch.int64, device=device),
             sample_id=torch.arange(first_sample_id, first_sample_id + n, dtype=torch.int64, device=device),
             step=torch.full((), step, dtype=torch.int64, device=device),
-            stream=int(stream),
+            stream=check_integer("stream", stream, 0, 255),
         )
+        object.__setattr__(key, "made_of", (signed, step, first_sample_id))
+        return key
+
+    @classmethod
+    def each_step(
+        cls,
+        seed: int,
+        n: int,
+        *,
+        first_step: int = 0,
+        first_sample_id: int = 0,
+        stream: int = Stream.USER,
+        device: torch.device | str = "cpu",
+    ) -> Iterator[NoiseKey]:
+        """A key for each step of a loop, without end: those of first_step, first_step + 1 and so on.
+
+            for images, key in zip(batches, NoiseKey.each_step(seed=0, n=64)):
+                ...  # one training step, with noise of its own
+
+        A loop that is resumed after k steps goes on with first_step=k. Every key is new, so that the noise of a step
+        can still be drawn again in its backward.
+
+        Args:
+            seed: As in `of`, and so are n, first_sample_id, stream and device.
+            n: The number of samples in each batch.
+            first_step: The step of the first key.
+            first_sample_id: The id of the first sample of each batch.
+            stream: See Stream.
+            device: Where the noise will be generated.
+
+        Raises:
+            InputError: Where `of` does.
+        """
+
+        def at(step: int) -> NoiseKey:
+            return cls.of(seed, n, first_sample_id=first_sample_id, step=step, stream=stream, device=device)
+
+        at(first_step)  # so that what is wrong shows here, and not in the middle of a zip
+        return map(at, count(first_step))
 
 
 def philox4x32_10(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:

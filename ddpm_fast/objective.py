@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ddpm_fast.errors import InputError
+from ddpm_fast.errors import InputError, check_number
 from ddpm_fast.schedule import Schedule
 
 Columns = Callable[[Schedule], tuple[Tensor, ...]]
@@ -159,11 +159,12 @@ class Objective:
         for what, choices in names.items():
             value = getattr(self, what)
             if value not in list(choices):
-                raise InputError(f"{what} = {value!r} does not exist: choose one of {', '.join(map(repr, choices))}")
+                raise InputError(
+                    f"{what} = {value!r:.200} does not exist: choose one of {', '.join(map(repr, choices))}"
+                )
         for what in ("min_snr_gamma", "vlb_weight"):
-            value = getattr(self, what)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise InputError(f"{what} = {value!r}: expected a positive number")
+            value = check_number(what, getattr(self, what), lambda v: 0 < v < math.inf, "a positive number")
+            object.__setattr__(self, what, value)
         if self.learned and self.loss == "simple":
             raise InputError(
                 f"only the variational bound trains variance = {self.variance!r}, and loss = 'simple' does not contain "

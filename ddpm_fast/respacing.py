@@ -7,7 +7,8 @@ needed here.
 """
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from numbers import Integral
+from typing import TypeAlias, TypeGuard
 
 from torch import Tensor
 
@@ -33,9 +34,9 @@ def kept_timesteps(spec: TimestepSpec, T: int) -> list[int]:
         return _ddim_timesteps(_count(spec[4:], spec), T)
     if isinstance(spec, str):
         return _section_timesteps([_count(part, spec) for part in spec.split(",")], T)
-    if isinstance(spec, int) and not isinstance(spec, bool):
-        return _section_timesteps([spec], T)
-    if isinstance(spec, bool) or not hasattr(spec, "__len__"):
+    if _is_integer(spec):
+        return _section_timesteps([int(spec)], T)
+    if isinstance(spec, int) or not hasattr(spec, "__len__"):  # an int that is none is a bool
         raise _unreadable(spec)
     return check_timesteps(spec, T)
 
@@ -68,7 +69,8 @@ def sampling_timesteps(spec: TimestepSpec | None, T: int, spacing: str = "even")
         return list(range(T))
     if isinstance(spec, str) and spec.strip().isdecimal():
         spec = int(spec)
-    if isinstance(spec, int) and not isinstance(spec, bool):
+    if _is_integer(spec):
+        spec = int(spec)
         if not 1 <= spec <= T:
             raise InputError(f"cannot take {spec} steps: the model's chain has T = {T}; ask for 1..{T}")
         return _quadratic_timesteps(spec, T) if spacing == "quadratic" else _section_timesteps([spec], T)
@@ -90,6 +92,11 @@ def check_spacing(spacing: str) -> None:
     """Raises InputError for a spacing that is not in SPACINGS."""
     if spacing not in SPACINGS:
         raise InputError(f"spacing {spacing!r} is unknown; there are {', '.join(SPACINGS)}")
+
+
+def _is_integer(value: object) -> TypeGuard[Integral]:
+    """Whether it is an integer of Python's or NumPy's types; a bool is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _count(text: str, spec: str) -> int:
@@ -157,8 +164,9 @@ def check_timesteps(timesteps: Sequence[int] | Tensor, T: int) -> list[int]:
         InputError: Unless they are ints within 0..T-1 in ascending order, at least one and none repeated.
     """
     values = timesteps.tolist() if hasattr(timesteps, "tolist") else timesteps
-    if not isinstance(values, Sequence) or not all(type(t) is int for t in values):
+    if not isinstance(values, Sequence) or not all(_is_integer(t) for t in values):
         raise InputError(f"timesteps must be a list of ints in 0..{T - 1}, got {values!r:.200}")
+    values = [int(t) for t in values]
     if len(values) == 0:
         raise InputError(f"the list of timesteps is empty: give at least one in 0..{T - 1}")
     for i, t in enumerate(values):
@@ -170,4 +178,4 @@ def check_timesteps(timesteps: Sequence[int] | Tensor, T: int) -> list[int]:
                 f"timesteps[{i}] = {t} {what} timesteps[{i - 1}] = {values[i - 1]}: give them in ascending order, "
                 "each once"
             )
-    return list(values)
+    return values

@@ -11,14 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from numbers import Real
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ddpm_fast.diffusion import GaussianDiffusion
-from ddpm_fast.errors import InputError
+from ddpm_fast.errors import InputError, check_number
 from ddpm_fast.respacing import TimestepSpec, sampling_timesteps
 
 
@@ -69,8 +68,7 @@ def ddim_table(diffusion: GaussianDiffusion, eta: float = 0.0, clip: bool = True
     Raises:
         InputError: For an eta outside [0, 1].
     """
-    _check_eta(eta)
-    b_x, b_x0, sigma = _towards_next(diffusion, float(eta))
+    b_x, b_x0, sigma = _towards_next(diffusion, _checked_eta(eta))
     return _downwards(diffusion, clip, b_x, b_x0, sigma=sigma)
 
 
@@ -168,12 +166,12 @@ def check_sampler(sampler: str, eta: float | None) -> None:
         return
     if sampler != "ddim":
         raise InputError(f"eta belongs to ddim, and {sampler} has none: leave it out, or choose sampler 'ddim'")
-    _check_eta(eta)
+    _checked_eta(eta)
 
 
-def _check_eta(eta: float) -> None:
-    if not isinstance(eta, Real) or isinstance(eta, bool) or not 0 <= eta <= 1:
-        raise InputError(f"eta = {eta!r}: expected a number from 0 (no noise) to 1 (as much as ancestral sampling)")
+def _checked_eta(eta: float) -> float:
+    expected = "a number from 0 (no noise) to 1 (as much as ancestral sampling)"
+    return check_number("eta", eta, lambda v: 0 <= v <= 1, expected)
 
 
 def _mean(ab: Tensor, ab_next: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,17 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ddpm_fast.commands.common import DTYPE_NAMES, check_null_class, choose_device, choose_dtype, console, plain_errors
+from ddpm_fast.commands.common import (
+    DTYPE_NAMES,
+    App,
+    choose_device,
+    choose_dtype,
+    console,
+    path_option,
+    plain_errors,
+    say_written,
+)
+from ddpm_fast.commands.labels import check_null_class
 from ddpm_fast.data import BUILTIN, Dataset, load_dataset
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
@@ -25,7 +35,7 @@ from ddpm_fast.objective import DECODERS
 from ddpm_fast.pictures.canvas import check_picture, save_figure
 from ddpm_fast.pictures.figures import draw_bound
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = App()
 
 
 @app.callback()
@@ -104,8 +114,8 @@ def report_of(result: BitsPerDim, **about: Any) -> dict[str, Any]:
 
 @app.command()
 def nll(
-    data: Annotated[str, typer.Option(help=f"{', '.join(BUILTIN)}, a folder of images, a .zip of them, .npz or .npy")],
-    model: Annotated[str, typer.Option(help="a shipped model's name, or a model.safetensors file")] = "mnist",
+    data: Annotated[str, path_option(f"{', '.join(BUILTIN)}, a folder of images, a .zip of them, .npz or .npy")],
+    model: Annotated[str, path_option("a shipped model's name, or a model.safetensors file")] = "mnist",
     n: Annotated[
         int | None, typer.Option("--n", help="evaluate only this many images, the first ones; all if not given")
     ] = None,
@@ -118,8 +128,8 @@ def nll(
     ] = "paper",
     batch_size: Annotated[int, typer.Option(help="number of images to evaluate at a time")] = 64,
     seed: Annotated[int, typer.Option(help="seed of the noise")] = 0,
-    out: Annotated[Path, typer.Option(help="where the numbers go: a .json")] = Path("nll.json"),
-    plot: Annotated[Path | None, typer.Option(help="also draw the terms over t: a .png or .svg")] = None,
+    out: Annotated[Path, path_option("where the numbers go: a .json")] = Path("nll.json"),
+    plot: Annotated[Path | None, path_option("also draw the terms over t: a .png or .svg")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto (bf16 where that is faster)")] = "fp32",
 ) -> None:
@@ -156,9 +166,7 @@ def nll(
         if plot is not None:
             save_figure(draw_bound(report), plot)
         _print(report, T, seconds, torch_device)
-        for path in (out, plot):
-            if path is not None:
-                console.print(f"Wrote {path.resolve()}")
+        say_written(out, plot)
 
 
 def _choose_steps(steps: int | None, full: bool, T: int) -> int:

@@ -18,7 +18,8 @@ from rich.markup import escape
 from torch import Tensor
 
 from ddpm_fast import ops
-from ddpm_fast.commands.common import choose_device, console, parse_labels, plain_errors
+from ddpm_fast.commands.common import App, choose_device, console, expand_home, path_option, plain_errors, say_written
+from ddpm_fast.commands.labels import describe_classes, parse_labels
 from ddpm_fast.data import load_dataset, read_picture
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
@@ -35,9 +36,9 @@ from ddpm_fast.schedule import SCHEDULES, Schedule
 MOST_SAMPLES = 50  # in a picture of chains; a screen cannot show more
 LARGEST_SIDE = 128  # pixels of a noised image; a column on the screen is not wider
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+app = App(no_args_is_help=True)
 
-Out = Annotated[Path, typer.Option(help="the picture, a .png or .svg")]
+Out = Annotated[Path, path_option("the picture, a .png or .svg")]
 Names = Annotated[str, typer.Option(help=f"one or more of {', '.join(SCHEDULES)}, separated by commas")]
 Timesteps = Annotated[int, typer.Option(help="T, the number of timesteps")]
 Columns = Annotated[int, typer.Option(help="how many timesteps to show, equally spaced")]
@@ -84,11 +85,9 @@ def schedules(
 
 @app.command()
 def noising(
-    data: Annotated[
-        str, typer.Option(help="the images: mnist5k, emoji32, or a folder, .zip, .npz or .npy")
-    ] = "mnist5k",
+    data: Annotated[str, path_option("the images: mnist5k, emoji32, or a folder, .zip, .npz or .npy")] = "mnist5k",
     index: Annotated[int, typer.Option(help="the position of the image among them, from 0")] = 0,
-    image: Annotated[Path | None, typer.Option(help="a picture file to use instead, of any image format")] = None,
+    image: Annotated[Path | None, path_option("a picture file to use instead, of any image format")] = None,
     schedules: Names = "linear,cosine",
     timesteps: Timesteps = 1000,
     columns: Columns = 10,
@@ -171,7 +170,9 @@ def snr(
 
 @app.command()
 def bound(
-    report: Annotated[Path, typer.Argument(help="the .json that `python -m ddpm_fast.evaluate nll --out` wrote")],
+    report: Annotated[
+        Path, typer.Argument(help="the .json that `python -m ddpm_fast.evaluate nll --out` wrote", callback=expand_home)
+    ],
     out: Out = Path("bound.png"),
 ) -> None:
     """Draw the variational bound's terms over t and the errors of the predictions, for an evaluated model."""
@@ -231,7 +232,7 @@ def _is(value: object, kind: type) -> bool:
 
 @app.command()
 def chain(
-    model: Annotated[str, typer.Option(help="a shipped model's name, or a model.safetensors file")] = "mnist",
+    model: Annotated[str, path_option("a shipped model's name, or a model.safetensors file")] = "mnist",
     n: Annotated[int, typer.Option("--n", help="how many samples")] = 3,
     steps: Annotated[int | None, typer.Option(help="how many sampler steps; 100 if not given")] = None,
     sampler: Annotated[str, typer.Option(help=f"one of {', '.join(SAMPLERS)}")] = "ddpm",
@@ -257,6 +258,7 @@ def chain(
         steps = len(sampling_timesteps(min(100, T) if steps is None else steps, T))
         _check_columns(columns, steps)
         classes = parse_labels(labels, n, loaded.model.config.num_classes, loaded.label_names)
+        console.print(escape(describe_classes(classes, loaded.label_names)))
         with console.status("sampling"):
             timesteps, x_t, x0 = reverse_states(
                 loaded, n, columns, sampler=sampler, steps=steps, labels=classes, seed=seed
@@ -307,4 +309,4 @@ def reverse_states(
 
 def _write(figure: Figure, out: Path) -> None:
     save_figure(figure, out)
-    console.print(f"Wrote {escape(str(out.resolve()))}")
+    say_written(out)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from ddpm_fast.errors import InputError
+from ddpm_fast.errors import check_integer
 from ddpm_fast.loops.network import Network, evaluating
 from ddpm_fast.noise import NoiseKey, Stream, uniform_integers
 from ddpm_fast.respacing import sampling_timesteps
@@ -126,9 +126,9 @@ def bits_per_dim(
         InputError: For steps outside 2..T (1..T for T = 1), and for labels, images or outputs that do not fit.
     """
     wanted = LikelihoodOptions(**options)
-    T, steps = diffusion.num_timesteps, wanted.steps
-    if steps is not None and not min(2, T) <= steps <= T:
-        raise InputError(f"steps is {steps}; expected {min(2, T)}..{T} (the model's T), or None for all of them")
+    T = diffusion.num_timesteps
+    # T is the model's; None stands for all of them.
+    steps = None if wanted.steps is None else check_integer("steps", wanted.steps, min(2, T), T)
     prior = diffusion.prior_bits_per_dim(x0)
     device, n = x0.device, x0.shape[0]
     ends = sampling_timesteps(steps, T, "quadratic" if steps is not None else "even")

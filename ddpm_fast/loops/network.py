@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ddpm_fast.errors import InputError
+from ddpm_fast.errors import InputError, check_integer
 from ddpm_fast.nn import UNet
 from ddpm_fast.objective import output_channels
 
@@ -77,7 +77,7 @@ class Network:
         if self.shape is None:
             if shape is None:
                 raise InputError(f"the shape of a {self.name}'s samples is not known: give shape=(C, H, W)")
-            return tuple(shape)
+            return tuple(check_integer(f"shape[{i}]", size, 1) for i, size in enumerate(shape))
         if shape is not None and tuple(shape) != self.shape:
             raise InputError(f"shape is {tuple(shape)}, but this U-Net draws {self.shape}: leave shape out")
         return self.shape

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, TypedDict
 
 from torch import Tensor
 
-from ddpm_fast.errors import InputError
-from ddpm_fast.noise import NoiseKey
+from ddpm_fast.errors import InputError, check_integer, check_number
+from ddpm_fast.noise import MAX_SAMPLE_ID
 from ddpm_fast.respacing import TimestepSpec, check_spacing
 from ddpm_fast.samplers import check_sampler
 
@@ -89,31 +89,32 @@ class SamplingOptions:
     cuda_graph: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size is not None and self.batch_size < 1:
-            raise InputError(f"batch_size is {self.batch_size}; expected at least 1, or None for all images at once")
         check_sampler(self.sampler, self.eta)
         check_spacing(self.spacing)
-        quantile = self.dynamic_threshold
-        if quantile is not None and not 0 < quantile <= 1:
-            raise InputError(f"dynamic_threshold is {quantile}; expected a quantile in (0, 1], such as 0.995, or None")
-        self._check_guidance()
-        # Checks the seed and the first sample id. How many samples follow is not known here.
-        NoiseKey.of(self.seed, 1, first_sample_id=self.first_sample_id)
-
-    def _check_guidance(self) -> None:
-        if not 0 <= self.guidance_rescale <= 1:
-            raise InputError(f"guidance_rescale is {self.guidance_rescale}; expected 0 (not at all) to 1 (fully)")
-        if self.guidance is None:
-            if self.guidance_rescale:
-                raise InputError(
-                    f"guidance_rescale is {self.guidance_rescale} without guidance: give guidance too, or leave "
-                    "guidance_rescale out"
-                )
-        elif not 0 <= self.guidance < math.inf:
+        self._integer("batch_size", 1)
+        self._integer("null_label", 0)
+        # How many samples follow is not known here.
+        self._integer("first_sample_id", 0, MAX_SAMPLE_ID - 1)
+        self._integer("seed", -(2**63), 2**64 - 1)
+        self._number("dynamic_threshold", lambda v: 0 < v <= 1, "a quantile in (0, 1], such as 0.995, or None")
+        self._number("guidance_rescale", lambda v: 0 <= v <= 1, "0 (not at all) to 1 (fully)")
+        least = "a finite number of at least 0 (1 is no guidance; 1.5 to 8 are common)"
+        self._number("guidance", lambda v: 0 <= v < math.inf, least)
+        if self.guidance is None and self.guidance_rescale:
             raise InputError(
-                f"guidance is {self.guidance}; expected a finite number of at least 0 (1 is no guidance; 1.5 to 8 are "
-                "common)"
+                f"guidance_rescale is {self.guidance_rescale} without guidance: give guidance too, or leave "
+                "guidance_rescale out"
             )
+
+    def _integer(self, name: str, low: int, high: int | None = None) -> None:
+        """Checks a field that is an integer or None, and keeps it as a Python int."""
+        if (value := getattr(self, name)) is not None:
+            object.__setattr__(self, name, check_integer(name, value, low, high))
+
+    def _number(self, name: str, is_allowed: Callable[[float], bool], expected: str) -> None:
+        """Checks a field that is a real number or None, and keeps it as a Python float."""
+        if (value := getattr(self, name)) is not None:
+            object.__setattr__(self, name, check_number(name, value, is_allowed, expected))
 
 
 class EncodingKeywords(TypedDict, total=False):

@@ -206,8 +206,8 @@ def test_a_bf16_network_is_close():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 1}, r"steps is 1; expected 2..12"),
-        ({"steps": 13}, r"steps is 13; expected 2..12"),
+        ({"steps": 1}, r"steps is 1; expected an integer in 2..12"),
+        ({"steps": 13}, r"steps is 13; expected an integer in 2..12"),
         ({"decoder": "tanh"}, "decoder = 'tanh' does not exist: choose one of 'paper', 'exact'"),
         ({"x0": pixels(2).long()}, "x0 is torch.int64: expected a floating dtype or uint8"),
         ({"model": Stub(2)}, "A network of twice the channels learns its variance"),

@@ -3,6 +3,7 @@
 import dataclasses
 import typing
 
+import numpy as np
 import pytest
 import torch
 from support.networks import random_unet
@@ -294,14 +295,27 @@ def test_sampling_leaves_the_models_mode(network):
         ({"labels": 4}, r"the classes 0..2"),
         ({"labels": -1}, r"the classes 0..2"),
         ({"labels": [0, 1, 2]}, r"expected one class, or 2"),
-        ({"batch_size": 0}, "batch_size is 0; expected at least 1"),
-        ({"seed": 2**64}, "64 bits"),
-        ({"first_sample_id": -1}, "ids must lie in"),
+        ({"batch_size": 0}, "batch_size is 0; expected an integer of at least 1"),
+        ({"seed": 2**64}, r"seed is 18446744073709551616; expected an integer in -2\^63"),
+        ({"seed": 1.0}, r"seed is 1.0, a float; expected an integer"),
+        ({"sampler": "ddim", "eta": "0"}, r"eta is '0'; expected"),
+        ({"batch_size": True}, r"batch_size is True, a bool"),
+        ({"first_sample_id": -1}, "first_sample_id is -1"),
     ],
 )
 def test_bad_arguments(network, options, message):
     with pytest.raises(InputError, match=message):
         sample(network, GaussianDiffusion(Schedule.cosine(100)), 2, **{"steps": 2, **options})
+
+
+def test_numbers_of_numpy_are_as_good_as_python_s(network):
+    diffusion = GaussianDiffusion(Schedule.cosine(np.int64(20)), min_snr_gamma=np.float32(5))
+    plain = sample(network, diffusion, 2, sampler="ddim", steps=3, eta=0.5, seed=7, first_sample_id=1, batch_size=1)
+    numbers = {"steps": np.int64(3), "eta": np.float32(0.5), "seed": np.uint64(7), "first_sample_id": np.int8(1)}
+    same = sample(network, diffusion, np.int16(2), sampler="ddim", batch_size=np.int64(1), **numbers)
+    assert torch.equal(plain, same)
+    assert diffusion.respace(np.int64(4)).num_timesteps == 4
+    assert diffusion.respace([np.int64(3), np.int64(9)]).schedule.timesteps.tolist() == [3, 9]
 
 
 def test_labels_for_an_unconditional_model(network):

@@ -262,16 +262,16 @@ def test_streams_are_a_contract():
 
 
 ERRORS = {
-    "seed of 65 bits": (lambda: NoiseKey.of(2**64, 1), ["seed 18446744073709551616", "64 bits"]),
-    "seed below int64": (lambda: NoiseKey.of(-(2**63) - 1, 1), ["seed -9223372036854775809", "64 bits"]),
-    "negative batch": (lambda: NoiseKey.of(0, -1), ["ids must lie in 0..72057594037927935"]),
-    "negative sample id": (lambda: NoiseKey.of(0, 1, first_sample_id=-1), ["samples -1..-1", "0..72057594037927935"]),
+    "seed of 65 bits": (lambda: NoiseKey.of(2**64, 1), ["seed is 18446744073709551616", "-2^63..2^64-1"]),
+    "seed below int64": (lambda: NoiseKey.of(-(2**63) - 1, 1), ["seed is -9223372036854775809", "-2^63..2^64-1"]),
+    "negative batch": (lambda: NoiseKey.of(0, -1), ["n is -1", "0..2^56"]),
+    "negative sample id": (lambda: NoiseKey.of(0, 1, first_sample_id=-1), ["first_sample_id is -1", "0..2^56"]),
     "sample id beyond 2^56": (
         lambda: NoiseKey.of(0, 2, first_sample_id=2**56 - 1),
         ["samples 72057594037927935..72057594037927936", "0..72057594037927935"],
     ),
-    "negative step": (lambda: NoiseKey.of(0, 1, step=-1), ["step -1", "0..4294967295"]),
-    "step of 33 bits": (lambda: NoiseKey.of(0, 1, step=2**32), ["step 4294967296", "0..4294967295"]),
+    "negative step": (lambda: NoiseKey.of(0, 1, step=-1), ["step is -1", "0..4294967295"]),
+    "step of 33 bits": (lambda: NoiseKey.of(0, 1, step=2**32), ["step is 4294967296", "0..4294967295"]),
     "negative stream": (lambda: NoiseKey.of(0, 1, stream=-1), ["stream is -1", "0..255"]),
     "stream of 9 bits": (lambda: NoiseKey.of(0, 1, stream=256), ["stream is 256", "0..255"]),
     "seed that is no tensor": (

@@ -319,7 +319,7 @@ def test_the_bound_has_its_own_weights(loss, weighting):
 def test_weights_that_are_no_positive_number_are_refused(what, value):
     with pytest.raises(InputError) as error:
         Objective(**{what: value})
-    assert f"{what} = {value!r}: expected a positive number" in str(error.value)
+    assert f"{what} is {value!r}; expected a positive number" in str(error.value)
 
 
 def test_to_dict_makes_it_again():
