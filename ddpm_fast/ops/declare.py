@@ -19,7 +19,7 @@ from torch import Tensor
 from ddpm_fast import compat
 from ddpm_fast.errors import InputError
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.ops.dispatch import kernel
+from ddpm_fast.ops.dispatch import current_block, kernel, within
 from ddpm_fast.ops.tensors import pack_noise
 
 # A schema says NOISE where the op takes noise: a tensor, or the parts of a NoiseKey. The functions of a declaration get
@@ -176,8 +176,12 @@ def _register_gradient(name: str, arguments: list[str], at: int | None, gradient
                 "compute it in plain torch"
             )
         gradient.save(ctx, inputs_of._make(inputs), output)
+        ctx.block = current_block()
 
     def backward(ctx, *gradients):
+        if ctx.block is not current_block():  # autograd may call this from a thread of its own
+            with within(ctx.block):
+                return backward(ctx, *gradients)
         results = [None] * len(arguments)
         for argument, found in backward_of(ctx, *gradients).items():
             results[place[argument]] = found
