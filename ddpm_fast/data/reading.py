@@ -61,7 +61,8 @@ class _Reader:
         try:
             with _HELD.take(entry.held), entry.open() as file:
                 opened = open_picture(file, entry.name, self.image_size)
-                with opened.image, _DECODED.take(_BYTES_PER_PIXEL * opened.pixels):
+                pixels = opened.pixels + (self.image_size or 0) ** 2
+                with opened.image, _DECODED.take(_BYTES_PER_PIXEL * pixels):
                     work(i, opened.image)
         except MemoryError as error:  # which images are there may not depend on how much memory is free
             raise InputError(
