@@ -9,6 +9,7 @@ with -v; `python -m ddpm_fast.info` says what is missing. Only `python setup.py 
     CXX                   the C++ compiler (otherwise g++, clang++ or c++)
     CUDA_HOME             where CUDA is (otherwise nvcc on the PATH, or /usr/local/cuda)
     DDPM_FAST_CUDA_ARCHS  compute capabilities, such as "90" or "80;90"; "none" builds no CUDA kernels
+    DDPM_FAST_SANITIZE    sanitizers for the CPU kernels, such as "address,undefined": see CONTRIBUTING.md
 """
 
 import os
@@ -152,6 +153,12 @@ def shared_flags() -> list[str]:
     return ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
 
 
+def sanitizer_flags() -> list[str]:
+    """What compiles and links the C++ with the sanitizers that were asked for."""
+    wanted = os.environ.get("DDPM_FAST_SANITIZE")
+    return [f"-fsanitize={wanted}", "-g", "-O1", "-fno-omit-frame-pointer"] if wanted else []
+
+
 def is_x86() -> bool:
     return platform.machine().lower() in {"x86_64", "amd64"}
 
@@ -186,7 +193,7 @@ def ninja_file(compiler: Compiler, nvcc: str | None, archs: list[int], build: Pa
     # Of the bindings alone: in an isolated build pybind11 is somewhere else each time, and a kernel whose command has
     # not changed is not compiled again.
     includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
-    link = [*compiler.command, *shared_flags(), *compiler.openmp]
+    link = [*compiler.command, *shared_flags(), *compiler.openmp, *sanitizer_flags()]
     target = ""
     if nvcc:
         # One PTX, assembled for each: nothing here is peculiar to a generation, and the front end takes most of the
@@ -198,7 +205,7 @@ def ninja_file(compiler: Compiler, nvcc: str | None, archs: list[int], build: Pa
         link = [nvcc, "-ccbin", compiler.host, "-shared", "-cudart=static", *threads, target]
         includes += [f"-DDDPM_CUDA_ARCHS={', '.join(map(str, archs))}", f"-DDDPM_CUDA_PTX={archs[0]}"]
     lines = [
-        f"flags = {shell(compiler.flags)}",
+        f"flags = {shell([*compiler.flags, *sanitizer_flags()])}",
         "rule compile",
         f"  command = {shell(compiler.command)} $flags $extra -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",

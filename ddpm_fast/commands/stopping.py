@@ -19,8 +19,11 @@ import typer
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
-class Stopped(Exception):
-    """A signal asked the command to stop, and it is at a point where it can."""
+class Stopped(BaseException):
+    """A signal asked the command to stop, and it is at a point where it can.
+
+    Like KeyboardInterrupt it is no Exception, so that nothing on its way takes it for a failure of its own.
+    """
 
 
 class Stopping:
@@ -29,12 +32,14 @@ class Stopping:
     Attributes:
         first: What is said at the first signal. It may be changed as the work goes on.
         abort: Gives what is said at a second Ctrl-C. It may be changed as the work goes on.
+        at_once: Whether a signal raises Stopped wherever the main thread is. For work that has nothing to save.
         signal: The first signal that arrived, or None.
     """
 
     def __init__(self, first: str, abort: Callable[[], str]):
         """See stop_signals."""
         self.first, self.abort = first, abort
+        self.at_once = False
         self.signal: signal.Signals | None = None
 
     def __bool__(self) -> bool:
@@ -55,6 +60,8 @@ class Stopping:
         if self.signal is None:
             self.signal = signal.Signals(number)
             _say(f"{self.signal.name}: {self.first}")
+            if self.at_once:
+                raise Stopped
         elif number == signal.SIGINT:
             _say(self.abort())
             raise KeyboardInterrupt

@@ -24,6 +24,17 @@ def test_a_signal_is_said_at_once_and_obeyed_at_the_next_check(capfd, number):
     assert signal.getsignal(number) == before
 
 
+def test_a_signal_stops_work_that_has_nothing_to_save_wherever_it_is(capfd):
+    with stop_signals("stopping", lambda: "aborted") as stopping:
+        stopping.at_once = True
+        with pytest.raises(Stopped):
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            except Exception:
+                pytest.fail("it was taken for a failure of the work")
+    assert stopping.status == 143 and capfd.readouterr().err == "\nSIGTERM: stopping\n"
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_second_ctrl_c_ends_the_command_wherever_it_is(capfd, number):
     with pytest.raises(typer.Exit) as ended, stop_signals("saving first", lambda: "aborted") as stopping:
