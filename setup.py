@@ -7,6 +7,7 @@ the `reference` and `triton` backends still work.
     CXX                   the C++ compiler (otherwise g++, clang++ or c++)
     CUDA_HOME             where CUDA is (otherwise nvcc on the PATH, or /usr/local/cuda)
     DDPM_FAST_CUDA_ARCHS  compute capabilities, such as "90" or "80;90"; "none" builds no CUDA kernels
+    DDPM_FAST_SANITIZE    sanitizers for the CPU kernels, such as "address,undefined": see CONTRIBUTING.md
 """
 
 import os
@@ -65,6 +66,12 @@ X86_ISAS = {
 }
 
 
+def sanitizer_flags() -> list[str]:
+    """What compiles and links the C++ with the sanitizers that were asked for."""
+    wanted = os.environ.get("DDPM_FAST_SANITIZE")
+    return [f"-fsanitize={wanted}", "-g", "-O1", "-fno-omit-frame-pointer"] if wanted else []
+
+
 def is_x86() -> bool:
     return platform.machine().lower() in {"x86_64", "amd64"}
 
@@ -95,12 +102,12 @@ def cuda_archs(nvcc: str) -> list[int]:
 
 def ninja_file(compiler: str, nvcc: str | None, archs: list[int], build: Path, output: Path) -> str:
     """The build as ninja rules: one object per kernel and instruction set, the rest once, one shared module."""
-    common = [*FLAGS, *(["-DDDPM_X86"] if is_x86() else [])]
+    common = [*FLAGS, *(["-DDDPM_X86"] if is_x86() else []), *sanitizer_flags()]
     # Of the bindings alone: in an isolated build pybind11 is somewhere else each time, and a kernel whose command has
     # not changed is not compiled again.
     includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
     shared = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
-    link = [compiler, *shared, "-fopenmp"]
+    link = [compiler, *shared, "-fopenmp", *sanitizer_flags()]
     target = ""
     if nvcc:
         # One PTX, assembled for each: nothing here is peculiar to a generation, and the front end takes most of the

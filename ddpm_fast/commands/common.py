@@ -55,8 +55,10 @@ def say_written(*paths: str | os.PathLike | None) -> None:
 
 @contextlib.contextmanager
 def plain_errors(says_missing_kernels: bool = True) -> Iterator[None]:
-    """What every command does its work in. An InputError ends the command with its message and status 2 instead of a
-    traceback, a warning is a line, and a line says so if the fast kernels are missing.
+    """What every command does its work in.
+
+    An InputError ends the command with its message and status 2 instead of a traceback, and so does a file that the
+    system refuses. A warning is a line. If the fast kernels are missing, a line says so.
 
     Args:
         says_missing_kernels: False for a command that says so itself.
@@ -71,6 +73,12 @@ def plain_errors(says_missing_kernels: bool = True) -> Iterator[None]:
             yield
         except InputError as error:
             errors.print(f"[bold red]Error:[/] {escape(str(error))}")
+            raise typer.Exit(2) from None
+        except OSError as error:
+            if error.filename is None or isinstance(error, BrokenPipeError):
+                raise
+            # A file that cannot be used, where nothing more is known of what it was for.
+            errors.print(f"[bold red]Error:[/] {escape(f'{error.strerror}: {os.fsdecode(error.filename)}')}")
             raise typer.Exit(2) from None
 
 

@@ -162,7 +162,7 @@ class Job:
                 if self.folder is None and parts:
                     self._save(partial_path(Path(self.target)), torch.cat(parts))
                 console.print(f"Stopped: {escape(self._what_is_kept())}")
-                raise typer.Exit(128 + int(stopping.signal or 0)) from None
+                raise typer.Exit(stopping.status) from None
             images = torch.cat(parts) if parts else torch.empty(0)
             if self.folder is None:
                 self._save(self.target, images)

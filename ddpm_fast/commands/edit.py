@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,7 +186,7 @@ def read_images(path: Path, loaded: LoadedModel, option: str, channels: int | No
     """
     config = loaded.model.config
     channels = config.in_channels if channels is None else channels
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
         raise InputError(f"{option}: there is no file {path}; give a picture, or an .npz with `images`")
     if path.suffix.lower() in (".npz", ".npy"):
         try:

@@ -28,7 +28,7 @@ from ddpm_fast.commands.edit import Edit, read_images, round_trip_error
 from ddpm_fast.commands.labels import check_null_class, describe_classes, parse_labels
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
-from ddpm_fast.files.atomic import check_writable
+from ddpm_fast.files.atomic import check_writable, remove_leftovers
 from ddpm_fast.loops.network import Network
 from ddpm_fast.loops.options import SamplingOptions
 from ddpm_fast.loops.sampling import prepare
@@ -227,6 +227,7 @@ def _choose_classes(
 def _check_outputs(out: str, gif: Path | None, channels: int) -> None:
     """Raises InputError for output files that could not be written."""
     images.check_output(out, channels=channels)
+    remove_leftovers(out if images.output_kind(out) == "folder" else Path(out).parent)  # of commands that were killed
     if gif is not None:
         if gif.suffix.lower() != ".gif":
             raise InputError(f"--gif is {gif}; expected a name ending in .gif")

@@ -14,7 +14,7 @@ from typing import IO, BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ddpm_fast.data.bounds import check_memory, held_bytes, open_regular
+from ddpm_fast.data.bounds import allocating, held_bytes, open_regular
 from ddpm_fast.data.pixels import fit_square, run_parallel
 from ddpm_fast.errors import InputError
 
@@ -94,8 +94,8 @@ def _map_npy(file: BinaryIO, path: Path) -> np.ndarray:
     """The array of an .npy file, mapped into memory so that it is copied once, not twice."""
     header = _read_header(file, os.fstat(file.fileno()).st_size)
     _check_images(header, path)
-    check_memory(header.nbytes, f"the images of {path}", _REMEDY)
-    return np.lib.format.open_memmap(path, mode="r")
+    with allocating(header.nbytes, f"the images of {path}", _REMEDY):
+        return np.lib.format.open_memmap(path, mode="r")
 
 
 def _read_npz(file: BinaryIO, path: Path) -> dict[str, np.ndarray]:
@@ -119,12 +119,12 @@ def _read_npz(file: BinaryIO, path: Path) -> dict[str, np.ndarray]:
             )
         _check_images(headers["images"], path)
         _check_label_headers(headers, path)
-        # The images are there twice while they are brought into our layout.
-        check_memory(2 * sum(header.nbytes for header in headers.values()), f"the arrays of {path}", _REMEDY)
         arrays = {}
-        for key in headers:
-            with archive.open(f"{key}.npy") as stream:
-                arrays[key] = np.lib.format.read_array(stream, allow_pickle=False)
+        # The images are there twice while they are brought into our layout.
+        with allocating(2 * sum(header.nbytes for header in headers.values()), f"the arrays of {path}", _REMEDY):
+            for key in headers:
+                with archive.open(f"{key}.npy") as stream:
+                    arrays[key] = np.lib.format.read_array(stream, allow_pickle=False)
         return arrays
 
 
@@ -224,7 +224,15 @@ def _convert(
         )
     side = image_size if image_size is not None and (height, width) != (image_size, image_size) else None
     area = height * width if side is None else side * side
-    check_memory(count * channels * area, f"the images of {path}", _REMEDY)
+    with allocating(count * channels * area, f"the images of {path}", _REMEDY):
+        return _planes(images, side, channels, progress)
+
+
+def _planes(
+    images: np.ndarray, side: int | None, channels: int, progress: Callable[[int, int], object] | None
+) -> np.ndarray:
+    """[N, H, W, C] as [N, channels, side, side], or of the same height and width if side is None."""
+    count, height, width, stored = images.shape
     to_grey = channels < stored
     if side is not None or to_grey:
         if side is not None:

@@ -4,6 +4,7 @@ Pictures, archives and array files come from other people. A few bytes can decla
 pipe that is never written to. So the sizes are checked by what a file holds before anything is allocated.
 """
 
+import errno
 import os
 import stat
 import zipfile
@@ -82,8 +83,9 @@ def available_memory() -> int | None:
     return min(found, default=None)
 
 
-def check_memory(needed: int, what: str, remedy: str) -> None:
-    """Check, before an allocation, that there is memory for it.
+@contextmanager
+def allocating(needed: int, what: str, remedy: str) -> Iterator[None]:
+    """Check that there is memory for an allocation, and let it happen inside.
 
     Args:
         needed: The bytes to be allocated.
@@ -91,13 +93,18 @@ def check_memory(needed: int, what: str, remedy: str) -> None:
         remedy: What to do, for the message.
 
     Raises:
-        InputError: If there is not.
+        InputError: If there is not so much memory, or it cannot be had in the end.
     """
+    found = f"{what} take {needed / 2**30:,.2f} GiB of memory"
     available = available_memory()
     if available is not None and needed > available:
-        raise InputError(
-            f"{what} take {needed / 2**30:,.1f} GiB of memory, and {available / 2**30:,.1f} GiB are available; {remedy}"
-        )
+        raise InputError(f"{found}, and {available / 2**30:,.2f} GiB are available; {remedy}")
+    try:
+        yield
+    except (MemoryError, OSError) as error:  # such as by a limit of `ulimit -v`, which is no lack of memory
+        if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+            raise
+        raise InputError(f"{found}, which cannot be had; {remedy}") from error
 
 
 class Budget:

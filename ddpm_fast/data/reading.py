@@ -1,5 +1,6 @@
 """Decodes many pictures into one array, side by side, and reports the broken ones."""
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -8,13 +9,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ddpm_fast.data.bounds import Budget, Unreadable, check_memory
+from ddpm_fast.data.bounds import Budget, Unreadable, allocating
 from ddpm_fast.data.files import Entry
 from ddpm_fast.data.pixels import decode, is_grey, run_parallel, upright_size
 from ddpm_fast.data.raster import NAMES, allowed_pixels, open_picture
 from ddpm_fast.errors import InputError, printable
 
-_NAMED = 3  # of many broken pictures, so many are named
+_NAMED = 3  # of many reasons so many are named, and of many broken pictures so many for each reason
 _LONGEST_REASON = 200
 _BYTES_PER_PIXEL = 12  # of a picture that is being decoded: RGBA, its copy on white, and RGB twice
 _MOST_BITS = 14  # that cameras and scanners put into 16
@@ -54,14 +55,20 @@ class _Reader:
             Why the entry is unreadable, or None if it is readable.
 
         Raises:
-            InputError: If it is unreadable and the reader is strict.
+            InputError: If it is unreadable and the reader is strict, or memory ran out.
         """
         entry = self.entries[i]
         try:
             with _HELD.take(entry.held), entry.open() as file:
                 opened = open_picture(file, entry.name, self.image_size)
-                with opened.image, _DECODED.take(_BYTES_PER_PIXEL * opened.pixels):
+                pixels = opened.pixels + (self.image_size or 0) ** 2
+                with opened.image, _DECODED.take(_BYTES_PER_PIXEL * pixels):
                     work(i, opened.image)
+        except MemoryError as error:  # which images are there may not depend on how much memory is free
+            raise InputError(
+                f"memory ran out while the image {printable(entry.name)} was read; close other programs, or make the "
+                "image smaller or remove it"
+            ) from error
         except Exception as error:  # on broken bytes, decoders raise nearly anything
             reason = str(error) if isinstance(error, Unreadable) else f"{error} ({type(error).__name__})"
             reason = printable(reason[:_LONGEST_REASON])
@@ -101,10 +108,16 @@ class _Reader:
         return kept
 
     def say_broken(self) -> str:
-        """The first broken pictures with the reasons, and how many more there are."""
-        shown = [f"{printable(self.entries[i].name)}: {self.broken[i]}" for i in sorted(self.broken)[:_NAMED]]
-        more = len(self.broken) - len(shown)
-        return "; ".join(shown) + (f"; and {more} more" if more else "")
+        """The reasons, each with the first pictures that are broken so and the number of the others."""
+        names: dict[str, list[str]] = {}
+        for i in sorted(self.broken):
+            names.setdefault(self.broken[i], []).append(printable(self.entries[i].name))
+        parts = []
+        for reason, broken in list(names.items())[:_NAMED]:
+            more = f" and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
+            parts.append(f"{', '.join(broken[:_NAMED])}{more}: {reason}")
+        rest = sum(map(len, list(names.values())[_NAMED:]))
+        return "; ".join(parts) + (f"; and {rest} for other reasons" if rest else "")
 
 
 def read_pictures(
@@ -147,12 +160,10 @@ def read_pictures(
             width, height = _common_size([(entries[i].name, sizes[i]) for i in kept])
 
     slots = {i: slot for slot, i in enumerate(kept)}
-    check_memory(
-        len(slots) * channels * height * width,
-        f"the {len(slots)} images of {width}x{height} pixels",
-        "give fewer images, or a smaller image_size (--image-size)",
-    )
-    images = np.empty((len(slots), channels, height, width), np.uint8)
+    shape = (len(slots), channels, height, width)
+    remedy = "give fewer images, or a smaller image_size (--image-size)"
+    with allocating(math.prod(shape), f"the {len(slots)} images of {width}x{height} pixels", remedy):
+        images = np.empty(shape, np.uint8)
     peaks: dict[int, int] = {}
 
     def fill(i: int, image: Image.Image) -> None:

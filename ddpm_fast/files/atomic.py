@@ -134,9 +134,9 @@ def remove_leftovers(folder: str | os.PathLike) -> None:
 
 def _is_about(error: OSError, path: Path) -> bool:
     """Whether an error may concern the writing of `path`: it names no file, or one on the way or in its folder."""
-    if not isinstance(error.filename, str):
+    if not isinstance(error.filename, str | bytes):
         return True
-    folder, named = path if path.is_dir() else path.parent, Path(os.path.realpath(error.filename))
+    folder, named = path if path.is_dir() else path.parent, Path(os.path.realpath(os.fsdecode(error.filename)))
     return named in (folder, *folder.parents) or folder in named.parents
 
 

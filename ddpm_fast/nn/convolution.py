@@ -49,7 +49,7 @@ class Conv2d(nn.Conv2d):
         if self.training and not torch.compiler.is_compiling():
             _transformed.pop(self, None)  # train mode may be set without train(), as an attribute
         if self.takes_winograd(x):
-            return winograd(x, self._filters(), self.bias, self.out_channels)
+            return winograd(x, self._filters(), self.bias, self.weight.shape[0])
         return super().forward(x)
 
     def takes_winograd(self, x: Tensor) -> bool:
@@ -60,10 +60,11 @@ class Conv2d(nn.Conv2d):
         tiles = n * -(-height // 4) * -(-width // 4)
         tensors = [x, self.weight] if self.bias is None else [x, self.weight, self.bias]
         return (
-            min(channels, self.out_channels) >= _MIN_CHANNELS
+            min(channels, self.weight.shape[0]) >= _MIN_CHANNELS
             and tiles >= _MIN_TILES
             and 16 * tiles <= _MAX_WASTE.get(x.dtype, 0) * n * height * width
-            and channels == self.in_channels
+            and self._is_as_it_was_made()
+            and channels == self.weight.shape[1]
             and all(v.dtype == x.dtype and v.device == x.device for v in tensors)
             # A subclass of Tensor may be anything, and an inference tensor does not count its changes.
             and type(x) is Tensor
@@ -71,7 +72,18 @@ class Conv2d(nn.Conv2d):
             and not self.weight.is_inference()
             and not (torch.is_grad_enabled() and any(v.requires_grad for v in tensors))
             and not torch.is_autocast_enabled("cpu")
+            and not compat.in_forward_mode()
             and active_backend("winograd", x.device, x.dtype) != "reference"
+        )
+
+    def _is_as_it_was_made(self) -> bool:
+        """Whether no attribute was edited in a way that makes this another convolution, which F.conv2d may still do."""
+        settings = (self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
+        out_channels = self.weight.shape[0] if self.weight.ndim == 4 else 0
+        return (
+            settings == ((1, 1), (1, 1), (1, 1), 1, "zeros")
+            and self.weight.shape[2:] == (3, 3)
+            and (self.bias is None or self.bias.shape == (out_channels,))
         )
 
     def _filters(self) -> Tensor:

@@ -1,4 +1,8 @@
-"""The checks that the public ops share. Each raises InputError, naming the op, what was wrong and what was expected."""
+"""The checks that the ops share. Each raises InputError, naming the op, what was wrong and what was expected.
+
+They are part of the registered ops, which torch.compile, torch.export and other people's code call without the public
+functions. What they let pass, a kernel can read and write without looking.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from torch import Tensor
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.noise import MAX_ELEMENTS, NoiseKey
-from ddpm_fast.ops.tensors import FLOATS, unpack_noise
+from ddpm_fast.ops.tensors import FLOATS
 
 PIXELS = (*FLOATS, torch.uint8)
 
@@ -17,12 +21,27 @@ def check_dtype(op: str, name: str, dtype: torch.dtype, allowed: tuple[torch.dty
         raise InputError(f"{op}: {name} is {dtype}; expected one of {', '.join(map(str, allowed))}")
 
 
+def check_tensors(op: str, **values: object) -> None:
+    """Every value is a tensor. The public functions look for that themselves, and call this if one is not."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"{op}: {name} is a {type(value).__name__}; expected a tensor")
+
+
 def check_image(op: str, name: str, image: Tensor, dtypes: tuple[torch.dtype, ...] = FLOATS) -> None:
-    """An image is [N, C, ...] of one of the dtypes."""
+    """An image is [N, C, ...] of one of the dtypes, with its elements in memory one by one."""
     check_dtype(op, name, image.dtype, dtypes)
-    if image.ndim < 2:
-        raise InputError(f"{op}: {name} has shape {tuple(image.shape)}; expected [N, C, ...]")
-    check_elements(op, image.shape)
+    shape = image.shape
+    if len(shape) < 2:
+        raise InputError(f"{op}: {name} has shape {tuple(shape)}; expected [N, C, ...]")
+    check_layout(op, name, image)
+    check_elements(op, shape)
+
+
+def check_layout(op: str, name: str, tensor: Tensor) -> None:
+    """The tensor has strides: it is not sparse."""
+    if tensor.layout is not torch.strided:
+        raise InputError(f"{op}: {name} is a {tensor.layout} tensor; expected a dense one: call .to_dense()")
 
 
 def check_elements(op: str, shape: tuple[int, ...]) -> None:
@@ -35,6 +54,7 @@ def check_elements(op: str, shape: tuple[int, ...]) -> None:
 
 def check_like(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     """The two have one shape and are on one device."""
+    check_layout(op, name, tensor)
     if tensor.shape != other.shape:
         raise InputError(
             f"{op}: {name} has shape {tuple(tensor.shape)} and {other_name} {tuple(other.shape)}; they must be equal"
@@ -59,7 +79,12 @@ def check_groups(op: str, output: Tensor, image: Tensor, allowed: tuple[int, ...
 
 
 def check_table(op: str, table: Tensor, columns: int, device: torch.device) -> None:
-    if table.ndim != 2 or table.shape[1] != columns or table.dtype not in (torch.float32, torch.float64):
+    if (
+        table.ndim != 2
+        or table.shape[1] != columns
+        or table.dtype not in (torch.float32, torch.float64)
+        or table.layout is not torch.strided
+    ):
         raise InputError(
             f"{op}: table is {table.dtype} of shape {tuple(table.shape)}; expected float32 [rows, {columns}]"
         )
@@ -70,6 +95,7 @@ def check_table(op: str, table: Tensor, columns: int, device: torch.device) -> N
 def check_timesteps(op: str, image: Tensor, t: Tensor, table: Tensor, columns: int) -> None:
     """t is int64 [N] and the table has the columns, both on the image's device."""
     check_table(op, table, columns, image.device)
+    check_layout(op, "t", t)
     if t.dtype != torch.int64 or t.shape != image.shape[:1]:
         raise InputError(
             f"{op}: t is {t.dtype} of shape {tuple(t.shape)}; expected int64 [{image.shape[0]}], one a sample"
@@ -77,10 +103,8 @@ def check_timesteps(op: str, image: Tensor, t: Tensor, table: Tensor, columns: i
     check_device(op, "t", t, "the images", image)
 
 
-def check_noise(
-    op: str, noise: Tensor | NoiseKey, image: Tensor
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, int]:
-    """The noise fits the image. Returns it as the registered ops take it: see unpack_noise."""
+def check_noise(op: str, noise: Tensor | NoiseKey, image: Tensor) -> None:
+    """The noise fits the image."""
     if isinstance(noise, NoiseKey):
         if noise.sample_id.shape[0] != image.shape[0]:
             raise InputError(
@@ -88,9 +112,6 @@ def check_noise(
             )
         if noise.seed.device != image.device:
             raise InputError(f"{op}: the NoiseKey is on {noise.seed.device} and the images on {image.device}")
-    elif isinstance(noise, Tensor):
-        check_image(op, "noise", noise)
-        check_like(op, "noise", noise, "the image", image)
     else:
-        raise InputError(f"{op}: noise is a {type(noise).__name__}; expected a tensor or a NoiseKey")
-    return unpack_noise(noise)
+        check_dtype(op, "noise", noise.dtype)
+        check_like(op, "noise", noise, "the image", image)

@@ -7,12 +7,15 @@ the error says why and what to do. The network's ops are the exception: plain to
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from functools import cache
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
@@ -76,11 +79,34 @@ def _check_name(name: str) -> str:
     return name
 
 
-_chosen: str | None = os.environ.get("DDPM_FAST_BACKEND") or None
+class _Unset:
+    """What _block holds where no `with use_backend(...)` is entered; None is a choice, that of the default."""
+
+
+# The choice of the innermost `with` of this thread, or of this task where tasks share a thread.
+_block: ContextVar[str | type[_Unset] | None] = ContextVar("ddpm_fast_backend", default=_Unset)
+_environment = os.environ.get("DDPM_FAST_BACKEND") or None
+_lock = threading.RLock()  # of _calls; a destructor may take it at any time
+
+
+class _Call:
+    """A call of use_backend that no `with` was entered by, or not yet."""
+
+    def __init__(self, name: str | None):
+        self.name, self.thread = name, threading.get_ident()
+        self.is_plain = False  # whether it is certain that no `with` follows
+
+
+_calls: list[_Call] = []  # the newest one last
 
 
 class use_backend:
-    """Chooses a backend for all ops, from now on or, as a context manager, for its block.
+    """Chooses a backend for all ops: for its block as a context manager, or by a plain call from now on.
+
+    A block chooses for its own thread (and asyncio task) alone. Threads that are started within it, such as those of a
+    DataLoader, do not inherit its choice. A plain call chooses for the whole process, except for threads that are
+    within a block; made within a block, it chooses for the rest of that block. The gradient of what was computed within
+    a block runs on the block's backend, wherever and in whichever thread backward() is called.
 
     Args:
         name: "cuda", "cpu", "triton" or "reference"; None for the default again.
@@ -89,17 +115,71 @@ class use_backend:
         InputError: there is no such backend, or it cannot run here; the message says why and how to get it.
     """
 
+    _call: _Call | None = None
+
     def __init__(self, name: str | None):
-        global _chosen
-        self._previous = _chosen
-        _chosen = None if name is None else _check_name(name)
+        self._name = None if name is None else _check_name(name)
+        self._previous = _block.get()
+        if self._previous is not _Unset:
+            _block.set(self._name)
+            return
+        self._call = _Call(self._name)
+        with _lock:
+            newest = max((i for i, call in enumerate(_calls) if call.is_plain), default=0)
+            _calls[:] = [*_calls[newest:], self._call]
 
     def __enter__(self) -> use_backend:
+        if self._call is not None:
+            self._previous = _block.get()
+            with _lock:
+                if self._call in _calls:
+                    _calls.remove(self._call)
+        _block.set(self._name)
         return self
 
     def __exit__(self, *_: object) -> None:
-        global _chosen
-        _chosen = self._previous
+        _block.set(self._previous)
+
+    def __del__(self) -> None:
+        # Of a plain call nothing is kept, so that this follows at once. Only then can other threads know that the call
+        # was not the beginning of a block.
+        if self._call is not None:
+            self._call.is_plain = True
+
+
+def _chosen() -> str | None:
+    """The backend that was asked for by name, here and now."""
+    name = _block.get()
+    if name is not _Unset:
+        return cast("str | None", name)
+    return _chosen_by_call() if _calls else _environment
+
+
+def _chosen_by_call() -> str | None:
+    thread = threading.get_ident()
+    with _lock:
+        for call in reversed(_calls):
+            if call.thread == thread:
+                call.is_plain = True  # this thread goes on without a block
+            if call.is_plain:
+                return call.name
+    return _environment
+
+
+def current_block() -> object:
+    """What to give to `within`, later or in another thread, for the choice of the block that is entered now."""
+    return _block.get()
+
+
+@contextlib.contextmanager
+def within(block: object) -> Iterator[None]:
+    """Inside, the choice of a block that was entered before; see current_block."""
+    previous = _block.get()
+    _block.set(cast("str | type[_Unset] | None", block))
+    try:
+        yield
+    finally:
+        _block.set(previous)
 
 
 def active_backend(op: str, device: torch.device | str = "cpu", *dtypes: torch.dtype) -> str:
@@ -109,15 +189,16 @@ def active_backend(op: str, device: torch.device | str = "cpu", *dtypes: torch.d
     winograd) the answer is then "reference".
     """
     device = torch.device(device) if isinstance(device, str) else device
-    if _chosen is None:
+    chosen = _chosen()
+    if chosen is None:
         if _usual_module(op, device, dtypes) is not None:
             return device.type
         return next((name for name in NAMES if not _refusal(name, op, device, dtypes)), "reference")
-    if reason := _refusal(_check_name(_chosen), op, device, dtypes):
+    if reason := _refusal(_check_name(chosen), op, device, dtypes):
         if op in NETWORK_OPS:
             return "reference"
-        raise InputError(f"backend {_chosen!r} cannot run {op}: {reason}")
-    return _chosen
+        raise InputError(f"backend {chosen!r} cannot run {op}: {reason}")
+    return chosen
 
 
 def _usual_module(op: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> ModuleType | None:
@@ -134,6 +215,6 @@ def _usual_module(op: str, device: torch.device, dtypes: tuple[torch.dtype, ...]
 
 def kernel(op: str, device: torch.device, *dtypes: torch.dtype) -> Callable[..., None]:
     """The function that runs `op`, by the rule of active_backend."""
-    if _chosen is None and (module := _usual_module(op, device, dtypes)) is not None:
+    if _chosen() is None and (module := _usual_module(op, device, dtypes)) is not None:
         return module.OPS[op]
     return _module(active_backend(op, device, *dtypes)).OPS[op]

@@ -11,11 +11,23 @@ from torch import Tensor
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.ops.checks import PIXELS, check_groups, check_image, check_like, check_noise, check_timesteps
+from ddpm_fast.ops.checks import (
+    PIXELS,
+    check_device,
+    check_groups,
+    check_image,
+    check_like,
+    check_noise,
+    check_tensors,
+    check_timesteps,
+)
 from ddpm_fast.ops.declare import Gradient, declare, kernel_for
-from ddpm_fast.ops.tensors import VlbTerms, coefficients, dense, like, working_dtype
+from ddpm_fast.ops.tensors import VlbTerms, coefficients, dense, dense_noise, like, unpack_noise, working_dtype
 
 _ops = torch.ops.ddpm_fast
+
+
+_INSTEAD = "compute the loss in plain torch"  # for a second derivative
 
 
 def _check_loss(op: str, output: Tensor, x0: Tensor, t: Tensor, table: Tensor, columns: int) -> None:
@@ -26,15 +38,37 @@ def _check_loss(op: str, output: Tensor, x0: Tensor, t: Tensor, table: Tensor, c
         raise InputError(f"{op}: samples of shape {tuple(output.shape[1:])} have no elements to average over")
 
 
-def _wants_gradient(output: Tensor) -> bool:
+def _wants_gradient(op: str, output: Tensor, x0: Tensor, t: Tensor, table: Tensor) -> bool:
+    """Whether the forward has to leave something for a backward. The first to look at what a caller gave."""
+    if not (isinstance(output, Tensor) and isinstance(x0, Tensor) and isinstance(t, Tensor)):
+        check_tensors(op, output=output, x0=x0, t=t, table=table)
     return output.requires_grad and torch.is_grad_enabled()
 
 
 # --- loss_backward: of all of the losses
 
 
+def _loss_backward_empty(stored, scale):
+    check_image("loss_backward", "stored", stored)
+    check_device("loss_backward", "scale", scale, "stored", stored)
+    shape, dtype = tuple(stored.shape), working_dtype(stored)
+    groups = scale.shape[1] if scale.ndim == 2 else 0
+    fits = scale.ndim == 2 and scale.shape[0] == shape[0] and groups > 0 and shape[1] % groups == 0
+    if not fits or scale.dtype != dtype:
+        raise InputError(
+            f"loss_backward: scale is {scale.dtype} of shape {tuple(scale.shape)} and stored has shape {shape}; "
+            f"expected {dtype} [{shape[0]}, groups], where the groups divide the channels"
+        )
+    return like(stored)
+
+
+def _refuse_gradient_of(op: str, what: str, gradient: Tensor | None) -> None:
+    if gradient is not None:
+        raise RuntimeError(f"{op} is differentiable in its first result alone: call .detach() on {what}")
+
+
 def _loss_backward(stored, scale):
-    grad = like(stored)
+    grad = _loss_backward_empty(stored, scale)
     kernel_for("loss_backward", stored)(dense(stored), scale.contiguous(), grad)
     return grad
 
@@ -42,7 +76,7 @@ def _loss_backward(stored, scale):
 declare(
     "loss_backward(Tensor stored, Tensor scale) -> Tensor",
     run=_loss_backward,
-    shapes=lambda stored, scale: like(stored),
+    shapes=_loss_backward_empty,
 )
 
 
@@ -69,14 +103,16 @@ def diffusion_loss(output: Tensor, x0: Tensor, t: Tensor, table: Tensor, noise: 
     Raises:
         InputError: shapes, dtypes or devices do not fit; on the CPU also for t outside 0..T-1.
     """
-    _check_loss("diffusion_loss", output, x0, t, table, columns=3)
-    check_like("diffusion_loss", "x0", x0, "output", output)
-    parts = check_noise("diffusion_loss", noise, x0)
-    loss, _ = _ops.diffusion_loss(output, x0, t, table, *parts, _wants_gradient(output))
+    with_residual = _wants_gradient("diffusion_loss", output, x0, t, table)
+    parts = unpack_noise("diffusion_loss", noise)
+    loss, _ = _ops.diffusion_loss(output, x0, t, table, *parts, with_residual)
     return loss
 
 
 def _diffusion_loss_empty(output, x0, t, table, noise, with_residual):
+    _check_loss("diffusion_loss", output, x0, t, table, columns=3)
+    check_like("diffusion_loss", "x0", x0, "output", output)
+    check_noise("diffusion_loss", noise, x0)
     loss = torch.empty(output.shape[0], dtype=working_dtype(output), device=output.device)
     return loss, like(output) if with_residual else output.new_empty(0)
 
@@ -85,7 +121,7 @@ def _diffusion_loss(output, x0, t, table, noise, with_residual):
     loss, residual = _diffusion_loss_empty(output, x0, t, table, noise, with_residual)
     run = kernel_for("diffusion_loss", output, x0, noise)
     rows = coefficients(table, output, x0)
-    run(dense(output), dense(x0), t.contiguous(), rows, noise, residual if with_residual else None, loss)
+    run(dense(output), dense(x0), t.contiguous(), rows, dense_noise(noise), residual if with_residual else None, loss)
     return loss, residual
 
 
@@ -95,7 +131,8 @@ def _diffusion_loss_save(ctx, inputs, outputs):
     ctx.set_materialize_grads(False)
 
 
-def _diffusion_loss_backward(ctx, grad_loss, _):
+def _diffusion_loss_backward(ctx, grad_loss, grad_residual):
+    _refuse_gradient_of("diffusion_loss", "the residual", grad_residual)
     if grad_loss is None:
         return {}
     residual, t, table = ctx.saved_tensors
@@ -108,7 +145,7 @@ declare(
     "diffusion_loss(Tensor output, Tensor x0, Tensor t, Tensor table, NOISE, bool with_residual) -> (Tensor, Tensor)",
     run=_diffusion_loss,
     shapes=_diffusion_loss_empty,
-    gradient=Gradient(_diffusion_loss_save, _diffusion_loss_backward),
+    gradient=Gradient(("output",), _diffusion_loss_save, _diffusion_loss_backward, _INSTEAD),
 )
 
 
@@ -136,10 +173,8 @@ def hybrid_loss(output: Tensor, x0: Tensor, t: Tensor, table: Tensor, noise: Ten
     Raises:
         InputError: shapes, dtypes or devices do not fit; on the CPU also for t outside 0..T-1.
     """
-    _check_loss("hybrid_loss", output, x0, t, table, columns=11)
-    check_groups("hybrid_loss", output, x0, (2,))
-    parts = check_noise("hybrid_loss", noise, x0)
-    loss, *_ = _ops.hybrid_loss(output, x0, t, table, *parts, _wants_gradient(output))
+    with_gradient = _wants_gradient("hybrid_loss", output, x0, t, table)
+    loss, *_ = _ops.hybrid_loss(output, x0, t, table, *unpack_noise("hybrid_loss", noise), with_gradient)
     return loss
 
 
@@ -163,14 +198,12 @@ def vlb_terms(output: Tensor, x0: Tensor, t: Tensor, table: Tensor, noise: Tenso
     Raises:
         InputError: shapes, dtypes or devices do not fit; on the CPU also for t outside 0..T-1.
     """
-    _check_loss("vlb_terms", output, x0, t, table, columns=9)
-    check_groups("vlb_terms", output, x0, (1, 2))
-    parts = check_noise("vlb_terms", noise, x0)
-    bits, mse_x0, *_ = _ops.vlb_terms(output, x0, t, table, *parts, _wants_gradient(output))
+    with_gradient = _wants_gradient("vlb_terms", output, x0, t, table)
+    bits, mse_x0, *_ = _ops.vlb_terms(output, x0, t, table, *unpack_noise("vlb_terms", noise), with_gradient)
     return VlbTerms(bits, mse_x0.detach())
 
 
-def _hybrid_loss_empty(output, x0, t, table, noise, with_gradient):
+def _bound_empty(output, x0, with_gradient):
     """(loss, gradient, factors)"""
     dtype = working_dtype(output)
     groups = 2 if output.shape[1] > x0.shape[1] else 1
@@ -179,16 +212,27 @@ def _hybrid_loss_empty(output, x0, t, table, noise, with_gradient):
     return loss, like(output) if with_gradient else output.new_empty(0), factors
 
 
+def _hybrid_loss_empty(output, x0, t, table, noise, with_gradient):
+    _check_loss("hybrid_loss", output, x0, t, table, columns=11)
+    check_groups("hybrid_loss", output, x0, (2,))
+    check_noise("hybrid_loss", noise, x0)
+    return _bound_empty(output, x0, with_gradient)
+
+
 def _hybrid_loss(output, x0, t, table, noise, with_gradient):
     loss, gradient, factors = _hybrid_loss_empty(output, x0, t, table, noise, with_gradient)
     run = kernel_for("hybrid_loss", output, x0, noise)
     rows = coefficients(table, output, x0)
-    run(dense(output), dense(x0), t.contiguous(), rows, noise, gradient if with_gradient else None, loss, factors)
+    kept = gradient if with_gradient else None
+    run(dense(output), dense(x0), t.contiguous(), rows, dense_noise(noise), kept, loss, factors)
     return loss, gradient, factors
 
 
 def _vlb_terms_empty(output, x0, t, table, noise, with_gradient):
-    bits, gradient, factors = _hybrid_loss_empty(output, x0, t, table, noise, with_gradient)
+    _check_loss("vlb_terms", output, x0, t, table, columns=9)
+    check_groups("vlb_terms", output, x0, (1, 2))
+    check_noise("vlb_terms", noise, x0)
+    bits, gradient, factors = _bound_empty(output, x0, with_gradient)
     return bits, torch.empty_like(bits), gradient, factors
 
 
@@ -197,7 +241,8 @@ def _vlb_terms(output, x0, t, table, noise, with_gradient):
     run = kernel_for("vlb_terms", output, x0, noise)
     rows = coefficients(table, output, x0)
     kept = gradient if with_gradient else None
-    run(dense(output), dense(x0), t.contiguous(), rows, noise, kept, VlbTerms(bits, mse_x0), factors)
+    terms = VlbTerms(bits, mse_x0)
+    run(dense(output), dense(x0), t.contiguous(), rows, dense_noise(noise), kept, terms, factors)
     return bits, mse_x0, gradient, factors
 
 
@@ -207,7 +252,9 @@ def _bound_save(ctx, inputs, outputs):
     ctx.set_materialize_grads(False)
 
 
-def _bound_backward(ctx, grad_loss, *_):
+def _bound_backward(ctx, grad_loss, *others):
+    for other in others:
+        _refuse_gradient_of("the variational bound", "what it returns besides", other)
     if grad_loss is None:
         return {}
     gradient, factors = ctx.saved_tensors
@@ -219,12 +266,12 @@ declare(
     "-> (Tensor, Tensor, Tensor)",
     run=_hybrid_loss,
     shapes=_hybrid_loss_empty,
-    gradient=Gradient(_bound_save, _bound_backward),
+    gradient=Gradient(("output",), _bound_save, _bound_backward, _INSTEAD),
 )
 declare(
     "vlb_terms(Tensor output, Tensor x0, Tensor t, Tensor table, NOISE, bool with_gradient) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     run=_vlb_terms,
     shapes=_vlb_terms_empty,
-    gradient=Gradient(_bound_save, _bound_backward),
+    gradient=Gradient(("output",), _bound_save, _bound_backward, _INSTEAD),
 )

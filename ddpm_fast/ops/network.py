@@ -1,7 +1,7 @@
 """What the U-Net has of its own: `group_norm` with what surrounds a norm there, and `winograd`, a 3x3 convolution.
 
-The CPU's C++ kernels are the only ones. Wherever they cannot run (on a GPU, in float64, while torch.compile traces, on
-another backend that was asked for), plain torch does: these two never refuse a backend.
+The CPU's C++ kernels are the only ones. Wherever they cannot run (on a GPU, in float64, while torch.compile traces, in
+forward-mode differentiation, on another backend that was asked for), plain torch does: they never refuse a backend.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ddpm_fast import compat
 from ddpm_fast.errors import InputError
 from ddpm_fast.ops.backends import reference
-from ddpm_fast.ops.checks import check_device, check_dtype, check_image
+from ddpm_fast.ops.checks import check_device, check_dtype, check_image, check_layout, check_like, check_tensors
 from ddpm_fast.ops.declare import Gradient, declare, kernel_for
 from ddpm_fast.ops.dispatch import active_backend
 from ddpm_fast.ops.tensors import FLOATS, Norm
@@ -57,45 +58,69 @@ def group_norm(
     Raises:
         InputError: shapes, dtypes or devices do not fit.
     """
+    if not (isinstance(x, Tensor) and isinstance(weight, Tensor) and isinstance(bias, Tensor)):
+        check_tensors("group_norm", x=x, weight=weight, bias=bias)
     scale, shift = scale_shift or (None, None)
-    norm = Norm(x, weight, bias, scale, shift, added, groups, eps, silu)
-    dtypes = _check_norm(norm)
-    if x.ndim != 4 or torch.compiler.is_compiling() or active_backend("group_norm", x.device, *dtypes) == "reference":
+    tensors = [values for values in (x, weight, bias, scale, shift, added) if values is not None]
+    plain = x.ndim != 4 or torch.compiler.is_compiling() or compat.in_forward_mode()
+    if plain or active_backend("group_norm", x.device, *[values.dtype for values in tensors]) == "reference":
+        norm = Norm(x, weight, bias, scale, shift, added, groups, eps, silu)
+        _check_norm(norm)
         return reference.plain_group_norm(norm)
-    if scale is not None and shift is not None:
-        scale, shift = scale.expand(x.shape[:2]), shift.expand(x.shape[:2])
-    if added is not None:
-        added = added.expand(x.shape[:2])
+    shape = x.shape[:2]
+    scale, shift, added = (_of_all_samples(values, shape) for values in (scale, shift, added))
     return _ops.group_norm.default(x, weight, bias, scale, shift, added, groups, eps, silu)[0]
 
 
-def _check_norm(norm: Norm) -> list[torch.dtype]:
-    """The dtypes of all tensors. Names are looked for only where something does not fit: a tiny norm takes 20 us."""
+def _of_all_samples(values: Tensor | None, shape: torch.Size) -> Tensor | None:
+    """[1, C] as [N, C]. Anything else is left to the check of the op."""
+    if values is None or values.shape == shape or values.shape != (1, shape[1]):
+        return values
+    return values.expand(shape)
+
+
+def _check_norm(norm: Norm, op: str = "group_norm") -> None:
+    """Names are looked for only where something does not fit: a tiny norm takes 20 us."""
     x, groups = norm.x, norm.groups
-    if x.ndim < 2:
-        raise InputError(f"group_norm: x has shape {tuple(x.shape)}; expected [N, C, ...]")
-    n, channels = x.shape[:2]
-    device, dtypes = x.device, []
+    shape = x.shape
+    if len(shape) < 2:
+        raise InputError(f"{op}: x has shape {tuple(shape)}; expected [N, C, ...]")
+    n, channels = shape[:2]
+    device, strided = x.device, torch.strided
     for i, values in enumerate(norm[:6]):
         if values is None:
+            if i < 3:
+                check_tensors(op, **{norm._fields[i]: values})
             continue
-        dtypes.append(values.dtype)
-        if values.dtype not in FLOATS or values.device != device:
-            check_dtype("group_norm", norm._fields[i], values.dtype)
-            check_device("group_norm", norm._fields[i], values, "x", x)
+        if values.dtype not in FLOATS or values.device != device or values.layout is not strided:
+            check_dtype(op, norm._fields[i], values.dtype)
+            check_device(op, norm._fields[i], values, "x", x)
+            check_layout(op, norm._fields[i], values)
         if i in (1, 2) and values.shape != (channels,):
             raise InputError(
-                f"group_norm: {norm._fields[i]} has shape {tuple(values.shape)} and x {channels} channels; "
-                f"expected [{channels}]"
+                f"{op}: {norm._fields[i]} has shape {tuple(values.shape)} and x {channels} channels; expected "
+                f"[{channels}]"
             )
         if i > 2 and values.shape not in ((n, channels), (1, channels)):
             raise InputError(
-                f"group_norm: {norm._fields[i]} has shape {tuple(values.shape)} and x {tuple(x.shape)}; "
+                f"{op}: {norm._fields[i]} has shape {tuple(values.shape)} and x {tuple(shape)}; "
                 f"expected {(n, channels)}, or {(1, channels)} for all samples"
             )
+    if (norm.scale is None) != (norm.shift is None):
+        raise InputError(f"{op}: scale and shift belong together; give both, or neither")
     if groups < 1 or channels % groups:
-        raise InputError(f"group_norm: {groups} groups do not divide x's {channels} channels")
-    return dtypes
+        raise InputError(f"{op}: {groups} groups do not divide x's {channels} channels")
+
+
+def _check_kernel_norm(norm: Norm, op: str = "group_norm") -> None:
+    """What a kernel wants besides: images, and numbers for every sample."""
+    _check_norm(norm, op)
+    x = norm.x
+    if x.ndim != 4:
+        raise InputError(f"{op}: x has shape {tuple(x.shape)}; expected [N, C, H, W]")
+    for values in (norm.scale, norm.shift, norm.added):
+        if values is not None and values.shape[0] != x.shape[0]:
+            raise InputError(f"{op}: scale, shift and added are of {values.shape[0]} samples and x of {x.shape[0]}")
 
 
 def _channels_last(image: Tensor) -> Tensor:
@@ -105,6 +130,7 @@ def _channels_last(image: Tensor) -> Tensor:
 def _group_norm_empty(*inputs):
     """(y, float64 [N, groups, 2]: each group's mean and 1 / sqrt(variance + eps))"""
     norm = Norm(*inputs)
+    _check_kernel_norm(norm)
     y = torch.empty_like(norm.x, memory_format=torch.channels_last)
     return y, norm.x.new_empty(norm.x.shape[0], norm.groups, 2, dtype=torch.float64)
 
@@ -146,7 +172,12 @@ declare(
     "float eps, bool silu) -> (Tensor, Tensor)",
     run=_group_norm,
     shapes=_group_norm_empty,
-    gradient=Gradient(_group_norm_save, _group_norm_gradients),
+    gradient=Gradient(
+        ("x", "weight", "bias", "scale", "shift", "added"),
+        _group_norm_save,
+        _group_norm_gradients,
+        "run the model within use_backend('reference')",
+    ),
 )
 
 
@@ -154,23 +185,31 @@ declare(
 # is the gradient of the loss before SiLU and n the normalised image
 
 
-def _group_norm_backward_empty(grad, x, *_):
+def _group_norm_backward_empty(grad, x, *rest):
+    op = "group_norm_backward"
+    *vectors, statistics, silu = rest
+    groups = statistics.shape[1] if statistics.ndim == 3 else 0
+    _check_kernel_norm(Norm(x, *vectors, groups=groups, eps=0.0, silu=silu), op)
+    if statistics.dtype != torch.float64 or tuple(statistics.shape) != (x.shape[0], groups, 2):
+        raise InputError(
+            f"{op}: statistics are {statistics.dtype} of shape {tuple(statistics.shape)}; expected float64 "
+            f"[{x.shape[0]}, groups, 2], from group_norm"
+        )
+    check_device(op, "statistics", statistics, "x", x)
+    check_like(op, "grad", grad, "x", x)
+    check_dtype(op, "grad", grad.dtype, (x.dtype,))
     dx = torch.empty_like(x, memory_format=torch.channels_last)
     return dx, x.new_empty(3, *x.shape[:2], dtype=torch.float64)
 
 
 def _group_norm_backward(grad, x, *rest):
-    dx, sums = _group_norm_backward_empty(grad, x)
+    dx, sums = _group_norm_backward_empty(grad, x, *rest)
     *vectors, statistics, silu = rest
     # What eps did is in the statistics.
     norm = Norm(_channels_last(x), *vectors, groups=statistics.shape[1], eps=0.0, silu=silu)
     run = kernel_for("group_norm_backward", grad, *norm[:6])
-    run(norm, _channels_last(grad), statistics, dx, sums)
+    run(norm, _channels_last(grad), statistics.contiguous(), dx, sums)
     return dx, sums
-
-
-def _no_second_derivative(ctx, *grads):
-    raise RuntimeError("the CPU's group norm has no second derivative: run the model within use_backend('reference')")
 
 
 declare(
@@ -178,7 +217,6 @@ declare(
     "Tensor? added, Tensor statistics, bool silu) -> (Tensor, Tensor)",
     run=_group_norm_backward,
     shapes=_group_norm_backward_empty,
-    gradient=Gradient(lambda ctx, inputs, outputs: None, _no_second_derivative),
 )
 
 
@@ -229,24 +267,30 @@ def winograd(x: Tensor, filters: Tensor, bias: Tensor | None, out_channels: int)
     Raises:
         InputError: shapes, dtypes or devices do not fit, or a gradient would be lost.
     """
-    check_image("winograd", "x", x)
-    expected = (-(-out_channels // _PANEL), 36, x.shape[1], _PANEL)
-    if x.ndim != 4 or tuple(filters.shape) != expected or filters.dtype != torch.float32:
-        raise InputError(
-            f"winograd: x has shape {tuple(x.shape)} and filters are {filters.dtype} of shape {tuple(filters.shape)}; "
-            f"expected [N, C, H, W] and float32 {expected}, from winograd_filters"
-        )
-    if bias is not None and bias.shape != (out_channels,):
-        raise InputError(f"winograd: bias has shape {tuple(bias.shape)}; expected [{out_channels}]")
-    tensors = [("filters", filters)] if bias is None else [("filters", filters), ("bias", bias)]
-    for name, tensor in tensors:
-        check_device("winograd", name, tensor, "x", x)
-    if torch.is_grad_enabled() and (x.requires_grad or any(tensor.requires_grad for _, tensor in tensors)):
+    if not (isinstance(x, Tensor) and isinstance(filters, Tensor)):
+        check_tensors("winograd", x=x, filters=filters)
+    tensors = (x, filters) if bias is None else (x, filters, bias)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         raise InputError("winograd has no gradient: use torch.nn.functional.conv2d, or torch.no_grad()")
     return _ops.winograd(x, filters, bias, out_channels)
 
 
 def _winograd_empty(x, filters, bias, out_channels):
+    check_image("winograd", "x", x)
+    expected = (-(-out_channels // _PANEL), 36, x.shape[1], _PANEL)
+    if x.ndim != 4 or tuple(filters.shape) != expected or filters.dtype != torch.float32 or out_channels < 0:
+        raise InputError(
+            f"winograd: x has shape {tuple(x.shape)} and filters are {filters.dtype} of shape {tuple(filters.shape)}; "
+            f"expected [N, C, H, W] and float32 {expected}, from winograd_filters"
+        )
+    check_device("winograd", "filters", filters, "x", x)
+    check_layout("winograd", "filters", filters)
+    if bias is not None:
+        if bias.shape != (out_channels,):
+            raise InputError(f"winograd: bias has shape {tuple(bias.shape)}; expected [{out_channels}]")
+        check_dtype("winograd", "bias", bias.dtype)
+        check_device("winograd", "bias", bias, "x", x)
+        check_layout("winograd", "bias", bias)
     shape = (x.shape[0], out_channels, *x.shape[2:])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 

@@ -7,9 +7,26 @@ from torch import Tensor
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.ops.checks import PIXELS, check_dtype, check_elements, check_image, check_noise, check_timesteps
+from ddpm_fast.ops.checks import (
+    PIXELS,
+    check_dtype,
+    check_elements,
+    check_image,
+    check_noise,
+    check_tensors,
+    check_timesteps,
+)
 from ddpm_fast.ops.declare import Gradient, declare, kernel_for
-from ddpm_fast.ops.tensors import coefficients, dense, like, pack_noise, per_sample, working_dtype
+from ddpm_fast.ops.tensors import (
+    coefficients,
+    dense,
+    dense_noise,
+    like,
+    pack_noise,
+    per_sample,
+    unpack_noise,
+    working_dtype,
+)
 
 _ops = torch.ops.ddpm_fast
 
@@ -38,27 +55,33 @@ def normal(
     Raises:
         InputError: the shape is negative or too large, or the dtype is no float.
     """
-    check_dtype("normal", "dtype", dtype)
-    if any(size < 0 for size in shape):
-        raise InputError(f"normal: shape {tuple(shape)} has a negative size")
-    full = (key.sample_id.shape[0], *shape)
+    if not isinstance(key, NoiseKey):
+        raise InputError(f"normal: key is a {type(key).__name__}; expected a NoiseKey")
     channels_last = memory_format in (torch.channels_last, torch.channels_last_3d)
-    if channels_last and len(full) not in (4, 5):
-        raise InputError(f"normal: channels_last needs samples of shape [C, H, W] or [C, D, H, W], not {tuple(shape)}")
-    check_elements("normal", full)
-    return _ops.normal(key.seed, key.sample_id, key.step, key.stream, list(full), dtype, channels_last)
+    full = [key.sample_id.shape[0], *shape]
+    return _ops.normal(key.seed, key.sample_id, key.step, key.stream, full, dtype, channels_last)
 
 
-def _normal_empty(seed, sample_id, step_id, stream, shape, dtype, channels_last):
+def _normal_empty(key, shape, dtype, channels_last):
+    check_dtype("normal", "dtype", dtype)
+    sample, n = tuple(shape[1:]), key.sample_id.shape[0]
+    if any(size < 0 for size in sample):
+        raise InputError(f"normal: shape {sample} has a negative size")
+    if len(shape) < 1 or shape[0] != n:
+        raise InputError(f"normal: the NoiseKey names {n} samples and the shape is {tuple(shape)}")
     memory_format = torch.contiguous_format
     if channels_last:
+        if len(shape) not in (4, 5):
+            raise InputError(f"normal: channels_last needs samples of shape [C, H, W] or [C, D, H, W], not {sample}")
         memory_format = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
-    return torch.empty(shape, dtype=dtype, device=seed.device, memory_format=memory_format)
+    check_elements("normal", shape)
+    return torch.empty(shape, dtype=dtype, device=key.seed.device, memory_format=memory_format)
 
 
-def _normal(seed, sample_id, step_id, stream, shape, dtype, channels_last):
-    out = _normal_empty(seed, sample_id, step_id, stream, shape, dtype, channels_last)
-    kernel_for("normal", out)(pack_noise(None, seed, sample_id, step_id, stream), out)
+def _normal(seed, sample_id, step_id, stream, *rest):
+    key = pack_noise(None, seed, sample_id, step_id, stream)
+    out = _normal_empty(key, *rest)
+    kernel_for("normal", out)(dense_noise(key), out)
     return out
 
 
@@ -66,7 +89,7 @@ declare(
     "normal(Tensor seed, Tensor sample_id, Tensor step_id, int stream, SymInt[] shape, ScalarType dtype, "
     "bool channels_last) -> Tensor",
     run=_normal,
-    shapes=_normal_empty,
+    shapes=lambda *given: _normal_empty(pack_noise(None, *given[:4]), *given[4:]),
 )
 
 
@@ -93,17 +116,24 @@ def q_sample(
     Raises:
         InputError: shapes, dtypes or devices do not fit; on the CPU also for t outside 0..T-1.
     """
+    if not (isinstance(x0, Tensor) and isinstance(t, Tensor) and isinstance(table, Tensor)):
+        check_tensors("q_sample", x0=x0, t=t, table=table)
+    dtype = dtype or (torch.float32 if x0.dtype == torch.uint8 else x0.dtype)
+    return _ops.q_sample(x0, t, table, *unpack_noise("q_sample", noise), dtype)
+
+
+def _q_sample_empty(x0, t, table, noise, dtype):
     check_image("q_sample", "x0", x0, PIXELS)
     check_timesteps("q_sample", x0, t, table, columns=2)
-    dtype = dtype or (torch.float32 if x0.dtype == torch.uint8 else x0.dtype)
     check_dtype("q_sample", "dtype", dtype)
-    return _ops.q_sample(x0, t, table, *check_noise("q_sample", noise, x0), dtype)
+    check_noise("q_sample", noise, x0)
+    return like(x0, dtype)
 
 
 def _q_sample(x0, t, table, noise, dtype):
-    out = like(x0, dtype)
+    out = _q_sample_empty(x0, t, table, noise, dtype)
     run = kernel_for("q_sample", out, x0, noise)
-    run(dense(x0), t.contiguous(), coefficients(table, x0, out), noise, out)
+    run(dense(x0), t.contiguous(), coefficients(table, x0, out), dense_noise(noise), out)
     return out
 
 
@@ -126,6 +156,6 @@ def _q_sample_backward(ctx, grad):
 declare(
     "q_sample(Tensor x0, Tensor t, Tensor table, NOISE, ScalarType dtype) -> Tensor",
     run=_q_sample,
-    shapes=lambda x0, t, table, noise, dtype: like(x0, dtype),
-    gradient=Gradient(_q_sample_save, _q_sample_backward),
+    shapes=_q_sample_empty,
+    gradient=Gradient(("x0", "noise"), _q_sample_save, _q_sample_backward),
 )

@@ -7,24 +7,36 @@ from torch import Tensor
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.ops.checks import check_dtype, check_groups, check_image, check_like, check_noise, check_table
+from ddpm_fast.ops.checks import (
+    check_dtype,
+    check_groups,
+    check_image,
+    check_like,
+    check_noise,
+    check_table,
+    check_tensors,
+)
 from ddpm_fast.ops.declare import Gradient, declare, kernel_for
 from ddpm_fast.ops.tensors import (
     FLOATS,
     ReverseStep,
     coefficients,
     dense,
+    dense_noise,
     draw,
     like,
     pack_noise,
     row_of,
+    unpack_noise,
     working_dtype,
 )
 
 _ops = torch.ops.ddpm_fast
 
 
-def _check_step(op: str, name: str, x: Tensor, output: Tensor, table: Tensor, step: Tensor) -> None:
+def _check_step(
+    op: str, name: str, x: Tensor, output: Tensor, table: Tensor, step: Tensor, noise: Tensor | NoiseKey
+) -> None:
     check_image(op, name, x)
     check_image(op, "output", output)
     check_groups(op, output, x, (1, 2), name)
@@ -34,6 +46,7 @@ def _check_step(op: str, name: str, x: Tensor, output: Tensor, table: Tensor, st
             f"{op}: step is {step.dtype} of shape {tuple(step.shape)} on {step.device}; "
             f"expected an int64 scalar tensor on {x.device}"
         )
+    check_noise(op, noise, x)
 
 
 # --- reverse_step: x0 and x_model are empty where they are not wanted
@@ -73,18 +86,20 @@ def reverse_step(
     Raises:
         InputError: shapes, dtypes or devices do not fit; on the CPU also for a step outside the table.
     """
-    _check_step("reverse_step", "x_t", x_t, output, table, step)
-    if x0_previous is not None:
-        check_image("reverse_step", "x0_previous", x0_previous)
-        check_like("reverse_step", "x0_previous", x0_previous, "x_t", x_t)
-    if model_dtype is not None:
-        check_dtype("reverse_step", "model_dtype", model_dtype)
-    parts = check_noise("reverse_step", noise, x_t)
+    if not all(isinstance(given, Tensor) for given in (x_t, output, table, step)):
+        check_tensors("reverse_step", x_t=x_t, output=output, table=table, step=step)
+    parts = unpack_noise("reverse_step", noise)
     x, x0, x_model = _ops.reverse_step(x_t, output, x0_previous, table, step, *parts, return_x0, model_dtype)
     return ReverseStep(x, x0 if return_x0 else None, x_model if model_dtype is not None else None)
 
 
 def _reverse_step_empty(x_t, output, x0_previous, table, step, noise, with_x0, model_dtype):
+    _check_step("reverse_step", "x_t", x_t, output, table, step, noise)
+    if x0_previous is not None:
+        check_image("reverse_step", "x0_previous", x0_previous)
+        check_like("reverse_step", "x0_previous", x0_previous, "x_t", x_t)
+    if model_dtype is not None:
+        check_dtype("reverse_step", "model_dtype", model_dtype)
     x0_dtype = torch.float64 if x_t.dtype == torch.float64 else torch.float32
     return (
         like(x_t),
@@ -102,7 +117,7 @@ def _reverse_step(x_t, output, x0_previous, table, step, noise, with_x0, model_d
         None if x0_previous is None else dense(x0_previous),
         coefficients(table, x_t, output),
         step,
-        noise,
+        dense_noise(noise),
         ReverseStep(x, x0 if with_x0 else None, None if model_dtype is None else x_model),
     )
     return x, x0, x_model
@@ -151,7 +166,7 @@ declare(
     "ScalarType? model_dtype) -> (Tensor, Tensor, Tensor)",
     run=_reverse_step,
     shapes=_reverse_step_empty,
-    gradient=Gradient(_reverse_step_save, _reverse_step_backward),
+    gradient=Gradient(("x_t", "output", "x0_previous"), _reverse_step_save, _reverse_step_backward),
 )
 
 
@@ -185,31 +200,71 @@ def reverse_step_(
         InputError: where reverse_step raises it; for an x, x0 or x_model that is neither contiguous nor channels_last;
             and where a gradient would be lost.
     """
-    _check_step("reverse_step_", "x", x, output, table, step)
+    if not all(isinstance(given, Tensor) for given in (x, output, table, step)):
+        check_tensors("reverse_step_", x=x, output=output, table=table, step=step)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, output, x0, x_model)):
+        raise InputError("reverse_step_ has no gradient: use reverse_step, or torch.no_grad()")
+    _ops.reverse_step_(x, output, x0, x_model, table, step, *unpack_noise("reverse_step_", noise))
+
+
+def _check_reverse_step_in_place(x, output, x0, x_model, table, step, noise):
+    _check_step("reverse_step_", "x", x, output, table, step, noise)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     for name, tensor, dtypes in (("x", x, FLOATS), ("x0", x0, (wide,)), ("x_model", x_model, FLOATS)):
         if tensor is None:
             continue
-        check_image("reverse_step_", name, tensor, dtypes)
+        check_dtype("reverse_step_", name, tensor.dtype, dtypes)
         check_like("reverse_step_", name, tensor, "x", x)
         if dense(tensor) is not tensor:
             raise InputError(
                 f"reverse_step_: {name} has shape {tuple(tensor.shape)} and strides {tensor.stride()}; expected a "
                 "contiguous or channels_last tensor, which it can write to: make it so once, beforehand"
             )
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, output, x0, x_model)):
-        raise InputError("reverse_step_ has no gradient: use reverse_step, or torch.no_grad()")
-    _ops.reverse_step_(x, output, x0, x_model, table, step, *check_noise("reverse_step_", noise, x))
+
+
+def _check_apart(written: dict[str, Tensor | None], read: dict[str, Tensor]) -> None:
+    """No tensor that is written shares memory with another one, except that the output may be x itself.
+
+    All are dense: what is read is as the kernels read it.
+    """
+    known: list[tuple[str, Tensor, int, int]] = []
+    for name, tensor in (written | read).items():
+        if tensor is None:
+            continue
+        start = tensor.data_ptr()
+        end = start + tensor.nbytes
+        for other, memory, first, last in known:
+            if start < last and first < end and not (name == "output" and other == "x" and _is_same(tensor, memory)):
+                raise InputError(
+                    f"reverse_step_: {name} shares memory with {other}, which is written to: give it memory of its own "
+                    "(only the output may be x itself)"
+                )
+        if name in written:
+            known.append((name, tensor, start, end))
+
+
+def _is_same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors that share memory have each element in the same place."""
+    return (a.data_ptr(), a.dtype, a.shape, a.stride()) == (b.data_ptr(), b.dtype, b.shape, b.stride())
 
 
 def _reverse_step_in_place(x, output, x0, x_model, table, step, noise):
+    _check_reverse_step_in_place(x, output, x0, x_model, table, step, noise)
+    output, table, noise = dense(output), coefficients(table, x, output), dense_noise(noise)
+    if isinstance(noise, NoiseKey):
+        noises = {"seed": noise.seed, "sample_id": noise.sample_id, "step_id": noise.step}
+    else:
+        noises = {"noise": noise}
+    _check_apart({"x": x, "x0": x0, "x_model": x_model}, {"output": output, "table": table, "step": step, **noises})
     run = kernel_for("reverse_step", x, output, x0, noise, x_model)
-    run(x, dense(output), x0, coefficients(table, x, output), step, noise, ReverseStep(x, x0, x_model))
+    run(x, output, x0, table, step, noise, ReverseStep(x, x0, x_model))
+    # torch does not see these writes. A backward that saved one of the tensors before has to.
+    torch.autograd.graph.increment_version([tensor for tensor in (x, x0, x_model) if tensor is not None])
 
 
 declare(
     "reverse_step_(Tensor(a!) x, Tensor output, Tensor(b!)? x0, Tensor(c!)? x_model, Tensor table, Tensor step, NOISE) "
     "-> ()",
     run=_reverse_step_in_place,
-    shapes=lambda *_: None,
+    shapes=_check_reverse_step_in_place,
 )

@@ -6,6 +6,7 @@ Images are [N, C, ...]. Kernels take them dense, either contiguous or channels_l
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -115,19 +116,33 @@ def draw(noise: Tensor | NoiseKey, image: Tensor, dtype: torch.dtype) -> Tensor:
     return noise.to(dtype)
 
 
-def unpack_noise(noise: Tensor | NoiseKey) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, int]:
-    """The five arguments by which the registered ops take noise: noise, seed, sample_id, step_id, stream."""
+def unpack_noise(
+    op: str, noise: Tensor | NoiseKey
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, int]:
+    """The five arguments by which the registered ops take noise: noise, seed, sample_id, step_id, stream.
+
+    Raises InputError for noise that is neither a tensor nor a key.
+    """
     if isinstance(noise, NoiseKey):
         return None, noise.seed, noise.sample_id, noise.step, noise.stream
+    if not isinstance(noise, Tensor):
+        raise InputError(f"{op}: noise is a {type(noise).__name__}; expected a tensor or a NoiseKey")
     return noise, None, None, None, 0
 
 
 def pack_noise(
     noise: Tensor | None, seed: Tensor | None, sample_id: Tensor | None, step_id: Tensor | None, stream: int
 ) -> Tensor | NoiseKey:
-    """What unpack_noise took apart, dense as kernels want it."""
+    """What unpack_noise took apart."""
     if noise is not None:
-        return dense(noise)
+        return noise
     if seed is None or sample_id is None or step_id is None:
         raise InputError("an op needs noise: give a tensor, or the seed, sample_id and step_id of a NoiseKey")
-    return NoiseKey(seed, sample_id.contiguous(), step_id, stream)
+    return NoiseKey(seed, sample_id, step_id, stream)
+
+
+def dense_noise(noise: Tensor | NoiseKey) -> Tensor | NoiseKey:
+    """The noise as kernels want it."""
+    if not isinstance(noise, NoiseKey):
+        return dense(noise)
+    return noise if noise.sample_id.is_contiguous() else replace(noise, sample_id=noise.sample_id.contiguous())

@@ -238,7 +238,7 @@ def test_a_grey_model_takes_grey_saved_as_colour_and_refuses_colour(tmp_path, mo
         (["--model", "SMALL", "--device", "nonsense"], "expected auto, cpu or cuda"),
         (["--model", "SMALL", "--device", "cpu", "--cuda-graph"], "on cpu, and CUDA graphs are for CUDA devices"),
         (["--model", "SMALL", "--precision", "int4"], "expected auto, fp32, bf16"),
-        (["--model", "SMALL", "--seed", str(2**64)], "64 bits"),
+        (["--model", "SMALL", "--seed", str(2**64)], "2^64-1"),
     ],
 )
 def test_bad_input_ends_with_a_message_and_status_2_before_any_sampling(small, tmp_path, arguments, message):

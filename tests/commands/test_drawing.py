@@ -154,17 +154,18 @@ def test_stopped_before_the_first_batch_nothing_is_written(small, tmp_path, stop
 def test_encoding_looks_at_signals_too(small, tmp_path, mode, monkeypatch):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     other = () if mode == "--round-trip" else (tmp_path / "a.png", "--sampler", "ddim", "--n", 2)
-    looks = []
+    looks, real = [], stopping.Stopping.check
 
     def check(self, *_):
         looks.append(1)
-        raise stopping.Stopped
+        os.kill(os.getpid(), signal.SIGINT)
+        real(self)
 
     monkeypatch.setattr(stopping.Stopping, "check", check)
     result = run(
         "sample", "--model", small, *BASE, "--init-image", tmp_path / "a.png", mode, *other, "--out", tmp_path / "x.png"
     )
-    assert result.exit_code != 0 and "nothing was written" in result.stdout and looks == [1]
+    assert result.exit_code == 130 and "nothing was written" in result.stdout and looks == [1]
 
 
 def test_a_second_ctrl_c_aborts_and_names_what_there_is(small, tmp_path, monkeypatch, capfd):
@@ -193,6 +194,15 @@ def test_a_default_name_never_replaces_a_file(small, tmp_path, monkeypatch):
         assert run("sample", "--model", small, "--n", 1, *BASE).exit_code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["samples-2.png", "samples-3.png", "samples.png"]
     assert unused_path(tmp_path / "nll.json") == tmp_path / "nll.json"
+
+
+def test_what_a_killed_command_left_is_removed(small, tmp_path):
+    (tmp_path / "s").mkdir()
+    for place in (tmp_path, tmp_path / "s"):
+        (place / ".ddpm_fast-0123456789abcdef.tmp").write_text("half of a picture")
+    for out in ("s", "s.npz"):
+        assert run("sample", "--model", small, "--n", 1, *BASE, "--out", tmp_path / out).exit_code == 0
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_the_record_says_how_the_images_were_drawn(small, tmp_path):

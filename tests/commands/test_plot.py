@@ -315,7 +315,7 @@ def test_a_picture_of_any_size_is_noised(tmp_path):
         pytest.param(("variances", "--schedule", "linear,cosine"), "only one schedule: choose one", id="two schedules"),
         pytest.param(("variances", "--timesteps", "100,many"), "one to six lengths T such as", id="no number"),
         pytest.param(("variances", "--schedule", "best"), "--schedule: best is not a schedule", id="option's name"),
-        pytest.param(("snr", "--gamma", "0"), "min_snr_gamma = 0", id="gamma"),
+        pytest.param(("snr", "--gamma", "0"), "min_snr_gamma is 0", id="gamma"),
         pytest.param(("bound", "nowhere.json"), "cannot read nowhere.json", id="no report"),
         pytest.param(("bound", "TEXT"), "evaluate nll --out FILE.json` writes", id="not JSON"),
         pytest.param(("bound", "LIST"), "holds a list", id="no object"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, get_args, get_type_hints
 
 import pytest
+from support.commands import run
 from typer.testing import CliRunner
 
 import ddpm_fast as df
@@ -76,6 +77,35 @@ def test_control_characters_do_not_reach_the_terminal(action):
     result = invoke(action, "--path", HOSTILE)
     assert SHOWN in result.stdout + result.stderr
     assert not any(bad in result.stdout + result.stderr for bad in "\x1b\x07\r\u202e")
+
+
+def test_a_file_that_the_system_refuses_is_an_error_and_not_a_traceback(tmp_path):
+    result = invoke(lambda path, text: path.read_text(), "--path", str(tmp_path / ("x" * 300)))
+    assert result.exit_code == 2 and result.stderr == f"Error: File name too long: {tmp_path / ('x' * 300)}\n"
+
+
+LONG = "x" * 300 + ".png"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("sample", "--init-image", LONG),
+        ("sample", "--model", LONG),
+        ("sample", "--out", LONG),
+        ("sample", "--gif", LONG.replace("png", "gif")),
+        ("evaluate", "nll", "--data", LONG),
+        ("evaluate", "nll", "--data", "mnist5k", "--out", LONG.replace("png", "json")),
+        ("plot", "noising", "--image", LONG),
+        ("plot", "bound", LONG),
+        ("train", "--data", LONG, "--out", "run"),
+    ],
+    ids=lambda arguments: " ".join(arguments[:-1]),
+)
+def test_a_name_that_is_too_long_is_an_error_and_not_a_traceback(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == 2 and "x" * 200 in result.stderr
 
 
 def test_a_warning_is_a_line_without_code_and_warnings_stay_as_they_were_outside():

@@ -223,13 +223,27 @@ def _respace(rng: random.Random, notes: Notes) -> int:
     return 1
 
 
+OPTIONS = (
+    "seed",
+    "first_sample_id",
+    "batch_size",
+    "steps",
+    "eta",
+    "guidance",
+    "guidance_rescale",
+    "dynamic_threshold",
+    "null_label",
+    "sampler",
+    "spacing",
+    "labels",
+    "clip",
+)
+
+
 def _option_values(rng: random.Random) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for _ in range(rng.choice((1, 1, 2))):
-        name = rng.choice(
-            ("seed", "first_sample_id", "batch_size", "steps", "eta", "guidance", "guidance_rescale")
-            + ("dynamic_threshold", "null_label", "sampler", "spacing", "labels", "clip")
-        )
+        name = rng.choice(OPTIONS)
         good: Any = {"eta": 0.5, "guidance": 1.0, "guidance_rescale": 0.5, "dynamic_threshold": 0.9}.get(name, 3)
         if name in ("sampler", "spacing"):
             given[name] = rng.choice((*SAMPLERS, "even", "quadratic", "", *ODD))

@@ -20,7 +20,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ def run(rng: random.Random, notes: Notes) -> int:
     place = folder() / "case"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
-    kind = rng.choice((_model, _model, _training, _picture, _picture, _array, _archive, _folder))
+    kind = rng.choice(KINDS)
     how, load, check, most = kind(rng, place)
     notes(f"{kind.__name__.strip('_')}: {how}")
     name = kind.__name__.strip("_")
@@ -138,70 +138,83 @@ def prepare() -> None:
 Case = tuple[str, Callable[[], Any], Callable[[Any], str], float]
 
 
-def _state_file(rng: random.Random, form: str, good: bytes, held: tuple[dict, dict]) -> tuple[bytes, str, bool]:
-    """A damaged file, what was done to it, and whether its checksum vouches for its contents."""
+class State(NamedTuple):
+    """A file that may be damaged, what was done to it, and what it holds if it is readable."""
+
+    data: bytes
+    how: str
+    tensors: dict[str, torch.Tensor]
+    payload: Any  # None: not compared
+
+
+def _state_file(rng: random.Random, form: str, good: bytes, held: tuple[dict, dict]) -> State:
     tensors, payload = held
     kind = rng.randrange(10)
+    if kind < 1:
+        return State(good, "nothing", tensors, payload)
     if kind < 3:
         data, how = damage.bytes_of(good, rng)
-        return data, how, True
+        return State(data, how, tensors, payload)
     if kind < 4:
-        text = json.dumps(payload)
-        metadata = {"format": form, "version": "1", "config" if form == tensorfile.MODEL else "meta": text}
-        return damage.safetensors(tensors, metadata, rng), "the header was edited", True
+        metadata = {"format": form, "version": "1", "config" if form == tensorfile.MODEL else "meta": "{}"}
+        return State(damage.safetensors(tensors, metadata, rng), "the header was edited", tensors, payload)
     if kind < 6:
         changed, how = damage.weights(tensors, rng)
-        return damage.signed(form, changed, json.dumps(payload), rng), how, False
+        return State(damage.signed(form, changed, json.dumps(payload), rng), how, changed, payload)
     text, how = damage.config_text(payload, rng)
     version = "1" if rng.random() < 0.95 else rng.choice(("0", "2", "-1", "", "9" * 30, "1.0"))
-    return damage.signed(form, tensors, text, rng, version), how, False
+    return State(damage.signed(form, tensors, text, rng, version), how, tensors, None)
 
 
 def _model(rng: random.Random, place: Path) -> Case:
-    held = material.model_state()
-    data, how, vouched = _state_file(rng, tensorfile.MODEL, material.states().model, held)
-    path = _write(rng, place, data, "model.safetensors")
+    state = _state_file(rng, tensorfile.MODEL, material.states().model, material.model_state())
+    path = _write(rng, place, state.data, "model.safetensors")
 
     def check(loaded: df.LoadedModel) -> str:
         found = loaded.model.state_dict()
-        if vouched and not all(torch.equal(found[n].float(), t.float()) for n, t in held[0].items()):
-            return "another value was loaded"
         if any(not t.isfinite().all() or not t.is_floating_point() for t in found.values()):
             return "weights that are not finite were loaded"
+        if any(not torch.equal(found[n].float(), t.float()) for n, t in state.tensors.items() if n in found):
+            return "another value was loaded"
         names = loaded.label_names
         if names is not None and (
             not isinstance(names, list) or not all(isinstance(n, str) for n in names) or len(names) != 2
         ):
             return "label_names that are none were loaded"
+        made = loaded.model.config
+        shape = (1, made.in_channels, made.image_size, made.image_size)
         with torch.inference_mode():
-            x = loaded.model(torch.zeros(1, 1, 4, 4), torch.zeros(1, dtype=torch.int64), torch.zeros(1).long())
-        return "" if x.shape == (1, loaded.config["unet"]["in_channels"], 4, 4) else "another network was loaded"
+            label = torch.zeros(1).long() if made.num_classes else None
+            x = loaded.model(torch.zeros(shape), torch.zeros(1).long(), label)
+        return "" if x.shape == (1, made.out_channels, *shape[2:]) else "another network was loaded"
 
-    return how, lambda: df.load_model(path), check, MEGABYTES
+    return state.how, lambda: df.load_model(path), check, MEGABYTES
 
 
 def _training(rng: random.Random, place: Path) -> Case:
-    held = material.training_state()
-    data, how, vouched = _state_file(rng, tensorfile.TRAINING, material.states().training, held)
-    path = _write(rng, place, data, "step-00000001.safetensors")
+    state = _state_file(rng, tensorfile.TRAINING, material.states().training, material.training_state())
+    path = _write(rng, place, state.data, "step-00000001.safetensors")
     if rng.random() < 0.5:
 
         def check(loaded: tuple[dict, dict]) -> str:
-            same = loaded[0].keys() == held[0].keys() and all(
-                torch.equal(loaded[0][n], t) and loaded[0][n].dtype == t.dtype for n, t in held[0].items()
+            same = loaded[0].keys() == state.tensors.keys() and all(
+                loaded[0][n].dtype == t.dtype and bool(((loaded[0][n] == t) | (t != t)).all())
+                for n, t in state.tensors.items()
             )
-            return "another value was loaded" if vouched and not (same and loaded[1] == held[1]) else ""
+            return "" if same and state.payload in (None, loaded[1]) else "another value was loaded"
 
-        return how, lambda: checkpoint.read_training(path), check, MEGABYTES
+        return f"read_training, {state.how}", lambda: checkpoint.read_training(path), check, MEGABYTES
     made = material.trainer()
 
     def look(_: object) -> str:
         bad = [n for n, p in made.model.named_parameters() if p.dtype != torch.float32]
         if bad or type(made.step) is not int or made.step < 0:
             return "a state that is none was loaded"
-        return "another value was loaded" if vouched and made.step != held[1]["step"] else ""
+        pairs = [(p, state.tensors[f"model.{n}"]) for n, p in made.model.named_parameters()]
+        same = all(bool(((a == b) | (b != b)).all()) for a, b in pairs)
+        return "" if same else "another value was loaded"
 
-    return f"Trainer.load, {how}", lambda: made.load(path), look, MEGABYTES
+    return f"Trainer.load, {state.how}", lambda: made.load(path), look, MEGABYTES
 
 
 def _write(rng: random.Random, place: Path, data: bytes, name: str) -> Path:
@@ -527,4 +540,5 @@ def _folder(rng: random.Random, place: Path) -> Case:
     )
 
 
+KINDS = (_model, _model, _training, _picture, _picture, _array, _archive, _folder)
 FUZZER = Fuzzer("files", "files", run, seconds=SECONDS, warm=material.make_all, prepare=prepare)

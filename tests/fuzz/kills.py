@@ -1,8 +1,8 @@
 """Training and sampling that are killed at a random moment, and continued.
 
 The commands run in processes that are forked from one that has imported everything, so that a run of some steps takes
-less than a second. What a run leaves when it is killed must be readable; continued, it must end with the very weights (or
-pictures) of a run that nobody killed.
+less than a second. What a run leaves when it is killed must be readable; continued, it must end with the very weights
+(or pictures) of a run that nobody killed.
 
 Half of the kills come after a random time. The other half come from inside, at the n-th time that the run opens,
 renames or removes a file: those repeat exactly.
@@ -10,7 +10,9 @@ renames or removes a file: those repeat exactly.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import os
 import random
 import shutil
@@ -395,12 +397,15 @@ def _sampling(rng: random.Random, notes: Notes, place: Path) -> int:
     return kills
 
 
+@functools.cache
 def warm() -> None:
     """What every run would load anew: the first optimizer imports torch's compiler, which takes seconds."""
     torch.set_num_threads(1)
     parameter = torch.nn.Parameter(torch.zeros(1))
     parameter.sum().backward()
     torch.optim.AdamW([parameter], fused=True).step()
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
+        train_command.app(["--out=nothing", "--steps=0"])  # is refused once its options have been read
 
 
 def prepare() -> None:

@@ -166,6 +166,7 @@ def bomb(name: str, megabytes: int, start: bytes = b"") -> bytes:
     return file.getvalue()
 
 
+@functools.cache
 def make_all() -> None:
     """Everything, once, before workers are forked."""
     states()

@@ -313,6 +313,7 @@ def _repeat(fuzzer: Fuzzer, seed: int, case: int) -> tuple[int, str]:
     if pid == 0:
         os.dup2(writer, 1)
         os.dup2(writer, 2)
+        sys.stdout = os.fdopen(1, "w", closefd=False)
         os.close(reader)
         status = 70
         try:

@@ -55,6 +55,37 @@ def taken(monkeypatch):
     return shapes
 
 
+EDITS = {
+    "stride": {"stride": (2, 2)},
+    "padding": {"padding": (2, 2)},
+    "dilation": {"dilation": (2, 2)},
+    "groups": {"groups": 2, "weight": nn.Parameter(torch.ones(64, 32, 3, 3))},
+    "padding mode": {"padding_mode": "circular", "_reversed_padding_repeated_twice": [1, 1, 1, 1]},
+    "a 1x1 weight": {"weight": nn.Parameter(torch.ones(64, 64, 1, 1))},
+    "a longer weight": {"weight": nn.Parameter(torch.ones(96, 64, 3, 3)), "bias": None},
+    "another bias": {"bias": nn.Parameter(torch.ones(63))},
+    "no weight of images": {"weight": nn.Parameter(torch.ones(64, 64, 3))},
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@torch.no_grad()
+def test_a_layer_whose_attributes_were_edited_does_what_torchs_would(edit):
+    ours, torchs = layer(64, 64), nn.Conv2d(64, 64, 3, padding=1)
+    torchs.load_state_dict(ours.state_dict())
+    for conv in (ours, torchs):
+        for name, value in EDITS[edit].items():
+            setattr(conv, name, value)
+    x = image(1, 64, 16, 16)
+    try:
+        expected = torchs(x)
+    except RuntimeError as error:
+        with pytest.raises(RuntimeError, match=str(error)[:20]):
+            ours(x)
+    else:
+        torch.testing.assert_close(ours(x), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize(
     ("n", "c_in", "c_out", "height", "width"),

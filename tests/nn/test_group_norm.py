@@ -328,6 +328,25 @@ def test_opcheck():
             torch.library.opcheck(op, (*with_gradient, 4, 1e-5, True))
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("num_groups", 0, "0 groups do not divide"),
+        ("num_groups", -2, "-2 groups do not divide"),
+        ("num_groups", 3, "3 groups do not divide"),
+        ("weight", torch.nn.Parameter(torch.ones(7)), r"weight has shape \(7,\) and x 8 channels"),
+        ("bias", torch.nn.Parameter(torch.ones(8, 1)), r"bias has shape \(8, 1\) and x 8 channels"),
+        ("weight", None, "weight is a NoneType"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["cpu", "reference"], indirect=True)
+def test_a_layer_whose_attributes_were_edited_refuses(name, value, said, backend):
+    norm = GroupNorm(2, 8, 1e-5)
+    setattr(norm, name, value)
+    with pytest.raises(InputError, match=f"group_norm: {said}"):
+        norm(torch.randn(2, 8, 4, 4))
+
+
 @pytest.mark.parametrize("given", ["scale", "shift"])
 def test_a_scale_without_a_shift_is_refused(given):
     norm = GroupNorm(2, 8, 1e-5)

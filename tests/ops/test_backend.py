@@ -1,10 +1,14 @@
 """A backend is chosen by default, by name, for a `with` block or by the environment; one that cannot be used is refused
 with the reason."""
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +17,7 @@ import torch
 import ddpm_fast
 from ddpm_fast.errors import InputError
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.ops import active_backend, backend_status, normal, q_sample, use_backend
+from ddpm_fast.ops import active_backend, backend_status, diffusion_loss, dispatch, normal, q_sample, use_backend
 from ddpm_fast.ops.backends import cpu, cuda
 from ddpm_fast.ops.backends import triton as triton_backend
 
@@ -22,7 +26,8 @@ interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 
 @pytest.fixture(autouse=True)
 def default_backend(monkeypatch):
-    monkeypatch.setattr("ddpm_fast.ops.dispatch._chosen", None)
+    monkeypatch.setattr("ddpm_fast.ops.dispatch._environment", None)
+    monkeypatch.setattr("ddpm_fast.ops.dispatch._calls", [])
 
 
 def in_subprocess(code: str, **environment: str) -> subprocess.CompletedProcess:
@@ -96,6 +101,97 @@ def test_the_chosen_backend_is_the_one_that_runs(monkeypatch):
         normal(NoiseKey.of(0, 1), (4,))
     normal(NoiseKey.of(0, 1), (4,), dtype=torch.float64)
     assert ran == ["cpu", "reference", "reference"]
+
+
+def test_a_block_is_that_of_its_thread():
+    # Every thread is within a block of its own, or within none, and sees no other's at any moment.
+    wrong, done = [], threading.Event()
+
+    def look(name, expected):
+        while not done.is_set():
+            with use_backend(name) if name else contextlib.nullcontext():
+                for _ in range(20):
+                    found = active_backend("normal", "cpu", torch.float32)
+                    if found != expected:
+                        wrong.append((found, expected))
+
+    looks = [("reference", "reference"), ("cpu", "cpu"), ("reference", "reference"), (None, "cpu")]
+    threads = [threading.Thread(target=look, args=look_for) for look_for in looks]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(interval)
+    assert wrong == []
+
+
+def in_another_thread(function):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+def test_a_plain_call_is_for_every_thread():
+    use_backend("reference")
+    assert in_another_thread(lambda: active_backend("normal")) == "reference"
+    in_another_thread(lambda: use_backend("cpu") and None)
+    assert active_backend("normal") == "cpu"
+    with use_backend("reference"):
+        assert in_another_thread(lambda: active_backend("normal")) == "cpu"
+        in_another_thread(lambda: use_backend(None) and None)
+        assert active_backend("normal") == "reference"
+    assert active_backend("normal", "cpu", torch.float32) == "cpu"
+
+
+def test_a_plain_call_whose_object_is_kept():
+    kept = use_backend("reference")
+    assert active_backend("normal") == "reference"
+    assert in_another_thread(lambda: active_backend("normal")) == "reference"
+    with kept:
+        assert active_backend("normal") == "reference"
+        assert in_another_thread(lambda: active_backend("normal", "cpu", torch.float32)) == "cpu"
+    assert active_backend("normal", "cpu", torch.float32) == "cpu"
+
+
+def test_a_plain_call_within_a_block_is_for_the_rest_of_it():
+    with use_backend("reference"):
+        use_backend("cpu")
+        assert active_backend("normal") == "cpu"
+        with use_backend("reference"):
+            assert active_backend("normal") == "reference"
+        assert active_backend("normal") == "cpu"
+    assert active_backend("normal", "cpu", torch.float64) == "reference"
+    assert active_backend("normal", "cpu", torch.float32) == "cpu"
+
+
+def test_many_plain_calls_are_not_collected():
+    for name in ("reference", "cpu") * 50:
+        use_backend(name)
+    assert len(dispatch._calls) <= 2
+
+
+def test_a_gradient_runs_where_its_forward_ran(monkeypatch):
+    ran = []
+    for module, name in ((cpu, "cpu"), (ddpm_fast.ops.backends.reference, "reference")):
+        original = module.OPS["loss_backward"]
+        monkeypatch.setitem(
+            module.OPS, "loss_backward", lambda *a, original=original, name=name: (ran.append(name), original(*a))
+        )
+    output, x0, t = torch.ones(1, 2, requires_grad=True), torch.zeros(1, 2), torch.tensor([0])
+    with use_backend("reference"):
+        loss = diffusion_loss(output, x0, t, torch.ones(1, 3), x0)
+    loss.backward(retain_graph=True)
+    in_another_thread(loss.backward)
+    assert ran == ["reference", "reference"]
+    with use_backend("reference"):
+        diffusion_loss(output, x0, t, torch.ones(1, 3), x0).backward()
+    diffusion_loss(output, x0, t, torch.ones(1, 3), x0).backward()
+    assert ran == ["reference", "reference", "reference", "cpu"]
 
 
 def test_unknown_name_changes_nothing():

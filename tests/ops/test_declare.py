@@ -31,6 +31,24 @@ weight = torch.ones(3, requires_grad=True)
 y = ops.group_norm(x, weight, torch.zeros(3), 3, 1e-5)
 (g,) = torch.autograd.grad(y.square().sum(), weight)
 torch.testing.assert_close(g, 2 * y.detach().square().sum((0, 2, 3)))
+
+def refused(run, *words):
+    try:
+        run()
+    except (ValueError, RuntimeError) as error:
+        assert all(word in str(error) for word in words), error
+    else:
+        raise AssertionError(words)
+
+scale = torch.tensor(2.0, requires_grad=True)
+for name, result in (
+    ("diffusion_loss", ops.diffusion_loss(scale * x, x0, t, torch.tensor([[0.0, 1.0, 1.0]]), key)),
+    ("group_norm", ops.group_norm(scale * x, weight, torch.zeros(3), 3, 1e-5)),
+):
+    (g,) = torch.autograd.grad(result.square().sum(), scale, create_graph=True)
+    refused(lambda: torch.autograd.grad(g, scale), name, "has no second derivative")
+refused(lambda: ops.diffusion_loss(x, x, t, torch.tensor([[0.0, 1.0, 1.0]]), key), "has no gradient in x0")
+refused(lambda: torch.func.jvp(lambda x: ops.q_sample(x, t, torch.tensor([[0.8, 0.6]]), key), (x0,), (x0,)), "forward")
 """
 
 

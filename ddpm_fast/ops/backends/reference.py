@@ -341,6 +341,8 @@ def winograd_matrices(device: torch.device | str = "cpu") -> tuple[Tensor, Tenso
 
 def winograd(x: Tensor, filters: Tensor, bias: Tensor | None, out: Tensor) -> None:
     """Y = A^T [F * (B^T d B)] A of each 6x6 tile d, where F are the filters at the 36 points."""
+    if not out.numel():
+        return
     dtype = working_dtype(x)
     _, to_points, to_pixels = (matrix.to(dtype) for matrix in winograd_matrices(x.device))
     n, channels, height, width = x.shape
