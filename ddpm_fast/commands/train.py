@@ -132,7 +132,7 @@ def main(
             run = TrainingRun(trainer, arguments, stopping, lock, state.path if state else None)
             _train(run)
         except Stopped:
-            say("Stopped before the first step.")
+            say("Stopped before the first step was over; there is nothing to save.")
         if stopping:
             raise typer.Exit(stopping.status)
 
