@@ -123,7 +123,7 @@ class App(typer.Typer):
             if message and type(error).__name__ != "NoArgsIsHelpError":  # that one has shown the help already
                 program = context.command_path if context is not None else "this command"
                 errors.print(f"[bold red]Error:[/] {escape(message)} (`{escape(program)} --help` lists the options)")
-        sys.exit(status)
+        sys.exit(status or 0)
 
 
 # Options
