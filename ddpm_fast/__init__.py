@@ -10,6 +10,7 @@ and others.
 
 __version__ = "0.1.0"
 
+import ddpm_fast.starting as _starting  # noqa: F401  # first, because the other imports take seconds
 from ddpm_fast import ops
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError

@@ -1,4 +1,5 @@
-"""The exception that means "your input was wrong", as opposed to "the package has a bug"; and checks of plain numbers.
+"""The exception that means "your input was wrong", as opposed to "the package has a bug"; checks of plain numbers; and
+text that is safe to show.
 
 Commands print its message and exit with status 2. Every other exception keeps its traceback.
 """
@@ -6,8 +7,13 @@ Commands print its message and exit with status 2. Every other exception keeps i
 from __future__ import annotations
 
 import operator
+import unicodedata
 from collections.abc import Callable
 from numbers import Real
+
+# Marks that change the direction of the text around them, so that a name can pass for another one.
+_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_UNSAFE = ("Cc", "Cs", "Zl", "Zp")  # controls (ESC and newlines among them), lone surrogates, line separators
 
 
 class InputError(ValueError):
@@ -77,3 +83,18 @@ def _short(number: int) -> str:
         if bits > 32 and size + rest == 1 << bits:
             return ("-" if number < 0 else "") + f"2^{bits}" + ("-1" if rest else "")
     return str(number)
+
+
+def printable(text: str) -> str:
+    r"""The text on one line, with nothing in it that a terminal obeys or that cannot be encoded.
+
+    Names of files and classes come from other people. A control character, a line separator, a bidirectional mark or
+    a lone surrogate (a byte of a file name that is not UTF-8) becomes its escape, such as \x1b or \u202e.
+    """
+    if text.isprintable():
+        return text
+    return "".join(_escape(char) if char in _BIDI or unicodedata.category(char) in _UNSAFE else char for char in text)
+
+
+def _escape(char: str) -> str:
+    return f"\\x{ord(char):02x}" if ord(char) < 0x100 else f"\\u{ord(char):04x}"

@@ -1,4 +1,4 @@
-"""`python -m ddpm_fast.evaluate`: measure a model."""
+"""`python -m ddpm_fast.evaluate`: measure a model, or compare samplers."""
 
 from ddpm_fast.commands.evaluate import app
 

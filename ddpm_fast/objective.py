@@ -159,7 +159,9 @@ class Objective:
         for what, choices in names.items():
             value = getattr(self, what)
             if value not in list(choices):
-                raise InputError(f"{what} = {value!r} does not exist: choose one of {', '.join(map(repr, choices))}")
+                raise InputError(
+                    f"{what} = {value!r:.200} does not exist: choose one of {', '.join(map(repr, choices))}"
+                )
         for what in ("min_snr_gamma", "vlb_weight"):
             value = check_number(what, getattr(self, what), lambda v: 0 < v < math.inf, "a positive number")
             object.__setattr__(self, what, value)

@@ -30,6 +30,10 @@ Numbers: TypeAlias = Tensor | npt.ArrayLike
 _SMALLEST_ALPHA_BAR = torch.finfo(torch.float32).max ** -2
 
 
+# A chain this long takes a second to make. Nobody trains longer ones, but a damaged or hostile file may ask for them.
+_MOST_TIMESTEPS = 1_000_000
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Schedule:
     """A chain of T noising timesteps, as read-only tables.
@@ -109,7 +113,7 @@ class Schedule:
         Raises:
             InputError: If T <= 20, because beta would reach 1 (it is 20/T at the last timestep) and alpha_bar 0.
         """
-        T = check_integer("T", T, 1)
+        T = check_integer("T", T, 1, _MOST_TIMESTEPS)
         betas = _evenly(*_scaled_ends("linear", T, 1e-4, 0.02), T)
         return cls(betas, torch.arange(T), {"kind": "linear", "T": T})
 
@@ -122,7 +126,7 @@ class Schedule:
         Raises:
             InputError: If T is not a number of timesteps.
         """
-        T = check_integer("T", T, 1)
+        T = check_integer("T", T, 1, _MOST_TIMESTEPS)
 
         def f(u: float) -> float:
             return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -142,7 +146,7 @@ class Schedule:
         Raises:
             InputError: If T is not a number of timesteps.
         """
-        T = check_integer("T", T, 1)
+        T = check_integer("T", T, 1, _MOST_TIMESTEPS)
         # 1 - alpha_bar_t / alpha_bar_{t-1}, where sig(x) - sig(y) is written as
         # sinh((x - y)/2) / (2 cosh(x/2) cosh(y/2)). This way nothing cancels, neither in the small betas at the start
         # nor in the small alpha_bar at the end.
@@ -162,7 +166,7 @@ class Schedule:
         Raises:
             InputError: If T <= 12, because beta would reach 1.
         """
-        T = check_integer("T", T, 1)
+        T = check_integer("T", T, 1, _MOST_TIMESTEPS)
         first, last = _scaled_ends("scaled_linear", T, 0.00085, 0.012)
         betas = _evenly(math.sqrt(first), math.sqrt(last), T) ** 2
         return cls(betas, torch.arange(T), {"kind": "scaled_linear", "T": T})
@@ -350,7 +354,7 @@ def _evenly(first: float, last: float, T: int) -> Tensor:
 def _checked_betas(given: Numbers, last_may_be_1: bool = False) -> Tensor:
     try:
         betas = torch.as_tensor(given, dtype=torch.float64).detach().cpu().clone()
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InputError(f"betas must be a 1-D tensor, array or list of numbers: {error}") from error
     if betas.ndim != 1 or len(betas) == 0:
         raise InputError(f"betas must be 1-D and not empty, got shape {list(betas.shape)}: give one beta per step")

@@ -51,7 +51,7 @@ def table(path: Path, rows: dict[str, Tensor], columns: list[str] | None = None)
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=100, bbox_inches="tight", pad_inches=0.05)
     plt.close(figure)
-    Image.open(drawn).convert("L").save(path, optimize=True)  # a third of the bytes
+    Image.open(drawn, formats=["PNG"]).convert("L").save(path, optimize=True)  # a third of the bytes
 
 
 def samplers() -> dict[str, Tensor]:

@@ -1,32 +1,157 @@
-"""What the commands share: where to compute, and how bad input is reported."""
+"""What the commands share: how they speak to the terminal, how bad input is reported, paths, and where to compute."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, TextIO
 
 import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ddpm_fast import compat
-from ddpm_fast.errors import InputError
-from ddpm_fast.files.checkpoint import LoadedModel
+from ddpm_fast import compat, starting
+from ddpm_fast.errors import InputError, printable
+from ddpm_fast.ops.backends import extension
 
-# Lines are not broken where a terminal ends: a path or a number that is split cannot be copied.
-console = Console(highlight=False, soft_wrap=True)
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
+# The terminal
+
+
+class SafeConsole(Console):
+    """A console that shows the names of other people's files and classes as they are, and obeys nothing in them."""
+
+    def __init__(self, **options: Any):
+        """Of options, see rich.console.Console."""
+        # Lines are not broken where a terminal ends: a path or a number that is split cannot be copied.
+        super().__init__(highlight=False, soft_wrap=True, emoji=False, **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as rich does, with control characters as their escapes."""
+        super().print(*map(_safe, objects), **options)
+
+
+def _safe(thing: Any) -> Any:
+    return "\n".join(map(printable, thing.split("\n"))) if isinstance(thing, str) else thing
+
+
+console = SafeConsole()
+errors = SafeConsole(stderr=True)
+
+
+def say_written(*paths: str | os.PathLike | None) -> None:
+    """Say where each file is that was written. None is passed over."""
+    for path in paths:
+        if path is not None:
+            console.print(f"Wrote {escape(str(Path(path).resolve()))}")
+
+
 @contextlib.contextmanager
-def plain_errors() -> Iterator[None]:
-    """Inside, an InputError ends the command with its message and status 2 instead of a traceback."""
-    try:
-        yield
-    except InputError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]Error:[/] {escape(str(error))}")
-        raise typer.Exit(2) from None
+def plain_errors(says_missing_kernels: bool = True) -> Iterator[None]:
+    """What every command does its work in.
+
+    An InputError ends the command with its message and status 2 instead of a traceback, and so does a file that the
+    system refuses. A warning is a line. If the fast kernels are missing, a line says so.
+
+    Args:
+        says_missing_kernels: False for a command that says so itself.
+    """
+    if says_missing_kernels and extension.unavailable:
+        errors.print(
+            f"[yellow]Warning:[/] the fast kernels are missing, so all is slower: {escape(extension.unavailable)}"
+        )
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            yield
+        except InputError as error:
+            errors.print(f"[bold red]Error:[/] {escape(str(error))}")
+            raise typer.Exit(2) from None
+        except OSError as error:
+            if error.filename is None or isinstance(error, BrokenPipeError):
+                raise
+            # A file that cannot be used, where nothing more is known of what it was for.
+            errors.print(f"[bold red]Error:[/] {escape(f'{error.strerror}: {os.fsdecode(error.filename)}')}")
+            raise typer.Exit(2) from None
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """In place of warnings.showwarning, which also shows the line of code that warned."""
+    errors.print(f"[yellow]Warning:[/] {escape(str(message))}")
+
+
+class App(typer.Typer):
+    """A command with its options, as `app = App()`. Calling it runs it on the command line's arguments and ends the
+    process.
+
+    Wrong options are reported like all other wrong input: on unbroken lines, with control characters as their escapes.
+    """
+
+    def __init__(self, **options: Any):
+        """Of options, see typer.Typer."""
+        super().__init__(add_completion=False, pretty_exceptions_enable=False, **options)
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Run the command."""
+        starting.started()
+        options["standalone_mode"] = False  # raise instead of showing an error
+        try:
+            status = super().__call__(*arguments, **options)
+        except typer.Abort:  # what older versions of typer make of Ctrl-C
+            status = starting.INTERRUPTED
+        except Exception as error:
+            # Typer's errors about the command line, which have no common public class in all of its versions.
+            if not hasattr(error, "format_message"):
+                raise
+            status = getattr(error, "exit_code", 2)
+            context = getattr(error, "ctx", None)
+            message = error.format_message()
+            if message and type(error).__name__ != "NoArgsIsHelpError":  # that one has shown the help already
+                program = context.command_path if context is not None else "this command"
+                errors.print(f"[bold red]Error:[/] {escape(message)} (`{escape(program)} --help` lists the options)")
+        sys.exit(status or 0)
+
+
+# Options
+
+
+def path_option(help: str, *names: str) -> Any:
+    """A typer option whose value is a path, as a Path or a str: a `~` at its beginning becomes the home folder.
+
+    A shell does that for `--out ~/x` and not for `--out=~/x`.
+
+    Args:
+        help: What the option is for.
+        *names: The option's names, if they do not follow from the parameter's.
+    """
+    return typer.Option(*names, help=help, callback=expand_home)
+
+
+def expand_home(path: Any) -> Any:
+    """The path, of the type that it has, with `~` at its beginning replaced. None stays None."""
+    return None if path is None else type(path)(os.path.expanduser(path))
+
+
+ModelOption = Annotated[
+    str, path_option("a shipped model's name, a model.safetensors file, or the folder of a training run")
+]
+
+
+# Where to compute
 
 
 def choose_device(name: str) -> torch.device:
@@ -57,42 +182,3 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in choices:
         raise InputError(f"precision {name!r} is unknown; expected auto, {', '.join(choices)}")
     return choices[name]
-
-
-def parse_labels(text: str | None, n: int, classes: int, names: list[str] | None) -> list[int] | None:
-    """The classes of n samples, or None for unconditional ones.
-
-    Args:
-        text: None for every class in turn, "none" for unconditional samples, or classes by number or name, separated by
-            commas, which are taken in turn.
-        n: How many samples there are.
-        classes: The number of the model's classes; 0 for an unconditional model.
-        names: The names of the classes, if they have any.
-
-    Raises:
-        InputError: For a class that the model does not have.
-    """
-    if text == "none" or (text is None and classes == 0):
-        return None
-    if classes == 0:
-        raise InputError("--labels: this model is unconditional (it was trained without classes); leave it out")
-    if text is None:
-        return [i % classes for i in range(n)]
-    by_name = {name: i for i, name in enumerate(names or [])} | {str(i): i for i in range(classes)}
-    chosen = [part.strip() for part in text.split(",") if part.strip()]
-    unknown = [part for part in chosen if part not in by_name]
-    if unknown or not chosen:
-        known = f"0..{classes - 1}" + (f" or {', '.join(names)}" if names else "")
-        raise InputError(f"--labels: {', '.join(unknown) or 'nothing'} is no class of this model; it has {known}")
-    return [by_name[chosen[i % len(chosen)]] for i in range(n)]
-
-
-def check_null_class(loaded: LoadedModel, why: str) -> None:
-    """Raises InputError if the model's null class was never trained, because its training dropped no labels. why: what
-    the null class is needed for."""
-    label_drop = (loaded.config.get("training") or {}).get("label_drop")
-    if loaded.model.config.num_classes and label_drop == 0:
-        raise InputError(
-            f"{why}, but {loaded.path} was trained with --label-drop 0, so its null class was never trained: give "
-            "labels and leave guidance out, or train with --label-drop 0.1"
-        )

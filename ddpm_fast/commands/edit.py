@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ddpm_fast.commands.drawing import Drawable
 from ddpm_fast.data import read_picture
 from ddpm_fast.data.arrays import read_arrays
 from ddpm_fast.errors import InputError
@@ -23,17 +26,6 @@ MODES = {  # the number of images if --n is not given; None: one for each pictur
     "interpolation": 10,
     "round trip": None,
 }
-
-
-class Editing(Protocol):
-    """What is ready to be drawn: sampling.Prepared, or one of the classes of editing.py."""
-
-    @property
-    def rows(self) -> int:
-        """How many rows each batch runs through that on_step is called for."""
-
-    def draw(self) -> Tensor:
-        """Draw the images."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +94,31 @@ class Edit:
         return "round trip" if self.round_trip else "image-to-image"
 
     @property
+    def continuable(self) -> bool:
+        """Whether an image depends on its sample id alone, so that --first-sample-id draws further ones."""
+        return self.mode in ("image-to-image", "inpainting")
+
+    def settings(self, pictures: Tensor, n: int) -> dict[str, Any]:
+        """All of the edit that an image depends on besides its sample id, as JSON's types.
+
+        Args:
+            pictures: read_images(init_image).
+            n: The number of images.
+        """
+        return {
+            "edit": self.mode,
+            "pictures": hashlib.sha256(pictures.numpy().tobytes()).hexdigest(),
+            "strength": self.strength,
+            "mask": None if self.mask is None else hashlib.sha256(self.mask.read_bytes()).hexdigest(),
+            "resamplings": self.resamplings,
+            "jump_length": self.jump_length,
+            "other": None
+            if self.interpolate_with is None
+            else hashlib.sha256(self.interpolate_with.read_bytes()).hexdigest(),
+            "n": None if self.continuable else n,
+        }
+
+    @property
     def default_sampler(self) -> str:
         """The sampler if --sampler is not given."""
         return "ddim" if self.round_trip else "ddpm"
@@ -125,17 +142,19 @@ class Edit:
         if n is not None:
             raise InputError("--round-trip uses each picture of --init-image once: leave --n out")
 
-    def prepare(self, loaded: LoadedModel, pictures: Tensor, n: int, options: SamplingOptions) -> Editing:
+    def prepare(self, loaded: LoadedModel, pictures: Tensor, n: int, options: SamplingOptions) -> Drawable:
         """The n edited images, ready to be drawn. pictures: read_images(init_image). Raises InputError."""
         network, diffusion = Network.of(loaded.model), loaded.diffusion
-        images = pictures[torch.arange(n) % len(pictures)]
+        # By sample id, so that a set of images can be continued. A round trip and an interpolation start at the first.
+        ids = [options.first_sample_id + i for i in range(n)]
+        images = pictures[[i % len(pictures) for i in (ids if self.continuable else range(n))]]
         if self.mask is not None:
             mask = _read_mask(self.mask, loaded)
             return editing.prepare_inpaint(
                 network,
                 diffusion,
                 images,
-                mask[torch.arange(n) % len(mask)],
+                mask[[i % len(mask) for i in ids]],
                 options,
                 resamplings=5 if self.resamplings is None else self.resamplings,
                 jump_length=5 if self.jump_length is None else self.jump_length,
@@ -167,7 +186,7 @@ def read_images(path: Path, loaded: LoadedModel, option: str, channels: int | No
     """
     config = loaded.model.config
     channels = config.in_channels if channels is None else channels
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
         raise InputError(f"{option}: there is no file {path}; give a picture, or an .npz with `images`")
     if path.suffix.lower() in (".npz", ".npy"):
         try:

@@ -7,17 +7,15 @@ import platform
 from pathlib import Path
 
 import torch
-import typer
 from rich.markup import escape
-from rich.table import Table
 
 from ddpm_fast import __version__, ops
-from ddpm_fast.commands.common import console, fast_bf16, plain_errors
+from ddpm_fast.commands.common import App, console, fast_bf16, plain_errors
 from ddpm_fast.data import BUILTIN
 from ddpm_fast.files.checkpoint import available_models
-from ddpm_fast.ops.backends import cpu, cuda, reference
+from ddpm_fast.ops.backends import cpu, cuda, extension, reference
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = App()
 
 
 def _version(package: str) -> str:
@@ -30,8 +28,8 @@ def _version(package: str) -> str:
 @app.command()
 def main() -> None:
     """What was built, what is active, and why the rest is not."""
-    with plain_errors():
-        console.print(f"[bold]ddpm_fast {__version__}[/] in {Path(__file__).parents[1]}")
+    with plain_errors(says_missing_kernels=False):
+        console.print(f"[bold]ddpm_fast {__version__}[/] in {escape(str(Path(__file__).parents[1]))}")
         console.print(
             f"Python {platform.python_version()}, torch {torch.__version__}, triton {_version('triton')}, "
             f"{torch.get_num_threads()} threads on {platform.machine()}"
@@ -40,8 +38,9 @@ def main() -> None:
             console.print(f"[red]No C++ kernels[/]: {escape(cpu.unavailable)}")
         else:
             idle = [name for name in cpu.isas() if name != cpu.isa()]
+            threads = "" if extension.has_threads else " on one thread (built without OpenMP)"
             console.print(
-                f"C++ extension: built; CPU kernels for {cpu.isa()} active"
+                f"C++ extension: built; CPU kernels for {cpu.isa()} active{threads}"
                 + (f" (also runnable: {', '.join(idle)}; DDPM_FAST_CPU_ISA chooses)" if idle else "")
             )
         if torch.cuda.is_available():
@@ -52,15 +51,14 @@ def main() -> None:
             console.print(f"CUDA: none ({reason})")
         console.print(f"bf16 on this CPU: {'fast' if fast_bf16(torch.device('cpu')) else 'emulated, slower than fp32'}")
 
-        table = Table("backend", "ops", "status", title="Backends, fastest first", title_justify="left")
+        console.print("Backends, fastest first:")
         for status in ops.backend_status():
             kind = "cuda" if status.name == "cuda" or (torch.cuda.is_available() and status.name == "triton") else "cpu"
             ready = f"ready for {kind.upper()} tensors"
             if status.name == "cuda" and not status.unavailable:
                 ready += f" (built for compute capabilities {cuda.capabilities()})"
             reason = status.unavailable or ops.cannot_run_on(status.name, torch.device(kind)) or ready
-            table.add_row(status.name, ", ".join(status.ops) or "-", reason)
-        console.print(table, soft_wrap=False)
+            console.print(f"  {status.name}: {escape(reason)} (ops: {', '.join(status.ops) or 'none'})")
 
         for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
             active = {op: ops.active_backend(op, device) for op in reference.OPS}

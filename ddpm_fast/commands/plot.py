@@ -6,7 +6,7 @@ ddpm_fast.evaluate nll` wrote. chain shows the reverse process of a model.
 
 from __future__ import annotations
 
-import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +18,18 @@ from rich.markup import escape
 from torch import Tensor
 
 from ddpm_fast import ops
-from ddpm_fast.commands.common import choose_device, console, parse_labels, plain_errors
+from ddpm_fast.commands.common import (
+    App,
+    ModelOption,
+    choose_device,
+    console,
+    expand_home,
+    path_option,
+    plain_errors,
+    say_written,
+)
+from ddpm_fast.commands.labels import describe_classes, parse_labels
+from ddpm_fast.commands.report import read_report
 from ddpm_fast.data import load_dataset, read_picture
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
@@ -35,9 +46,9 @@ from ddpm_fast.schedule import SCHEDULES, Schedule
 MOST_SAMPLES = 50  # in a picture of chains; a screen cannot show more
 LARGEST_SIDE = 128  # pixels of a noised image; a column on the screen is not wider
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+app = App(no_args_is_help=True)
 
-Out = Annotated[Path, typer.Option(help="the picture, a .png or .svg")]
+Out = Annotated[Path, path_option("the picture, a .png or .svg")]
 Names = Annotated[str, typer.Option(help=f"one or more of {', '.join(SCHEDULES)}, separated by commas")]
 Timesteps = Annotated[int, typer.Option(help="T, the number of timesteps")]
 Columns = Annotated[int, typer.Option(help="how many timesteps to show, equally spaced")]
@@ -84,11 +95,9 @@ def schedules(
 
 @app.command()
 def noising(
-    data: Annotated[
-        str, typer.Option(help="the images: mnist5k, emoji32, or a folder, .zip, .npz or .npy")
-    ] = "mnist5k",
+    data: Annotated[str, path_option("the images: mnist5k, emoji32, or a folder, .zip, .npz or .npy")] = "mnist5k",
     index: Annotated[int, typer.Option(help="the position of the image among them, from 0")] = 0,
-    image: Annotated[Path | None, typer.Option(help="a picture file to use instead, of any image format")] = None,
+    image: Annotated[Path | None, path_option("a picture file to use instead, of any image format")] = None,
     schedules: Names = "linear,cosine",
     timesteps: Timesteps = 1000,
     columns: Columns = 10,
@@ -122,11 +131,17 @@ def read_image(data: str, index: int, image: Path | None) -> Tensor:
         InputError: If there is no such image, or it cannot be shown.
     """
     if image is not None:
-        if not image.is_file():
+        if not os.path.isfile(image):  # Path.is_file raises for a name that is too long
             raise InputError(f"--image: there is no file {image}; give the path of a picture")
         picture = read_picture(image, "--image")
         return read_picture(image, "--image", LARGEST_SIDE) if max(picture.shape[1:]) > LARGEST_SIDE else picture
-    found = load_dataset(data).images
+    try:
+        found = load_dataset(data).images
+    except InputError:
+        # Pictures of several sizes: of a set, only arrays have one size for certain.
+        if not os.path.isdir(data) and not data.lower().endswith(".zip"):
+            raise
+        found = load_dataset(data, LARGEST_SIDE).images
     if not 0 <= index < len(found):
         raise InputError(f"--index is {index}; {data} has the images 0..{len(found) - 1}")
     check_channels(data, found.shape[1])
@@ -171,7 +186,9 @@ def snr(
 
 @app.command()
 def bound(
-    report: Annotated[Path, typer.Argument(help="the .json that `python -m ddpm_fast.evaluate nll --out` wrote")],
+    report: Annotated[
+        Path, typer.Argument(help="the .json that `python -m ddpm_fast.evaluate nll --out` wrote", callback=expand_home)
+    ],
     out: Out = Path("bound.png"),
 ) -> None:
     """Draw the variational bound's terms over t and the errors of the predictions, for an evaluated model."""
@@ -180,58 +197,9 @@ def bound(
         _write(draw_bound(read_report(report)), out)
 
 
-# The fields of a report of `evaluate nll` that draw_bound needs. float stands for any number.
-_REPORT: dict[str, type] = {
-    "model": str,
-    "data": str,
-    "images": int,
-    "estimate": bool,
-    "prior_bits_per_dim": float,
-    "total_bits_per_dim": float,
-    "total_stderr": float,
-    "timesteps": list,
-    "counts": list,
-    "terms_bits_per_dim": list,
-    "terms_stderr": list,
-    "mse_x0": list,
-    "mse_eps": list,
-}
-
-
-def read_report(path: Path) -> dict[str, Any]:
-    """The report of `evaluate nll`, as draw_bound takes it.
-
-    Raises:
-        InputError: If the file is not such a report.
-    """
-    advice = "expected the .json that `python -m ddpm_fast.evaluate nll --out FILE.json` writes"
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}; {advice}") from error
-    if not isinstance(report, dict):
-        raise InputError(f"{path} holds a {type(report).__name__}; {advice}")
-    wrong = [name for name, kind in _REPORT.items() if not _is(report.get(name), kind)]
-    if wrong:
-        raise InputError(f"{path} is not such a report: {', '.join(wrong)} missing or of another kind; {advice}")
-    timesteps = report["timesteps"]
-    lists = [report[name] for name, kind in _REPORT.items() if kind is list]
-    numbers = all(_is(x, float) for values in lists for x in values)
-    if not numbers or not timesteps or min(timesteps) < 0 or any(len(values) != len(timesteps) for values in lists):
-        raise InputError(
-            f"{path}: its lists do not have one number for each of its {len(timesteps)} timesteps; {advice}"
-        )
-    return report
-
-
-def _is(value: object, kind: type) -> bool:
-    """Whether a value from a JSON file is of a kind. float stands for any number."""
-    return isinstance(value, int | float if kind is float else kind) and (kind is bool or not isinstance(value, bool))
-
-
 @app.command()
 def chain(
-    model: Annotated[str, typer.Option(help="a shipped model's name, or a model.safetensors file")] = "mnist",
+    model: ModelOption = "mnist",
     n: Annotated[int, typer.Option("--n", help="how many samples")] = 3,
     steps: Annotated[int | None, typer.Option(help="how many sampler steps; 100 if not given")] = None,
     sampler: Annotated[str, typer.Option(help=f"one of {', '.join(SAMPLERS)}")] = "ddpm",
@@ -257,6 +225,7 @@ def chain(
         steps = len(sampling_timesteps(min(100, T) if steps is None else steps, T))
         _check_columns(columns, steps)
         classes = parse_labels(labels, n, loaded.model.config.num_classes, loaded.label_names)
+        console.print(escape(describe_classes(classes, loaded.label_names)))
         with console.status("sampling"):
             timesteps, x_t, x0 = reverse_states(
                 loaded, n, columns, sampler=sampler, steps=steps, labels=classes, seed=seed
@@ -307,4 +276,4 @@ def reverse_states(
 
 def _write(figure: Figure, out: Path) -> None:
     save_figure(figure, out)
-    console.print(f"Wrote {escape(str(out.resolve()))}")
+    say_written(out)

@@ -5,44 +5,45 @@ With --init-image it edits a picture instead (edit.py).
 
 from __future__ import annotations
 
-import time
+import hashlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from rich.markup import escape
 
 from ddpm_fast.commands.common import (
     DTYPE_NAMES,
-    check_null_class,
+    App,
+    ModelOption,
     choose_device,
     choose_dtype,
     console,
-    parse_labels,
+    path_option,
     plain_errors,
+    say_written,
 )
-from ddpm_fast.commands.edit import Edit, Editing, read_images, round_trip_error
+from ddpm_fast.commands.drawing import Drawable, Drawing, Job, unused_path
+from ddpm_fast.commands.edit import Edit, read_images, round_trip_error
+from ddpm_fast.commands.labels import check_null_class, describe_classes, parse_labels
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
-from ddpm_fast.files.atomic import check_writable
+from ddpm_fast.files.atomic import check_writable, remove_leftovers
 from ddpm_fast.loops.network import Network
-from ddpm_fast.loops.options import SamplingOptions, Step
+from ddpm_fast.loops.options import SamplingOptions
 from ddpm_fast.loops.sampling import prepare
 from ddpm_fast.pictures import images
+from ddpm_fast.pictures.folder import SampleFolder
 from ddpm_fast.respacing import SPACINGS
 from ddpm_fast.samplers import SAMPLERS
 
-GIF_FRAMES = 40
-GRID_PIXELS = 700  # small images are enlarged to about this side
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = App()
 
 
 @app.command()
 def main(
-    model: Annotated[str, typer.Option(help="a shipped model's name, or a model.safetensors file")] = "mnist",
+    model: ModelOption = "mnist",
     n: Annotated[
         int | None, typer.Option("--n", help="number of images; 64 if not given, fewer when editing a picture")
     ] = None,
@@ -75,7 +76,7 @@ def main(
         ),
     ] = None,
     init_image: Annotated[
-        Path | None, typer.Option(help="the picture to edit, or an .npz file of several, used in turn")
+        Path | None, path_option("the picture to edit, or an .npz file of several, used in turn")
     ] = None,
     strength: Annotated[
         float | None,
@@ -84,7 +85,7 @@ def main(
         ),
     ] = None,
     mask: Annotated[
-        Path | None, typer.Option(help="inpaint the picture: a black and white mask, white where it is kept")
+        Path | None, path_option("inpaint the picture: a black and white mask, white where it is kept")
     ] = None,
     resamplings: Annotated[
         int | None,
@@ -93,15 +94,19 @@ def main(
     jump_length: Annotated[
         int | None, typer.Option(help="inpainting: number of steps in a stretch, which is run --resamplings times")
     ] = None,
-    interpolate_with: Annotated[Path | None, typer.Option(help="the second picture, to interpolate to")] = None,
+    interpolate_with: Annotated[Path | None, path_option("the second picture, to interpolate to")] = None,
     round_trip: Annotated[
         bool, typer.Option("--round-trip", help="encode the picture, decode it again, and print the error")
     ] = False,
     batch_size: Annotated[int, typer.Option(help="number of images to draw at a time")] = 64,
     out: Annotated[
-        str, typer.Option(help="where the images go: a .png (a grid), an .npz, or a folder of PNGs")
-    ] = "samples.png",
-    gif: Annotated[Path | None, typer.Option(help="also write an animation of the denoising: a .gif")] = None,
+        str | None,
+        path_option(
+            "where the images go: a .png (a grid), an .npz, or a folder of PNGs, which the same command continues; if "
+            "not given samples.png, or samples-2.png and so on where that exists"
+        ),
+    ] = None,
+    gif: Annotated[Path | None, path_option("also write an animation of the denoising: a .gif")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto (bf16 where that is faster)")] = "fp32",
     cuda_graph: Annotated[
@@ -127,10 +132,11 @@ def main(
         loaded = checkpoint.load_model(model, device=torch_device, dtype=dtype)
         pictures = torch.empty(0) if edit is None else read_images(edit.init_image, loaded, "--init-image")
         count = n or (64 if edit is None else edit.default_count(pictures))
-        classes = _choose_classes(loaded, labels, count, edit, guidance)
+        ids = range(first_sample_id, first_sample_id + count)
+        classes = _choose_classes(loaded, labels, ids, edit, guidance)
         if edit is not None:
             edit.check_others(sampler, guidance, n, classes)
-        drawing = Drawing(count, batch_size, keeps_frames=gif is not None)
+        drawing = Drawing(batch_size, keeps_frames=gif is not None)
         options = SamplingOptions(
             sampler=sampler or ("ddpm" if edit is None else edit.default_sampler),
             steps=min(50, loaded.diffusion.num_timesteps) if steps is None else steps,
@@ -148,23 +154,57 @@ def main(
         )
         # Everything that can be wrong is found here, before the sampling.
         if edit is None:
-            prepared: Editing = prepare(Network.of(loaded.model), loaded.diffusion, count, options)
+            prepared: Drawable = prepare(Network.of(loaded.model), loaded.diffusion, count, options)
         else:
             prepared = edit.prepare(loaded, pictures, count, options)
-        _check_outputs(out, gif, loaded.model.config.in_channels)
+        target = str(unused_path(Path("samples.png"))) if out is None else out
+        _check_outputs(target, gif, loaded.model.config.in_channels)
+        folder = None
+        if images.output_kind(target) == "folder":
+            settings = _settings(loaded, options, DTYPE_NAMES[dtype])
+            settings |= {} if edit is None else edit.settings(pictures, count)
+            folder = SampleFolder(target, settings, ids, classes, loaded.label_names)
+            if folder.finished:
+                console.print(f"{folder.finished} of {count} images are in {escape(target)} already and are kept")
+        if loaded.model.config.num_classes:
+            console.print(escape(describe_classes(classes, loaded.label_names)))
 
-        x = drawing.draw(prepared, "sampling" if edit is None else edit.mode)
-        scale = max(1, GRID_PIXELS // (x.shape[-1] * max(1, round(count**0.5))))
-        images.save_samples(out, x, classes, first_index=first_sample_id, scale=scale)
-        if gif is not None:
-            images.save_gif(gif, drawing.frames(), scale=scale)
+        job = Job(
+            prepared=prepared,
+            drawing=drawing,
+            title="sampling" if edit is None else edit.mode,
+            target=target,
+            folder=folder,
+            gif=gif,
+            ids=ids,
+            classes=classes,
+            # An animation and a comparison need all images.
+            keeps_all=gif is not None or (edit is not None and edit.round_trip),
+            continuable=edit is None or edit.continuable,
+        )
+        x = job.run()
         how = f"{'' if edit is None else edit.mode + ', '}{prepared.rows} steps of {options.sampler}"
-        console.print(_summary(x, drawing.seconds, f"{how}, {DTYPE_NAMES[dtype]}, {torch_device}"))
+        if drawing.drawn:
+            console.print(_summary(loaded, drawing, f"{how}, {DTYPE_NAMES[dtype]}, {torch_device}"))
         if edit is not None and edit.round_trip:
             console.print(round_trip_error(x, pictures))
-        for path in (Path(out), gif):
-            if path is not None:
-                console.print(f"Wrote {path.resolve()}")
+        say_written(target, gif)
+
+
+def _settings(loaded: checkpoint.LoadedModel, options: SamplingOptions, precision: str) -> dict[str, Any]:
+    """All that an image depends on besides its sample id, its class, and the picture that it is an edit of."""
+    return {
+        "model": hashlib.sha256(loaded.path.read_bytes()).hexdigest(),
+        "sampler": options.sampler,
+        "steps": str(options.steps),
+        "spacing": options.spacing,
+        "eta": options.eta,
+        "guidance": options.guidance,
+        "guidance_rescale": options.guidance_rescale,
+        "dynamic_threshold": options.dynamic_threshold,
+        "seed": options.seed,
+        "precision": precision,
+    }
 
 
 def _check_counts(n: int | None, batch_size: int) -> None:
@@ -173,12 +213,12 @@ def _check_counts(n: int | None, batch_size: int) -> None:
 
 
 def _choose_classes(
-    loaded: checkpoint.LoadedModel, labels: str | None, n: int, edit: Edit | None, guidance: float | None
+    loaded: checkpoint.LoadedModel, labels: str | None, ids: range, edit: Edit | None, guidance: float | None
 ) -> list[int] | None:
-    """The classes of the n images. Raises InputError for labels, or a lack of them, that the model was not trained
-    for."""
+    """The classes of the images with these sample ids. Raises InputError for labels, or a lack of them, that the model
+    was not trained for."""
     text = "none" if edit is not None and labels is None else labels
-    classes = parse_labels(text, n, loaded.model.config.num_classes, loaded.label_names)
+    classes = parse_labels(text, len(ids), loaded.model.config.num_classes, loaded.label_names, ids.start)
     if guidance not in (None, 1):
         check_null_class(loaded, "--guidance leads away from the null class")
     if classes is None:
@@ -189,62 +229,15 @@ def _choose_classes(
 def _check_outputs(out: str, gif: Path | None, channels: int) -> None:
     """Raises InputError for output files that could not be written."""
     images.check_output(out, channels=channels)
+    remove_leftovers(out if images.output_kind(out) == "folder" else Path(out).parent)  # of commands that were killed
     if gif is not None:
         if gif.suffix.lower() != ".gif":
             raise InputError(f"--gif is {gif}; expected a name ending in .gif")
         check_writable(gif)
 
 
-def _summary(x: Tensor, seconds: float, how: str) -> str:
+def _summary(loaded: checkpoint.LoadedModel, drawing: Drawing, how: str) -> str:
     """A line that says what was drawn, how long that took, and how it was done."""
-    shape = "x".join(map(str, x.shape[1:]))
-    return f"{len(x)} images of {shape} in {seconds:.1f} s ({len(x) / seconds:.1f} images/s; {how})"
-
-
-class Drawing:
-    """Draws what is prepared while a progress bar shows how far it is, and keeps what an animation needs.
-
-    Attributes:
-        seconds: How long the drawing took.
-    """
-
-    def __init__(self, n: int, batch_size: int, keeps_frames: bool):
-        self._n, self._batch_size, self._keeps_frames = n, batch_size, keeps_frames
-        self._rows = 1
-        self._started = self.seconds = 0.0
-        self._frames: dict[int, list[Tensor]] = {}
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[rate]:.1f} images/s"),
-            console=console,
-            disable=not console.is_terminal,
-        )
-
-    def draw(self, prepared: Editing, description: str) -> Tensor:
-        """The images, on the CPU. `on_step` must be among the options of what is prepared."""
-        self._rows = prepared.rows
-        self._started = time.perf_counter()
-        with self._bar:
-            self._task = self._bar.add_task(description, total=self._total(), rate=0.0)
-            x = prepared.draw().cpu()
-        self.seconds = time.perf_counter() - self._started
-        return x
-
-    def on_step(self, step: Step) -> None:
-        """Take note of a row."""
-        if self._keeps_frames:
-            every = max(1, self._rows // GIF_FRAMES)
-            if step.index % every == 0 or step.index == self._rows - 1:
-                self._frames.setdefault(step.index, []).append(step.x.cpu())
-        done = step.first // self._batch_size * self._rows + step.index + 1
-        rate = done / self._total() * self._n / (time.perf_counter() - self._started)
-        self._bar.update(self._task, completed=done, rate=rate)
-
-    def frames(self) -> list[Tensor]:
-        """The states to be shown one after the other, each of all images."""
-        return [torch.cat(parts) for _, parts in sorted(self._frames.items())]
-
-    def _total(self) -> int:
-        return -(-self._n // self._batch_size) * self._rows
+    config, n, seconds = loaded.model.config, drawing.drawn, drawing.seconds
+    shape = f"{config.in_channels}x{config.image_size}x{config.image_size}"
+    return f"{n} images of {shape} in {seconds:.1f} s ({n / seconds:.1f} images/s; {how})"

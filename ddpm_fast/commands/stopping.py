@@ -1,7 +1,8 @@
 """How a long command is stopped: SIGINT (Ctrl-C), SIGTERM and SIGHUP are noted at once and obeyed at the next step.
 
 The first signal says on the terminal that it was heard. Long work calls `Stopping.check()` at each of its steps, which
-raises Stopped, so that whoever knows what must be saved can save it. A second Ctrl-C does not wait for that.
+raises Stopped, so that whoever knows what must be saved can save it. A second Ctrl-C does not wait for that. A command
+that was stopped ends with the exit status that shells give a process which a signal ended: 128 + the signal's number.
 """
 
 from __future__ import annotations
@@ -12,37 +13,61 @@ import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+import typer
+
 # SIGHUP, which a closing terminal sends, is unknown on Windows.
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
-class Stopped(Exception):
-    """A signal asked the command to stop, and it is at a point where it can."""
+class Stopped(BaseException):
+    """A signal asked the command to stop, and it is at a point where it can.
+
+    Like KeyboardInterrupt it is no Exception, so that nothing on its way takes it for a failure of its own.
+    """
 
 
 class Stopping:
-    """Whether a signal has asked the command to stop."""
+    """Whether a signal has asked the command to stop.
+
+    Attributes:
+        first: What is said at the first signal. It may be changed as the work goes on.
+        abort: Gives what is said at a second Ctrl-C. It may be changed as the work goes on.
+        at_once: Whether a signal raises Stopped wherever the main thread is. For work that has nothing to save.
+        signal: The first signal that arrived, or None.
+    """
 
     def __init__(self, first: str, abort: Callable[[], str]):
         """See stop_signals."""
-        self._first, self._abort = first, abort
+        self.first, self.abort = first, abort
+        self.at_once = False
         self.signal: signal.Signals | None = None
 
     def __bool__(self) -> bool:
         return self.signal is not None
+
+    @property
+    def status(self) -> int:
+        """The exit status of a command that the signal stopped; 0 if none has arrived."""
+        return 128 + self.signal if self.signal is not None else 0
 
     def check(self, *_: object) -> None:
         """Raise Stopped if a signal has arrived. It takes any arguments, so that it can be a callback."""
         if self:
             raise Stopped
 
+    def hold(self) -> None:
+        """From here on a signal waits for the next check."""
+        self.at_once = False
+
     def handle(self, number: int, _: FrameType | None) -> None:
         """The signal handler."""
         if self.signal is None:
             self.signal = signal.Signals(number)
-            _say(f"{self.signal.name}: {self._first}")
+            _say(f"{self.signal.name}: {self.first}")
+            if self.at_once:
+                raise Stopped
         elif number == signal.SIGINT:
-            _say(self._abort())
+            _say(self.abort())
             raise KeyboardInterrupt
 
 
@@ -60,13 +85,18 @@ def stop_signals(first: str, abort: Callable[[], str]) -> Iterator[Stopping]:
 
     Args:
         first: What to say at the first signal, such as "saving after this step; Ctrl-C again to abort".
-        abort: Called at a second Ctrl-C; gives what to say before KeyboardInterrupt is raised.
+        abort: Called at a second Ctrl-C; gives what to say before the command ends.
+
+    Raises:
+        typer.Exit: At a second Ctrl-C, wherever the command is, by way of a KeyboardInterrupt.
     """
     stopping = Stopping(first, abort)
     heeded = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, stopping.handle) for number in heeded}
     try:
         yield stopping
+    except KeyboardInterrupt:
+        raise typer.Exit(128 + signal.SIGINT) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,19 +1,26 @@
-"""What `python -m ddpm_fast.train` shows of a run: a progress bar or plain lines, TensorBoard curves, and sample
-grids."""
+"""What `python -m ddpm_fast.train` shows of a run: a progress bar or plain lines, an estimate of how long it takes,
+TensorBoard curves, and sample grids.
+
+Nothing here ends a run: where a terminal has been closed or a disk is full, the training goes on without its log.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from ddpm_fast.commands.common import console
+from ddpm_fast.commands.stopping import Stopped
+from ddpm_fast.errors import InputError
 from ddpm_fast.loops.metrics import Look
 from ddpm_fast.loops.network import Network
 from ddpm_fast.loops.options import SamplingOptions
@@ -22,7 +29,21 @@ from ddpm_fast.loops.training import Trainer
 from ddpm_fast.pictures import images
 
 PLAIN_REPORT_SECONDS = 30  # between lines of progress where there is no terminal to draw a bar on
+EARLY = (1, 2, 5, 10, 20, 50)  # the first lines come after so many training steps, however long these take
+ESTIMATE_SECONDS = 5  # that must have been measured, unless ten training steps take less
 GRID_SAMPLES = 64
+
+
+def say(text: str) -> None:
+    """Print a line of a training. Where the terminal or the pipe is gone, the line is lost and not the training."""
+    # For a closed pipe rich raises SystemExit, after it has turned itself quiet. A closed terminal is an OSError.
+    with contextlib.suppress(OSError, SystemExit):
+        console.print(text)
+
+
+def warn(text: str) -> None:
+    """Print a warning, whose text is not read as markup."""
+    say(f"[yellow]Warning:[/] {escape(text)}")
 
 
 class TrainingLog:
@@ -32,7 +53,9 @@ class TrainingLog:
     def __init__(self, trainer: Trainer, out: Path, steps: int):
         """steps: how many training steps the run has in all."""
         self._trainer, self._out, self._steps = trainer, out, steps
-        self._writer = SummaryWriter(out / "curves", purge_step=trainer.step + 1)
+        self._curves = out / "curves"
+        self._writer: SummaryWriter | None = None
+        self._curves_failed = False
         self._bar = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -44,19 +67,36 @@ class TrainingLog:
         )
         self._task = self._bar.add_task("", total=steps, completed=trainer.step, rate=0.0, loss=math.nan)
         self._first_step = trainer.step
-        self._started = self._printed = self._looked = time.monotonic()
+        self._printed = self._looked = time.monotonic()
+        # When the first step was over, which warms up, and its number. Then the same, moved by the pauses since.
+        self._started: tuple[float, int] | None = None
+        self._measured_from: tuple[float, int] | None = None
+        self._estimated = False
 
     def __enter__(self) -> TrainingLog:
-        self._bar.start()
+        self._thread_failure, threading.excepthook = threading.excepthook, self._thread_failed
+        with contextlib.suppress(OSError):
+            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-        self._writer.close()
+        with contextlib.suppress(OSError, SystemExit):
+            self._bar.stop()
+        if self._writer is not None:
+            self._write(lambda writer: writer.close())
+        threading.excepthook = self._thread_failure
 
     def advance(self) -> None:
         """Show that the trainer has taken a step."""
         self._bar.update(self._task, completed=self._trainer.step)
+
+    def is_early(self) -> bool:
+        """Whether so few training steps have been taken that each line of progress is worth waiting for."""
+        return self._trainer.step - self._first_step in EARLY
+
+    def is_due(self) -> bool:
+        """Whether a line of progress is due because the last one was long ago."""
+        return not console.is_terminal and time.monotonic() - self._printed > PLAIN_REPORT_SECONDS
 
     def report(self, looks: list[Look]) -> None:
         """Write the metrics that have arrived."""
@@ -66,29 +106,57 @@ class TrainingLog:
         rate = sum(look.steps for look in looks) * self._trainer.config.batch_size / (now - self._looked)
         self._looked = now
         for look in looks:
-            self._writer.add_scalar("loss", look.loss, look.step)
-            self._writer.add_scalar("gradient norm", look.norm, look.step)
-            self._writer.add_scalar("images a second", rate, look.step)
+            self._write(lambda writer, look=look: _add_point(writer, look, rate))  # type: ignore[misc]
             self._bar.update(self._task, rate=rate, loss=look.loss)
-        is_last = self._trainer.step == self._steps
-        if not console.is_terminal and (now - self._printed > PLAIN_REPORT_SECONDS or is_last):
+        step = self._trainer.step
+        if not console.is_terminal and (self.is_early() or self.is_due() or step == self._steps):
             self._printed = now
-            step = self._trainer.step
-            left = (now - self._started) / (step - self._first_step) * (self._steps - step)
-            console.print(
-                f"step {looks[-1].step}/{self._steps}  loss {looks[-1].loss:.4f}  {rate:.0f} images/s  "
-                f"{left / 60:.1f} min left"
+            shown = f"{rate:.{0 if rate >= 10 else 1}f} images/s"
+            if self._started is not None:
+                since, first = self._started
+                shown += f"  {duration((now - since) / (step - first) * (self._steps - step))} left"
+            say(f"step {looks[-1].step}/{self._steps}  loss {looks[-1].loss:.4f}  {shown}")
+        if self._measured_from is None:
+            self._started = self._measured_from = now, step
+        elif not self._estimated:
+            self._estimate(now, step, *self._measured_from)
+
+    def _estimate(self, now: float, step: int, since: float, first: int) -> None:
+        """Say once how long the run will take, as soon as some steps were measured.
+
+        Args:
+            now: The time.
+            step: The number of the step that has just been taken.
+            since: The time at which the first step was over, moved by the pauses since.
+            first: The number of that step.
+        """
+        if now - since < ESTIMATE_SECONDS and step - first < 9:
+            return
+        self._estimated = True
+        seconds = (now - since) / (step - first)
+        steps = self._steps - self._first_step
+        if seconds * steps >= 60:
+            say(
+                f"About {duration(seconds * steps)} for {steps:,} steps, at {seconds:.2g} s a step; sample grids and "
+                "saving come on top. docs/training.md says what takes less time. Ctrl-C saves, and --resume continues"
             )
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Inside, time does not count as training time in the images per second."""
+        """Inside, time does not count as training time in the images per second and in the estimate."""
         before = time.monotonic()
         yield
-        self._looked += time.monotonic() - before
+        pause = time.monotonic() - before
+        self._looked += pause
+        if self._measured_from is not None:
+            self._measured_from = self._measured_from[0] + pause, self._measured_from[1]
 
-    def draw_grid(self) -> None:
-        """Write a grid of samples from the averaged weights, with one class in each column if there are classes."""
+    def draw_grid(self, check: Callable[[object], None]) -> None:
+        """Write a grid of samples from the averaged weights, with one class in each column if there are classes.
+
+        Args:
+            check: Called at each sampling step. If it raises Stopped, there is no grid.
+        """
         trainer = self._trainer
         network = Network.of(trainer.averaged_model())
         classes = network.classes or 0
@@ -97,9 +165,55 @@ class TrainingLog:
         options = SamplingOptions(
             steps=min(50, trainer.diffusion.num_timesteps),
             labels=[i % classes for i in range(n)] if classes else None,
+            on_step=check,
         )
-        with torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.config.precision == "bf16"):
-            x = prepare(network, trainer.diffusion, n, options).draw()
-        images.save_grid(self._out / f"samples-{trainer.step:08d}.png", x, columns=columns)
+        path = self._out / f"samples-{trainer.step:08d}.png"
+        try:
+            with torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.config.precision == "bf16"):
+                x = prepare(network, trainer.diffusion, n, options).draw()
+            images.save_grid(path, x, columns=columns)
+        except Stopped:
+            return
+        except (InputError, OSError) as error:
+            warn(f"the sample grid {path} could not be written, and the training goes on: {error}")
+            return
         grid = images.make_grid(images.to_uint8(x), columns=columns)
-        self._writer.add_image("samples", grid, trainer.step, dataformats="HWC")
+        self._write(lambda writer: writer.add_image("samples", grid, trainer.step, dataformats="HWC"))
+
+    def _write(self, act: Callable[[SummaryWriter], object]) -> None:
+        """Act on the curves. If they cannot be written, say so once, and try it with new ones the next time."""
+        try:
+            self._curves.mkdir(parents=True, exist_ok=True)  # it may have been deleted
+            if self._writer is None:
+                self._writer = SummaryWriter(self._curves, purge_step=self._trainer.step + 1)
+            act(self._writer)
+        except OSError as error:
+            self._writer = None
+            self._say_curves_failed(error)
+
+    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        """TensorBoard writes in a thread of its own, whose failure Python would show as a traceback."""
+        if isinstance(failure.exc_value, OSError):
+            self._say_curves_failed(failure.exc_value)
+        else:
+            self._thread_failure(failure)
+
+    def _say_curves_failed(self, error: OSError) -> None:
+        if not self._curves_failed:
+            self._curves_failed = True
+            warn(f"the curves in {self._curves} could not be written, and the training goes on: {error}")
+
+
+def _add_point(writer: SummaryWriter, look: Look, rate: float) -> None:
+    """A point of each curve."""
+    writer.add_scalar("loss", look.loss, look.step)
+    writer.add_scalar("gradient norm", look.norm, look.step)
+    writer.add_scalar("images a second", rate, look.step)
+
+
+def duration(seconds: float) -> str:
+    """A time for people: "18 h", "2.5 h", "12 min" or "40 s"."""
+    for length, unit in ((3600, "h"), (60, "min")):
+        if seconds >= length:
+            return f"{seconds / length:.{1 if seconds < 10 * length else 0}f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,8 +1,9 @@
-"""Folders and .zip archives of pictures: find the pictures, name their classes, decode them, report the broken ones."""
+"""Folders and .zip archives of pictures: find the pictures, count what is not one, and name the classes."""
 
 import io
 import os
-import warnings
+import posixpath
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -11,13 +12,18 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from ddpm_fast.data.pixels import decode, is_grey, run_parallel, upright_size
-from ddpm_fast.errors import InputError
+from ddpm_fast.data.bounds import Unreadable, held_bytes, open_regular
+from ddpm_fast.data.pixels import run_parallel
+from ddpm_fast.data.raster import NAMES, SUFFIXES, looks_like_picture
+from ddpm_fast.errors import InputError, printable
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_MAX_MEMBER_BYTES = 1 << 30  # no picture unpacks to a gigabyte, so an archive member that does is a bomb
+_MAX_MEMBER_BYTES = 1 << 30  # no picture unpacks to a gigabyte
+_SMALL_MEMBER_BYTES = 1 << 26  # up to here a picture may be packed as tightly as deflate can
+_MAX_PACKING = 100  # above, this is more than any picture is packed: a flat BMP of 600 dpi reaches it
+_ROOTS = re.compile(r"^(\.\.?/|/)+")  # that a name may start with; nothing is written, so it leads nowhere
+_NO_SUFFIX = "without a suffix"
+_KINDS_NAMED = 5
 
 
 class Entry(NamedTuple):
@@ -26,21 +32,44 @@ class Entry(NamedTuple):
     Attributes:
         name: Its path inside the folder or archive, with '/' between the parts.
         open: Opens it for reading.
+        held: The bytes of memory that it takes while it is open.
     """
 
     name: str
     open: Callable[[], BinaryIO]
+    held: int = 0
 
 
-def open_file(path: Path) -> BinaryIO:
-    """Open a file for reading bytes."""
-    return open(path, "rb")
+class Listing(NamedTuple):
+    """The pictures of a folder or archive.
+
+    Attributes:
+        entries: The pictures, sorted by name.
+        ignored: What the other files are, such as ".txt", and how many of each.
+    """
+
+    entries: list[Entry]
+    ignored: Counter[str]
 
 
-def _is_picture(name: str) -> bool:
+def say_ignored(ignored: Counter[str]) -> str:
+    """A phrase such as "3 files: 2 .txt, 1 .svg"."""
+    total = ignored.total()
+    kinds = [f"{count} {printable(kind)}" for kind, count in ignored.most_common(_KINDS_NAMED)]
+    rest = total - sum(count for _, count in ignored.most_common(_KINDS_NAMED))
+    if rest:
+        kinds.append(f"{rest} of other kinds")
+    return f"{total} file{'s' if total != 1 else ''}" + (f": {', '.join(kinds)}" if kinds else "")
+
+
+def _kind(name: str) -> str:
+    suffix = posixpath.splitext(name.lower())[1]
+    return suffix if len(suffix) <= 12 else "with a long suffix"
+
+
+def _is_hidden(name: str) -> bool:
     # Names with a leading dot belong to other programs: macOS writes a "._x.jpg" for every x.jpg.
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
-    return name.lower().endswith(SUFFIXES) and not hidden
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
 def _is_loop(parent: str, child: str) -> bool:
@@ -49,8 +78,8 @@ def _is_loop(parent: str, child: str) -> bool:
     return here == real or here.startswith(real.rstrip(os.sep) + os.sep)
 
 
-def list_folder(folder: Path) -> list[Entry]:
-    """Every picture below `folder`, sorted by path. Symbolic links are followed.
+def list_folder(folder: Path) -> Listing:
+    """Every picture below `folder`. Symbolic links are followed.
 
     Raises:
         InputError: If there is no picture, or a folder cannot be listed.
@@ -60,52 +89,85 @@ def list_folder(folder: Path) -> list[Entry]:
         raise InputError(f"cannot list the folder {error.filename}: {error.strerror}") from error
 
     entries: list[Entry] = []
-    others = 0
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
         folders[:] = [name for name in folders if not _is_loop(parent, name)]
         for file in files:
             path = Path(parent, file)
-            name = path.relative_to(folder).as_posix()
-            if _is_picture(name):
-                entries.append(Entry(name, partial(open_file, path)))
-            else:
-                others += 1
-    return _sorted_entries(entries, others, f"folder {folder}")
+            entries.append(Entry(path.relative_to(folder).as_posix(), partial(open_regular, path)))
+    return _pictures(entries, Counter(), f"folder {folder}")
 
 
-def list_zip(archive: zipfile.ZipFile) -> list[Entry]:
-    """Every picture in an open archive, sorted by path.
+def list_zip(archive: zipfile.ZipFile, path: Path) -> Listing:
+    """Every picture in an open archive. Of several members of one name, the last one counts, as for `unzip`.
+
+    Args:
+        archive: The archive.
+        path: Its file.
 
     Raises:
         InputError: If there is no picture.
     """
+    archive_bytes = path.stat().st_size
 
     def read(member: zipfile.ZipInfo) -> BinaryIO:
-        if member.file_size > _MAX_MEMBER_BYTES:
-            raise ValueError(f"unpacks to {member.file_size} bytes, more than a picture can need")
+        held = held_bytes(member, archive_bytes)
+        packing = held / max(member.compress_size, 1)
+        if held > _MAX_MEMBER_BYTES or (held > _SMALL_MEMBER_BYTES and packing > _MAX_PACKING):
+            raise Unreadable(f"it unpacks to {held} bytes from {member.compress_size}, more than a picture can need")
         return io.BytesIO(archive.read(member))
 
     members = [member for member in archive.infolist() if not member.is_dir()]
-    entries = [Entry(m.filename, partial(read, m)) for m in members if _is_picture(m.filename)]
-    entries = _sorted_entries(entries, len(members) - len(entries), f"archive {archive.filename}")
+    last = {_ROOTS.sub("", posixpath.normpath(member.filename)): member for member in members}
+    ignored = Counter({"replaced by a later one of its name": len(members) - len(last)})
+    entries = [Entry(name, partial(read, member), member.file_size) for name, member in last.items()]
+    listing = _pictures(entries, ignored, f"archive {path}")
     # `zip -r pets.zip pets` puts everything into one folder, which says nothing about classes.
-    tops = {entry.name.split("/")[0] for entry in entries}
-    if len(tops) == 1 and all(entry.name.count("/") >= 2 for entry in entries):
-        entries = [entry._replace(name=entry.name.split("/", 1)[1]) for entry in entries]
-    return entries
+    tops = {entry.name.split("/")[0] for entry in listing.entries}
+    if len(tops) == 1 and all(entry.name.count("/") >= 2 for entry in listing.entries):
+        stripped = [entry._replace(name=entry.name.split("/", 1)[1]) for entry in listing.entries]
+        return listing._replace(entries=stripped)
+    return listing
 
 
-def _sorted_entries(entries: list[Entry], others: int, where: str) -> list[Entry]:
+def _pictures(files: list[Entry], ignored: Counter[str], where: str) -> Listing:
+    """Those of the files that are pictures by their suffix or, if they have none, by their first bytes."""
+    files = [file for file in files if not _is_hidden(file.name)]
+    unnamed = [file for file in files if not _kind(file.name)]
+    looks = run_parallel(lambda k: _looks_like_picture(unnamed[k]), len(unnamed))
+    found = {file.name for file, yes in zip(unnamed, looks, strict=True) if yes}
+    entries = [file for file in files if file.name in found or file.name.lower().endswith(SUFFIXES)]
+    ignored = ignored + Counter(
+        _kind(file.name) or _NO_SUFFIX
+        for file in files
+        if not (file.name in found or file.name.lower().endswith(SUFFIXES))
+    )
     if not entries:
         raise InputError(
-            f"no images in the {where} ({others} other files); looked for files ending in "
-            f"{' '.join(SUFFIXES)}; give a folder or .zip that has some"
+            f"no images in the {where} ({say_ignored(ignored)}); looked for {NAMES}, in files without a suffix or "
+            f"ending in {' '.join(SUFFIXES)}; give a folder or .zip that has some"
         )
-    return sorted(entries)
+    return Listing(sorted(entries, key=lambda entry: entry.name), ignored)
+
+
+def _looks_like_picture(file: Entry) -> bool:
+    try:
+        with file.open() as opened:
+            return looks_like_picture(opened.read(16))
+    except Exception:  # a pipe, a broken link, a damaged or encrypted member: whatever it is, no picture
+        return False
+
+
+def natural_key(name: str) -> tuple[object, ...]:
+    """A key to sort names by, in which runs of digits count as numbers: img2 comes before img10."""
+    parts = re.split(r"([0-9]+)", name)  # texts at the even places, digits at the odd ones
+    numbers = [part.lstrip("0") for part in parts[1::2]]
+    key: list[object] = list(parts)
+    key[1::2] = [(len(number), number) for number in numbers]  # int() refuses over 4,300 digits
+    return tuple(key), name
 
 
 def class_labels(entries: list[Entry]) -> tuple[np.ndarray, list[str]]:
-    """The classes of the pictures: the sub-folders of the first level, sorted.
+    """The classes of the pictures: the sub-folders of the first level, sorted naturally (2 before 10).
 
     Returns:
         The labels, int64 [N], and the names of the classes.
@@ -121,150 +183,10 @@ def class_labels(entries: list[Entry]) -> tuple[np.ndarray, list[str]]:
         )
     if outside:
         raise InputError(
-            f"{outside[0]} is in no sub-folder, so it has no class ({len(outside)} such images); move each "
+            f"{printable(outside[0])} is in no sub-folder, so it has no class ({len(outside)} such images); move each "
             "into the sub-folder of its class, or train without classes"
         )
     tops = [entry.name.split("/")[0] for entry in entries]
-    names = sorted(set(tops))
+    names = sorted(set(tops), key=natural_key)
     number = {name: i for i, name in enumerate(names)}
     return np.array([number[top] for top in tops], dtype=np.int64), names
-
-
-class Decoded(NamedTuple):
-    """Decoded pictures.
-
-    Attributes:
-        images: uint8 [K, C, H, W].
-        kept: int64 [K], the positions of their entries.
-        skipped: The names of the broken pictures.
-    """
-
-    images: np.ndarray
-    kept: np.ndarray
-    skipped: list[str]
-
-
-class _Reader:
-    """Runs work on every entry, and remembers which entries are broken and why."""
-
-    def __init__(self, entries: list[Entry], strict: bool) -> None:
-        self.entries = entries
-        self.strict = strict
-        self.broken: dict[int, str] = {}
-
-    def attempt(self, i: int, work: Callable[[int, Image.Image], object]) -> str | None:
-        """Run work on entry i.
-
-        Returns:
-            Why the entry is unreadable, or None if it is readable.
-
-        Raises:
-            InputError: If it is unreadable and the reader is strict.
-        """
-        try:
-            with self.entries[i].open() as file, Image.open(file) as image:
-                work(i, image)
-        except Exception as error:  # on broken bytes, decoders raise nearly anything
-            reason = f"{error} ({type(error).__name__})"
-            if self.strict:
-                raise InputError(
-                    f"cannot read the image {self.entries[i].name}: {reason}; repair or remove it, or leave "
-                    "strict off to skip such files"
-                ) from error
-            return reason
-        return None
-
-    def each(
-        self,
-        work: Callable[[int, Image.Image], object],
-        progress: Callable[[int, int], object] | None = None,
-    ) -> list[int]:
-        """Run work(i, picture) on every entry that is not known to be broken.
-
-        Returns:
-            The positions of the entries that were readable.
-
-        Raises:
-            InputError: If none was, or one was not and the reader is strict.
-        """
-        todo = [i for i in range(len(self.entries)) if i not in self.broken]
-        reasons = run_parallel(lambda k: self.attempt(todo[k], work), len(todo), progress)
-        for i, reason in zip(todo, reasons, strict=True):
-            if reason is not None:
-                self.broken[i] = reason
-                # stacklevel 5 is the caller of load_dataset.
-                warnings.warn(f"skipped the broken image {self.entries[i].name}: {reason}", stacklevel=5)
-        kept = [i for i in todo if i not in self.broken]
-        if not kept:
-            i = min(self.broken)
-            raise InputError(
-                f"none of the {len(self.entries)} images is readable; {self.entries[i].name}: "
-                f"{self.broken[i]}; give images in one of the formats {' '.join(SUFFIXES)}"
-            )
-        return kept
-
-
-def read_pictures(
-    entries: list[Entry],
-    image_size: int | None,
-    channels: int | None,
-    strict: bool,
-    progress: Callable[[int, int], object] | None,
-) -> Decoded:
-    """Decode every entry.
-
-    A broken picture is named in a warning and left out. A picture that Pillow calls a decompression bomb (over 179
-    million pixels) counts as broken.
-
-    Args:
-        entries: The pictures.
-        image_size: The side of the square to make; None keeps the size, which must then be the same for all.
-        channels: 1 or 3; None means 1 if every picture is grey, and 3 otherwise.
-        strict: Whether a broken picture raises InputError instead.
-        progress: Called as progress(done, total) while pictures are decoded.
-
-    Raises:
-        InputError: If the sizes differ and no image_size is given, or no picture is readable.
-    """
-    reader = _Reader(entries, strict)
-    kept = list(range(len(entries)))
-    height = width = image_size or 0
-    if image_size is None or channels is None:  # read the headers first, so that memory is allocated once
-        grey: dict[int, bool] = {}
-        sizes: dict[int, tuple[int, int]] = {}
-
-        def probe(i: int, image: Image.Image) -> None:
-            grey[i] = is_grey(image)
-            if image_size is None:
-                sizes[i] = upright_size(image)
-
-        kept = reader.each(probe)
-        if channels is None:
-            channels = 1 if all(grey[i] for i in kept) else 3
-        if image_size is None:
-            width, height = _common_size([(entries[i].name, sizes[i]) for i in kept])
-
-    slots = {i: slot for slot, i in enumerate(kept)}
-    images = np.empty((len(slots), channels, height, width), np.uint8)
-
-    def fill(i: int, image: Image.Image) -> None:
-        images[slots[i]] = decode(image, image_size, channels)
-
-    kept = reader.each(fill, progress)
-    if len(kept) < len(slots):
-        images = images[[slots[i] for i in kept]]
-    return Decoded(images, np.array(kept, dtype=np.int64), [entries[i].name for i in sorted(reader.broken)])
-
-
-def _common_size(named_sizes: list[tuple[str, tuple[int, int]]]) -> tuple[int, int]:
-    """The (width, height) that all have, or an InputError that lists the sizes."""
-    counts = Counter(size for _, size in named_sizes)
-    if len(counts) == 1:
-        return named_sizes[0][1]
-    example = dict((size, name) for name, size in reversed(named_sizes))
-    seen = ", ".join(f"{w}x{h} ({n} images, such as {example[w, h]})" for (w, h), n in counts.most_common(5))
-    more = f" and {len(counts) - 5} more sizes" if len(counts) > 5 else ""
-    raise InputError(
-        f"the images differ in size (width x height): {seen}{more}; give image_size (--image-size), to which "
-        "the shorter side is scaled before the middle square is cut out"
-    )

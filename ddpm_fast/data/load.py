@@ -4,9 +4,11 @@ The tensor is uint8 because the fused ops cast and normalise while they add nois
 the memory and another pass over the data.
 """
 
+import os
+import stat
+import warnings
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -14,50 +16,18 @@ import numpy as np
 import torch
 
 from ddpm_fast.data.arrays import read_arrays
-from ddpm_fast.data.files import Entry, class_labels, list_folder, list_zip, open_file, read_pictures
-from ddpm_fast.errors import InputError
+from ddpm_fast.data.bounds import open_regular
+from ddpm_fast.data.dataset import Dataset
+from ddpm_fast.data.files import Entry, Listing, class_labels, list_folder, list_zip, say_ignored
+from ddpm_fast.data.reading import read_pictures
+from ddpm_fast.errors import InputError, check_integer
 
 BUILTIN = ("emoji32", "mnist5k")
 _BUILTIN_FOLDER = Path(__file__).resolve().parent.parent / "datasets"
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """Images in memory, with their labels if they have any.
-
-    Attributes:
-        images: uint8 [N, C, H, W], contiguous.
-        labels: int64 [N], class numbers from 0, or None.
-        label_names: One name for each class, or None.
-        name: The name of the built-in set, or of the folder or file.
-        skipped: The files that could not be read, whose images are missing.
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor | None
-    label_names: list[str] | None
-    name: str
-    skipped: list[str] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def num_classes(self) -> int | None:
-        """The number of classes, including named ones that have no image. None without labels."""
-        if self.labels is None:
-            return None
-        return len(self.label_names) if self.label_names else int(self.labels.max()) + 1
-
-    def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The images uint8 [B, C, H, W] and labels int64 [B] (or None) at `indices`, int64 [B]."""
-        # For 128 images of 3x32x32, index_select takes 8 us and images[indices] 218 us.
-        labels = None if self.labels is None else self.labels.index_select(0, indices)
-        return self.images.index_select(0, indices), labels
-
-
 def load_dataset(
-    source: str | Path,
+    source: str | os.PathLike,
     image_size: int | None = None,
     channels: int | None = None,
     classes: bool = False,
@@ -67,44 +37,41 @@ def load_dataset(
     """Load images into memory.
 
     Pictures are turned upright by their EXIF orientation, transparent pictures are drawn on white, and 16-bit values
-    are scaled to 8 bits. Images come in the order of their paths.
+    are scaled to 8 bits. Images come in the order of their paths. docs/training.md lists the formats and the limits.
+
+    A warning (`warnings.warn`) counts the files that are no pictures, by kind. Another one says that 16-bit pictures
+    use only a part of their range and come out dark.
 
     Args:
         source: A built-in set ("emoji32" or "mnist5k"; write ./mnist5k for a folder of that name), a folder of
             images with its sub-folders, a .zip of them, an .npz with uint8 `images` [N, H, W] or [N, H, W, C] and
-            optionally `labels` [N] and `label_names`, or an .npy of such images.
+            optionally `labels` [N] and `label_names`, or an .npy of such images. A ~ at its start is the home folder.
         image_size: The side of the square to make: the shorter side is scaled to it, and the middle is cut out.
             Without it images keep their size, which must then be the same for all.
         channels: 1 (grey) or 3 (RGB). By default, files become 1 if all of them are grey and 3 otherwise, and arrays
             keep their channels.
-        classes: Whether the sub-folders of the first level, sorted, are the classes. The labels of array files are
-            always read.
-        strict: Whether a broken file raises an InputError that names it. Otherwise it is skipped, named in a warning
-            (`warnings.warn`), and listed in `Dataset.skipped`.
+        classes: Whether the sub-folders of the first level are the classes, in natural order (2 before 10). The
+            labels of array files are always read.
+        strict: Whether a broken file raises an InputError that names it. Otherwise it is skipped and listed in
+            `Dataset.skipped`, and a warning names the first three.
         progress: Called as progress(done, total) while pictures are decoded or resized.
 
     Raises:
         InputError: For anything else. The message says what was found, what was expected and what to do.
     """
-    if image_size is not None and image_size <= 0:
-        raise InputError(f"image_size must be at least 1, got {image_size}")
-    if channels is not None and channels <= 0:
-        raise InputError(f"channels must be at least 1 (1 for grey, 3 for RGB), got {channels}")
+    image_size = None if image_size is None else check_integer("image_size", image_size, 1)
+    channels = None if channels is None else check_integer("channels", channels, 1)
     builtin = str(source) in BUILTIN
-    path = _BUILTIN_FOLDER / f"{source}.npz" if builtin else Path(source)
+    path = _BUILTIN_FOLDER / f"{source}.npz" if builtin else Path(os.path.expanduser(source))
+    is_folder = _is_folder(path, source)
     name = str(source) if builtin else path.resolve().name
 
     suffix = path.suffix.lower()
-    if path.is_dir():
+    if is_folder:
         return _from_files(list_folder(path), name, image_size, channels, classes, strict, progress)
-    if not path.exists():
-        raise InputError(
-            f"there is no file or folder {source}; give a folder of images, a .zip of them, an .npz or .npy, "
-            f"or a built-in set: {', '.join(BUILTIN)}"
-        )
     if suffix == ".zip":
         with _open_zip(path) as archive:
-            return _from_files(list_zip(archive), name, image_size, channels, classes, strict, progress)
+            return _from_files(list_zip(archive, path), name, image_size, channels, classes, strict, progress)
     if suffix not in (".npz", ".npy"):
         raise InputError(
             f"{path} is neither a folder, a .zip, an .npz nor an .npy; put the images into a folder and give that"
@@ -115,6 +82,24 @@ def load_dataset(
     return _dataset(images, labels, label_names, name, [])
 
 
+def _is_folder(path: Path, source: str | os.PathLike) -> bool:
+    """Whether the path is a folder, or else a regular file; InputError if it is something else or not there."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        why = "" if isinstance(error, FileNotFoundError) else f" that can be read ({error})"
+        raise InputError(
+            f"there is no file or folder {source}{why}; give a folder of images, a .zip of them, an .npz or .npy, "
+            f"or a built-in set: {', '.join(BUILTIN)}"
+        ) from error
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        raise InputError(
+            f"{source} is neither a folder nor a regular file, but a pipe, a socket or a device; save it as a file and "
+            "give that"
+        )
+    return stat.S_ISDIR(mode)
+
+
 def _open_zip(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
@@ -123,27 +108,34 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
 
 
 def read_picture(path: Path, option: str, image_size: int | None = None) -> torch.Tensor:
-    """The picture in a file of any image format: uint8 [C, H, W], with C = 1 if the picture is grey, else 3 (RGB).
+    """The picture in a file of any format of raster.py: uint8 [C, H, W], with C = 1 if it is grey, else 3 (RGB).
 
     Args:
-        path: The file.
+        path: The file. A ~ at its start is the home folder.
         option: The command's option that the path came from, for the message.
         image_size: The side of a square to scale and cut the picture to; None keeps its size.
 
     Raises:
         InputError: If the file is not a picture.
     """
+    path = Path(os.path.expanduser(path))
+    entry = Entry(str(path), partial(open_regular, path))
     try:
-        entry = Entry(str(path), partial(open_file, path))
-        images = read_pictures([entry], image_size, channels=None, strict=True, progress=None).images
+        read = read_pictures([entry], image_size, channels=None, strict=True, progress=None)
     except InputError as error:
         reason = error.__cause__ or error
         raise InputError(f"{option}: cannot read the image {path} ({reason}); give the path of a picture") from error
-    return torch.from_numpy(images[0])
+    _warn(read.notes, stacklevel=2)
+    return torch.from_numpy(read.images[0])
+
+
+def _warn(notes: list[str], stacklevel: int) -> None:
+    for note in notes:
+        warnings.warn(note, stacklevel=stacklevel + 1)
 
 
 def _from_files(
-    entries: list[Entry],
+    listing: Listing,
     name: str,
     image_size: int | None,
     channels: int | None,
@@ -153,9 +145,11 @@ def _from_files(
 ) -> Dataset:
     if channels not in (None, 1, 3):
         raise InputError(f"image files can have 1 channel (grey) or 3 (RGB), got channels={channels}")
-    labels, label_names = class_labels(entries) if classes else (None, None)
-    images, kept, skipped = read_pictures(entries, image_size, channels, strict, progress)
-    return _dataset(images, None if labels is None else labels[kept], label_names, name, skipped)
+    labels, label_names = class_labels(listing.entries) if classes else (None, None)
+    read = read_pictures(listing.entries, image_size, channels, strict, progress)
+    ignored = [f"ignored {say_ignored(listing.ignored)}"] if listing.ignored else []
+    _warn(ignored + read.notes, stacklevel=3)  # the caller of load_dataset
+    return _dataset(read.images, None if labels is None else labels[read.kept], label_names, name, read.skipped)
 
 
 def _dataset(

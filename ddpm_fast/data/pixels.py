@@ -5,16 +5,20 @@ would bleed into the edges.
 """
 
 import os
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from ddpm_fast.data.bounds import Unreadable
+
 _BLOCK = 16  # pictures per task, because a future for each of a million files would take a gigabyte
 _GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 _ORIENTATION = 0x0112  # the EXIF tag; pictures with values 5 to 8 lie on their side
+_WIDE_COLOUR = re.compile(r"(RGB|RGBA|RGBX|RGBa|LA|CMYK);16[BLN]")  # Pillow's name of how the pixels are stored
 _R = TypeVar("_R")
 
 
@@ -29,13 +33,37 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return (height, width) if image.getexif().get(_ORIENTATION) in (5, 6, 7, 8) else (width, height)
 
 
+class Pixels(NamedTuple):
+    """The pixels of a picture.
+
+    Attributes:
+        values: uint8 [channels, H, W].
+        peak: If the picture has 16 bits a value, the largest one (or, of colours, at most 255 above it); else None.
+    """
+
+    values: np.ndarray
+    peak: int | None
+
+
+def _is_wide_grey(image: Image.Image) -> bool:
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+
+
+def _is_wide_colour(image: Image.Image) -> bool:
+    """Whether the picture has 16 bits a colour, of which Pillow keeps the upper 8. Not after it was decoded."""
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0][3] if tiles else None
+    raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return image.format in ("PNG", "TIFF") and isinstance(raw, str) and _WIDE_COLOUR.fullmatch(raw) is not None
+
+
 def _opaque_8bit(image: Image.Image) -> Image.Image:
     """The picture with 8 bits per channel and no transparency."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+    if _is_wide_grey(image):
         wide = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((wide + 128) // 257).astype(np.uint8))  # round(x / 257): 65535 -> 255
     if image.mode in ("I", "F"):
-        raise ValueError(f"mode {image.mode} has no known range of values; save the picture with 8 or 16 bits")
+        raise Unreadable(f"its mode {image.mode} has no known range of values: save it with 8 or 16 bits a value")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image.convert("RGBA"))
@@ -54,8 +82,8 @@ def fit_square(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.LANCZOS, box)
 
 
-def decode(image: Image.Image, size: int | None, channels: int) -> np.ndarray:
-    """The pixels of an opened picture, uint8 [channels, H, W]. Of an animation, this is the first frame.
+def decode(image: Image.Image, size: int | None, channels: int) -> Pixels:
+    """The pixels of an opened picture. Of an animation, this is the first frame.
 
     Args:
         image: The picture.
@@ -63,20 +91,23 @@ def decode(image: Image.Image, size: int | None, channels: int) -> np.ndarray:
         channels: 1 or 3.
 
     Raises:
-        ValueError: For 32-bit modes. For broken data, Pillow raises its own exceptions.
+        Unreadable: For 32-bit modes. For broken data, Pillow raises its own exceptions.
     """
     form = image.format
-    if size is not None:
-        # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, so that 12 megapixels take 15 ms instead of 171.
-        # Twice the wanted size leaves enough detail for the filter.
-        image.draft(None, (2 * size, 2 * size))
+    is_wide_colour = _is_wide_colour(image)
     upright = ImageOps.exif_transpose(image)
     upright.format = form  # a transposed copy does not keep it
+    peak = None
+    if _is_wide_grey(upright):
+        peak = int(np.asarray(upright).max())
+    elif is_wide_colour:
+        extrema = upright.getextrema()
+        peak = 256 * max(int(high) for _, high in extrema[:3]) + 255  # type: ignore[misc]
     flat = _opaque_8bit(upright).convert("L" if channels == 1 else "RGB")
     if size is not None:
         flat = fit_square(flat, size)
     pixels = np.asarray(flat)
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+    return Pixels(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1), peak)
 
 
 def run_parallel(

@@ -6,6 +6,7 @@ bit. tensorfile.py defines how either is laid out, checked and written.
 
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,13 @@ from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import tensorfile
 from ddpm_fast.files.atomic import remove_leftovers
-from ddpm_fast.nn.unet import UNet, UNetConfig
+from ddpm_fast.files.fit import build, check_finite, offenders
+from ddpm_fast.files.memory import memory_for
+from ddpm_fast.nn.unet import UNet
 
 MODELS = Path(__file__).resolve().parent.parent / "models"  # the models that come with the package
 
+_MODEL_KEYS = ("unet", "diffusion", "label_names", "training")  # the entries of a model's config
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 NamedParameters = Mapping[str, nn.Parameter] | Iterable[tuple[str, nn.Parameter]]
@@ -74,20 +78,20 @@ def save_model(
             older file stays untouched.
     """
     tensors = {name: t.detach().to(dtype) if t.is_floating_point() else t for name, t in state.items()}
-    _check_finite(f"the model to be saved as {path}", tensors)
+    check_finite(f"the model to be saved as {path}", tensors)
     tensorfile.write(path, tensorfile.MODEL, tensors, config)
 
 
 def read_model(path_or_name: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state (on the CPU, with the dtypes as stored) and the config of a model file.
+    """The state (on the CPU, with the dtypes as stored) and the config of a model.
 
     Args:
-        path_or_name: The file, or the name of a model that comes with the package.
+        path_or_name: As for load_model.
 
     Raises:
         InputError: For an unknown name and for a missing, damaged or foreign file, or one of a newer format.
     """
-    return tensorfile.read(_resolve(path_or_name), tensorfile.MODEL)
+    return _read(_resolve(path_or_name))
 
 
 def load_model(
@@ -95,70 +99,71 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> LoadedModel:
-    """Build the U-Net and the diffusion of a model file, and load the weights.
+    """Build the U-Net and the diffusion of a model, and load the weights.
 
     Args:
-        path_or_name: The file, or the name of a model that comes with the package.
+        path_or_name: One of
+
+            - a model file.
+            - a training state (step-*.safetensors). The model is that of its averaged weights.
+            - the folder of a training run: its model.safetensors, or, if it has none yet, its newest training state.
+            - the name of a model that comes with the package.
+
         device: Where to put the model.
         dtype: The dtype of the parameters; None means float32.
 
     Raises:
-        InputError: Where `read_model` does, and if the config does not build a model, the weights do not fit it, or
-            weights are not finite.
+        InputError: Where `read_model` does, and if the config does not build a model, the weights do not fit it,
+            weights are not finite, or the memory is too small.
     """
     path = _resolve(path_or_name)
-    state, config = tensorfile.read(path, tensorfile.MODEL)
-    missing = [key for key in ("unet", "diffusion") if key not in config]
-    if missing:
-        raise InputError(f"{path}: its config lacks {' and '.join(missing)}: write it again with save_model")
-    try:
-        model = UNet(UNetConfig.from_dict(config["unet"]))
-        diffusion = GaussianDiffusion.from_dict(config["diffusion"])
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    _check_fits(path, state, model.state_dict())
-    _check_finite(path, state)
-    model.load_state_dict(state)
-    model.to(device=device, dtype=dtype).eval()
+    state, config = _read(path)
+    model, diffusion = build(path, state, config)
+    with memory_for(path, sum(t.nbytes for t in model.state_dict().values())):
+        model.to(device=device, dtype=dtype).eval()
     return LoadedModel(model, diffusion, config, config.get("label_names"), path)
 
 
 def _resolve(path_or_name: str | os.PathLike) -> Path:
-    """The path of a model file, from the path itself or from the name of a model that comes with the package."""
-    name, path = os.fspath(path_or_name), Path(path_or_name)
+    """The path of a model file or training state, from what load_model accepts."""
+    name, path = os.fspath(path_or_name), Path(os.path.expanduser(path_or_name))
     if name in available_models():
         return MODELS / f"{name}.safetensors"
+    if os.path.isdir(path):
+        return _model_of_run(path)
     if path.name == name and not path.suffix and not os.path.exists(path):
         shipped = ", ".join(available_models()) or "none"
-        raise InputError(f"no model is called {name!r}; expected one of the package's ({shipped}) or a file's path")
+        raise InputError(
+            f"no model is called {name!r:.200}; expected one of the package's ({shipped}) or a file's path, or that of "
+            "a training run's folder"
+        )
     return path
 
 
-def _check_fits(path: Path, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    shapes = {name: list(tensor.shape) for name, tensor in wanted.items()}
-    found = {name: list(tensor.shape) for name, tensor in state.items()}
-    problems = _offenders("missing", [f"{n} {shapes[n]}" for n in shapes if n not in found])
-    problems += _offenders("unexpected", [f"{n} {found[n]}" for n in found if n not in shapes])
-    differ = [n for n in shapes if found.get(n, shapes[n]) != shapes[n]]
-    problems += _offenders("of another shape", [f"{n} {found[n]} instead of {shapes[n]}" for n in differ])
-    if problems:
+def _model_of_run(folder: Path) -> Path:
+    """The model of a training run: what it has written for sampling, or else its newest training state."""
+    if os.path.lexists(folder / "model.safetensors"):
+        return folder / "model.safetensors"
+    newest, damaged = newest_readable(folder)
+    problems = "".join(f"; {reason}" for _, reason in damaged)
+    if newest is None:
         raise InputError(
-            f"{path}: its weights do not fit the U-Net of its config: {'; '.join(problems)}. "
-            "Save the state_dict of the UNet that this config builds"
+            f"{folder} is a folder; expected a model, or the folder of a training run that has one, and "
+            f"{tensorfile.inside(folder)}{problems}"
         )
+    if damaged:
+        warnings.warn(
+            f"the model is taken from {newest}, the newest training state that is whole{problems}", stacklevel=4
+        )
+    return newest
 
 
-def _check_finite(what: str | Path, tensors: Mapping[str, Tensor]) -> None:
-    # A finite sum proves that all terms are finite. For bfloat16 on a CPU it is 50 times faster than isfinite.
-    floats = [name for name, t in tensors.items() if t.is_floating_point()]
-    suspects = [name for name in floats if not tensors[name].sum(dtype=torch.float32).isfinite()]
-    bad = [name for name in suspects if not tensors[name].isfinite().all()]
-    if bad:
-        counts = [f"{n} ({int((~tensors[n].isfinite()).sum())} of {tensors[n].numel()} values)" for n in bad]
-        raise InputError(
-            f"{what} has {_offenders('weights that are not finite:', counts)[0]}. "
-            f"The training diverged, or the weights overflow {tensors[bad[0]].dtype}: use an earlier checkpoint"
-        )
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights and the config of a model file, or those of a training state's averaged model."""
+    form, tensors, config = tensorfile.read(path, tensorfile.MODEL, tensorfile.TRAINING)
+    if form == tensorfile.MODEL:
+        return tensors, config
+    return take_prefix("ema.", tensors), {key: config[key] for key in _MODEL_KEYS if key in config}
 
 
 # Training states
@@ -186,7 +191,7 @@ def read_training(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str,
     Raises:
         InputError: For a missing, damaged or foreign file.
     """
-    return tensorfile.read(Path(path), tensorfile.TRAINING)
+    return tensorfile.read(Path(os.path.expanduser(path)), tensorfile.TRAINING)[1:]
 
 
 def add_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -209,6 +214,27 @@ def latest_checkpoint(folder: str | os.PathLike) -> Path | None:
     return max(_checkpoints(folder), default=(0, None))[1]
 
 
+def newest_readable(folder: str | os.PathLike) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """The newest training state in `folder` that is whole.
+
+    Returns:
+        Its path, None if there is none; and the newer ones, newest first, each with what is wrong with it.
+
+    Raises:
+        InputError: If a state cannot be read though it may be whole: it is of a newer format, this user may not read
+            it, or the memory is too small.
+    """
+    damaged = []
+    for _, path in sorted(_checkpoints(folder), reverse=True):
+        try:
+            read_training(path)
+        except tensorfile.DamagedFile as error:
+            damaged.append((path, str(error)))
+        else:
+            return path, damaged
+    return None, damaged
+
+
 def prune_checkpoints(folder: str | os.PathLike, keep: int = 2) -> list[Path]:
     """Remove all training states but the `keep` of the highest training steps, and leftovers of killed writers.
 
@@ -228,8 +254,18 @@ def prune_checkpoints(folder: str | os.PathLike, keep: int = 2) -> list[Path]:
 
 
 def _checkpoints(folder: str | os.PathLike) -> list[tuple[int, Path]]:
-    names = [(re.fullmatch(r"step-(\d+)\.safetensors", p.name), p) for p in Path(folder).glob("step-*")]
-    return [(int(match[1]), path) for match, path in names if match and path.is_file()]
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:  # a folder that only seems to be empty must not be taken for a new one
+        raise InputError(
+            f"{os.fspath(folder)} cannot be looked into ({error.strerror or error}); choose another folder, or make it "
+            "readable"
+        ) from error
+    matches = [re.fullmatch(r"step-(\d+)\.safetensors", name) for name in names]
+    states = [(int(match[1]), Path(folder) / match[0]) for match in matches if match]
+    return [(step, path) for step, path in states if path.is_file()]
 
 
 # The optimizer
@@ -278,10 +314,10 @@ def load_optimizer_tensors(opt: torch.optim.Optimizer, names: NamedParameters, t
         if any(f"{name}.{key}" in tensors for key in _MOMENTS):
             expected |= {f"{name}.{key}": tensorfile.kind(parameter) for key in _MOMENTS}
     found = {key: tensorfile.kind(tensor) for key, tensor in tensors.items()}
-    problems = _offenders("missing", [key for key in expected if key not in found])
-    problems += _offenders("unexpected", [key for key in found if key not in expected])
+    problems = offenders("missing", [key for key in expected if key not in found])
+    problems += offenders("unexpected", [key for key in found if key not in expected])
     differ = [key for key in expected if found.get(key, expected[key]) != expected[key]]
-    problems += _offenders("of another kind", [f"{key} {found[key]} instead of {expected[key]}" for key in differ])
+    problems += offenders("of another kind", [f"{key} {found[key]} instead of {expected[key]}" for key in differ])
     if problems:
         raise InputError(
             f"the optimizer's saved state does not fit the model: {'; '.join(problems)}. "
@@ -312,9 +348,3 @@ def _named(opt: torch.optim.Optimizer, names: NamedParameters) -> dict[str, tupl
             f"shape {unnamed[0]}: give named_parameters() of the model that it optimizes"
         )
     return {name_of[id(p)]: (p, group) for p, group in parameters}
-
-
-def _offenders(what: str, names: list[str]) -> list[str]:
-    """A list of one phrase that names the first three, or an empty list for no names."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return [f"{what} {', '.join(names[:3])}{more}"] if names else []

@@ -77,7 +77,11 @@ def same_weights(model: UNet) -> UNet2DModel:
 
 
 def from_diffusers(state: dict[str, Tensor], config: UNetConfig) -> dict[str, Tensor]:
-    """Renames the state dict of a UNet2DModel for UNet(config), and joins its queries, keys and values."""
+    """Renames the state dict of a UNet2DModel for UNet(config), and joins its queries, keys and values.
+
+    Raises:
+        InputError: The network of the config has no such parameter.
+    """
     parts: dict[str, list[Tensor]] = {}
     for theirs, ours in our_names(state, config).items():
         parts.setdefault(ours, []).append(state[theirs])
@@ -139,9 +143,16 @@ def translated(name: str, prefixes: dict[str, str], suffixes: dict[str, str]) ->
         name: Such as "down_blocks.0.resnets.1.conv1.weight".
         prefixes: Our names of the layers, such as "down_blocks.0.resnets.1"; the longest that fits is taken.
         suffixes: Our names of what is inside a layer, such as "conv1".
+
+    Raises:
+        InputError: The network of the prefixes and suffixes has no such parameter.
     """
-    prefix = next(p for p in sorted(prefixes, key=len, reverse=True) if name.startswith(p + "."))
+    prefix = max((p for p in prefixes if name.startswith(p + ".")), key=len, default="")
     module, _, kind = name[len(prefix) + 1 :].rpartition(".")
+    if not prefix or module not in suffixes:
+        raise InputError(
+            f"{name:.200} is no parameter of the UNet2DModel of this config: give the config of these weights"
+        )
     return ".".join(filter(None, (prefixes[prefix], suffixes[module], kind)))
 
 

@@ -17,7 +17,7 @@ sample command keeps the two apart; the public functions do one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -29,7 +29,7 @@ from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.loops.network import Network
 from ddpm_fast.loops.options import DecodingKeywords, EditingKeywords, EncodingKeywords, SamplingOptions, check_keywords
-from ddpm_fast.loops.sampling import Prepared, Start, prepare
+from ddpm_fast.loops.sampling import Prepared, Start, gather, prepare
 from ddpm_fast.loops.state import Paste
 from ddpm_fast.noise import NoiseKey, Stream
 from ddpm_fast.ops.tensors import widen
@@ -239,10 +239,21 @@ class LatentInterpolation:
         """How many rows each batch runs through that on_step is called for: those of the decoding."""
         return self.path.rows
 
+    @property
+    def n(self) -> int:
+        """How many images there are."""
+        return self.path.n
+
     def draw(self) -> Tensor:
         """Encode the ends, mix their latents, and decode them."""
-        first, last = self.encoding.draw().split(1)
-        return replace(self.path, start=_given(_slerp(first, last, self.weights))).draw()
+        return gather(self.batches(), self.path)
+
+    def batches(
+        self, check: Callable[[], object] | None = None, wanted: Callable[[slice], bool] | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """The same batch by batch; see Prepared.batches."""
+        first, last = gather(self.encoding.batches(check), self.encoding).split(1)
+        yield from replace(self.path, start=_given(_slerp(first, last, self.weights))).batches(check, wanted)
 
 
 def _encoding_of_ends(ends: Tensor, path: Prepared) -> Prepared:
@@ -347,9 +358,21 @@ class RoundTrip:
         """How many rows each batch runs through that on_step is called for: those of the decoding."""
         return self.decoding.rows
 
+    @property
+    def n(self) -> int:
+        """How many images there are."""
+        return self.decoding.n
+
     def draw(self) -> Tensor:
         """Encode the images and decode their latents."""
-        return replace(self.decoding, start=_given(self.encoding.draw())).draw()
+        return gather(self.batches(), self.decoding)
+
+    def batches(
+        self, check: Callable[[], object] | None = None, wanted: Callable[[slice], bool] | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """The same batch by batch, after all images were encoded; see Prepared.batches."""
+        latents = gather(self.encoding.batches(check, wanted), self.encoding)
+        yield from replace(self.decoding, start=_given(latents)).batches(check, wanted)
 
 
 def prepare_round_trip(

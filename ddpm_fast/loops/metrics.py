@@ -14,7 +14,15 @@ from torch import Tensor
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss or the gradient norm of a training step is not a finite number. The message names the step."""
+    """The loss or gradient norm of a training step, or a weight, is not a finite number. The message names the step.
+
+    Attributes:
+        weights_of: The training step whose weights are known to be useless. Those of the steps before it may be good.
+    """
+
+    def __init__(self, message: str, weights_of: int):
+        super().__init__(message)
+        self.weights_of = weights_of
 
 
 class Look(NamedTuple):
@@ -74,8 +82,10 @@ class Metrics:
         losses, norms = numbers
         if not all(finite):
             i = finite.index(False)
+            step = self._step + i + 1
             raise NonFiniteLoss(
-                f"step {self._step + i + 1} gave the loss {losses[i].item()} and the gradient norm {norms[i].item()}."
+                f"step {step} gave the loss {losses[i].item()} and the gradient norm {norms[i].item()}.",
+                weights_of=step - 1,
             )
         self._step += len(finite)
         return Look(self._step, len(finite), losses.mean().item(), norms.mean().item())

@@ -3,7 +3,8 @@
 Noise comes from each sample's own counter, so a sample has the same noise whatever the batch it is drawn in. What
 remains is the network's own dependence on the batch size, which is rounding.
 
-Drawing takes two steps. prepare() decides and checks everything and computes nothing; Prepared.draw() runs the table.
+Drawing takes two steps. prepare() decides and checks everything and computes nothing; Prepared.draw() runs the table,
+and Prepared.batches() does so for whoever wants each batch as soon as it is finished.
 Each row is run in place on tensors that stay where they are (BatchState.advance), so the loop never waits for the
 device. Where CUDA graphs can be captured, the loop replays that same row: the same kernels on the same numbers, and so
 the same images bit for bit.
@@ -78,14 +79,31 @@ class Prepared:
     @torch.inference_mode()
     def draw(self) -> Tensor:
         """Draw the images, batch by batch: fp32 [n, *shape] on the network's device."""
+        return gather(self.batches(), self)
+
+    @torch.inference_mode()
+    def batches(
+        self, check: Callable[[], object] | None = None, wanted: Callable[[slice], bool] | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Draw the images and give each batch when it is finished.
+
+        Args:
+            check: Called before each row. What it raises ends the drawing.
+            wanted: wanted(part) says whether a batch is to be drawn; None draws all. Leaving one out changes no other.
+
+        Yields:
+            part, the numbers of the batch's samples among the n; and x, fp32 [len(part), *shape] on the network's
+            device, which the next batch may overwrite.
+        """
         device, model = self.network.device, self.network.model
         batch_size = self.options.batch_size or max(self.n, 1)
-        images = torch.empty((self.n, *self.shape), device=device)
         table = DeviceTable.of(self.table, device, self.options.dynamic_threshold)
         labels = None if self.labels is None else self.labels.to(device)
         with evaluating(model), self._replays() as replays:
             for first in range(0, self.n, batch_size):
                 part = slice(first, min(first + batch_size, self.n))
+                if wanted is not None and not wanted(part):
+                    continue
                 key = self._initial_key(part)
                 x, paste = (self.start or self.noise)(key, part)
                 state = BatchState.of(
@@ -98,10 +116,16 @@ class Prepared:
                     labels=None if labels is None else labels[part],
                     paste=paste,
                 )
-                images[part] = self._run_rows(state, self._kinds(paste), first, replays)
-        return images
+                yield part, self._run_rows(state, self._kinds(paste), first, replays, check or _never)
 
-    def _run_rows(self, state: BatchState, kinds: list[RowKind], first: int, replays: graphs.Replays | None) -> Tensor:
+    def _run_rows(
+        self,
+        state: BatchState,
+        kinds: list[RowKind],
+        first: int,
+        replays: graphs.Replays | None,
+        check: Callable[[], object],
+    ) -> Tensor:
         """The state's x after all rows. first: the number of the batch's first sample."""
         on_step = self.options.on_step
         with self._repeating(state, replays) as (state, repeat):
@@ -114,6 +138,7 @@ class Prepared:
                 null_label=self.null_label,
             )
             for i, kind in enumerate(kinds):
+                check()
                 repeat(kind, partial(state.advance, predict, kind, self.options.dynamic_threshold))
                 if on_step is not None:
                     # Copies, because the next row overwrites both.
@@ -247,6 +272,19 @@ def sample(model: nn.Module, diffusion: GaussianDiffusion, n: int, **options: Un
             own whose output does not fit shows it at the first row.
     """
     return prepare(Network.of(model), diffusion, n, SamplingOptions(**options)).draw()
+
+
+@torch.inference_mode()
+def gather(batches: Iterator[tuple[slice, Tensor]], prepared: Prepared) -> Tensor:
+    """What Prepared.batches gives, in one tensor: fp32 [n, *shape] on the network's device."""
+    images = torch.empty((prepared.n, *prepared.shape), device=prepared.network.device)
+    for part, x in batches:
+        images[part] = x
+    return images
+
+
+def _never() -> None:
+    """The check that stops nothing."""
 
 
 def _why_no_graph(network: Network, cuda_graph: bool | None) -> str:

@@ -24,11 +24,13 @@ from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
 from ddpm_fast.loops import graphs
+from ddpm_fast.loops.metrics import NonFiniteLoss
 from ddpm_fast.loops.timesteps import TIMESTEP_SAMPLINGS
 from ddpm_fast.nn import EMA, UNet, UNetConfig
 from ddpm_fast.noise import NoiseKey, Stream, uniform_integers
 
 KEEP_CHECKPOINTS = 2
+MODEL_NAME = "model.safetensors"
 _GOLDEN = 0x9E3779B97F4A7C15  # spreads the dropout seeds of consecutive training steps
 
 
@@ -96,6 +98,8 @@ class Trainer:
         optimizer: AdamW.
         timestep_sampler: See timesteps.py.
         step: How many training steps have been taken.
+        history: What was changed in the course of the run, one entry for each time: {"step": the steps taken by then,
+            the name of what was changed: [before, since then]}.
     """
 
     def __init__(
@@ -140,12 +144,15 @@ class Trainer:
         self.timesteps = diffusion.schedule.timesteps.to(device)
         self.timestep_sampler = TIMESTEP_SAMPLINGS[config.timestep_sampling](diffusion.num_timesteps, device)
         self.step = 0
+        self.history: list[dict[str, Any]] = []
+        self._first_example = 0  # the number of the training example that step 0 would have begun with
         self._step = torch.zeros((), dtype=torch.int64, device=device)  # the same number, where the arithmetic is
         self._key = NoiseKey.of(config.seed, config.batch_size, stream=Stream.TRAINING, device=device)
         pixels = dataset.images
         self._images = torch.empty((config.batch_size, *pixels.shape[1:]), dtype=pixels.dtype, device=device)
         self._labels = torch.empty(config.batch_size, dtype=torch.int64, device=device) if network.num_classes else None
         self._metrics = torch.empty(2, device=device)
+        self._before_update: Callable[[], object] = lambda: None
         self.cuda_graph = cuda_graph
         self._advance = self._repeated()
 
@@ -158,8 +165,12 @@ class Trainer:
             graphs.refuse(reason, self.cuda_graph)
         return lambda run: run()
 
-    def train_step(self) -> tuple[Tensor, Tensor]:
+    def train_step(self, before_update: Callable[[], object] = lambda: None) -> tuple[Tensor, Tensor]:
         """Take one training step on the next batch, without waiting for the device.
+
+        Args:
+            before_update: Called when the gradient is there and nothing has been updated yet. An exception before that,
+                or from it, leaves everything as it was before the step. A graph that is replayed does not call it.
 
         Returns:
             The loss and the gradient norm, scalars on the device. The loss is an unbiased estimate of its mean over all
@@ -172,6 +183,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
         self.model.train()
+        self._before_update = before_update
         self._advance(self._compute)
         self.step += 1
         loss, norm = self._metrics.clone().unbind()  # the next step writes to the same place
@@ -180,7 +192,7 @@ class Trainer:
     def _load_batch(self) -> None:
         """Copy the images and labels of the next training step to where the device reads them."""
         config, size = self.config, self.config.batch_size
-        first = self.step * size  # examples are numbered from the start of training
+        first = self._first_example + self.step * size  # examples are numbered from the start of training
         images, labels = self.dataset.batch(batch_indices(config.seed, first, size, len(self.dataset)))
         if config.flip:
             mirrored = flip_mask(config.seed, first, size)
@@ -195,7 +207,8 @@ class Trainer:
         """The arithmetic of training step number self._step, on the batch that was loaded: nothing that the host
         does."""
         config, images, labels = self.config, self._images, self._labels
-        key = dataclasses.replace(self._key, sample_id=self._key.sample_id + self._step * config.batch_size)
+        first = self._step * config.batch_size + self._first_example
+        key = dataclasses.replace(self._key, sample_id=self._key.sample_id + first)
         t, weights = self.timestep_sampler.sample(dataclasses.replace(key, stream=Stream.TIMESTEP))
         if labels is not None:
             dice = uniform_integers(dataclasses.replace(key, stream=Stream.LABEL), 2**24)
@@ -208,13 +221,14 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             output = self.model(x_t, self.timesteps[t], labels)
         losses = self.diffusion.training_losses(output, images, t, key)
-        self.timestep_sampler.update(t, losses.detach())
         loss = (weights * losses).mean()
         # To None and not to zeros, so that a graph keeps the gradients in its own memory, where the next step
         # overwrites them.
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
+        self._before_update()
+        self.timestep_sampler.update(t, losses.detach())
         self.optimizer.step()
         self.ema.update(self._step)
         torch.stack([loss.detach(), norm], out=self._metrics)
@@ -227,13 +241,20 @@ class Trainer:
         self.ema.copy_to(model)
         return model.eval()
 
-    def model_config(self, **training: Any) -> dict[str, Any]:
-        """What a model file says about its model. training: further entries for its part about the training."""
+    def model_config(self) -> dict[str, Any]:
+        """What a model file says about its model."""
+        training = {
+            **dataclasses.asdict(self.config),
+            "data": self.dataset.name,
+            "count": len(self.dataset),
+            "digest": self.dataset.digest,
+            "steps": self.step,
+        }
         return {
             "unet": self.model.config.to_dict(),
             "diffusion": self.diffusion.to_dict(),
             "label_names": self.dataset.label_names,
-            "training": {**dataclasses.asdict(self.config), "data": self.dataset.name, "steps": self.step, **training},
+            "training": training | ({"history": self.history} if self.history else {}),
         }
 
     def save(self, folder: Path, arguments: dict[str, Any]) -> Path:
@@ -245,17 +266,63 @@ class Trainer:
 
         Returns:
             The path of the training state.
+
+        Raises:
+            NonFiniteLoss: If a weight is not finite; nothing is written.
+            InputError: If they cannot be written.
         """
+        self._check_weights()
         optimizer = checkpoint.optimizer_to_tensors(self.optimizer, self.model.named_parameters())
         tensors = checkpoint.add_prefix("model.", self.model.state_dict())
         tensors |= checkpoint.add_prefix("ema.", self.ema.state_dict())
         tensors |= checkpoint.add_prefix("optim.", optimizer)
         tensors |= checkpoint.add_prefix("timesteps.", self.timestep_sampler.state_dict())
         path = checkpoint.checkpoint_path(folder, self.step)
-        checkpoint.save_training(path, tensors, {"step": self.step, "arguments": arguments, **self.model_config()})
-        checkpoint.save_model(folder / "model.safetensors", self.ema.state_dict(), self.model_config())
+        meta = {
+            "step": self.step,
+            "examples": self._first_example + self.step * self.config.batch_size,
+            "arguments": arguments,
+            "machine": machine(self.device),
+            **self.model_config(),
+        }
+        checkpoint.save_training(path, tensors, meta)
+        self._save_model(folder)
         checkpoint.prune_checkpoints(folder, KEEP_CHECKPOINTS)
         return path
+
+    def _check_weights(self) -> None:
+        """Raises NonFiniteLoss if a weight, or the average of one, is not finite."""
+        for name, tensor in (*self.model.named_parameters(), *self.ema.state_dict().items()):
+            if not tensor.isfinite().all():
+                raise NonFiniteLoss(f"step {self.step} gave weights that are not finite ({name}).", self.step)
+
+    def _save_model(self, folder: Path) -> None:
+        checkpoint.save_model(folder / MODEL_NAME, self.ema.state_dict(), self.model_config())
+
+    def complete(self, folder: Path) -> bool:
+        """Write model.safetensors again unless it holds the averaged weights of this step.
+
+        A process that was killed after it had written a training state may have left none, or that of another step.
+
+        Returns:
+            Whether it was written.
+
+        Raises:
+            InputError: If it cannot be written.
+        """
+        try:
+            found, config = checkpoint.read_model(folder / MODEL_NAME)
+        except InputError:
+            found, config = {}, {}
+        averages = self.ema.state_dict()
+        same = found.keys() == averages.keys() and all(
+            torch.equal(found[name], average.detach().to("cpu", found[name].dtype))
+            for name, average in averages.items()
+        )
+        if same and config["training"]["steps"] == self.step:
+            return False
+        self._save_model(folder)
+        return True
 
     def load(self, path: Path) -> None:
         """Continue from a training state.
@@ -264,9 +331,12 @@ class Trainer:
             InputError: If it is damaged, or was saved with another network or another timestep sampling.
         """
         tensors, meta = checkpoint.read_training(path)
-        if meta["unet"] != self.model.config.to_dict():
+        network, stored = self.model.config.to_dict(), meta["unet"]
+        if differing := sorted(n for n in network.keys() | stored.keys() if network.get(n) != stored.get(n)):
+            details = ", ".join(f"{name} is {stored.get(name)} and here {network.get(name)}" for name in differing)
             raise InputError(
-                f"{path} holds another network than this run's: resume with the arguments that the run was started with"
+                f"{path} holds another network than this run's ({details}): resume with the arguments, and with images "
+                "of the size, channels and classes, that the run was started with"
             )
         self.timestep_sampler.load_state_dict(checkpoint.take_prefix("timesteps.", tensors))
         self.model.load_state_dict(checkpoint.take_prefix("model.", tensors))
@@ -275,8 +345,17 @@ class Trainer:
             self.optimizer, self.model.named_parameters(), checkpoint.take_prefix("optim.", tensors)
         )
         self.step = meta["step"]
+        self.history = meta["training"].get("history", [])
+        # With another batch size the examples go on where they were.
+        seen = meta.get("examples", self.step * meta["training"]["batch_size"])
+        self._first_example = seen - self.step * self.config.batch_size
         self._step.fill_(self.step)
         self._advance = self._repeated()  # a new graph, because the optimiser's state is in new tensors
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the bits of a training step depend on besides its arguments; kept in the training states."""
+    return {"device": device.type, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def _check_fit(network: UNetConfig, diffusion: GaussianDiffusion, dataset: Dataset) -> None:

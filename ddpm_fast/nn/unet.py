@@ -11,6 +11,7 @@ attention heads, learned variance, classes). Their CIFAR-10 networks are
 """
 
 import dataclasses
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +20,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_fast.errors import InputError
+from ddpm_fast.errors import InputError, check_integer
 from ddpm_fast.nn.layers import Attention, Downsample, GroupNorm, ResBlock, TimeEmbedding, Upsample, zeroed
 from ddpm_fast.objective import output_channels
 
+# The least and the largest value of each integer. Nobody needs a larger network, and a file may ask for anything.
+_RANGES = {
+    "image_size": (1, 2**14),
+    "in_channels": (1, 2**14),
+    "model_channels": (1, 2**14),
+    "num_res_blocks": (1, 2**10),
+    "num_heads": (1, 2**14),
+    "norm_groups": (1, 2**14),
+    "num_classes": (0, 2**24),
+    "channel_mult": (1, 2**14),
+    "attention_resolutions": (1, 2**14),
+}
+_MOST_LEVELS = 15  # an image of the largest size can be halved 14 times
 _CHOICES = {
     "resample": ("conv", "resblock"),
     "downsample_padding": ("symmetric", "asymmetric"),
@@ -62,13 +76,10 @@ class UNetConfig:
             object.__setattr__(self, field.name, _typed(field.name, getattr(self, field.name), field.type))
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise InputError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
-        for name in ("image_size", "in_channels", "model_channels", "num_res_blocks", "num_heads", "norm_groups"):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("num_classes", self.num_classes, 0)
+                raise InputError(f"{name} is {_shown(getattr(self, name))}; expected one of {', '.join(choices)}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout is {self.dropout}; expected a probability in [0, 1)")
-        if not self.norm_eps > 0:
+        if not 0 < self.norm_eps <= 1:
             raise InputError(f"norm_eps is {self.norm_eps}; expected a small positive number such as 1e-5")
         self._check_levels()
         self._check_channels()
@@ -77,8 +88,6 @@ class UNetConfig:
         """The image must be divisible into the levels, and attention must be at levels that exist."""
         if not self.channel_mult:
             raise InputError("channel_mult is empty; expected one multiplier for each level, such as (1, 2, 2, 2)")
-        for mult in self.channel_mult:
-            _at_least("channel_mult", mult, 1)
         divisor = 2 ** (len(self.channel_mult) - 1)
         if self.image_size % divisor:
             lower = self.image_size // divisor * divisor
@@ -92,7 +101,7 @@ class UNetConfig:
         unknown = [r for r in self.attention_resolutions if r not in self.resolutions]
         if unknown:
             raise InputError(
-                f"attention_resolutions has {unknown}, but the levels of an image of {self.image_size} have "
+                f"attention_resolutions has {_shown(unknown)}, but the levels of an image of {self.image_size} have "
                 f"heights {list(self.resolutions)}: choose among these, or () for attention in the middle only"
             )
 
@@ -161,22 +170,26 @@ class UNetConfig:
         return cls(**fields)
 
 
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise InputError(f"{name} is {value}; expected at least {least}")
-
-
 def _typed(name: str, value: Any, kind: Any) -> Any:
-    """The value as the field's type: lists become tuples, ints become floats. Anything else must have the type."""
+    """The value as the field's type: lists become tuples, and ints floats. Anything else must have the type."""
+    if kind is int:
+        return check_integer(name, value, *_RANGES[name])
     if kind == tuple[int, ...]:
-        if isinstance(value, (list, tuple)) and all(type(v) is int for v in value):
-            return tuple(value)
-        raise InputError(f"{name} is {value!r}; expected a list of integers")
-    if kind is float and type(value) is int:
+        if not isinstance(value, (list, tuple)):
+            raise InputError(f"{name} is {_shown(value)}; expected a list of integers")
+        if len(value) > _MOST_LEVELS:
+            raise InputError(f"{name} has {len(value)} entries; expected at most {_MOST_LEVELS}, one for each level")
+        return tuple(check_integer(name, v, *_RANGES[name]) for v in value)
+    if kind is float and type(value) is int and abs(value) < 2**53:
         return float(value)
     if type(value) is not kind:
-        raise InputError(f"{name} is {value!r}; expected {kind.__name__}")
+        raise InputError(f"{name} is {_shown(value)}; expected {kind.__name__}")
     return value
+
+
+def _shown(value: object) -> str:
+    """The value for a message, shortened if it is long."""
+    return reprlib.repr(value)
 
 
 class Stage(nn.ModuleList):

@@ -230,6 +230,20 @@ def draw_chain(timesteps: Sequence[int], x_t: Tensor, x0: Tensor) -> Figure:
         return figure
 
 
+def draw_samples(rows: Sequence[Tensor], names: Sequence[str]) -> Figure:
+    """Rows of samples of the same noise, one for each sampler.
+
+    Args:
+        rows: K images in [-1, 1] for each sampler, [K, C, H, W]; C is 1, 3 or 4.
+        names: A name for each row.
+    """
+    with look():
+        columns, _, height, width = rows[0].shape
+        figure, (axes,) = image_figure(1, len(rows), columns, height / width, below=0.0)
+        show_images(axes, rows, names)
+        return figure
+
+
 def _note(
     axes: Axes, x: float, y: float, text: str, *, horizontal: str = "left", transform: Transform | None = None
 ) -> None:

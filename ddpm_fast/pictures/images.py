@@ -5,6 +5,7 @@ Each file is complete or absent (files/atomic.py).
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -90,19 +91,33 @@ def save_grid(
     _write_png(path, make_grid(_pictures(x), columns, pad, background, scale))
 
 
-def save_images(
-    folder: str | os.PathLike, x: Tensor, first_index: int = 0, labels: Tensor | Sequence[int] | None = None
-) -> list[Path]:
-    """Write samples as one PNG each.
+def sample_name(sample_id: int, label: int | None = None, label_names: Sequence[str] | None = None) -> str:
+    """The name of a sample's picture: `000012.png`, `000012_label3.png`, or `000012_label3_cat.png` if class 3 has a
+    name. What a file system might not take in the class's name becomes `_`."""
+    if label is None:
+        return f"{sample_id:06d}.png"
+    name = label_names[label] if label_names and label < len(label_names) else str(label)
+    name = "" if name == str(label) else re.sub(r"[^\w-]+", "_", name)[:40].strip("_")
+    return f"{sample_id:06d}_label{label}{'_' if name else ''}{name}.png"
 
-    Sample i is named by its sample id, first_index + i, and by its label if there are labels: `000012.png`,
-    `000012_label3.png`.
+
+def save_images(
+    folder: str | os.PathLike,
+    x: Tensor,
+    first_index: int = 0,
+    labels: Tensor | Sequence[int] | None = None,
+    label_names: Sequence[str] | None = None,
+    keep: bool = False,
+) -> list[Path]:
+    """Write samples as one PNG each. sample_name names them; the sample id of sample i is first_index + i.
 
     Args:
         folder: Where to write them.
         x: [N, C, H, W] in [-1, 1]; C is 1, 3 or 4.
         first_index: The sample id of the first sample.
         labels: N integers, or None.
+        label_names: The names of the classes, or None.
+        keep: Whether files that exist stay as they are.
 
     Returns:
         The paths of the pictures.
@@ -116,10 +131,11 @@ def save_images(
     if first_index < 0:
         raise InputError(f"first_index is {first_index}; expected a sample id, 0 or more")
     folder = check_writable_folder(folder)
-    ends = [""] * len(pictures) if classes is None else [f"_label{label}" for label in classes]
-    paths = [folder / f"{first_index + i:06d}{end}.png" for i, end in enumerate(ends)]
+    chosen = [None] * len(pictures) if classes is None else classes.tolist()
+    paths = [folder / sample_name(first_index + i, label, label_names) for i, label in enumerate(chosen)]
     for path, picture in zip(paths, pictures, strict=True):
-        _write_png(path, picture)
+        if not (keep and path.exists()):
+            _write_png(path, picture)
     return paths
 
 
@@ -199,7 +215,7 @@ def check_output(out: str | os.PathLike, channels: int | None = None) -> None:
     Raises:
         InputError: If it cannot.
     """
-    kind = _kind(out)
+    kind = output_kind(out)
     if kind != ".npz" and channels is not None:
         _check_channels(channels)
     if kind == "folder":
@@ -232,7 +248,7 @@ def save_samples(
     Raises:
         InputError: For another suffix, and where `save_grid`, `save_npz` and `save_images` do.
     """
-    kind = _kind(out)
+    kind = output_kind(out)
     if kind == "folder":
         save_images(out, x, first_index, labels)
     elif kind == ".npz":
@@ -241,7 +257,7 @@ def save_samples(
         save_grid(out, x, columns, scale=scale)
 
 
-def _kind(out: str | os.PathLike) -> str:
+def output_kind(out: str | os.PathLike) -> str:
     """What to write: '.png', '.npz' or 'folder'."""
     text = os.fspath(out)
     suffix = Path(text).suffix.lower()

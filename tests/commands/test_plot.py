@@ -59,6 +59,12 @@ REPORT = {
 }
 
 
+def test_an_image_of_a_folder_of_several_sizes_is_cut_to_a_square(tmp_path):
+    for i, size in enumerate([(8, 8), (20, 9)]):
+        Image.new("RGB", size, (i, 0, 0)).save(tmp_path / f"{i}.png")
+    assert plot.read_image(str(tmp_path), 1, None).shape == (3, plot.LARGEST_SIDE, plot.LARGEST_SIDE)
+
+
 @pytest.fixture
 def report(tmp_path):
     path = tmp_path / "nll.json"
@@ -315,7 +321,7 @@ def test_a_picture_of_any_size_is_noised(tmp_path):
         pytest.param(("variances", "--schedule", "linear,cosine"), "only one schedule: choose one", id="two schedules"),
         pytest.param(("variances", "--timesteps", "100,many"), "one to six lengths T such as", id="no number"),
         pytest.param(("variances", "--schedule", "best"), "--schedule: best is not a schedule", id="option's name"),
-        pytest.param(("snr", "--gamma", "0"), "min_snr_gamma = 0", id="gamma"),
+        pytest.param(("snr", "--gamma", "0"), "min_snr_gamma is 0", id="gamma"),
         pytest.param(("bound", "nowhere.json"), "cannot read nowhere.json", id="no report"),
         pytest.param(("bound", "TEXT"), "evaluate nll --out FILE.json` writes", id="not JSON"),
         pytest.param(("bound", "LIST"), "holds a list", id="no object"),

@@ -190,7 +190,8 @@ def test_the_top_of_the_package_is_the_theory_the_doors_and_the_base():
 
 
 def test_a_door_is_a_few_lines_in_front_of_its_command():
-    doors = [name for name, node in picture().parts.items() if node == "doors"]
+    # __main__ opens no command: it lists them.
+    doors = [name for name, node in picture().parts.items() if node == "doors" and name != "__main__"]
     for door in doors:
         path = PACKAGE / f"{door}.py"
         lines = [line for line in path.read_text().splitlines() if line.strip()]

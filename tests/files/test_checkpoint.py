@@ -3,12 +3,17 @@ damaged files are refused."""
 
 import json
 import os
+import re
+import resource
+import socket
 import stat
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -134,6 +139,40 @@ def test_a_saved_model_is_as_readable_as_other_files(small):
     assert stat.S_IMODE(small.stat().st_mode) == stat.S_IMODE((small.parent / "other").stat().st_mode)
 
 
+def test_the_same_contents_are_the_same_bytes(tmp_path):
+    """safetensors' save_file keeps the metadata in a hash map, which is ordered anew each time."""
+    state = {"w": torch.arange(6.0), "b": torch.arange(3), "c": torch.zeros(5, dtype=torch.bool)}
+    written = set()
+    for attempt in range(20):
+        names = sorted(state, reverse=attempt % 2 == 0)
+        checkpoint.save_model(tmp_path / "a", {name: state[name] for name in names}, {"k": 1, "é": "x"})
+        written.add((tmp_path / "a").read_bytes())
+    assert len(written) == 1
+
+
+def test_the_file_is_that_of_safetensors_itself_but_for_the_order_of_the_metadata(tmp_path):
+    state = {
+        "w": torch.randn(3, 5),
+        "half": torch.ones(3).half(),
+        "odd": torch.ones(3, dtype=torch.uint8),
+        "é": torch.tensor(2.0),
+    }
+    checkpoint.save_training(tmp_path / "ours", state, {"k": "\u00e9\n"})
+    with safe_open(tmp_path / "ours", framework="pt") as file:
+        save_file(state, tmp_path / "theirs", file.metadata())
+    ours, theirs = ((tmp_path / name).read_bytes() for name in ("ours", "theirs"))
+    length = 8 + int.from_bytes(ours[:8], "little")
+    assert json.loads(ours[8:length]) == json.loads(theirs[8:length])
+    assert len(ours) == len(theirs) and ours[length:] == theirs[length:]
+
+
+def test_a_tensor_of_another_type_is_refused_before_anything_is_written(tmp_path):
+    for save in (checkpoint.save_model, checkpoint.save_training):
+        with pytest.raises(InputError, match=r"w \(complex64 \[2\]\) cannot be stored; expected one of float64, "):
+            save(tmp_path / "a", {"w": torch.zeros(2, dtype=torch.complex64)}, {})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_names_find_the_models_of_the_package(tmp_path, monkeypatch, unet, config):
     monkeypatch.setattr(checkpoint, "MODELS", tmp_path / "models")
     assert checkpoint.available_models() == []
@@ -155,7 +194,7 @@ def test_a_file_without_a_suffix_is_a_path(small, monkeypatch):
 @pytest.mark.parametrize("save", [checkpoint.save_model, checkpoint.save_training], ids=["model", "training"])
 def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch, save, failing):
     (tmp_path / "a").write_bytes(b"old")
-    module, function = (tensorfile, "save_file") if failing == "writer" else (os, "replace")
+    module, function = (tensorfile, "_write_safetensors") if failing == "writer" else (os, "replace")
     monkeypatch.setattr(module, function, broken)
     with pytest.raises(Broken):
         save(tmp_path / "a", {"w": torch.zeros(3)}, {})
@@ -188,7 +227,7 @@ def test_what_must_not_be_saved_leaves_the_old_file(tmp_path, state, config, mes
     [
         pytest.param(None, "that ddpm_fast did not write; expected a ddpm_fast model", id="no metadata"),
         pytest.param({"format": "pt"}, "that ddpm_fast did not write; expected a ddpm_fast model", id="foreign"),
-        pytest.param({"format": "ddpm_fast training"}, "is a ddpm_fast training file; expected", id="training"),
+        pytest.param({"format": "ddpm_fast training"}, "its meta is not JSON", id="training state without its meta"),
         pytest.param({"version": "2"}, "version 2, but this ddpm_fast reads versions up to 1: update", id="newer"),
         pytest.param({"version": "one"}, "version is 'one'; expected a number", id="version is a word"),
         pytest.param({"version": "0"}, "version is '0'; expected a number", id="version 0"),
@@ -231,8 +270,83 @@ def test_what_is_not_a_file_is_refused(tmp_path, small, read):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"is a folder; .* there is no \.safetensors file in it"):
         read(tmp_path / "empty")
-    with pytest.raises(InputError, match=r"does not exist|no model is called"):
+    with pytest.raises(InputError, match=r"File name too long|no model is called"):
         read("x" * 300)
+
+
+@pytest.mark.parametrize("read", [checkpoint.read_model, checkpoint.load_model, checkpoint.read_training])
+def test_what_would_be_waited_for_is_refused(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        for path in (tmp_path / "pipe.safetensors", tmp_path / "socket", "/dev/zero"):
+            with pytest.raises(InputError, match=f"{path} is a device, pipe or socket; expected a .safetensors file"):
+                read(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("[" * 100_000, "its config is not JSON", id="nested"),
+        pytest.param('{"a": ' * 100_000, "its config is not JSON", id="nested objects"),
+        pytest.param('{"k": 1, "k": 2}', "its config is not JSON .the key 'k' is repeated", id="repeated key"),
+        pytest.param('{"k": ' + "9" * 5000 + "}", "its config is not JSON", id="a number of 5000 digits"),
+    ],
+)
+def test_hostile_json_is_refused(tmp_path, text, message):
+    metadata = {"format": "ddpm_fast model", "version": "1", "config": text}
+    save_file({"w": torch.zeros(2)}, tmp_path / "a", metadata)
+    with pytest.raises(InputError, match=message) as caught:
+        checkpoint.load_model(tmp_path / "a")
+    assert len(str(caught.value)) < 1000
+
+
+def out_of_memory(kind):
+    """What is raised where memory cannot be had, by those who raise it."""
+    if kind == "torch":
+        torch.empty(2**60, dtype=torch.uint8)
+    raise {
+        "python": MemoryError(),
+        "mmap": OSError(12, "Cannot allocate memory"),
+        "rust": SafetensorError("x: out of memory"),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["torch", "python", "mmap", "rust"])
+def test_a_lack_of_memory_is_not_called_damage(tmp_path, monkeypatch, unet, config, kind):
+    path = checkpoint.checkpoint_path(tmp_path, 1)
+    checkpoint.save_training(path, checkpoint.add_prefix("ema.", unet.state_dict()), config)
+    message = r"step-00000001\.safetensors needs about 0 MiB of memory, and there is not so much \(.+\): close other"
+    with monkeypatch.context() as patch:
+        patch.setattr(tensorfile, "safe_open", lambda *_, **__: out_of_memory(kind))
+        for read in (checkpoint.load_model, checkpoint.read_training):
+            with pytest.raises(InputError, match=message):
+                read(path)
+        with pytest.raises(InputError, match=message):  # and nobody goes back to an older state for it
+            checkpoint.newest_readable(tmp_path)
+    monkeypatch.setattr(nn.Module, "load_state_dict", lambda *_: out_of_memory(kind))
+    with pytest.raises(InputError, match=message):
+        checkpoint.load_model(path)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space as Linux does")
+def test_a_file_larger_than_the_memory_is_told_so(tmp_path):
+    checkpoint.save_training(tmp_path / "a", {"w": torch.zeros(2**26)}, {})
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, resource.RLIM_INFINITY))
+            checkpoint.read_training(tmp_path / "a")
+        except BaseException as error:
+            os.write(tell, f"{type(error).__name__}: {error}".encode())
+        finally:
+            os._exit(0)
+    os.close(tell)
+    os.waitpid(child, 0)
+    with open(told) as pipe:
+        assert re.match(r"InputError: .*a needs about 256 MiB of memory, and there is not so much", pipe.read())
 
 
 def test_every_truncation_is_refused(small):
@@ -293,9 +407,20 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, unet, config, monkeyp
     state = unet.state_dict()
     state["conv_out.bias"] = torch.tensor([torch.nan])
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_check_finite", lambda *_: None)  # a writer that does not look
+        patch.setattr(checkpoint, "check_finite", lambda *_: None)  # a writer that does not look
         checkpoint.save_model(tmp_path / "a", state, config)
     with pytest.raises(InputError, match=r"/a has weights that are not finite: conv_out.bias \(1 of 1 values\)"):
+        checkpoint.load_model(tmp_path / "a")
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.uint8, torch.complex64, torch.float8_e4m3fn], ids=str)
+def test_weights_that_are_no_floats_are_refused(tmp_path, unet, config, dtype):
+    state = {name: tensor.contiguous() for name, tensor in unet.state_dict().items()}
+    state["conv_out.bias"] = torch.zeros(1).to(dtype)
+    text = json.dumps(config)
+    metadata = {"format": "ddpm_fast model", "version": "1", "config": text, "crc32": tensorfile._crc(state, text)}
+    save_file(state, tmp_path / "a", metadata)
+    with pytest.raises(InputError, match=r"of another type than float32, bfloat16, float16, float64: conv_out.bias"):
         checkpoint.load_model(tmp_path / "a")
 
 
@@ -354,6 +479,82 @@ def test_training_tensors_are_kept_bit_for_bit(tmp_path, dtype):
     read, read_meta = checkpoint.read_training(tmp_path / "a")
     assert read_meta == meta and read.keys() == tensors.keys()
     assert all(same_bits(read[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_folder_that_cannot_be_looked_into_is_not_taken_for_an_empty_one(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    assert checkpoint.latest_checkpoint(tmp_path / "file") is None
+    for look in (checkpoint.latest_checkpoint, checkpoint.newest_readable, checkpoint.prune_checkpoints):
+        with pytest.raises(InputError, match=r"x cannot be looked into \(File name too long\); choose another folder"):
+            look("x" * 256)
+    monkeypatch.setattr(os, "listdir", lambda _: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(InputError, match=r"cannot be looked into \(Permission denied\)"):
+        checkpoint.latest_checkpoint(tmp_path)
+
+
+def save_states(folder, unet, config, steps):
+    """Training states that differ in their weights, oldest first."""
+    paths = [checkpoint.checkpoint_path(folder, step) for step in steps]
+    for step, path in zip(steps, paths, strict=True):
+        ema = {name: tensor + step for name, tensor in unet.state_dict().items()}
+        tensors = checkpoint.add_prefix("ema.", ema) | checkpoint.add_prefix("model.", unet.state_dict())
+        checkpoint.save_training(path, tensors, {**config, "step": step, "arguments": {}})
+    return paths
+
+
+def test_the_newest_whole_state_is_found_and_the_damaged_ones_are_named(tmp_path, unet, config):
+    assert checkpoint.newest_readable(tmp_path) == (None, [])
+    paths = save_states(tmp_path, unet, config, range(1, 6))
+    assert checkpoint.newest_readable(tmp_path) == (paths[4], [])
+    paths[4].write_bytes(b"")
+    paths[3].write_bytes(paths[3].read_bytes()[:-1])
+    save_file({"w": torch.zeros(2)}, paths[2])
+    newest, damaged = checkpoint.newest_readable(tmp_path)
+    assert newest == paths[1] and [path for path, _ in damaged] == [paths[4], paths[3], paths[2]]
+    for (path, reason), what in zip(damaged, ("cannot be read", "cannot be read", "did not write"), strict=True):
+        assert str(path) in reason and what in reason
+    for path in paths[:2]:
+        path.write_bytes(b"")
+    newest, damaged = checkpoint.newest_readable(tmp_path)
+    assert newest is None and len(damaged) == 5
+
+
+def test_a_state_of_a_newer_format_is_not_passed_over(tmp_path, unet, config, monkeypatch):
+    save_states(tmp_path, unet, config, [1])
+    with monkeypatch.context() as patch:
+        patch.setattr(tensorfile, "VERSION", 2)
+        save_states(tmp_path, unet, config, [2])
+    with pytest.raises(InputError, match=r"has format version 2.*update ddpm_fast"):
+        checkpoint.newest_readable(tmp_path)
+
+
+def test_a_training_state_and_the_folder_of_a_run_are_models(tmp_path, unet, config, monkeypatch):
+    paths = save_states(tmp_path, unet, config, [1, 2])
+
+    def shift(path_or_name):
+        """By how much the weights of a loaded model differ from unet's, and the file that they are from."""
+        loaded = checkpoint.load_model(path_or_name)
+        assert loaded.config == config and loaded.label_names == config["label_names"]
+        return round((loaded.model.conv_out.bias - unet.conv_out.bias).item(), 2), loaded.path
+
+    assert shift(paths[0]) == (1, paths[0])
+    assert shift(tmp_path) == (2, paths[1])
+    paths[1].write_bytes(b"")
+    with pytest.warns(UserWarning, match=rf"taken from {paths[0]}, the newest .* whole; {paths[1]} cannot be read"):
+        assert shift(tmp_path) == (1, paths[0])
+    checkpoint.save_model(tmp_path / "model.safetensors", unet.state_dict(), config)
+    assert shift(tmp_path) == (0, tmp_path / "model.safetensors")
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    assert shift(f"~/{tmp_path.name}") == (0, tmp_path / "model.safetensors")
+    assert shift(f"~/{tmp_path.name}/{paths[0].name}") == (1, paths[0])
+    assert checkpoint.read_model(tmp_path)[1] == config
+
+
+def test_a_folder_without_a_model_says_what_it_holds(tmp_path, unet, config):
+    (path,) = save_states(tmp_path, unet, config, [1])
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match=rf"is a folder; expected a model, .*holds {path.name}.*{path} cannot be read"):
+        checkpoint.load_model(tmp_path)
 
 
 def test_a_model_is_no_training_state(small):

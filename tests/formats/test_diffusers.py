@@ -96,3 +96,11 @@ def test_the_scheduler_takes_the_same_step(prediction):
     # The last step adds no noise: it is the mean.
     torch.testing.assert_close(made.step(output, 0, x).prev_sample, expected.mean, rtol=1e-4, atol=1e-4)
     assert made.timesteps.tolist() == [80, 40, 0]
+
+
+@pytest.mark.parametrize(
+    "name", ["x", "down_blocks.7.resnets.0.conv1.weight", "conv_in", "down_blocks.0.resnets.0.conv9.weight"]
+)
+def test_a_parameter_of_another_network_is_named(name):
+    with pytest.raises(InputError, match=f"{name} is no parameter of the UNet2DModel of this config"):
+        diffusers.from_diffusers({name: torch.zeros(1)}, SMALL)

@@ -1,0 +1,212 @@
+"""Drawing for `python -m ddpm_fast.sample`: a progress bar, the frames of an animation, and what is kept when it is
+stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from ddpm_fast.commands.common import console
+from ddpm_fast.commands.stopping import Stopped, stop_signals
+from ddpm_fast.errors import printable
+from ddpm_fast.loops.options import Step
+from ddpm_fast.pictures import images as pictures
+from ddpm_fast.pictures.folder import SampleFolder
+
+GIF_FRAMES = 40
+GRID_PIXELS = 700  # small images are enlarged to about this side
+
+
+class Drawable(Protocol):
+    """What is ready to be drawn: sampling.Prepared, or one of the classes of editing.py."""
+
+    @property
+    def n(self) -> int:
+        """How many images there are."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows each batch runs through that on_step is called for."""
+
+    def batches(
+        self, check: Callable[[], object] | None = None, wanted: Callable[[slice], bool] | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Draw the images batch by batch; see sampling.Prepared.batches."""
+
+
+class Drawing:
+    """Draws what is prepared while a progress bar shows how far it is, and keeps what an animation needs.
+
+    Attributes:
+        drawn: How many images are finished.
+        seconds: How long the drawing took.
+    """
+
+    def __init__(self, batch_size: int, keeps_frames: bool = False):
+        self._batch_size, self._keeps_frames = batch_size, keeps_frames
+        self._rows = self._total = 1
+        self._batches = self._n = self.drawn = 0
+        self._started = self.seconds = 0.0
+        self._frames: dict[int, list[Tensor]] = {}
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[rate]:.1f} images/s"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def batches(
+        self,
+        prepared: Drawable,
+        description: str,
+        check: Callable[[], object],
+        wanted: Callable[[slice], bool] | None = None,
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """The batches of what is prepared, on the CPU. `on_step` must be among its options.
+
+        Args:
+            prepared: What to draw.
+            description: What the bar calls it.
+            check: Called at every step. What it raises ends the drawing.
+            wanted: Whether a batch is to be drawn; None draws all.
+        """
+        starts = range(0, prepared.n, self._batch_size)
+        parts = [slice(first, min(first + self._batch_size, prepared.n)) for first in starts]
+        chosen = [part for part in parts if wanted is None or wanted(part)]
+        self._rows, self._n = prepared.rows, sum(part.stop - part.start for part in chosen)
+        self._total = max(1, len(chosen) * self._rows)
+        self._started = time.perf_counter()
+        try:
+            with self._bar:
+                self._task = self._bar.add_task(description, total=self._total, rate=0.0)
+                for part, x in prepared.batches(check, lambda part: part in chosen):
+                    self._batches += 1
+                    self.drawn += part.stop - part.start
+                    yield part, x.cpu()
+        finally:
+            self.seconds = time.perf_counter() - self._started
+
+    def on_step(self, step: Step) -> None:
+        """Take note of a row."""
+        if self._keeps_frames:
+            every = max(1, self._rows // GIF_FRAMES)
+            if step.index % every == 0 or step.index == self._rows - 1:
+                self._frames.setdefault(step.index, []).append(step.x.cpu())
+        done = self._batches * self._rows + step.index + 1
+        rate = done / self._total * self._n / (time.perf_counter() - self._started)
+        self._bar.update(self._task, completed=done, rate=rate)
+
+    def frames(self) -> list[Tensor]:
+        """The states to be shown one after the other, each of all images."""
+        return [torch.cat(parts) for _, parts in sorted(self._frames.items())]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is drawn, and where it goes.
+
+    Attributes:
+        prepared: What is drawn.
+        drawing: What draws it. Its on_step must be among the options of what is prepared.
+        title: What the progress bar calls it.
+        target: The file or folder that the images go to.
+        folder: The folder of samples, if that is what the target is.
+        gif: The animation to write, or None.
+        ids: The sample ids.
+        classes: The class of each sample, or None.
+        keeps_all: Whether all images are drawn and returned, those included that a folder has already.
+        continuable: Whether --first-sample-id can draw the rest of these images.
+    """
+
+    prepared: Drawable
+    drawing: Drawing
+    title: str
+    target: str
+    folder: SampleFolder | None
+    gif: Path | None
+    ids: range
+    classes: list[int] | None
+    keeps_all: bool = False
+    continuable: bool = True
+
+    def run(self) -> Tensor:
+        """Draw and write everything, or what is finished when a signal arrives.
+
+        Returns:
+            The images, [n, C, H, W] in [-1, 1]; none of them if they are in a folder and keeps_all is False.
+
+        Raises:
+            typer.Exit: After a signal.
+        """
+        wanted = None if self.folder is None or self.keeps_all else self.folder.missing
+        parts: list[Tensor] = []
+        with stop_signals("stopping after this step; Ctrl-C again to abort", self._aborted) as stopping:
+            try:
+                for part, x in self.drawing.batches(self.prepared, self.title, stopping.check, wanted):
+                    if self.folder is not None:
+                        self.folder.write(part, x)
+                    if self.folder is None or self.keeps_all:
+                        parts.append(x)
+            except Stopped:
+                if self.folder is None and parts:
+                    self._save(partial_path(Path(self.target)), torch.cat(parts))
+                console.print(f"Stopped: {escape(self._what_is_kept())}")
+                raise typer.Exit(stopping.status) from None
+            images = torch.cat(parts) if parts else torch.empty(0)
+            if self.folder is None:
+                self._save(self.target, images)
+            if self.gif is not None:
+                pictures.save_gif(self.gif, self.drawing.frames(), scale=_scale(images))
+        return images
+
+    def _save(self, path: str | Path, x: Tensor) -> None:
+        classes = None if self.classes is None else self.classes[: len(x)]
+        pictures.save_samples(path, x, classes, scale=_scale(x))
+
+    def _aborted(self) -> str:
+        kept = "nothing was written" if self.folder is None else f"{self.folder.finished} images are in {self.target}"
+        return printable(f"aborted: {kept}")
+
+    def _what_is_kept(self) -> str:
+        """A text that says what is kept after a signal, and how to get the rest."""
+        n, drawn = len(self.ids), self.drawing.drawn
+        if self.folder is not None:
+            return f"{self.folder.finished} of {n} images are in {self.target}. The same command draws the rest."
+        if not drawn:
+            return "no batch was finished, so nothing was written. --batch-size makes batches smaller."
+        kept = f"the first {drawn} of {n} images are in {partial_path(Path(self.target))}."
+        if not self.continuable:
+            return f"{kept} The same command draws all of them."
+        rest = f"--first-sample-id {self.ids.start + drawn} --n {n - drawn}"
+        return f"{kept} Draw the rest with the same options and {rest}, into another --out."
+
+
+def _scale(x: Tensor) -> int:
+    """How many pixels wide a pixel of a grid of these images is drawn."""
+    return max(1, GRID_PIXELS // (x.shape[-1] * max(1, round(len(x) ** 0.5))))
+
+
+def partial_path(path: Path) -> Path:
+    """Where the finished part of what was to become `path` goes, so that it is not mistaken for the whole:
+    samples.png becomes samples.partial.png."""
+    return path.with_name(f"{path.stem}.partial{path.suffix}")
+
+
+def unused_path(path: Path) -> Path:
+    """The path, or if it is taken the first of samples-2.png, samples-3.png ... that is not."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return free

@@ -1,0 +1,88 @@
+"""The images of a data set that are to be compared with a model: of its size, with its classes, and whether it was
+trained on them."""
+
+from __future__ import annotations
+
+import os
+
+from rich.markup import escape
+
+from ddpm_fast.commands.common import console, expand_home
+from ddpm_fast.data import BUILTIN, Dataset, load_dataset
+from ddpm_fast.errors import InputError, printable
+from ddpm_fast.files.checkpoint import LoadedModel
+
+
+def load_fitting(source: str, loaded: LoadedModel) -> Dataset:
+    """The images, as the model was trained on them, with its classes. What is assumed of them is said.
+
+    Pictures of another size or of other colours are converted, as in training. Arrays must have the model's size.
+
+    Args:
+        source: As for load_dataset.
+        loaded: The model.
+
+    Raises:
+        InputError: For images or classes that do not fit the model.
+    """
+    config, path = loaded.model.config, expand_home(source)
+    is_folder = source not in BUILTIN and os.path.isdir(path)
+    has_files = is_folder or path.lower().endswith(".zip")
+    # For a model with classes, the sub-folders of a folder are the classes. Array files have labels of their own.
+    by_folder = config.num_classes > 0 and is_folder and any(entry.is_dir() for entry in os.scandir(path))
+    dataset = load_dataset(
+        source,
+        image_size=config.image_size if has_files else None,
+        channels=config.in_channels if has_files else None,
+        classes=by_folder,
+    )
+    shape = f"{config.in_channels}x{config.image_size}x{config.image_size}"
+    if has_files:
+        console.print(f"Pictures that are not {shape} are scaled, cut and converted to it, as in training.")
+    found = "x".join(map(str, dataset.images.shape[1:]))
+    if found != shape:
+        raise InputError(
+            f"{dataset.name} has images of {found}, but the model was trained on {shape}: a likelihood is one of exact "
+            "pixels, so an array is not converted here; give images of the model's size and channels"
+        )
+    return _with_classes(dataset, loaded)
+
+
+def _with_classes(dataset: Dataset, loaded: LoadedModel) -> Dataset:
+    """The images with the numbers of the model's classes, matched by name where both have names."""
+    classes, names = loaded.model.config.num_classes, loaded.label_names
+    if not classes or dataset.labels is None or dataset.num_classes is None:
+        return dataset
+    if names and dataset.label_names:
+        return dataset.with_classes(names)
+    if dataset.num_classes > classes or (dataset.label_names and dataset.num_classes != classes):
+        raise InputError(
+            f"{dataset.name} has {dataset.num_classes} classes and the model {classes}: give images with the model's "
+            "classes, or without labels (then the null class is used)"
+        )
+    known = names or dataset.label_names
+    if known and known != [str(i) for i in range(classes)]:
+        owner = printable(dataset.name) if names else "the model"
+        listed = ", ".join(f"{printable(name)} ({i})" for i, name in enumerate(known[:10]))
+        console.print(escape(f"The classes of {owner} have no names, so they are matched by number: {listed}"))
+    return dataset
+
+
+def is_training_set(dataset: Dataset, loaded: LoadedModel) -> bool | None:
+    """Whether the model was trained on these images; None if its file does not tell."""
+    training = loaded.config.get("training") or {}
+    if training.get("digest"):
+        return bool(training["digest"] == dataset.digest)
+    if training.get("data") is None:
+        return None
+    if training["data"] != dataset.name:
+        return False
+    return True if dataset.name in BUILTIN else None
+
+
+def say_training_set(dataset: Dataset, known: bool | None) -> None:
+    """Say so if what is measured on these images is, or may be, measured on the training set."""
+    if known:
+        console.print(f"{escape(dataset.name)} is the training set: new images may fare worse.")
+    elif known is None:
+        console.print("Whether the model was trained on these images is not known: the result may be of training data.")

@@ -1,0 +1,141 @@
+"""From the options of `python -m ddpm_fast.train` to what trains: the images and the trainer."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.markup import escape
+from rich.progress import Progress
+
+from ddpm_fast.commands.common import choose_dtype, console
+from ddpm_fast.commands.training_log import say, warn
+from ddpm_fast.data import BUILTIN, Dataset, load_dataset
+from ddpm_fast.diffusion import GaussianDiffusion
+from ddpm_fast.errors import InputError
+from ddpm_fast.loops.training import TrainConfig, Trainer
+from ddpm_fast.nn import UNetConfig
+from ddpm_fast.objective import LEARNED_VARIANCES
+from ddpm_fast.schedule import SCHEDULES
+
+
+def absolute(data: str) -> str:
+    """The path of the images from wherever the run will be resumed, or the name of a built-in set."""
+    return data if data in BUILTIN else str(Path(data).absolute())
+
+
+def check(arguments: dict[str, Any]) -> None:
+    """Raises InputError for arguments that no class checks that is made of them."""
+    if arguments["data"] is None:
+        raise InputError(f"--data is missing: give {', '.join(BUILTIN)}, or a folder of images")
+    for name, least in (("steps", 1), ("log_every", 1), ("save_every", 1), ("sample_every", 0)):
+        if arguments[name] < least:
+            raise InputError(f"--{name.replace('_', '-')} is {arguments[name]}; expected at least {least}")
+    integers(arguments["channel_mult"], "--channel-mult")
+    integers(arguments["attention"], "--attention")
+    if arguments["schedule"] not in SCHEDULES:
+        raise InputError(f"schedule {arguments['schedule']!r} is unknown; there are {', '.join(SCHEDULES)}")
+
+
+def choose(arguments: dict[str, Any], device: torch.device) -> None:
+    """Replace the arguments whose default depends on others or on the machine by what is chosen.
+
+    They are stored so, because a run that is resumed elsewhere must not change its arithmetic.
+    """
+    dtype = choose_dtype(arguments["precision"], device)
+    arguments["precision"] = "bf16" if dtype == torch.bfloat16 else "fp32"
+    learned = arguments["variance"] in LEARNED_VARIANCES
+    arguments["loss"] = arguments["loss"] or ("hybrid" if learned else "simple")
+
+
+def load_images(arguments: dict[str, Any]) -> Dataset:
+    """The dataset. Files that were skipped are shown as warnings."""
+    if not console.is_terminal:
+        say(f"Loading images from {escape(arguments['data'])}")
+    with warnings.catch_warnings(record=True) as caught, Progress(transient=True, console=console) as bar:
+        warnings.simplefilter("always")
+        task = bar.add_task("loading images")
+        dataset = load_dataset(
+            arguments["data"],
+            image_size=arguments["image_size"],
+            channels=arguments["channels"],
+            strict=arguments["strict"],
+            classes=bool(arguments["classes"]),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    for warning in caught:
+        warn(str(warning.message))
+    return dataset
+
+
+def make_diffusion(arguments: dict[str, Any]) -> GaussianDiffusion:
+    """The diffusion that the arguments ask for."""
+    noising = SCHEDULES[arguments["schedule"]](arguments["timesteps"])
+    return GaussianDiffusion(
+        noising.zero_terminal_snr() if arguments["zero_terminal_snr"] else noising,
+        prediction=arguments["prediction"],
+        variance=arguments["variance"],
+        loss=arguments["loss"],
+        loss_weighting=arguments["loss_weighting"],
+    )
+
+
+def make_config(arguments: dict[str, Any]) -> TrainConfig:
+    """How the arguments ask to train."""
+    return TrainConfig(
+        batch_size=arguments["batch_size"],
+        lr=arguments["lr"],
+        warmup=arguments["warmup"],
+        weight_decay=arguments["weight_decay"],
+        grad_clip=arguments["grad_clip"],
+        ema_decay=arguments["ema_decay"],
+        label_drop=arguments["label_drop"],
+        flip=arguments["flip"],
+        timestep_sampling=arguments["timestep_sampling"],
+        seed=arguments["seed"],
+        precision=arguments["precision"],
+    )
+
+
+def make_network(arguments: dict[str, Any], dataset: Dataset, diffusion: GaussianDiffusion) -> UNetConfig:
+    """The network that the arguments ask for, for these images."""
+    return UNetConfig(
+        image_size=dataset.square_side(),
+        in_channels=dataset.images.shape[1],
+        model_channels=arguments["model_channels"],
+        channel_mult=integers(arguments["channel_mult"], "--channel-mult"),
+        num_res_blocks=arguments["num_res_blocks"],
+        attention_resolutions=integers(arguments["attention"], "--attention"),
+        num_heads=arguments["num_heads"],
+        dropout=arguments["dropout"],
+        num_classes=0 if arguments["classes"] is False else dataset.num_classes or 0,
+        scale_shift=arguments["scale_shift"],
+        norm_groups=norm_groups(arguments["model_channels"]),
+        learned_variance=diffusion.objective.learned,
+    )
+
+
+def integers(text: str, name: str) -> tuple[int, ...]:
+    """The numbers of a text such as "1,2,4"; none for an empty one. Raises InputError naming the option."""
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise InputError(f"{name} is {text!r}; expected integers separated by commas, such as 1,2,4") from None
+
+
+def norm_groups(channels: int) -> int:
+    """The largest number of groups, up to the usual 32, that divides the channels and leaves at least four in each."""
+    return next((groups for groups in range(32, 0, -1) if channels % groups == 0 and channels >= 4 * groups), 1)
+
+
+def description(trainer: Trainer) -> str:
+    """A line that says what is trained, on what."""
+    dataset, classes = trainer.dataset, trainer.model.config.num_classes
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    return (
+        f"{len(dataset)} images {'x'.join(map(str, dataset.images.shape[1:]))} from {dataset.name}"
+        f"{f', {classes} classes' if classes else ''}; "
+        f"{parameters / 1e6:.2f}M parameters; {trainer.config.precision} on {trainer.device}"
+    )

@@ -1,0 +1,418 @@
+"""Training and sampling that are killed at a random moment, and continued.
+
+The commands run in processes that are forked from one that has imported everything, so that a run of some steps takes
+less than a second. What a run leaves when it is killed must be readable; continued, it must end with the very weights
+(or pictures) of a run that nobody killed.
+
+Half of the kills come after a random time. The other half come from inside, at the n-th time that the run opens,
+renames or removes a file: those repeat exactly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor
+
+from ddpm_fast.commands import sample as sample_command
+from ddpm_fast.commands import train as train_command
+from ddpm_fast.errors import InputError
+from ddpm_fast.files import checkpoint
+from tests.fuzz.supervise import Failed, Fuzzer, Notes, folder
+
+STEPS, SAVE_EVERY, KEPT = 6, 2, 2
+N, BATCH = 6, 2  # pictures to draw
+GRACE = 10.0  # seconds from a signal to the end of a process
+SIGNALS = (signal.SIGKILL,) * 7 + (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.chmod", "os.listdir", "os.scandir", "os.link"}
+_COMMANDS = {"train": train_command.app, "sample": sample_command.app}
+
+
+@dataclass(frozen=True)
+class Kill:
+    """When a process is killed, and by which signal.
+
+    Attributes:
+        signal: The signal.
+        event: At which event of the process itself; None for a time.
+        share: After which share of the time that an undisturbed run takes.
+    """
+
+    signal: signal.Signals
+    event: int | None
+    share: float
+
+    @classmethod
+    def random(cls, rng: random.Random, events: int) -> Kill:
+        event = rng.randrange(1, events + 1) if rng.random() < 0.5 else None
+        return cls(rng.choice(SIGNALS), event, 1.1 * rng.random())
+
+    def __str__(self) -> str:
+        when = f"after {self.share:.2f} of its time" if self.event is None else f"at event {self.event}"
+        return f"{self.signal.name} {when}"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended, and what it said."""
+
+    status: int
+    output: str
+    seconds: float
+    events: int
+
+    @property
+    def code(self) -> int:
+        """The exit status, or minus the signal."""
+        return os.waitstatus_to_exitcode(self.status)
+
+
+class Process:
+    """A command in a process of its own."""
+
+    def __init__(self, command: str, arguments: Sequence[str], log: Path, event: int | None = None, by: int = 9):
+        self._log, self._began = log, time.monotonic()
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = 1
+            try:
+                status = _command(command, arguments, log, event, by)
+            finally:
+                os._exit(status)
+
+    def kill(self, kill: Kill, usual: float) -> None:
+        """Kill it from outside, if the kill is one by time."""
+        if kill.event is None:
+            time.sleep(kill.share * usual)
+            os.kill(self.pid, kill.signal)
+
+    def wait(self, seconds: float = 60.0) -> Ended:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                output = self._log.read_text(errors="replace") if self._log.exists() else ""
+                events = self._log.with_suffix(".events")
+                count = int(events.read_text()) if events.exists() else 0
+                return Ended(status, output, time.monotonic() - self._began, count)
+            time.sleep(0.002)
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        raise Failed(
+            f"no end {seconds:.0f} s after a signal or the start", self._log.read_text(errors="replace")[-800:]
+        )
+
+
+def _command(name: str, arguments: Sequence[str], log: Path, event: int | None, by: int) -> int:
+    """Run a command here, in a process that was forked for it. Returns its exit status."""
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    count = 0
+
+    def watch(happened: str, _: object) -> None:
+        nonlocal count
+        if happened in _EVENTS:
+            count += 1
+            if count == event:
+                os.kill(os.getpid(), by)
+
+    sys.addaudithook(watch)
+    status = 0
+    try:
+        _COMMANDS[name](list(arguments))
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    made = count
+    sys.stdout.flush()
+    sys.stderr.flush()
+    log.with_suffix(".events").write_text(str(made))
+    return status
+
+
+# --- what nobody kills
+
+
+@dataclass(frozen=True)
+class Usual:
+    """An undisturbed run: how long it takes, how many events it has, and what it leaves."""
+
+    seconds: float
+    events: int
+    tensors: dict[str, Tensor]
+    model: dict[str, Tensor]
+
+
+def _train_arguments(place: Path, run: Path) -> list[str]:
+    options = {
+        "data": str(place / "data.npz"),
+        "out": str(run),
+        "model-channels": "16",
+        "channel-mult": "1,2",
+        "num-res-blocks": "1",
+        "batch-size": "4",
+        "steps": str(STEPS),
+        "timesteps": "10",
+        "log-every": "1",
+        "sample-every": "0",
+        "save-every": str(SAVE_EVERY),
+        "warmup": "1",
+        "device": "cpu",
+        "precision": "fp32",
+    }
+    return [f"--{name}={value}" for name, value in options.items()]
+
+
+def _data(place: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
+    np.savez(place / "data.npz", images=images, labels=np.arange(12) % 3)
+
+
+@functools.cache
+def usual() -> Usual:
+    """The run that nobody kills, once."""
+    place = folder() / "usual"
+    place.mkdir(exist_ok=True)
+    _data(place)
+    for _ in range(2):  # the first one warms up
+        shutil.rmtree(place / "run", ignore_errors=True)
+        ended = Process("train", _train_arguments(place, place / "run"), place / "log").wait()
+    if ended.code:
+        raise RuntimeError(f"the undisturbed run fails: {ended.output}")
+    state = checkpoint.latest_checkpoint(place / "run")
+    assert state is not None
+    tensors, _ = checkpoint.read_training(state)
+    model, _ = checkpoint.read_model(place / "run" / "model.safetensors")
+    return Usual(ended.seconds, ended.events, tensors, model)
+
+
+def _sample_arguments(out: Path) -> list[str]:
+    model = folder() / "usual" / "run" / "model.safetensors"
+    options = {"model": model, "n": N, "batch-size": BATCH, "steps": 3, "out": out, "device": "cpu"}
+    return [f"--{name}={value}" for name, value in options.items()]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Undisturbed sampling."""
+
+    seconds: float
+    events: int
+    files: dict[str, bytes]
+
+
+@functools.cache
+def drawn(suffix: str) -> Drawn:
+    usual()
+    place = folder() / "usual"
+    out = place / f"samples{suffix}"
+    ended = Process("sample", _sample_arguments(out), place / "log").wait()
+    if ended.code:
+        raise RuntimeError(f"undisturbed sampling fails: {ended.output}")
+    return Drawn(ended.seconds, ended.events, _files(out))
+
+
+def _files(out: Path) -> dict[str, bytes]:
+    paths = [out] if out.is_file() else sorted(out.glob("*.png")) if out.is_dir() else []
+    return {"" if path == out else path.name: path.read_bytes() for path in paths}
+
+
+# --- a case
+
+
+def run(rng: random.Random, notes: Notes) -> int:
+    """A run that is killed some times."""
+    place = folder() / "case"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    if rng.random() < 0.2:
+        return _sampling(rng, notes, place)
+    return _training(rng, notes, place)
+
+
+def _training(rng: random.Random, notes: Notes, place: Path) -> int:
+    _data(place)
+    out, log = place / "run", place / "log"
+    kills, done = rng.choice((1, 2, 2, 3, 4)), []
+    for _ in range(kills):
+        arguments = _next_arguments(rng, place, out)
+        kill = Kill.random(rng, usual().events)
+        both = rng.random() < 0.1
+        done.append(f"{'two at once, ' * both}{kill}{', resumed' * (len(arguments) < 5)}")
+        notes(done[-1])
+        other = Process("train", arguments, place / "other") if both else None
+        process = Process("train", arguments, log, kill.event, kill.signal)
+        process.kill(kill, usual().seconds)
+        ended = process.wait(GRACE)
+        _check_end(ended, kill, done)
+        if other is not None:
+            _check_other(other.wait(), done)
+        _check_folder(out, done, len(done))
+        if rng.random() < 0.15:
+            _damage(rng, out, done, notes)
+    ended = Process("train", _next_arguments(rng, place, out), log).wait()
+    notes(lambda: ended.output)
+    _check_finished(out, ended, done)
+    return kills
+
+
+def _can_auto_resume() -> bool:
+    return any(option.name == "auto_resume" for option in typer.main.get_command(train_command.app).params)
+
+
+def _next_arguments(rng: random.Random, place: Path, out: Path) -> list[str]:
+    """The command that starts the run, or continues it."""
+    if _can_auto_resume() and rng.random() < 0.5:
+        return [*_train_arguments(place, out), "--auto-resume"]
+    if checkpoint.latest_checkpoint(out) is None:
+        return _train_arguments(place, out)
+    return [f"--out={out}", "--resume"]
+
+
+def _said(done: list[str], output: str = "") -> str:
+    return "; ".join(done) + ("\n" + output[-1500:] if output else "")
+
+
+def _check_end(ended: Ended, kill: Kill, done: list[str]) -> None:
+    """What a signal makes of the process."""
+    if ended.code == -kill.signal or ended.code in (0, 130):
+        return
+    if kill.signal == signal.SIGINT and ended.code == 1 and "Traceback" not in ended.output:
+        return  # typer's Abort, before anything was begun
+    kind = "a traceback" if "Traceback" in ended.output else f"exit status {ended.code}"
+    raise Failed(f"train: {kind} after {kill.signal.name}", _said(done, ended.output))
+
+
+def _check_other(ended: Ended, done: list[str]) -> None:
+    """The other of two at once runs, or is refused."""
+    if "Traceback" in ended.output or ended.code not in (0, 2):
+        raise Failed(f"train: two at once end with {ended.code}", _said(done, ended.output))
+
+
+def _check_folder(out: Path, done: list[str], kills: int) -> None:
+    """Every state is readable, and little else is left."""
+    for path in out.glob("step-*"):
+        try:
+            checkpoint.read_training(path)
+        except InputError as error:
+            raise Failed("train: an unreadable state is left", f"{_said(done)}\n{error}") from error
+    if (out / "model.safetensors").exists():
+        try:
+            checkpoint.load_model(out / "model.safetensors")
+        except InputError as error:
+            raise Failed("train: an unreadable model is left", f"{_said(done)}\n{error}") from error
+    left = _leftovers(out)
+    if len(left) > 2 * kills:
+        raise Failed("train: leftovers pile up", f"{_said(done)}\n{left}")
+
+
+def _leftovers(out: Path) -> list[str]:
+    return sorted(p.name for p in out.glob(".*") if p.name.endswith(".tmp")) if out.is_dir() else []
+
+
+def _damage(rng: random.Random, out: Path, done: list[str], notes: Notes) -> None:
+    """What a power cut does to the newest state where there is an older one."""
+    states = sorted(out.glob("step-*.safetensors"))
+    if len(states) < 2:
+        return
+    data = states[-1].read_bytes()
+    states[-1].write_bytes(data[: rng.choice((0, 7, 100, len(data) // 2, len(data) - 1))])
+    done.append("the newest state was cut off")
+    notes(done[-1])
+
+
+def _check_finished(out: Path, ended: Ended, done: list[str]) -> None:
+    """The weights are those of the undisturbed run, and the folder is tidy."""
+    what = _said(done, ended.output)
+    if ended.code:
+        raise Failed(f"train: continuing ends with {ended.code}", what)
+    state = checkpoint.latest_checkpoint(out)
+    if state is None or state.name != f"step-{STEPS:08d}.safetensors":
+        raise Failed("train: the last state is missing", f"{what}\n{state}")
+    _check_same("the last state", usual().tensors, lambda: checkpoint.read_training(state)[0], what)
+    model = out / "model.safetensors"
+    if not model.exists():
+        raise Failed("train: the run is finished and has no model", what)
+    _check_same("the model", usual().model, lambda: checkpoint.read_model(model)[0], what)
+    if left := _leftovers(out):
+        raise Failed("train: leftovers remain after the end", f"{what}\n{left}")
+    if len(states := list(out.glob("step-*"))) > KEPT:
+        raise Failed("train: more states remain than are kept", f"{what}\n{states}")
+
+
+def _check_same(name: str, expected: dict[str, Tensor], read: Callable[[], dict[str, Tensor]], what: str) -> None:
+    found = read()
+    differ = [n for n in expected.keys() | found.keys() if n not in found or not torch.equal(found[n], expected.get(n))]
+    if differ:
+        raise Failed(f"train: {name} is not that of an undisturbed run", f"{what}\n{len(differ)} differ: {differ[:4]}")
+
+
+def _sampling(rng: random.Random, notes: Notes, place: Path) -> int:
+    """Sampling into a folder or a file, by one command that is killed and given again."""
+    suffix = rng.choice(("", "", "", ".png", ".npz"))
+    wanted = drawn(suffix)
+    out, log = place / f"samples{suffix}", place / "log"
+    kills, done = rng.choice((1, 2, 3)), []
+    for _ in range(kills):
+        kill = Kill.random(rng, wanted.events)
+        done.append(f"sample to {suffix or 'a folder'}, {kill}")
+        notes(done[-1])
+        process = Process("sample", _sample_arguments(out), log, kill.event, kill.signal)
+        process.kill(kill, wanted.seconds)
+        ended = process.wait(GRACE)
+        if "Traceback" in ended.output and kill.signal != signal.SIGINT:
+            raise Failed(f"sample: a traceback after {kill.signal.name}", _said(done, ended.output))
+        for name, content in _files(out).items():
+            if wanted.files.get(name) != content:
+                raise Failed("sample: another picture is left", f"{_said(done)}\n{name}")
+    ended = Process("sample", _sample_arguments(out), log).wait()
+    if ended.code:
+        raise Failed(f"sample: the same command again ends with {ended.code}", _said(done, ended.output))
+    if _files(out) != wanted.files:
+        raise Failed("sample: the pictures are not those of an undisturbed command", _said(done, ended.output))
+    if left := _leftovers(out if out.is_dir() else place):
+        raise Failed("sample: leftovers remain after the end", f"{_said(done)}\n{left}")
+    return kills
+
+
+@functools.cache
+def warm() -> None:
+    """What every run would load anew: the first optimizer imports torch's compiler, which takes seconds."""
+    torch.set_num_threads(1)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    parameter.sum().backward()
+    torch.optim.AdamW([parameter], fused=True).step()
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
+        train_command.app(["--out=nothing", "--steps=0"])  # is refused once its options have been read
+
+
+def prepare() -> None:
+    """In the worker: the undisturbed runs."""
+    usual()
+    for suffix in ("", ".png", ".npz"):
+        drawn(suffix)
+
+
+FUZZER = Fuzzer("kills", "kills", run, seconds=120, warm=warm, prepare=prepare)
