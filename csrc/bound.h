@@ -58,7 +58,7 @@ DDPM_FN float clipped_error(const BoundRow& row, float x0, float e) {
 DDPM_FN bool is_clipped(const BoundRow& row, float x0, float e) { return magnitude(add(x0, e)) > row.clip; }
 
 DDPM_FN BoundTerm kl_term(const BoundRow& row, float e, float d) {
-    const float shrink = exponential(-d);
+    const float shrink = open_exponential(-d);
     float p = -0.000199794988f;  // (e^-d - 1 + d) / d^2 for |d| <= 1/2
     p = add(mul(p, d), 0.00139821961f);
     p = add(mul(p, d), -0.00833312795f);

@@ -38,6 +38,14 @@ DDPM_FN float exponential(float x) {
     return mul(power, as_float((as_bits(shifted) - 0x4B400000u + 127u) << 23));
 }
 
+// e^x, which does reach infinity, from 88.73 on, and zero, below -87: what diverges shows. In between it has the bits of
+// exponential().
+DDPM_FN float open_exponential(float x) {
+    const bool large = x > 88.0f;
+    const float value = mul(exponential(large ? add(x, -1.0f) : x), large ? 2.71828175f : 1.0f);
+    return x < -87.0f ? 0.0f : value;
+}
+
 // ln x for a normal x > 0; infinity and NaN stay what they are.
 DDPM_FN float logarithm(float x) {
     // x = m * 2^n with m in [sqrt(1/2), sqrt(2)).

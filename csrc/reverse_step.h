@@ -28,6 +28,8 @@ DDPM_FN float predicted_x0(const StepRow& row, float x, float out) {
 
 DDPM_FN float step_mean(const StepRow& row, float x, float x0) { return add(mul(row.b_x, x), mul(row.b_x0, x0)); }
 
-DDPM_FN float step_deviation(const StepRow& row, float v) { return mul(row.sigma, exponential(mul(row.spread, v))); }
+DDPM_FN float step_deviation(const StepRow& row, float v) {
+    return mul(row.sigma, open_exponential(mul(row.spread, v)));
+}
 
 }  // namespace ddpm

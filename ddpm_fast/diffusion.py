@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from ddpm_fast import ops
-from ddpm_fast.errors import InputError
+from ddpm_fast.errors import InputError, check_integer
 from ddpm_fast.loops.likelihood import BitsPerDim, LikelihoodKeywords, bits_per_dim
 from ddpm_fast.noise import NoiseKey
+from ddpm_fast.notices import notices
 from ddpm_fast.objective import Objective, output_channels
 from ddpm_fast.ops.tensors import widen, working_dtype
 from ddpm_fast.respacing import TimestepSpec
@@ -52,12 +53,15 @@ class GaussianDiffusion:
     """A Schedule joined with an Objective: what the network predicts, its variance and its loss.
 
     In every method N is the batch size, data is [N, C, ...] with any number of trailing dimensions, and t is int64 [N]
-    of indices into the schedule. (The network is told `schedule.timesteps[t]`, which differs from t if the schedule is
-    respaced.) x_0 lies in [-1, 1], or is uint8 and becomes x/127.5 - 1. With a learned variance the network's output is
-    [N, 2C, ...]: the prediction, then the values that set the variance.
+    of indices into the schedule, or one int for all samples. (The network is told `schedule.timesteps[t]`, which
+    differs from t if the schedule is respaced.) x_0 lies in [-1, 1], or is uint8 and becomes x/127.5 - 1. With a
+    learned variance the network's output is [N, 2C, ...]: the prediction, then the values that set the variance.
 
     Tables are built when a device first needs them, and are kept there. After that no method waits for the device.
     Capture CUDA graphs after this first use.
+
+    The first batches of float images on the CPU are looked at, and a warning is given if they do not seem to lie in
+    [-1, 1]; another if 100 losses with a gradient have met one noise. Each is given once in a process.
 
     All methods raise InputError for a wrong shape, dtype or device, and for a t outside 0..T-1 if t is on the CPU. On a
     GPU, t is not read back, so torch or the kernel has to deal with such an index.
@@ -122,7 +126,9 @@ class GaussianDiffusion:
                 self._tables[key] = made.to(device, dtype)
         return self._tables[key]
 
-    def q_sample(self, x0: Tensor, t: Tensor, noise: "Tensor | NoiseKey", dtype: torch.dtype | None = None) -> Tensor:
+    def q_sample(
+        self, x0: Tensor, t: Tensor | int, noise: "Tensor | NoiseKey", dtype: torch.dtype | None = None
+    ) -> Tensor:
         """x_t ~ q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I) [H eq. 4].
 
         Args:
@@ -134,20 +140,23 @@ class GaussianDiffusion:
         Returns:
             x_t, shaped like x0.
         """
+        t = self._filled(t, x0=x0)
+        notices.see_images(x0, stacklevel=2)
         table = self.table("q_sample", x0.device, working_dtype(x0))
         return ops.q_sample(x0, t, table, noise, dtype=dtype)
 
-    def q_posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Posterior:
+    def q_posterior(self, x0: Tensor, x_t: Tensor, t: Tensor | int) -> Posterior:
         """q(x_{t-1} | x_t, x_0) [H eq. 6-7]: its mean, variance and log variance.
 
         It is computed and returned in float32, or in float64 if an input is float64. At t = 0 the variance is 0, and
         the log variance is that of t = 1.
         """
+        t = self._filled(t, x_t=x_t)
         self._check(t, x_t=x_t, x0=x0)
         x0, x_t = _promote(x0, x_t)
         return self._q_posterior(x0, x_t, t)
 
-    def p_mean_variance(self, output: Tensor, x_t: Tensor, t: Tensor, clip: bool = True) -> PMeanVariance:
+    def p_mean_variance(self, output: Tensor, x_t: Tensor, t: Tensor | int, clip: bool = True) -> PMeanVariance:
         """p(x_{t-1} | x_t), given the network's output at (x_t, t) [H eq. 11, N eq. 15].
 
         It is computed and returned in float32, or in float64 if an input is float64.
@@ -158,6 +167,7 @@ class GaussianDiffusion:
             t: int64 [N].
             clip: Whether to limit the predicted x_0 to [-1, 1] before the mean is formed from it.
         """
+        t = self._filled(t, x_t=x_t)
         self._check(t, x_t=x_t, output=output)
         output, x_t = _promote(output, x_t)
         device, dtype, channels = x_t.device, x_t.dtype, x_t.shape[1]
@@ -174,7 +184,7 @@ class GaussianDiffusion:
             variance, log_variance = (column.expand(x_t.shape) for column in rows)
         return PMeanVariance(self._q_posterior(pred_x0, x_t, t).mean, variance, log_variance, pred_x0)
 
-    def training_losses(self, output: Tensor, x0: Tensor, t: Tensor, noise: "Tensor | NoiseKey") -> Tensor:
+    def training_losses(self, output: Tensor, x0: Tensor, t: Tensor | int, noise: "Tensor | NoiseKey") -> Tensor:
         """Each sample's loss, for the network's output at (q_sample(x0, t, noise), t) [H eq. 14, N eq. 16].
 
         The objective says which loss it is. Where the loss contains the bound, the predicted x_0 is not clipped, as in
@@ -190,6 +200,10 @@ class GaussianDiffusion:
             [N], float32, or float64 for a float64 output. It is differentiable with respect to output.
         """
         self._check_groups(output, "x0", x0)
+        t = self._filled(t, x0=x0)
+        notices.see_images(x0, stacklevel=2)
+        if output.requires_grad and torch.is_grad_enabled():
+            notices.see_noise(noise, stacklevel=2)
         objective, dtype = self.objective, working_dtype(output)
         if objective.is_bound:
             table = self.table("bound", x0.device, dtype, clip=False)
@@ -203,7 +217,7 @@ class GaussianDiffusion:
         self,
         output: Tensor,
         x0: Tensor,
-        t: Tensor,
+        t: Tensor | int,
         noise: "Tensor | NoiseKey",
         clip: bool = True,
         decoder: str = "paper",
@@ -227,6 +241,7 @@ class GaussianDiffusion:
             output.
         """
         self._check_groups(output, "x0", x0)
+        t = self._filled(t, x0=x0)
         dtype = working_dtype(output)
         table = self.table("bound", x0.device, dtype, clip=clip, decoder=decoder)
         bits, mse_x0 = ops.vlb_terms(output, x0, t, table, noise)
@@ -291,6 +306,23 @@ class GaussianDiffusion:
         coef1, coef2, variance, log_variance = _rows(table, t, x_t)
         return Posterior(coef1 * x0 + coef2 * x_t, variance.expand(x_t.shape), log_variance.expand(x_t.shape))
 
+    def _filled(self, t: Tensor | int, **data: Tensor) -> Tensor:
+        """t, or an int64 [N] of the one integer that was given for all N samples of the data."""
+        ((name, x),) = data.items()
+        if not isinstance(x, Tensor):
+            raise InputError(f"{name} is a {type(x).__name__}: expected a tensor")
+        if isinstance(t, Tensor):
+            return t
+        if x.ndim < 1:
+            raise InputError(f"{name} has shape []: expected [N, C, ...]")
+        if not hasattr(t, "__index__"):
+            raise InputError(
+                f"t is {t!r:.200}, a {type(t).__name__}: expected an int64 tensor [{len(x)}], or one int for all "
+                "samples"
+            )
+        t = check_integer("t", t, 0, self.num_timesteps - 1)
+        return torch.full((len(x),), t, dtype=torch.int64, device=x.device)
+
     def _check(self, t: Tensor | None, **data: Tensor) -> None:
         """Check tensors that belong to one batch.
 
@@ -307,6 +339,8 @@ class GaussianDiffusion:
         if first.ndim < 2:
             raise InputError(f"{first_name} has shape {list(first.shape)}: expected [N, C, ...]")
         for name, x in data.items():
+            if x.layout is not torch.strided:
+                raise InputError(f"{name} is a {x.layout} tensor: expected a dense one, call .to_dense()")
             if not (x.is_floating_point() or (name == "x0" and x.dtype == torch.uint8)):
                 expected = "a floating dtype or uint8" if name == "x0" else "a floating dtype"
                 raise InputError(f"{name} is {x.dtype}: expected {expected}")

@@ -24,6 +24,7 @@ PROGRAM = """
 
 namespace ddpm {
 SWEEP(exponential_, exponential(x))
+SWEEP(open_exponential_, open_exponential(x))
 SWEEP(logarithm_, logarithm(x))
 SWEEP(rounded_tanh_, rounded_tanh(x))
 SWEEP(rounded_exponential_, rounded_exponential(x))
@@ -81,6 +82,15 @@ def test_exponential_is_held_within_fp32s_normal_numbers(functions):
     ends = functions("exponential", np.array([-1e30, -np.inf, -87.5, 88.5, np.inf, 1e30]))
     np.testing.assert_allclose(ends, np.exp([-87.0] * 3 + [88.0] * 3), rtol=1.2e-7)
     assert np.isnan(functions("exponential", np.array([np.nan])))[0]
+
+
+def test_open_exponential_reaches_zero_and_infinity(functions):
+    x = evenly(-87, 88)
+    assert np.array_equal(functions("open_exponential", x), functions("exponential", x))
+    x = evenly(88, 88.72, 1000)
+    assert off_by(functions("open_exponential", x), np.exp(x.astype(np.float64))) < 2e-7
+    ends = functions("open_exponential", np.array([-np.inf, -1e30, -87.5, 88.73, 1e30, np.inf, np.nan]))
+    np.testing.assert_array_equal(ends, [0, 0, 0, np.inf, np.inf, np.inf, np.nan])
 
 
 def test_logarithm(functions):

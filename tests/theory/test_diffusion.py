@@ -10,6 +10,7 @@ import torch
 
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
+from ddpm_fast.noise import NoiseKey
 from ddpm_fast.schedule import Schedule
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -234,6 +235,38 @@ def test_tables_are_made_once_per_device_and_dtype():
 
 # --- bad input
 
+
+@pytest.mark.parametrize("t", [7, np.int64(7)])
+def test_one_t_for_all_samples(t):
+    diffusion, key = GaussianDiffusion(Schedule.cosine(10)), NoiseKey.of(0, 2)
+    x = torch.randn(2, 3, 4, 4)
+    calls = (
+        lambda t: diffusion.q_sample(x, t, key),
+        lambda t: diffusion.training_losses(x, x, t, key),
+        lambda t: diffusion.vlb_terms(x, x, t, key).bits_per_dim,
+        lambda t: diffusion.p_mean_variance(x, x, t).mean,
+        lambda t: diffusion.q_posterior(x, x, t).mean,
+    )
+    for call in calls:
+        assert torch.equal(call(t), call(torch.full((2,), 7)))
+
+
+@pytest.mark.parametrize("x0", [[[0.5]], None, np.zeros((2, 3, 4, 4)), torch.zeros(2, 3, 4, 4).to_sparse()])
+def test_images_that_are_no_dense_tensor_are_refused(x0):
+    diffusion, key, output = GaussianDiffusion(Schedule.cosine(10)), NoiseKey.of(0, 2), torch.zeros(2, 3, 4, 4)
+    t = torch.tensor([0, 1])
+    for call in (
+        lambda: diffusion.q_sample(x0, t, key),
+        lambda: diffusion.q_sample(x0, 1, key),
+        lambda: diffusion.training_losses(output, x0, t, key),
+        lambda: diffusion.vlb_terms(output, x0, t, key),
+        lambda: diffusion.prior_bits_per_dim(x0),
+        lambda: diffusion.q_posterior(x0, output, t),
+    ):
+        with pytest.raises(InputError, match=r"x0 is a .*: expected a tensor|x0 is a torch.sparse_coo tensor"):
+            call()
+
+
 X = torch.zeros(2, 3, 4, 4)
 T = torch.tensor([0, 9])
 
@@ -245,7 +278,11 @@ T = torch.tensor([0, 9])
         ({"t": torch.tensor([-1, 10])}, r"t\[0\] = -1 is outside 0..9 \(2 of 2 values are\)"),
         ({"t": T.int()}, r"t is torch.int32 \[2\]: expected int64 \[2\]"),
         ({"t": T[:1]}, r"t is torch.int64 \[1\]: expected int64 \[2\]"),
-        ({"t": 3}, "t is a int: expected a tensor"),
+        ({"t": 10}, r"t is 10; expected an integer in 0\.\.9"),
+        ({"t": True}, "t is True, a bool; expected an integer"),
+        ({"t": 3.0}, r"t is 3.0, a float: expected an int64 tensor \[2\], or one int for all samples"),
+        ({"t": [0, 9]}, r"t is \[0, 9\], a list: expected an int64 tensor \[2\]"),
+        ({"x_t": X.to_sparse()}, r"x_t is a torch.sparse_coo tensor: expected a dense one"),
         ({"t": T.to("meta")}, "t is on meta but x_t on cpu"),
         ({"x_t": X.to(torch.uint8)}, "x_t is torch.uint8: expected a floating dtype"),
         ({"x_t": X.numpy()}, "x_t is a ndarray: expected a tensor"),

@@ -261,6 +261,19 @@ def test_streams_are_a_contract():
     assert {stream.name: stream.value for stream in Stream} == names
 
 
+def test_a_key_for_each_step():
+    keys = [key for _, key in zip(range(3), NoiseKey.each_step(7, 2, first_step=5, first_sample_id=4), strict=False)]
+    for i, key in enumerate(keys):
+        assert torch.equal(normals(key, 8), normals(NoiseKey.of(7, 2, step=5 + i, first_sample_id=4), 8))
+    assert [int(key.step) for key in keys] == [5, 6, 7]  # a new one each, so that a backward can draw its noise again
+    with pytest.raises(InputError, match="n is -1"):
+        NoiseKey.each_step(0, -1)
+    last = NoiseKey.each_step(0, 1, first_step=2**32 - 1)
+    next(last)
+    with pytest.raises(InputError, match="step is 4294967296"):
+        next(last)
+
+
 ERRORS = {
     "seed of 65 bits": (lambda: NoiseKey.of(2**64, 1), ["seed is 18446744073709551616", "-2^63..2^64-1"]),
     "seed below int64": (lambda: NoiseKey.of(-(2**63) - 1, 1), ["seed is -9223372036854775809", "-2^63..2^64-1"]),

@@ -91,7 +91,8 @@ def kl_term(pull: Tensor, error: Tensor, d: Tensor) -> BoundTerm:
 def paper_decoder_term(x0: Tensor, error: Tensor, log_variance: Tensor) -> BoundTerm:
     """-log p(x_0 | x_1) [H eq. 13]: what a normal of mean x_0 + error puts on the bin of width 2/255 around x_0, the
     first and last being open; by the tanh approximation of OpenAI's code, with its floor of 1e-12."""
-    inverse, scale = torch.exp(-0.5 * log_variance), math.sqrt(2 / math.pi)
+    # Held as in csrc/functions.h, and in exact_decoder_term too: at such variances the term itself is what diverges.
+    inverse, scale = torch.exp((-0.5 * log_variance).clamp(-60, 60)), math.sqrt(2 / math.pi)
     first, last = x0 < -0.999, x0 > 0.999
     cdf, slope, edge = [], [], []
     for shift, beyond in ((1 / 255, last), (-1 / 255, first)):
@@ -117,7 +118,7 @@ def exact_decoder_term(x0: Tensor, error: Tensor, log_variance: Tensor) -> Bound
     of which fp32 would keep three digits."""
     dtype = error.dtype
     x0, error, log_variance = x0.double(), error.double(), log_variance.double()
-    inverse, log_root = torch.exp(-0.5 * log_variance), 0.5 * math.log(2 * math.pi)
+    inverse, log_root = torch.exp((-0.5 * log_variance).clamp(-87, 88)), 0.5 * math.log(2 * math.pi)
     first, last = x0 < -0.999, x0 > 0.999
     # By symmetry the bin lies above the mean: log(Q(a) - Q(b)), with Q the upper tail.
     middle, half = inverse * error.abs(), inverse / 255
@@ -179,9 +180,9 @@ def _store_gradient(gradient: Tensor, by_output: Tensor, by_v: Tensor) -> None:
     """Stores what a loss's backward scales: by_output, and after it by_v if the output has a second group of
     channels."""
     parts = [by_output, by_v] if gradient.shape[1] > by_output.shape[1] else [by_output]
+    joined = torch.cat(parts, 1)
     # fp16 ends at 65504; an untrained network's derivative may not.
-    largest = torch.finfo(gradient.dtype).max
-    gradient.copy_(torch.cat(parts, 1).clamp(-largest, largest))
+    gradient.copy_(joined.clamp(-65504, 65504) if gradient.dtype == torch.float16 else joined)
 
 
 def hybrid_loss(

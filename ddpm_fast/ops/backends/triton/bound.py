@@ -16,6 +16,7 @@ from ddpm_fast.ops.backends.triton.functions import (
     greater,
     lesser,
     logarithm,
+    open_exponential,
     rounded_exponential,
     rounded_tanh,
 )
@@ -45,7 +46,7 @@ _LOG2_E = tl.constexpr(1.44269504)
 @triton.jit
 def _kl_term(pull, e, d):
     """(nats, by_error, by_log_variance) of the KL divergence."""
-    shrink = exponential(-d)
+    shrink = open_exponential(-d)
     p = d * -0.000199794988 + 0.00139821961
     p = p * d + -0.00833312795
     p = p * d + 0.0416657925

@@ -39,6 +39,14 @@ def exponential(x):
 
 
 @triton.jit
+def open_exponential(x):
+    """e^x, which does reach infinity, and zero below -87."""
+    large = x > 88.0
+    value = exponential(tl.where(large, x - 1.0, x)) * tl.where(large, 2.71828175, 1.0)
+    return tl.where(x < -87.0, 0.0, value)
+
+
+@triton.jit
 def logarithm(x):
     """ln x for a normal x > 0; infinity and NaN stay what they are."""
     bits = x.to(tl.int32, bitcast=True) + (0x3F800000 - 0x3F3504F3)

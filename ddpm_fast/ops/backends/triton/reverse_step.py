@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddpm_fast.noise import NoiseKey
 from ddpm_fast.ops import tensors
-from ddpm_fast.ops.backends.triton.functions import exponential, greater, lesser
+from ddpm_fast.ops.backends.triton.functions import greater, lesser, open_exponential
 from ddpm_fast.ops.backends.triton.layout import (
     VARYING,
     Launch,
@@ -67,7 +67,7 @@ def _reverse_step_kernel(
         if GROUPS == 2:  # noqa: SIM102 (decided when compiled, the other when run)
             if spread != 0.0:
                 second = output + (channels if OUTPUT_LAST else elements)
-                shift = sigma * exponential(spread * load(second + output_offset, mask)) * z
+                shift = sigma * open_exponential(spread * load(second + output_offset, mask)) * z
 
     x0 = greater(lesser(a_x * x + a_out * out, clip), -clip)
     following = b_x * x + b_x0 * x0
