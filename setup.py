@@ -1,8 +1,10 @@
 """Builds ddpm_fast._C, the C++ kernels: torch-free, each CPU kernel file once per instruction set, and the CUDA ones
 for the common GPU generations where nvcc is found. No GPU is looked for: what is built does not depend on one.
 
-Without nvcc it says so and builds the CPU kernels. Without a C++ compiler it says so and installs pure Python, where
-the `reference` and `triton` backends still work.
+Flags that the compiler refuses are left out, such as Apple's -fopenmp, without which the kernels run on one thread.
+Without nvcc, or if it fails, the CPU kernels are built alone. Without a C++ compiler, or if it fails, what is installed
+is pure Python, where the `reference` and `triton` backends still work. All of this is said, though pip shows it only
+with -v; `python -m ddpm_fast.info` says what is missing. Only `python setup.py build_ext` fails where a compiler does.
 
     CXX                   the C++ compiler (otherwise g++, clang++ or c++)
     CUDA_HOME             where CUDA is (otherwise nvcc on the PATH, or /usr/local/cuda)
@@ -12,10 +14,13 @@ the `reference` and `triton` backends still work.
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import ninja
@@ -33,37 +38,119 @@ CONTRACTED = {"winograd": ["-ffp-contract=fast"]}
 # What nvcc does not know yet is left out; the PTX that goes with them serves what comes after the newest.
 CUDA_ARCHS = [80, 90, 100, 120]
 
-# -ffp-contract=off: a fused multiply-add would change results between machines (see csrc/portable.h).
-# The other two let sqrt and selects vectorise; neither changes a value.
-FLAGS = [
-    "-std=c++17",
-    "-O3",
-    "-fPIC",
-    "-fopenmp",
-    "-fvisibility=hidden",
-    "-Wall",
-    "-ffp-contract=off",
-    "-fno-math-errno",
-    "-fno-trapping-math",
+NEEDED = ["-std=c++17", "-O3", "-fPIC"]
+# Of each line, the first that the compiler takes.
+WANTED = [
+    ["-fopenmp", "-fopenmp-simd"],  # without the first there is one thread; the second still vectorises
+    ["-fvisibility=hidden"],
+    ["-Wall"],
+    ["-ffp-contract=off"],  # a fused multiply-add would change results between machines (see csrc/portable.h)
+    # These two let sqrt and selects vectorise; neither changes a value.
+    ["-fno-math-errno"],
+    ["-fno-trapping-math"],
 ]
 # -fmad=false is the GPU's -ffp-contract=off.
 CUDA_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+# Without these a kernel file is not of the instruction set.
 X86_ISAS = {
     "generic": [],
     "avx2": ["-mavx2", "-mfma"],
-    # g++ 12's own header for AVX-512 trips -Wuninitialized.
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+}
+X86_WANTED = {
     "avx512": [
-        "-mavx512f",
-        "-mavx512bw",
-        "-mavx512dq",
-        "-mavx512vl",
-        "-mprefer-vector-width=512",
+        ["-mprefer-vector-width=512"],
         # Interleaves the noise's dependency chains: 0.64 ns a normal instead of 0.70. With half as many registers it
         # makes the compiler spill them.
-        "-fschedule-insns",
-        "-Wno-uninitialized",
+        ["-fschedule-insns"],
+        ["-Wno-uninitialized"],  # g++ 12's own header for AVX-512 trips -Wuninitialized
     ],
 }
+# Compiled and linked with the flags under test. It includes nothing else, because a header takes most of the time.
+PROBE = """
+#ifdef _OPENMP
+#include <omp.h>
+extern "C" int threads() { return omp_get_max_threads(); }
+#endif
+extern "C" int zero() { return 0; }
+"""
+
+
+@dataclass
+class Compiler:
+    """A C++ compiler and the flags that it takes.
+
+    Attributes:
+        command: What starts it, such as ["ccache", "g++"].
+        flags: Of every file.
+        isas: The flags of each instruction set, by its name.
+        refused: The wanted flags that it does not take.
+    """
+
+    command: list[str]
+    flags: list[str] = field(default_factory=list)
+    isas: dict[str, list[str]] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
+
+    def probe(self) -> None:
+        """Find out what the compiler takes. Raises RuntimeError if it compiles nothing at all."""
+        if reason := self.refusal(NEEDED):
+            raise RuntimeError(f"{shlex.join(self.command)} does not compile C++17: {reason}")
+        self.flags = [*NEEDED, *self._taken(NEEDED, WANTED)]
+        for isa, needed in (X86_ISAS if is_x86() else {"generic": []}).items():
+            if self.refusal([*self.flags, *needed]):
+                self.refused += needed
+            else:
+                extra = self._taken([*self.flags, *needed], X86_WANTED.get(isa, []))
+                self.isas[isa] = [*needed, *extra]
+
+    def _taken(self, given: list[str], wanted: list[list[str]]) -> list[str]:
+        """The flags of `wanted` that the compiler takes beside those that are given."""
+        first = [choices[0] for choices in wanted]
+        if not self.refusal([*given, *first]):  # almost always, and then one run says so
+            return first
+        taken = []
+        for choices in wanted:
+            found = [flag for flag in choices if not self.refusal([*given, flag])][:1]
+            taken += found
+            self.refused += choices[: choices.index(found[0])] if found else choices
+        return taken
+
+    def refusal(self, flags: list[str]) -> str:
+        """Why the compiler does not make a module with these flags, or the empty string."""
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "probe.cpp"
+            source.write_text(PROBE)
+            command = [*self.command, *flags, *shared_flags(), str(source), "-o", str(source.with_suffix(".so"))]
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+            except OSError as error:
+                return str(error)
+        return "" if done.returncode == 0 else (done.stderr.strip() or f"exit status {done.returncode}")
+
+    @property
+    def openmp(self) -> list[str]:
+        """The flag that links threads, if there are any."""
+        return [flag for flag in self.flags if flag == "-fopenmp"]
+
+    @property
+    def host(self) -> str:
+        """The compiler itself, as nvcc wants it: without ccache and the like before it."""
+        return next((part for part in reversed(self.command) if not part.startswith("-")), self.command[0])
+
+
+def find_compiler() -> Compiler | None:
+    """The compiler of $CXX, or one of the PATH. It is not probed yet."""
+    given = os.environ.get("CXX")
+    if given:  # a path that has a space, or a command with arguments
+        return Compiler([given] if shutil.which(given) else shlex.split(given))
+    found = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
+    return Compiler([found]) if found else None
+
+
+def shared_flags() -> list[str]:
+    """What makes a module that Python loads."""
+    return ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
 
 
 def sanitizer_flags() -> list[str]:
@@ -100,49 +187,51 @@ def cuda_archs(nvcc: str) -> list[int]:
     return sorted({int(arch) for arch in chosen})
 
 
-def ninja_file(compiler: str, nvcc: str | None, archs: list[int], build: Path, output: Path) -> str:
+def ninja_file(compiler: Compiler, nvcc: str | None, archs: list[int], build: Path, output: Path) -> str:
     """The build as ninja rules: one object per kernel and instruction set, the rest once, one shared module."""
-    common = [*FLAGS, *(["-DDDPM_X86"] if is_x86() else []), *sanitizer_flags()]
+    built = [f"-DDDPM_{isa.upper()}" for isa in compiler.isas if isa != "generic"]
     # Of the bindings alone: in an isolated build pybind11 is somewhere else each time, and a kernel whose command has
     # not changed is not compiled again.
     includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
-    shared = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
-    link = [compiler, *shared, "-fopenmp", *sanitizer_flags()]
+    link = [*compiler.command, *shared_flags(), *compiler.openmp, *sanitizer_flags()]
     target = ""
     if nvcc:
         # One PTX, assembled for each: nothing here is peculiar to a generation, and the front end takes most of the
         # time (for compute_100 five times as long as for compute_80).
         machines = [*(f"sm_{arch}" for arch in archs), f"compute_{archs[0]}"]
-        target = f"'-gencode=arch=compute_{archs[0]},code=[{','.join(machines)}]'"
+        target = f"-gencode=arch=compute_{archs[0]},code=[{','.join(machines)}]"
         # The runtime is linked in, so the module imports on a machine without CUDA.
-        link = [nvcc, "-ccbin", compiler, "-shared", "-cudart=static", "-Xcompiler", "-fopenmp", target]
-        includes += [f"'-DDDPM_CUDA_ARCHS={', '.join(map(str, archs))}'", f"-DDDPM_CUDA_PTX={archs[0]}"]
+        threads = ["-Xcompiler", *compiler.openmp] if compiler.openmp else []
+        link = [nvcc, "-ccbin", compiler.host, "-shared", "-cudart=static", *threads, target]
+        includes += [f"-DDDPM_CUDA_ARCHS={', '.join(map(str, archs))}", f"-DDDPM_CUDA_PTX={archs[0]}"]
     lines = [
-        f"flags = {' '.join(common)}",
+        f"flags = {shell([*compiler.flags, *sanitizer_flags()])}",
         "rule compile",
-        f"  command = {compiler} $flags $extra -MMD -MF $out.d -c $in -o $out",
+        f"  command = {shell(compiler.command)} $flags $extra -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        f"  command = {' '.join(link)} $in -o $out",
+        f"  command = {shell(link)} $in -o $out",
     ]
     objects = []
 
     def compile_(source: Path, name: str, extra: list[str]) -> None:
         objects.append(escape(build / f"{name}.o"))
         lines.append(f"build {objects[-1]}: compile {escape(source)}")
-        lines.append(f"  extra = {' '.join(extra)}")
+        lines.append(f"  extra = {shell(extra)}")
 
-    for isa, extra in (X86_ISAS if is_x86() else {"generic": []}).items():
+    for isa, extra in compiler.isas.items():
         for kernel in CPU_KERNELS:
-            flags = [f"-DDDPM_ISA={isa}", *extra, *CONTRACTED.get(kernel, [])]
+            flags = [f"-DDDPM_ISA={isa}", *extra]
+            if "-ffp-contract=off" in compiler.flags:
+                flags += CONTRACTED.get(kernel, [])
             compile_(ROOT / "csrc/cpu" / f"{kernel}.cpp", f"{kernel}.{isa}", flags)
-    compile_(ROOT / f"csrc/cpu/{ONCE}.cpp", ONCE, [])
+    compile_(ROOT / f"csrc/cpu/{ONCE}.cpp", ONCE, built)
     compile_(ROOT / "csrc/bindings.cpp", "bindings", includes)
     if nvcc:
         lines += [
             "rule cuda",
-            f"  command = {nvcc} -ccbin {compiler} {' '.join([*CUDA_FLAGS, target])} -MMD -MF $out.d -c $in -o $out",
+            f"  command = {shell([nvcc, '-ccbin', compiler.host, *CUDA_FLAGS, target])} -MMD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
         ]
@@ -153,37 +242,88 @@ def ninja_file(compiler: str, nvcc: str | None, archs: list[int], build: Path, o
     return "\n".join(lines) + "\n"
 
 
+def shell(words: list[str]) -> str:
+    """The words of a command, as ninja passes them to the shell. $in and $out are quoted by ninja itself."""
+    return shlex.join(words).replace("$", "$$")
+
+
 def escape(path: Path) -> str:
+    """A path, as one of ninja's names of files."""
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
 class BuildKernels(build_ext):
     def build_extension(self, ext: Extension) -> None:
-        compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
-        if not compiler:
+        output = Path(self.get_ext_fullpath(ext.name)).resolve()
+        if problem := self._build(output):
+            output.unlink(missing_ok=True)  # what an older version of the sources was built to
+            if self.distribution.commands == ["build_ext"]:
+                raise RuntimeError(problem)  # somebody works on the kernels
             self.warn(
-                "no C++ compiler found (looked for $CXX, g++, clang++, c++): installing without the C++ kernels. "
-                "The 'reference' backend still works; install a compiler and reinstall for the fast one."
+                f"{problem}. INSTALLING WITHOUT THE C++ KERNELS: everything works and is slower. Put this right and "
+                "install again for the fast ones"
             )
-            return
-        wanted = os.environ.get("DDPM_FAST_CUDA_ARCHS") != "none"
-        nvcc = find_nvcc() if wanted else None
-        if nvcc:
-            self.announce(f"CUDA kernels: built with {nvcc}", level=2)
-        elif wanted:
-            self.warn("no nvcc found (looked in $CUDA_HOME, $CUDA_PATH, the PATH, /usr/local/cuda): no CUDA kernels")
+
+    def copy_extensions_to_source(self) -> None:
+        """For an installation in place. Where there is nothing to copy, an older one must not stay."""
+        for ext in self.extensions:
+            name = self.get_ext_filename(ext.name)
+            if not (Path(self.build_lib) / name).exists():
+                (ROOT / name).unlink(missing_ok=True)
+                return
+        super().copy_extensions_to_source()
+
+    def _build(self, output: Path) -> str:
+        """Build the module. Returns what went wrong, or the empty string."""
+        compiler = find_compiler()
+        if not compiler:
+            return "no C++ compiler was found (looked for $CXX, g++, clang++, c++)"
+        try:
+            compiler.probe()
+        except RuntimeError as error:
+            return str(error)
+        if compiler.refused:
+            what = "; the kernels run on one thread" if "-fopenmp" in compiler.refused else ""
+            self.warn(f"{shlex.join(compiler.command)} does not take {' '.join(compiler.refused)}{what}")
+        nvcc, archs = self._find_cuda()
         # Kept from one install to the next, unlike self.build_temp of an isolated build.
         build = ROOT / "build" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
-        output = Path(self.get_ext_fullpath(ext.name)).resolve()
         build.mkdir(parents=True, exist_ok=True)
         output.parent.mkdir(parents=True, exist_ok=True)
-        rules = ninja_file(compiler, nvcc, cuda_archs(nvcc) if nvcc else [], build, output)
-        (build / "build.ninja").write_text(rules)
-        subprocess.run([str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(build)], check=True)
+        for tried in [nvcc, None] if nvcc else [None]:
+            rules = ninja_file(compiler, tried, archs, build, output)
+            (build / "build.ninja").write_text(rules)
+            status = subprocess.run([str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(build)]).returncode
+            if not status:
+                return ""
+            if tried:
+                if self.distribution.commands == ["build_ext"]:
+                    break
+                self.warn(f"{nvcc} failed (see above): trying without CUDA kernels")
+        return f"{shlex.join(compiler.command)} failed (see above)"
+
+    def _find_cuda(self) -> tuple[str | None, list[int]]:
+        """nvcc and what to compile for; (None, []) if no CUDA kernels are to be built, or none can be."""
+        if os.environ.get("DDPM_FAST_CUDA_ARCHS") == "none":
+            return None, []
+        nvcc, archs = find_nvcc(), []
+        if not nvcc:
+            self.warn("no nvcc found (looked in $CUDA_HOME, $CUDA_PATH, the PATH, /usr/local/cuda): no CUDA kernels")
+            return None, []
+        try:
+            archs = cuda_archs(nvcc)
+        except (OSError, subprocess.CalledProcessError) as error:
+            self.warn(f"{nvcc} does not say what it compiles for ({error})")
+        if not archs:
+            self.warn(f"{nvcc} compiles for none of {CUDA_ARCHS}: no CUDA kernels")
+            return None, []
+        self.announce(f"CUDA kernels: built with {nvcc}", level=2)
+        return nvcc, archs
 
 
-setup(
-    # optional: without a compiler there is nothing to copy into place. A compiler that fails still fails the build.
-    ext_modules=[Extension("ddpm_fast._C", sources=[], optional=True)],
-    cmdclass={"build_ext": BuildKernels},
-)
+if __name__ == "__main__":
+    # optional: without a compiler there is nothing to copy into place.
+    setup(
+        ext_modules=[Extension("ddpm_fast._C", sources=[], optional=True)],
+        cmdclass={"build_ext": BuildKernels},
+    )

@@ -30,6 +30,11 @@ PYBIND11_MODULE(DDPM_MODULE, m) {
         return names;
     });
     m.def("use_isa", [](const std::string& name) { return use_isa(name.c_str()); });
+#ifdef _OPENMP
+    m.attr("threads") = true;
+#else
+    m.attr("threads") = false;  // built without OpenMP: each call runs on one thread
+#endif
     m.def("has_matrix_units", [] { return has_matrix_units(); });
 
 #define DDPM_EXPORT(name, Arguments)         \

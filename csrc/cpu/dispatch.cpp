@@ -1,7 +1,7 @@
 // Which instruction sets the kernels were built for, which of them this machine can run, and which one is in use.
 #include <cstring>
 
-#if defined(DDPM_X86)
+#if defined(__x86_64__)
 #include <cpuid.h>
 #endif
 
@@ -15,8 +15,10 @@ namespace ddpm {
     static const Kernels kKernels = {#isa, DDPM_CPU_OPS(DDPM_POINTER)}; \
     }
 DDPM_KERNELS(generic)
-#if defined(DDPM_X86)
+#if defined(DDPM_AVX2)
 DDPM_KERNELS(avx2)
+#endif
+#if defined(DDPM_AVX512)
 DDPM_KERNELS(avx512)
 #endif
 
@@ -25,15 +27,17 @@ namespace {
 // Slowest first. `generic` is what the compiler does without being told more: SSE2 on x86-64, NEON on AArch64.
 const Kernels* const kBuilt[] = {
     &generic::kKernels,
-#if defined(DDPM_X86)
+#if defined(DDPM_AVX2)
     &avx2::kKernels,
+#endif
+#if defined(DDPM_AVX512)
     &avx512::kKernels,
 #endif
 };
 constexpr int kCount = sizeof kBuilt / sizeof kBuilt[0];
 
 bool runnable(const char* isa) {
-#if defined(DDPM_X86)
+#if defined(__x86_64__)
     __builtin_cpu_init();
     if (!std::strcmp(isa, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (!std::strcmp(isa, "avx512"))
@@ -67,7 +71,7 @@ const char* const* runnable_isas() {
 const Kernels& active_kernels() { return *active; }
 
 bool has_matrix_units() {
-#if defined(DDPM_X86)
+#if defined(__x86_64__)
     unsigned eax, ebx, ecx, edx;  // AMX-BF16, which not every compiler's __builtin_cpu_supports knows
     return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx >> 22 & 1);
 #else

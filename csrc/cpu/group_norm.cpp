@@ -7,12 +7,23 @@
 // block of eight pixels in fp32, of blocks in double precision. So no result depends on how the work was divided.
 #include "../group_norm.h"
 
+#ifdef _OPENMP
 #include <omp.h>
+#endif
 
 #include "runs.h"
 
 namespace ddpm {
 namespace DDPM_ISA {
+
+// Of the threads of a parallel loop; without OpenMP there is one.
+static inline int thread_number() {
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
 
 constexpr int kPixels = 8;
 
@@ -363,7 +374,7 @@ void group_norm_backward(const GroupNormBackwardArgs& args, void* workspace, int
     }
     const int64_t size = args.norm.shape.positions * group_norm_width(args.norm, threads);
     parallel_units(args.norm, threads,
-                   [&](const Unit& unit) { run(args, scratch + omp_get_thread_num() * size, unit); });
+                   [&](const Unit& unit) { run(args, scratch + thread_number() * size, unit); });
 }
 
 }  // namespace DDPM_ISA

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Annotated, Any, TextIO
 
 import torch
 import typer
@@ -111,6 +111,8 @@ class App(typer.Typer):
         options["standalone_mode"] = False  # raise instead of showing an error
         try:
             status = super().__call__(*arguments, **options)
+        except typer.Abort:  # what older versions of typer make of Ctrl-C
+            status = starting.INTERRUPTED
         except Exception as error:
             # Typer's errors about the command line, which have no common public class in all of its versions.
             if not hasattr(error, "format_message"):
@@ -121,7 +123,7 @@ class App(typer.Typer):
             if message and type(error).__name__ != "NoArgsIsHelpError":  # that one has shown the help already
                 program = context.command_path if context is not None else "this command"
                 errors.print(f"[bold red]Error:[/] {escape(message)} (`{escape(program)} --help` lists the options)")
-        sys.exit(status)
+        sys.exit(status or 0)
 
 
 # Options
@@ -142,6 +144,11 @@ def path_option(help: str, *names: str) -> Any:
 def expand_home(path: Any) -> Any:
     """The path, of the type that it has, with `~` at its beginning replaced. None stays None."""
     return None if path is None else type(path)(os.path.expanduser(path))
+
+
+ModelOption = Annotated[
+    str, path_option("a shipped model's name, a model.safetensors file, or the folder of a training run")
+]
 
 
 # Where to compute

@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from ddpm_fast.commands.common import (
     DTYPE_NAMES,
+    ModelOption,
     choose_device,
     choose_dtype,
     console,
@@ -76,7 +77,7 @@ class Choice:
 
 
 def samplers(
-    model: Annotated[str, path_option("a shipped model's name, or a model.safetensors file")] = "mnist",
+    model: ModelOption = "mnist",
     samplers: Annotated[
         str | None,
         typer.Option(

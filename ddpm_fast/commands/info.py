@@ -13,7 +13,7 @@ from ddpm_fast import __version__, ops
 from ddpm_fast.commands.common import App, console, fast_bf16, plain_errors
 from ddpm_fast.data import BUILTIN
 from ddpm_fast.files.checkpoint import available_models
-from ddpm_fast.ops.backends import cpu, cuda, reference
+from ddpm_fast.ops.backends import cpu, cuda, extension, reference
 
 app = App()
 
@@ -38,8 +38,9 @@ def main() -> None:
             console.print(f"[red]No C++ kernels[/]: {escape(cpu.unavailable)}")
         else:
             idle = [name for name in cpu.isas() if name != cpu.isa()]
+            threads = "" if extension.has_threads else " on one thread (built without OpenMP)"
             console.print(
-                f"C++ extension: built; CPU kernels for {cpu.isa()} active"
+                f"C++ extension: built; CPU kernels for {cpu.isa()} active{threads}"
                 + (f" (also runnable: {', '.join(idle)}; DDPM_FAST_CPU_ISA chooses)" if idle else "")
             )
         if torch.cuda.is_available():

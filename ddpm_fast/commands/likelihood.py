@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ddpm_fast.commands.common import (
     DTYPE_NAMES,
+    ModelOption,
     choose_device,
     choose_dtype,
     console,
@@ -87,7 +88,7 @@ def report_of(result: BitsPerDim, **about: Any) -> dict[str, Any]:
 
 def nll(
     data: Annotated[str, path_option(f"{', '.join(BUILTIN)}, a folder of images, a .zip of them, .npz or .npy")],
-    model: Annotated[str, path_option("a shipped model's name, or a model.safetensors file")] = "mnist",
+    model: ModelOption = "mnist",
     n: Annotated[
         int | None, typer.Option("--n", help="evaluate only this many images, the first ones; all if not given")
     ] = None,

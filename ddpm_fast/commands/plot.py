@@ -18,7 +18,16 @@ from rich.markup import escape
 from torch import Tensor
 
 from ddpm_fast import ops
-from ddpm_fast.commands.common import App, choose_device, console, expand_home, path_option, plain_errors, say_written
+from ddpm_fast.commands.common import (
+    App,
+    ModelOption,
+    choose_device,
+    console,
+    expand_home,
+    path_option,
+    plain_errors,
+    say_written,
+)
 from ddpm_fast.commands.labels import describe_classes, parse_labels
 from ddpm_fast.commands.report import read_report
 from ddpm_fast.data import load_dataset, read_picture
@@ -126,7 +135,13 @@ def read_image(data: str, index: int, image: Path | None) -> Tensor:
             raise InputError(f"--image: there is no file {image}; give the path of a picture")
         picture = read_picture(image, "--image")
         return read_picture(image, "--image", LARGEST_SIDE) if max(picture.shape[1:]) > LARGEST_SIDE else picture
-    found = load_dataset(data).images
+    try:
+        found = load_dataset(data).images
+    except InputError:
+        # Pictures of several sizes: of a set, only arrays have one size for certain.
+        if not os.path.isdir(data) and not data.lower().endswith(".zip"):
+            raise
+        found = load_dataset(data, LARGEST_SIDE).images
     if not 0 <= index < len(found):
         raise InputError(f"--index is {index}; {data} has the images 0..{len(found) - 1}")
     check_channels(data, found.shape[1])
@@ -184,7 +199,7 @@ def bound(
 
 @app.command()
 def chain(
-    model: Annotated[str, path_option("a shipped model's name, or a model.safetensors file")] = "mnist",
+    model: ModelOption = "mnist",
     n: Annotated[int, typer.Option("--n", help="how many samples")] = 3,
     steps: Annotated[int | None, typer.Option(help="how many sampler steps; 100 if not given")] = None,
     sampler: Annotated[str, typer.Option(help=f"one of {', '.join(SAMPLERS)}")] = "ddpm",

@@ -16,6 +16,7 @@ from rich.markup import escape
 from ddpm_fast.commands.common import (
     DTYPE_NAMES,
     App,
+    ModelOption,
     choose_device,
     choose_dtype,
     console,
@@ -42,7 +43,7 @@ app = App()
 
 @app.command()
 def main(
-    model: Annotated[str, path_option("a shipped model's name, or a model.safetensors file")] = "mnist",
+    model: ModelOption = "mnist",
     n: Annotated[
         int | None, typer.Option("--n", help="number of images; 64 if not given, fewer when editing a picture")
     ] = None,
@@ -183,7 +184,8 @@ def main(
         )
         x = job.run()
         how = f"{'' if edit is None else edit.mode + ', '}{prepared.rows} steps of {options.sampler}"
-        console.print(_summary(loaded, drawing, f"{how}, {DTYPE_NAMES[dtype]}, {torch_device}"))
+        if drawing.drawn:
+            console.print(_summary(loaded, drawing, f"{how}, {DTYPE_NAMES[dtype]}, {torch_device}"))
         if edit is not None and edit.round_trip:
             console.print(round_trip_error(x, pictures))
         say_written(target, gif)

@@ -55,6 +55,10 @@ class Stopping:
         if self:
             raise Stopped
 
+    def hold(self) -> None:
+        """From here on a signal waits for the next check."""
+        self.at_once = False
+
     def handle(self, number: int, _: FrameType | None) -> None:
         """The signal handler."""
         if self.signal is None:

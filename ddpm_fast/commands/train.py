@@ -84,7 +84,10 @@ def main(
     warmup: Annotated[int, typer.Option(help="training steps over which the learning rate rises linearly")] = 500,
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay")] = 0.0,
     grad_clip: Annotated[float, typer.Option(help="largest gradient norm; longer gradients are scaled down")] = 1.0,
-    ema_decay: Annotated[float, typer.Option(help="decay of the averaged weights, after its own warm-up")] = 0.9999,
+    ema_decay: Annotated[
+        float,
+        typer.Option(help="largest decay of the averaged weights, which rises with the steps: it fits any run"),
+    ] = 0.9999,
     label_drop: Annotated[
         float, typer.Option(help="share of labels dropped, so that the model also learns unconditional sampling")
     ] = 0.1,
@@ -129,7 +132,7 @@ def main(
             run = TrainingRun(trainer, arguments, stopping, lock, state.path if state else None)
             _train(run)
         except Stopped:
-            say("Stopped before the first step.")
+            say("Stopped before the first step was over; there is nothing to save.")
         if stopping:
             raise typer.Exit(stopping.status)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ddpm_fast.commands.stopping import Stopping
+from torch import Tensor
+
+from ddpm_fast.commands.stopping import Stopped, Stopping
 from ddpm_fast.commands.training_log import TrainingLog, warn
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.lock import FolderLock
@@ -31,23 +33,25 @@ class TrainingRun:
         self.trainer, self.arguments, self.out = trainer, arguments, Path(arguments["out"])
         self._stopping, self._lock = stopping, lock
         self.saved, self.saved_step = saved, trainer.step
-        stopping.at_once = False
-        stopping.first = "saving after this step; Ctrl-C again to abort"
+        stopping.hold()
+        stopping.first = "saving, then stopping; Ctrl-C again to abort"
         stopping.abort = lambda: f"aborted; the last saved state is {self.saved or 'none'}"
 
     def train(self) -> None:
         """Train up to the last step or until a signal arrives, and save.
 
         Raises:
-            Stopped: If a signal arrived before the first step.
+            Stopped: If a signal arrived before the first step was over.
             NonFiniteLoss: At the first training step that is not finite. Nothing after the last good step is saved.
         """
         trainer, arguments, stopping = self.trainer, self.arguments, self._stopping
-        stopping.check()  # before there is anything to save
         steps, metrics = arguments["steps"], Metrics(trainer.step)
         with TrainingLog(trainer, self.out, steps) as log:
             while trainer.step < steps and not stopping:
-                metrics.add(*trainer.train_step())
+                try:
+                    metrics.add(*self._step())
+                except Stopped:
+                    break
                 log.advance()
                 saving = _is_due(trainer.step, arguments["save_every"], steps)
                 sampling = _is_due(trainer.step, arguments["sample_every"], steps)
@@ -63,6 +67,22 @@ class TrainingRun:
             if stopping and self.saved_step < trainer.step:
                 metrics.look(wait=True)
                 self._save()
+        if trainer.step == 0:
+            stopping.check()
+
+    def _step(self) -> tuple[Tensor, Tensor]:
+        """Take a training step, which a signal may break off before it has changed anything.
+
+        On a CPU a step may take longer than a container leaves a process until it is killed. On a GPU it is short, and
+        must not be broken off while it is recorded.
+        """
+        if self.trainer.device.type != "cpu":
+            return self.trainer.train_step()
+        self._stopping.at_once = True
+        try:
+            return self.trainer.train_step(self._stopping.hold)
+        finally:
+            self._stopping.hold()
 
     def _save(self) -> None:
         step = self.trainer.step

@@ -152,6 +152,7 @@ class Trainer:
         self._images = torch.empty((config.batch_size, *pixels.shape[1:]), dtype=pixels.dtype, device=device)
         self._labels = torch.empty(config.batch_size, dtype=torch.int64, device=device) if network.num_classes else None
         self._metrics = torch.empty(2, device=device)
+        self._before_update: Callable[[], object] = lambda: None
         self.cuda_graph = cuda_graph
         self._advance = self._repeated()
 
@@ -164,8 +165,12 @@ class Trainer:
             graphs.refuse(reason, self.cuda_graph)
         return lambda run: run()
 
-    def train_step(self) -> tuple[Tensor, Tensor]:
+    def train_step(self, before_update: Callable[[], object] = lambda: None) -> tuple[Tensor, Tensor]:
         """Take one training step on the next batch, without waiting for the device.
+
+        Args:
+            before_update: Called when the gradient is there and nothing has been updated yet. An exception before that,
+                or from it, leaves everything as it was before the step. A graph that is replayed does not call it.
 
         Returns:
             The loss and the gradient norm, scalars on the device. The loss is an unbiased estimate of its mean over all
@@ -178,6 +183,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
         self.model.train()
+        self._before_update = before_update
         self._advance(self._compute)
         self.step += 1
         loss, norm = self._metrics.clone().unbind()  # the next step writes to the same place
@@ -215,13 +221,14 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             output = self.model(x_t, self.timesteps[t], labels)
         losses = self.diffusion.training_losses(output, images, t, key)
-        self.timestep_sampler.update(t, losses.detach())
         loss = (weights * losses).mean()
         # To None and not to zeros, so that a graph keeps the gradients in its own memory, where the next step
         # overwrites them.
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
+        self._before_update()
+        self.timestep_sampler.update(t, losses.detach())
         self.optimizer.step()
         self.ema.update(self._step)
         torch.stack([loss.detach(), norm], out=self._metrics)

@@ -59,6 +59,12 @@ REPORT = {
 }
 
 
+def test_an_image_of_a_folder_of_several_sizes_is_cut_to_a_square(tmp_path):
+    for i, size in enumerate([(8, 8), (20, 9)]):
+        Image.new("RGB", size, (i, 0, 0)).save(tmp_path / f"{i}.png")
+    assert plot.read_image(str(tmp_path), 1, None).shape == (3, plot.LARGEST_SIDE, plot.LARGEST_SIDE)
+
+
 @pytest.fixture
 def report(tmp_path):
     path = tmp_path / "nll.json"

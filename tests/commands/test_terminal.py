@@ -158,7 +158,7 @@ def test_a_command_ends_the_process_with_its_status(capsys):
     def interrupted(path, text):
         raise KeyboardInterrupt
 
-    for action, arguments, status in ((refuse, [], 2), (interrupted, [], 130), (lambda *_: None, [], None)):
+    for action, arguments, status in ((refuse, [], 2), (interrupted, [], 130), (lambda *_: None, [], 0)):
         with pytest.raises(SystemExit) as end:
             command(action)(arguments)
         assert end.value.code == status

@@ -16,12 +16,14 @@ from support.train_command import SMALL, command, meta, pictures, start, weights
 
 from ddpm_fast.commands import training_log
 from ddpm_fast.commands.training_log import TrainingLog, duration
-from ddpm_fast.data import reading
+from ddpm_fast.data import Dataset, reading
 from ddpm_fast.files import checkpoint
 from ddpm_fast.files.lock import FolderLock
 from ddpm_fast.loops.metrics import Look
 from ddpm_fast.loops.state import BatchState
 from ddpm_fast.loops.training import Trainer
+from ddpm_fast.nn import EMA, UNet
+from ddpm_fast.ops import network as network_ops
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -36,12 +38,16 @@ def data(tmp_path):
     return pictures(tmp_path / "data", ["cat", "dog"])
 
 
-def act_at(monkeypatch, owner, name, call, act):
-    """Makes act(*arguments) run before the call number `call`, from 1, of a function. Returns the calls so far."""
+def act_at(monkeypatch, owner, name, call, act, first=None):
+    """Makes act(*arguments) run before the call number `call`, from 1, of a function. Returns the calls so far.
+
+    first: Only calls with this first argument count.
+    """
     plain, calls = getattr(owner, name), []
 
     def acting(*arguments, **keywords):
-        calls.append(name)
+        if first is None or arguments[0] == first:
+            calls.append(name)
         if len(calls) == call:
             act(*arguments)
         return plain(*arguments, **keywords)
@@ -58,11 +64,36 @@ def interrupt(number=signal.SIGTERM):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_in_a_step_saves_after_it(tmp_path, data, monkeypatch, capfd, number):
-    act_at(monkeypatch, Trainer, "train_step", 3, interrupt(number))
+def test_a_signal_is_said_at_once_and_obeyed_after_the_update(tmp_path, data, monkeypatch, capfd, number):
+    act_at(monkeypatch, EMA, "update", 3, interrupt(number))
     told = start(data, tmp_path / "out", "--steps=9", status=128 + number).stdout
     assert "Stopped at step 3, saved" in told and meta(tmp_path / "out")["step"] == 3
-    assert f"{number.name}: saving after this step" in capfd.readouterr().err
+    assert f"{number.name}: saving, then stopping" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "first"),
+    [
+        (Dataset, "batch", None),
+        (UNet, "forward", None),
+        (network_ops, "kernel_for", "group_norm_backward"),
+        (torch.nn.utils, "clip_grad_norm_", None),
+    ],
+    ids=["loading the batch", "before the network", "within the backward pass", "after the backward pass"],
+)
+def test_a_step_that_is_broken_off_leaves_no_trace(tmp_path, data, monkeypatch, owner, name, first):
+    options = ["--steps=6", "--timesteps=2", "--variance=learned_range", "--timestep-sampling=loss_second_moment"]
+    with monkeypatch.context() as patched:
+        calls = act_at(patched, owner, name, None, None, first)
+        start(data, tmp_path / "straight", *options)
+    with monkeypatch.context() as patched:
+        act_at(patched, owner, name, 2 * len(calls) // 6 + 1, interrupt(), first)
+        told = start(data, tmp_path / "out", *options, status=143).stdout
+    step = meta(tmp_path / "out")["step"]
+    assert step == 2 and f"Stopped at step {step}, saved" in told
+    command("--out", tmp_path / "out", "--resume")
+    a, b = weights(tmp_path / "straight"), weights(tmp_path / "out")
+    assert a["timesteps.counts"].sum() == 24 and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_a_signal_in_a_grid_drops_it_and_saves(tmp_path, data, monkeypatch):
@@ -82,6 +113,12 @@ def test_a_signal_while_the_images_are_loaded_stops_there(tmp_path, data, monkey
     assert "Stopped before the first step" in told and not (tmp_path / "out").exists()
 
 
+def test_a_signal_in_the_first_step_leaves_nothing_and_says_so(tmp_path, data, monkeypatch):
+    act_at(monkeypatch, UNet, "forward", 1, interrupt())
+    told = start(data, tmp_path / "out", "--steps=9", status=143).stdout
+    assert "Stopped before the first step" in told and not (tmp_path / "out").exists()
+
+
 def test_a_signal_while_saving_lets_it_finish(tmp_path, data, monkeypatch):
     act_at(monkeypatch, checkpoint, "save_training", 1, interrupt())
     start(data, tmp_path / "out", "--steps=9", "--save-every=2", status=143)
@@ -94,10 +131,10 @@ def test_a_second_ctrl_c_aborts_at_once_and_names_the_last_state(tmp_path, data,
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    steps = act_at(monkeypatch, Trainer, "train_step", 3, twice)
+    saves = act_at(monkeypatch, checkpoint, "save_training", 2, twice)
     start(data, tmp_path / "out", "--steps=9", "--save-every=2", status=130)
     state = tmp_path / "out" / "step-00000002.safetensors"
-    assert len(steps) == 3 and f"aborted; the last saved state is {state}" in capfd.readouterr().err
+    assert len(saves) == 2 and f"aborted; the last saved state is {state}" in capfd.readouterr().err
     assert checkpoint.latest_checkpoint(tmp_path / "out") == state
 
 
@@ -193,7 +230,7 @@ def test_a_last_state_that_cannot_be_saved_is_an_error(tmp_path, data, monkeypat
         if stopped:
             signal.raise_signal(signal.SIGTERM)
 
-    act_at(monkeypatch, Trainer, "train_step", 3, block)
+    act_at(monkeypatch, EMA, "update", 3, block)
     told = start(data, out, f"--steps={9 if stopped else 3}", "--save-every=2", status=1).stdout
     assert "Stopped at step 3, which could not be saved." in told
     assert f"The last saved state is {out / 'step-00000002.safetensors'}" in told and "Done" not in told

@@ -8,7 +8,17 @@ import torch
 
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
-from ddpm_fast.loops.editing import decode, encode, image_to_image, inpaint, interpolate
+from ddpm_fast.loops.editing import (
+    decode,
+    encode,
+    image_to_image,
+    inpaint,
+    interpolate,
+    prepare_interpolate,
+    prepare_round_trip,
+)
+from ddpm_fast.loops.network import Network
+from ddpm_fast.loops.options import SamplingOptions
 from ddpm_fast.loops.sampling import sample
 from ddpm_fast.nn import UNet, UNetConfig
 from ddpm_fast.noise import NoiseKey, Stream, normals
@@ -398,3 +408,20 @@ def test_on_step_is_given_no_x0_by_the_jumps_of_inpainting(images):
 def test_network_of_ones_own_with_images_without_channels():
     with pytest.raises(InputError, match=r"the images are \[3\]; expected \[N, C, ...\]"):
         image_to_image(Elementwise(), DIFFUSION, torch.rand(3))
+
+
+@pytest.mark.parametrize("edit", ["interpolation", "round trip"])
+def test_an_edit_that_encodes_is_drawn_and_checked_batch_by_batch_too(images, edit):
+    network, options = Network.of(Elementwise()), SamplingOptions(sampler="ddim", steps=4, batch_size=2)
+    if edit == "interpolation":
+        prepared = prepare_interpolate(network, DIFFUSION, images[0], images[1], 5, options)
+    else:
+        prepared = prepare_round_trip(network, DIFFUSION, images[:5], options)
+    whole, checks = prepared.draw(), []
+    batches = [(part, x.clone()) for part, x in prepared.batches(lambda: checks.append(1))]
+    assert [part.start for part, _ in batches] == [0, 2, 4] and prepared.n == 5
+    assert all(torch.equal(whole[part], x) for part, x in batches)
+    # Three rows encode and four decode. The ends of an interpolation are one batch.
+    assert len(checks) == (1 if edit == "interpolation" else 3) * 3 + 3 * 4
+    (only,) = prepared.batches(wanted=lambda part: part.start == 2)
+    assert torch.equal(only[1], whole[2:4])

@@ -322,3 +322,33 @@ def test_labels_for_an_unconditional_model(network):
     model = UNet(dataclasses.replace(network.config, num_classes=0))
     with pytest.raises(InputError, match="unconditional"):
         sample(model, GaussianDiffusion(Schedule.cosine(100)), 2, steps=2, labels=1)
+
+
+def test_batches_are_the_parts_of_what_is_drawn_and_one_left_out_changes_no_other(network):
+    diffusion = GaussianDiffusion(Schedule.cosine(50), prediction="v")
+    options = SamplingOptions(steps=3, labels=[0, 1, 2, 0, 1], batch_size=2)
+    prepared = prepare(Network.of(network), diffusion, 5, options)
+    whole = prepared.draw()
+    batches = [(part, x.clone()) for part, x in prepared.batches()]
+    assert [(part.start, part.stop) for part, _ in batches] == [(0, 2), (2, 4), (4, 5)]
+    assert all(torch.equal(whole[part], x) for part, x in batches)
+    (only,) = prepared.batches(wanted=lambda part: part.start == 2)
+    assert torch.equal(only[1], whole[2:4])
+
+
+def test_the_check_is_made_before_every_row_and_ends_the_drawing(network):
+    diffusion = GaussianDiffusion(Schedule.cosine(50), prediction="v")
+    rows, finished = [], []
+    options = SamplingOptions(steps=3, batch_size=2, on_step=rows.append)
+
+    def check():
+        if len(rows) == 4:  # the first row of the second batch is done
+            raise KeyError
+
+    network.train()
+    with pytest.raises(KeyError):
+        for part, _ in prepare(Network.of(network), diffusion, 5, options).batches(check):
+            finished.append(part)
+    assert finished == [slice(0, 2)] and len(rows) == 4
+    assert network.training, "the network is in the mode that it was in before"
+    network.eval()

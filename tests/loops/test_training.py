@@ -10,12 +10,13 @@ from PIL import Image
 from support.recording import NoSync
 from typer.testing import CliRunner
 
-from ddpm_fast.commands import train
+from ddpm_fast.commands import train, training_setup
 from ddpm_fast.data import Dataset, batch_indices, flip_mask, load_dataset
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
 from ddpm_fast.loops import metrics as metrics_module
+from ddpm_fast.loops import training as training_module
 from ddpm_fast.loops.metrics import Look, Metrics, NonFiniteLoss
 from ddpm_fast.loops.timesteps import TIMESTEP_SAMPLINGS
 from ddpm_fast.loops.training import TrainConfig, Trainer
@@ -223,14 +224,16 @@ def test_command_trains_saves_and_resumes_to_the_same_weights(tmp_path):
     assert checkpoint.load_model(tmp_path / "a" / "model.safetensors").config["training"]["steps"] == 6
 
 
-def test_non_finite_loss_stops_with_the_step_named_and_the_last_good_checkpoint_kept(tmp_path):
+def test_non_finite_loss_stops_with_the_step_named_and_the_state_that_gave_it_put_aside(tmp_path):
     # At this learning rate the weights overflow within a few steps.
     run = command(*TINY, *DIVERGING, "--save-every", 1, "--log-every", 1, "--out", tmp_path, check=False)
     assert run.exit_code == 1
-    state = checkpoint.latest_checkpoint(tmp_path)
-    step = checkpoint.read_training(state)[1]["step"]
-    assert f"step {step + 1} gave the loss" in run.stdout and state.name in run.stdout
-    assert all(value.isfinite().all() for value in weights(state).values() if value.is_floating_point())
+    bad = max(tmp_path.glob("step-*.diverged"))
+    step = checkpoint.read_training(bad)[1]["step"]
+    assert f"step {step + 1} gave the loss" in run.stdout and bad.name in run.stdout
+    assert all(value.isfinite().all() for value in weights(bad).values() if value.is_floating_point())
+    good = checkpoint.latest_checkpoint(tmp_path)
+    assert (good.name if good else "No good state had been saved") in run.stdout
 
 
 class Arriving:
@@ -284,6 +287,41 @@ def test_a_late_non_finite_loss_stops_the_command_with_nothing_saved_of_it(late,
     run = command(*TINY, *DIVERGING, "--save-every", 100, "--log-every", 2, "--out", tmp_path, check=False)
     assert run.exit_code == 1 and "gave the loss" in run.stdout
     assert checkpoint.latest_checkpoint(tmp_path) is None and not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("steps", [100, 1000, 10_000])
+def test_the_average_fits_runs_of_any_length(steps):
+    """The weights that it is made of are on average a tenth of the run old."""
+    decay_at = EMA(torch.nn.Linear(1, 1), TrainConfig.ema_decay).decay_at
+    share, age = 1.0, 0.0
+    for back in range(steps):
+        decay = decay_at(steps - 1 - back)
+        age += share * (1 - decay) * back
+        share *= decay
+    assert age == pytest.approx(steps / 10, rel=0.01) and share < 1e-12
+
+
+def test_with_another_batch_size_the_examples_and_the_noise_go_on_where_they_were(tmp_path, monkeypatch):
+    first = trainer(batch_size=8)
+    for _ in range(3):
+        first.train_step()
+    path = first.save(tmp_path, {})
+    second = trainer(batch_size=5)
+    second.load(path)
+    asked = []
+    monkeypatch.setattr(training_module, "batch_indices", lambda *of: (asked.append(of[1:3]), batch_indices(*of))[1])
+    keys = []
+    q_sample = second.diffusion.q_sample
+    monkeypatch.setattr(
+        second.diffusion, "q_sample", lambda x, t, key: (keys.append(key.sample_id.tolist()), q_sample(x, t, key))[1]
+    )
+    for _ in range(2):
+        second.train_step()
+    assert asked == [(24, 5), (29, 5)] and keys == [[*range(24, 29)], [*range(29, 34)]]
+    third = trainer(batch_size=5)
+    third.load(second.save(tmp_path, {}))
+    third.train_step()
+    assert asked[-1] == (34, 5)
 
 
 def test_loss_falls():
@@ -443,14 +481,14 @@ def test_state_of_another_timestep_sampling_is_refused_with_nothing_changed(tmp_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "nowhere", "--out", "OUT"], "there is no file or folder nowhere"),
+        (["--data", "nowhere", "--out", "OUT"], "/nowhere; give a folder of images"),
         ([*TINY, "--out", "FILE"], "FILE"),
         ([*TINY, "--out", "OUT", "--resume"], "there is no checkpoint"),
         ([*TINY, "--out", "OUT", "--channel-mult", "1,x"], "expected integers separated by commas"),
         ([*TINY, "--out", "OUT", "--schedule", "quartic"], "linear, cosine"),
         ([*TINY, "--out", "OUT", "--schedule", "linear", "--timesteps", "10"], "T >= 21"),
         ([*TINY, "--out", "OUT", "--prediction", "noise"], "noise"),
-        ([*TINY, "--out", "OUT", "--zero-terminal-snr"], "Choose prediction = 'v'"),
+        ([*TINY, "--out", "OUT", "--prediction", "eps", "--zero-terminal-snr"], "Choose prediction = 'v'"),
         ([*TINY, "--out", "OUT", "--variance", "learned", "--loss", "simple"], "choose loss = 'hybrid'"),
         ([*TINY, "--out", "OUT", "--loss", "vlb", "--loss-weighting", "min_snr"], "choose loss_weighting = 'none'"),
         ([*TINY, "--out", "OUT", "--timestep-sampling", "even"], "uniform, stratified, loss_second_moment"),
@@ -547,7 +585,7 @@ def test_conditioning_follows_the_labels_unless_told_otherwise(tmp_path, options
 
 @pytest.mark.parametrize(("channels", "groups"), [(128, 32), (64, 16), (32, 8), (50, 10), (6, 1), (2, 1)])
 def test_norm_groups(channels, groups):
-    assert train.norm_groups(channels) == groups
+    assert training_setup.norm_groups(channels) == groups
 
 
 def test_broken_file_is_named_and_skipped_or_stops_the_run(tmp_path):

@@ -1,7 +1,7 @@
 """A number that diverges shows in every backend as it does in the reference: infinite where it is, and NaN where it is.
 
-What is compared is the kind of each number: of a loss, of a state, and of what a gradient is made of. The exact decoder is
-left out: a thousand deviations away the kernels' series are right, and the reference's difference of two CDFs is not.
+What is compared is the kind of each number: of a loss, of a state, and of what a gradient is made of. The exact decoder
+is left out: a thousand deviations away the kernels' series are right and the reference's difference of two CDFs is not.
 """
 
 import math

@@ -4,8 +4,11 @@ of csrc/ops.h, field by field. What arrives here has been checked by the public 
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,16 +16,43 @@ from torch import Tensor
 from ddpm_fast.noise import NoiseKey
 from ddpm_fast.ops.tensors import ReverseStep, VlbTerms, is_channels_last
 
+PACKAGE = Path(__file__).resolve().parents[2]
+
+
+def why_unavailable(error: ImportError, package: Path = PACKAGE) -> str:
+    """Why the C++ kernels cannot be used, and what to do.
+
+    Args:
+        error: What importing them raised.
+        package: The folder of this package.
+    """
+    if any((package / f"_C{suffix}").exists() for suffix in EXTENSION_SUFFIXES):
+        return f"the C++ kernels in {package} cannot be loaded ({error}): install the package again"
+    installed = [Path(entry, "ddpm_fast") for entry in sys.path]
+    built = [folder for folder in installed if any((folder / f"_C{suffix}").exists() for suffix in EXTENSION_SUFFIXES)]
+    if built:
+        return (
+            f"the C++ kernels are not in the source folder {package}, which hides the package that is installed in "
+            f"{built[0]}: run from another folder, or install from this one with: pip install -e ."
+        )
+    if others := sorted(path.name for path in package.glob("_C.*")):
+        return f"the C++ kernels in {package} are for another Python ({others[0]}): install the package with this one"
+    return (
+        f"the C++ kernels are not in {package}: when the package was installed there was no C++ compiler, or it "
+        "failed. Install it again with one at hand (g++ or clang++); pip install -v shows what happens"
+    )
+
+
 try:
-    from ddpm_fast import _C  # type: ignore[attr-defined]  # built from C++
+    import ddpm_fast._C as _C  # type: ignore[import-not-found]  # built from C++
 
     unavailable = ""
 except ImportError as error:
     _C = None
-    unavailable = (
-        f"the C++ extension cannot be imported ({error}). Install the package with a C++ compiler at hand, from its "
-        "source folder: pip install -e ."
-    )
+    unavailable = why_unavailable(error)
+
+# Whether a call of a kernel can use several threads. Without OpenMP, which Apple's compiler lacks, it cannot.
+has_threads = getattr(_C, "threads", True)
 
 DTYPES = {torch.uint8: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # DType of csrc/storage.h
 _NO_IMAGE = (0, 1, False)
