@@ -78,6 +78,15 @@ def plain_errors(says_missing_kernels: bool = True) -> Iterator[None]:
                 raise
             errors.print(f"[bold red]Error:[/] {escape(what)}")
             raise typer.Exit(2) from None
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, typer.Exit) or not is_out_of_memory(error):
+                raise
+            reason = (str(error) or "MemoryError").splitlines()[0]
+            errors.print(
+                f"[bold red]Error:[/] there is not enough memory ({escape(f'{reason:.200}')}): take a smaller "
+                "--batch-size, smaller images or a smaller model"
+            )
+            raise typer.Exit(2) from None
 
 
 def _in_words(error: Exception) -> str:
