@@ -11,7 +11,6 @@ import io
 import json
 import os
 import random
-import resource
 import shutil
 import socket
 import sys
@@ -32,7 +31,7 @@ from ddpm_fast.data.load import Dataset, load_dataset, read_picture
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint, tensorfile
 from tests.fuzz import damage, material
-from tests.fuzz.supervise import Failed, Fuzzer, Notes, folder
+from tests.fuzz.supervise import Failed, Fuzzer, Notes, folder, limit_memory, memory
 
 SECONDS = 10.0
 MEGABYTES = 150  # that loading a small file may take; a picture may have the pixels that Pillow allows
@@ -63,7 +62,7 @@ def run(rng: random.Random, notes: Notes) -> int:
         raise Failed(f"{name}: {type(error).__name__}{_place_of(error)}", f"{how}\n{what[-1500:]}") from error
     else:
         notes(lambda: f"loaded; warnings: {[str(w.message)[:200] for w in caught]}")
-    took = (_peak() - before) / 1024
+    took = (memory("VmHWM") - before) / 1024
     if _started:
         raise Failed(f"{name}: started {_started[0].split()[0]}", f"{how}\n{_started}")
     if took > most:
@@ -97,19 +96,7 @@ def _reset_peak() -> int:
     """Forget the peak of memory. Returns what is in use, in kB."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def _peak() -> int:
-    return _status("VmHWM")
-
-
-def _status(field: str) -> int:
-    try:
-        text = Path("/proc/self/status").read_text()
-    except OSError:  # not Linux
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(text.split(f"{field}:")[1].split()[0])
+    return memory("VmRSS")
 
 
 def _watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -128,8 +115,7 @@ def prepare() -> None:
         (programs / name).write_text("#!/bin/sh\nexit 0\n")
         (programs / name).chmod(0o755)
     os.environ["PATH"] = f"{programs}:{os.environ['PATH']}"
-    limit = _status("VmSize") * 1024 + 4 * 2**30
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    limit_memory(4)
     sys.addaudithook(_watch)
 
 
