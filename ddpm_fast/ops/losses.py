@@ -62,9 +62,12 @@ def _loss_backward_empty(stored, scale):
     return like(stored)
 
 
-def _refuse_gradient_of(op: str, what: str, gradient: Tensor | None) -> None:
-    if gradient is not None:
-        raise RuntimeError(f"{op} is differentiable in its first result alone: call .detach() on {what}")
+def _save_loss(ctx, outputs, *others):
+    """Saves what the backward needs, and after it the loss, which leads a second derivative back to the output."""
+    ctx.save_for_backward(*others, outputs[0])
+    ctx.mark_non_differentiable(*outputs[1:])
+    # Without this, zero gradients of the other results are made every time, one of them of the image's size.
+    ctx.set_materialize_grads(False)
 
 
 def _loss_backward(stored, scale):
@@ -126,16 +129,13 @@ def _diffusion_loss(output, x0, t, table, noise, with_residual):
 
 
 def _diffusion_loss_save(ctx, inputs, outputs):
-    ctx.save_for_backward(outputs[1], inputs.t, inputs.table)
-    # The residual gets no gradient. Without this, a zero one of the image's size is made for it every time.
-    ctx.set_materialize_grads(False)
+    _save_loss(ctx, outputs, outputs[1], inputs.t, inputs.table)
 
 
-def _diffusion_loss_backward(ctx, grad_loss, grad_residual):
-    _refuse_gradient_of("diffusion_loss", "the residual", grad_residual)
+def _diffusion_loss_backward(ctx, grad_loss, _):
     if grad_loss is None:
         return {}
-    residual, t, table = ctx.saved_tensors
+    residual, t, table, _ = ctx.saved_tensors
     elements = residual[0].numel() if residual.shape[0] else 1
     scale = grad_loss * table[t, 2].to(grad_loss.dtype) * (2.0 / elements)
     return {"output": _ops.loss_backward(residual, scale[:, None])}
@@ -247,17 +247,13 @@ def _vlb_terms(output, x0, t, table, noise, with_gradient):
 
 
 def _bound_save(ctx, inputs, outputs):
-    ctx.save_for_backward(*outputs[-2:])
-    # Neither what is kept nor a metric gets a gradient. Without this, zero ones are made of them every time.
-    ctx.set_materialize_grads(False)
+    _save_loss(ctx, outputs, *outputs[-2:])
 
 
-def _bound_backward(ctx, grad_loss, *others):
-    for other in others:
-        _refuse_gradient_of("the variational bound", "what it returns besides", other)
+def _bound_backward(ctx, grad_loss, *_):
     if grad_loss is None:
         return {}
-    gradient, factors = ctx.saved_tensors
+    gradient, factors, _ = ctx.saved_tensors
     return {"output": _ops.loss_backward(gradient, grad_loss[:, None] * factors)}
 
 

@@ -103,8 +103,7 @@ def test_the_other_results_of_a_loss_have_no_gradient():
     _, residual = torch.ops.ddpm_fast.diffusion_loss(
         out, X0, T, LOSS_TABLE, None, KEY.seed, KEY.sample_id, KEY.step, 0, True
     )
-    with pytest.raises(RuntimeError, match="differentiable in its first result alone"):
-        residual.sum().backward()
+    assert not residual.requires_grad
 
 
 def test_an_op_without_a_gradient_refuses_one():
