@@ -234,6 +234,9 @@ def test_a_last_state_that_cannot_be_saved_is_an_error(tmp_path, data, monkeypat
     told = start(data, out, f"--steps={9 if stopped else 3}", "--save-every=2", status=1).stdout
     assert "Stopped at step 3, which could not be saved." in told
     assert f"The last saved state is {out / 'step-00000002.safetensors'}" in told and "Done" not in told
+    # Of a run that is over, the model is written all the same.
+    steps = checkpoint.load_model(out / "model.safetensors").config["training"]["steps"]
+    assert steps == (2 if stopped else 3) and ("the finished model" in told) != stopped
     (out / "step-00000003.safetensors").rmdir()
     assert "Resuming at step 2" in command("--out", out, "--resume").stdout
 
