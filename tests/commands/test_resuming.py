@@ -78,8 +78,8 @@ def test_a_renamed_class_is_refused_even_with_new_data(data, out):
 def test_the_classes_of_new_data_are_matched_by_name(tmp_path, data, out, monkeypatch):
     dogs = pictures(tmp_path / "dogs", ["dog"], first=7)
     seen = []
-    train_step = training.Trainer.train_step
-    monkeypatch.setattr(training.Trainer, "train_step", lambda self: (seen.append(self.dataset), train_step(self))[1])
+    load = training.Trainer.load
+    monkeypatch.setattr(training.Trainer, "load", lambda self, path: (seen.append(self.dataset), load(self, path))[1])
     command("--data", dogs, "--out", out, "--resume", "--new-data", "--steps=3")
     assert seen[0].labels.tolist() == [1] * 4 and seen[0].label_names == ["cat", "dog"]
     assert meta(out)["label_names"] == ["cat", "dog"]
@@ -258,6 +258,41 @@ def test_a_new_run_that_fails_leaves_no_folder(tmp_path, data):
     start(tmp_path / "nowhere", tmp_path / "new", status=2)
     command("--out", tmp_path / "new", "--resume", status=2)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda said: said.update(step=0.5), "step"),
+        (lambda said: said.pop("arguments"), "arguments"),
+        (lambda said: said["arguments"].update(lr="fast"), "--lr"),
+        (lambda said: said.update(label_names=5, training=[]), "label_names, training"),
+        (lambda said: said.update(unet={}), "another network"),
+    ],
+)
+def test_an_edited_state_is_refused(out, change, message):
+    rewrite(checkpoint.latest_checkpoint(out), change)
+    assert message in command("--out", out, "--resume", "--steps=3", status=2).stderr
+
+
+@pytest.mark.parametrize("harm", ["missing", "unexpected", "another kind"])
+def test_a_state_with_other_tensors_is_refused(out, harm):
+    path = checkpoint.latest_checkpoint(out)
+    tensors, said = checkpoint.read_training(path)
+    name = "model.conv_in.weight"
+    if harm == "unexpected":
+        tensors["model.more"] = tensors[name]
+    elif harm == "another kind":
+        tensors[name] = tensors[name].double()
+    else:
+        del tensors[name]
+    checkpoint.save_training(path, tensors, said)
+    refused = command("--out", out, "--resume", "--steps=3", status=2).stderr
+    assert harm in refused and (name.removeprefix("model.") in refused or "more" in refused)
+
+
+def test_a_name_that_is_too_long_is_an_error(tmp_path, data):
+    assert "name too long" in start(data, tmp_path / ("x" * 256), status=2).stderr
 
 
 # The machine
