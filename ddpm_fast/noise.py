@@ -72,9 +72,9 @@ class NoiseKey:
                     f"NoiseKey.{name} is a {type(value).__name__}; expected an int64 tensor. NoiseKey.of(seed, n) "
                     "makes a key from integers."
                 )
-            if value.dtype != torch.int64 or value.ndim != ndim:
+            if value.dtype != torch.int64 or value.ndim != ndim or value.layout is not torch.strided:
                 raise InputError(
-                    f"NoiseKey.{name} is {value.dtype} of shape {tuple(value.shape)}; expected int64 with {ndim} "
+                    f"NoiseKey.{name} is {value.dtype} of shape {tuple(value.shape)}; expected dense int64 with {ndim} "
                     "dimensions. NoiseKey.of(seed, n) makes one from integers."
                 )
             if value.device != self.seed.device:

@@ -16,6 +16,7 @@ from ddpm_fast.ops.checks import (
     check_device,
     check_groups,
     check_image,
+    check_layout,
     check_like,
     check_noise,
     check_tensors,
@@ -40,7 +41,9 @@ def _check_loss(op: str, output: Tensor, x0: Tensor, t: Tensor, table: Tensor, c
 
 def _wants_gradient(op: str, output: Tensor, x0: Tensor, t: Tensor, table: Tensor) -> bool:
     """Whether the forward has to leave something for a backward. The first to look at what a caller gave."""
-    if not (isinstance(output, Tensor) and isinstance(x0, Tensor) and isinstance(t, Tensor)):
+    if not (
+        isinstance(output, Tensor) and isinstance(x0, Tensor) and isinstance(t, Tensor) and isinstance(table, Tensor)
+    ):
         check_tensors(op, output=output, x0=x0, t=t, table=table)
     return output.requires_grad and torch.is_grad_enabled()
 
@@ -51,6 +54,7 @@ def _wants_gradient(op: str, output: Tensor, x0: Tensor, t: Tensor, table: Tenso
 def _loss_backward_empty(stored, scale):
     check_image("loss_backward", "stored", stored)
     check_device("loss_backward", "scale", scale, "stored", stored)
+    check_layout("loss_backward", "scale", scale)
     shape, dtype = tuple(stored.shape), working_dtype(stored)
     groups = scale.shape[1] if scale.ndim == 2 else 0
     fits = scale.ndim == 2 and scale.shape[0] == shape[0] and groups > 0 and shape[1] % groups == 0
@@ -203,10 +207,9 @@ def vlb_terms(output: Tensor, x0: Tensor, t: Tensor, table: Tensor, noise: Tenso
     return VlbTerms(bits, mse_x0.detach())
 
 
-def _bound_empty(output, x0, with_gradient):
-    """(loss, gradient, factors)"""
+def _bound_empty(output, groups, with_gradient):
+    """(loss, gradient, factors); groups: how many times the output has x0's channels."""
     dtype = working_dtype(output)
-    groups = 2 if output.shape[1] > x0.shape[1] else 1
     loss = torch.empty(output.shape[0], dtype=dtype, device=output.device)
     factors = torch.empty((output.shape[0], groups), dtype=dtype, device=output.device)
     return loss, like(output) if with_gradient else output.new_empty(0), factors
@@ -216,7 +219,7 @@ def _hybrid_loss_empty(output, x0, t, table, noise, with_gradient):
     _check_loss("hybrid_loss", output, x0, t, table, columns=11)
     check_groups("hybrid_loss", output, x0, (2,))
     check_noise("hybrid_loss", noise, x0)
-    return _bound_empty(output, x0, with_gradient)
+    return _bound_empty(output, 2, with_gradient)
 
 
 def _hybrid_loss(output, x0, t, table, noise, with_gradient):
@@ -232,7 +235,7 @@ def _vlb_terms_empty(output, x0, t, table, noise, with_gradient):
     _check_loss("vlb_terms", output, x0, t, table, columns=9)
     check_groups("vlb_terms", output, x0, (1, 2))
     check_noise("vlb_terms", noise, x0)
-    bits, gradient, factors = _bound_empty(output, x0, with_gradient)
+    bits, gradient, factors = _bound_empty(output, 2 if output.shape[1] > x0.shape[1] else 1, with_gradient)
     return bits, torch.empty_like(bits), gradient, factors
 
 

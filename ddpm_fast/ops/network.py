@@ -60,7 +60,12 @@ def group_norm(
     """
     if not (isinstance(x, Tensor) and isinstance(weight, Tensor) and isinstance(bias, Tensor)):
         check_tensors("group_norm", x=x, weight=weight, bias=bias)
+    if scale_shift is not None and not (isinstance(scale_shift, tuple | list) and len(scale_shift) == 2):
+        raise InputError(f"group_norm: scale_shift is a {type(scale_shift).__name__}; expected a pair of tensors")
     scale, shift = scale_shift or (None, None)
+    for name, values in (("scale", scale), ("shift", shift), ("added", added)):
+        if values is not None and not isinstance(values, Tensor):
+            check_tensors("group_norm", **{name: values})
     tensors = [values for values in (x, weight, bias, scale, shift, added) if values is not None]
     plain = x.ndim != 4 or torch.compiler.is_compiling() or compat.in_forward_mode()
     if plain or active_backend("group_norm", x.device, *[values.dtype for values in tensors]) == "reference":
@@ -196,6 +201,7 @@ def _group_norm_backward_empty(grad, x, *rest):
             f"[{x.shape[0]}, groups, 2], from group_norm"
         )
     check_device(op, "statistics", statistics, "x", x)
+    check_layout(op, "statistics", statistics)
     check_like(op, "grad", grad, "x", x)
     check_dtype(op, "grad", grad.dtype, (x.dtype,))
     dx = torch.empty_like(x, memory_format=torch.channels_last)
@@ -236,8 +242,13 @@ def winograd_filters(weight: Tensor) -> Tensor:
     Raises:
         InputError: the weight is not that of a 3x3 convolution.
     """
-    if weight.ndim != 4 or weight.shape[2:] != (3, 3):
-        raise InputError(f"winograd_filters: weight has shape {tuple(weight.shape)}; expected [K, C, 3, 3]")
+    check_tensors("winograd_filters", weight=weight)
+    check_dtype("winograd_filters", "weight", weight.dtype)
+    check_layout("winograd_filters", "weight", weight)
+    if weight.ndim != 4 or weight.shape[2:] != (3, 3) or not weight.numel():
+        raise InputError(
+            f"winograd_filters: weight has shape {tuple(weight.shape)}; expected [K, C, 3, 3] of at least one channel"
+        )
     to_points, _, _ = reference.winograd_matrices(weight.device)
     both = (to_points[:, None, :, None] * to_points[None, :, None, :]).reshape(36, 9)
     k, c = weight.shape[:2]
@@ -267,9 +278,9 @@ def winograd(x: Tensor, filters: Tensor, bias: Tensor | None, out_channels: int)
     Raises:
         InputError: shapes, dtypes or devices do not fit, or a gradient would be lost.
     """
-    if not (isinstance(x, Tensor) and isinstance(filters, Tensor)):
-        check_tensors("winograd", x=x, filters=filters)
     tensors = (x, filters) if bias is None else (x, filters, bias)
+    if not all(isinstance(tensor, Tensor) for tensor in tensors):
+        check_tensors("winograd", x=x, filters=filters, **({} if bias is None else {"bias": bias}))
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         raise InputError("winograd has no gradient: use torch.nn.functional.conv2d, or torch.no_grad()")
     return _ops.winograd(x, filters, bias, out_channels)
@@ -298,7 +309,10 @@ def _winograd_empty(x, filters, bias, out_channels):
 def _winograd(x, filters, bias, out_channels):
     out = _winograd_empty(x, filters, bias, out_channels)
     bias = None if bias is None else bias.float().contiguous()
-    kernel_for("winograd", x)(_channels_last(x), filters.contiguous(), bias, out)
+    filters = filters.contiguous()
+    if filters.data_ptr() % 64:  # the kernels load whole registers; torch's own memory begins at such an address
+        filters = filters.clone()
+    kernel_for("winograd", x)(_channels_last(x), filters, bias, out)
     return out
 
 

@@ -293,15 +293,15 @@ ERRORS = {
     ),
     "seed that is no scalar": (
         lambda: NoiseKey(torch.tensor([1]), torch.arange(2), torch.tensor(0)),
-        ["NoiseKey.seed", "(1,)", "int64 with 0 dimensions", "NoiseKey.of"],
+        ["NoiseKey.seed", "(1,)", "dense int64 with 0 dimensions", "NoiseKey.of"],
     ),
     "float step": (
         lambda: NoiseKey(torch.tensor(1), torch.arange(2), torch.tensor(0.0)),
-        ["NoiseKey.step", "torch.float32", "int64 with 0 dimensions"],
+        ["NoiseKey.step", "torch.float32", "dense int64 with 0 dimensions"],
     ),
     "scalar sample id": (
         lambda: NoiseKey(torch.tensor(1), torch.tensor(2), torch.tensor(0)),
-        ["NoiseKey.sample_id", "()", "int64 with 1 dimensions"],
+        ["NoiseKey.sample_id", "()", "dense int64 with 1 dimensions"],
     ),
     "int32 sample ids": (
         lambda: NoiseKey(torch.tensor(1), torch.arange(2, dtype=torch.int32), torch.tensor(0)),

@@ -40,6 +40,8 @@ def refusal(device: torch.device) -> str:
 
 
 def normal(key: NoiseKey, out: Tensor) -> None:
+    if not out.numel():
+        return
     out.copy_(draw(key, out, torch.float32))
 
 
@@ -275,6 +277,9 @@ def plain_group_norm(norm: Norm) -> Tensor:
     y = x.to(compute)
     if added is not None:
         y = y + per_channel(added.to(compute), x)
+    if torch.is_grad_enabled() and not y.requires_grad:
+        # torch 2.13 crashes in the backward of a channels_last image that needs no gradient where the weight does.
+        y = y.contiguous()
     y = F.group_norm(y, groups, weight.to(compute), bias.to(compute), eps)
     if scale is not None and shift is not None:
         y = y * (1 + per_channel(scale.to(compute), x)) + per_channel(shift.to(compute), x)
