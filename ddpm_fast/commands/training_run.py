@@ -34,7 +34,6 @@ class TrainingRun:
         self.trainer, self.arguments, self.out = trainer, arguments, Path(arguments["out"])
         self._stopping, self._lock = stopping, lock
         self.saved, self.saved_step = saved, trainer.step
-        stopping.hold()
         stopping.first = "saving, then stopping; Ctrl-C again to abort"
         stopping.abort = lambda: f"aborted; the last saved state is {self.saved or 'none'}"
 
@@ -79,11 +78,8 @@ class TrainingRun:
         """
         if self.trainer.device.type != "cpu":
             return self.trainer.train_step()
-        self._stopping.at_once = True
-        try:
+        with self._stopping.anywhere():
             return self.trainer.train_step(self._stopping.hold)
-        finally:
-            self._stopping.hold()
 
     def _save(self) -> None:
         step = self.trainer.step

@@ -26,7 +26,7 @@ from ddpm_fast.files import checkpoint
 from ddpm_fast.loops import graphs
 from ddpm_fast.loops.metrics import NonFiniteLoss
 from ddpm_fast.loops.timesteps import TIMESTEP_SAMPLINGS
-from ddpm_fast.loops.training_state import check_tensors, machine, read_state
+from ddpm_fast.loops.training_state import check_network, check_tensors, machine, read_state
 from ddpm_fast.nn import EMA, UNet, UNetConfig
 from ddpm_fast.noise import NoiseKey, Stream, uniform_integers
 
@@ -301,12 +301,12 @@ class Trainer:
         checkpoint.save_model(folder / MODEL_NAME, self.ema.state_dict(), self.model_config())
 
     def complete(self, folder: Path) -> bool:
-        """Write model.safetensors again unless it holds the averaged weights of this step.
+        """Finish what a process that was killed after it had written the training state of this step left undone.
 
-        A process that was killed after it had written a training state may have left none, or that of another step.
+        It may have left no model.safetensors or that of another step, unfinished files, and states that are too old.
 
         Returns:
-            Whether it was written.
+            Whether model.safetensors was written.
 
         Raises:
             InputError: If it cannot be written.
@@ -320,10 +320,11 @@ class Trainer:
             torch.equal(found[name], average.detach().to("cpu", found[name].dtype))
             for name, average in averages.items()
         )
-        if same and config["training"]["steps"] == self.step:
-            return False
-        self._save_model(folder)
-        return True
+        same = same and config["training"]["steps"] == self.step
+        if not same:
+            self._save_model(folder)
+        checkpoint.prune_checkpoints(folder, KEEP_CHECKPOINTS)
+        return not same
 
     def load(self, path: Path) -> None:
         """Continue from a training state.
@@ -332,13 +333,7 @@ class Trainer:
             InputError: If it is damaged, or was saved with another network or another timestep sampling.
         """
         tensors, meta = read_state(path)
-        network, stored = self.model.config.to_dict(), meta["unet"]
-        if differing := sorted(n for n in network.keys() | stored.keys() if network.get(n) != stored.get(n)):
-            details = ", ".join(f"{name} is {stored.get(name)} and here {network.get(name)}" for name in differing)
-            raise InputError(
-                f"{path} holds another network than this run's ({details}): resume with the arguments, and with images "
-                "of the size, channels and classes, that the run was started with"
-            )
+        check_network(path, meta, self.model.config)
         for prefix, own in (("model.", self.model.state_dict()), ("ema.", self.ema.state_dict())):
             check_tensors(path, checkpoint.take_prefix(prefix, tensors), own)
         self.timestep_sampler.load_state_dict(checkpoint.take_prefix("timesteps.", tensors))

@@ -16,6 +16,7 @@ from torch import Tensor
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint, tensorfile
 from ddpm_fast.files.fit import offenders
+from ddpm_fast.nn import UNetConfig
 
 _MOST = 2**48  # training steps and examples, which are multiplied by batch sizes in 64 bits
 
@@ -69,6 +70,17 @@ def read_state(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, An
             f"{path}: {', '.join(wrong)} in its meta is not what a training writes: use a state that nobody edited"
         )
     return tensors, meta
+
+
+def check_network(path: Path, meta: Mapping[str, Any], network: UNetConfig) -> None:
+    """Raises InputError unless the state is one of this network. meta: What the state says about itself."""
+    own, stored = network.to_dict(), meta["unet"]
+    if differing := sorted(name for name in own.keys() | stored.keys() if own.get(name) != stored.get(name)):
+        details = ", ".join(f"{name} is {stored.get(name)!r:.99} and here {own.get(name)}" for name in differing)
+        raise InputError(
+            f"{path} holds another network than this run's ({details}): resume with the arguments, and with images of "
+            "the size, channels and classes, that the run was started with"
+        )
 
 
 def check_tensors(path: Path, found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:

@@ -238,6 +238,14 @@ def test_resuming_writes_a_model_that_is_not_the_state_s_again(tmp_path, data, o
     assert checkpoint.load_model(model).config["training"]["steps"] == steps
 
 
+def test_resuming_a_finished_run_removes_what_a_killed_one_left(tmp_path, out):
+    checkpoint.checkpoint_path(out, 0).write_bytes(checkpoint.checkpoint_path(out, 1).read_bytes())
+    (out / ".ddpm_fast-0123456789abcdef.tmp").write_bytes(b"half a state")
+    command("--out", out, "--resume")
+    found = sorted(path.name for path in out.iterdir())
+    assert found == ["curves", "model.safetensors", "step-00000001.safetensors", "step-00000002.safetensors"]
+
+
 def test_a_model_without_a_state_is_not_overwritten(tmp_path, data, out):
     for state in out.glob("step-*"):
         state.unlink()
@@ -268,6 +276,7 @@ def test_a_new_run_that_fails_leaves_no_folder(tmp_path, data):
         (lambda said: said["arguments"].update(lr="fast"), "--lr"),
         (lambda said: said.update(label_names=5, training=[]), "label_names, training"),
         (lambda said: said.update(unet={}), "another network"),
+        (lambda said: said["arguments"].update(model_channels=8192), "another network"),
     ],
 )
 def test_an_edited_state_is_refused(out, change, message):
