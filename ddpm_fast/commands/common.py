@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from ddpm_fast import compat, starting
 from ddpm_fast.errors import InputError, printable
+from ddpm_fast.files.memory import is_out_of_memory
 from ddpm_fast.ops.backends import extension
 
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
@@ -58,7 +59,7 @@ def plain_errors(says_missing_kernels: bool = True) -> Iterator[None]:
     """What every command does its work in.
 
     An InputError ends the command with its message and status 2 instead of a traceback, and so does a file that the
-    system refuses. A warning is a line. If the fast kernels are missing, a line says so.
+    system refuses, or a lack of memory. A warning is a line. If the fast kernels are missing, a line says so.
 
     Args:
         says_missing_kernels: False for a command that says so itself.
@@ -79,6 +80,15 @@ def plain_errors(says_missing_kernels: bool = True) -> Iterator[None]:
                 raise
             # A file that cannot be used, where nothing more is known of what it was for.
             errors.print(f"[bold red]Error:[/] {escape(f'{error.strerror}: {os.fsdecode(error.filename)}')}")
+            raise typer.Exit(2) from None
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, typer.Exit) or not is_out_of_memory(error):
+                raise
+            reason = (str(error) or "MemoryError").splitlines()[0]
+            errors.print(
+                f"[bold red]Error:[/] there is not enough memory ({escape(f'{reason:.200}')}): take a smaller "
+                "--batch-size, smaller images or a smaller model"
+            )
             raise typer.Exit(2) from None
 
 
