@@ -225,8 +225,8 @@ def _work(fuzzer: Fuzzer, seed: int, first: int, last: int | None, shared: mmap.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     warnings.simplefilter("ignore")
     fuzzer.prepare()
-    notes, case, calls = Notes(aloud=False), first, 0
-    while True:
+    notes, case, calls, parent = Notes(aloud=False), first, 0, os.getppid()
+    while os.getppid() == parent:
         if case == last:
             shared[_STOP] = 1
         # Not pack_into, which first fills the place with zeros: the parent would see those.
