@@ -35,7 +35,6 @@ ODD = (
     np.bool_(True),
     np.array(2),
     torch.tensor(2),
-    torch.tensor(2.5),
     torch.tensor([1]),
     object,
 )

@@ -38,7 +38,14 @@ LOOSE = {"group_norm": 1e-5, "group_norm_backward": 1e-4, "winograd": 3e-5, "hyb
 
 
 # Too little memory, and what the dispatcher says of an argument that the schema does not allow.
-_TORCHS_OWN = ("allocate memory", "overflow", "too large", "Expected a value of type", "expected value of type")
+_TORCHS_OWN = (
+    "allocate memory",
+    "overflow",
+    "too large",
+    "Expected a value of type",
+    "expected value of type",
+    "Boolean value of Tensor",
+)
 
 
 class Outcome:
