@@ -151,13 +151,13 @@ def test_silu_over_the_whole_range(isa):
     expected = F.silu(finite)
     relative = torch.where(finite < -8, 5e-6, 7e-7)  # SiLU of -8 is -0.0027
     assert ((y[:-3] - expected).abs() <= 1e-35 + relative * expected.abs()).all()
-    assert y[-2].abs() <= 1e-35 and y[-3] == torch.inf and y[-1].isnan()
+    assert y[-3] == torch.inf and y[-2:].isnan().all()  # what is not finite shows, as it does in torch's
 
     _, sums = torch.ops.ddpm_fast.group_norm_backward(grad, x, torch.ones(n), u, None, None, None, statistics, True)
     finite = finite.requires_grad_()
     (slope,) = torch.autograd.grad(F.silu(finite).sum(), finite)
     assert ((sums[0, 0, :-3] - slope).abs() <= 3e-7).all()
-    assert sums[0, 0, -3] == 1 and sums[0, 0, -2].abs() <= 1e-35 and sums[0, 0, -1].isnan()
+    assert sums[0, 0, -3:].isnan().all()
 
 
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16], ids=["fp32 weights", "bf16 weights"])

@@ -141,15 +141,16 @@ def train_step(output, x0, seed, sample_id, step):
     """What a user's compiled training step does: noise, run a network, take the loss."""
     key = NoiseKey(seed, sample_id, step)
     x_t = ops.q_sample(x0, T, Q_TABLE, key)
-    return x_t, ops.diffusion_loss(output * x_t, x0, T, LOSS_TABLE, key).mean()
+    return x_t, ops.diffusion_loss(output * x_t, x0.detach(), T, LOSS_TABLE, key).mean()
 
 
 def bound_step(output, x0, seed, sample_id, step):
     """The same with a learned variance: L_hybrid, and the bound of the same output."""
     key = NoiseKey(seed, sample_id, step)
     both = torch.cat([output, output * x0], 1)
-    hybrid = ops.hybrid_loss(both, x0, T, HYBRID_TABLE, key)
-    fixed, learned = (ops.vlb_terms(out, x0, T, BOUND_TABLE, key) for out in (output, both))
+    images = x0.detach()  # the losses have no gradient in them
+    hybrid = ops.hybrid_loss(both, images, T, HYBRID_TABLE, key)
+    fixed, learned = (ops.vlb_terms(out, images, T, BOUND_TABLE, key) for out in (output, both))
     return both, hybrid.mean(), fixed.bits_per_dim.mean(), learned.bits_per_dim.mean(), learned.mse_x0.mean()
 
 
