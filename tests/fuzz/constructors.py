@@ -285,7 +285,7 @@ def _check_refused(name: str, given: dict[str, Any], said: str, error: InputErro
 
 def _check_taken(name: str, given: dict[str, Any], said: str) -> None:
     for key, value in given.items():
-        if key in WHOLE and plain_number(value) is None and not (value is None and key == "batch_size"):
+        if key in WHOLE and plain_number(value) is None and value is not None:
             raise Failed(f"{name}: {key} is taken that is no number", said)
         if key in ("eta", "guidance", "guidance_rescale", "dynamic_threshold") and value is not None:
             try:

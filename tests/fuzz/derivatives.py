@@ -50,9 +50,31 @@ def check_derivatives(call: Call, name: str, said: object, rng: random.Random) -
     if wanted is None:
         return 1 + _check_against_reference(made, name, said, leaves, incoming, found)
     expected = torch.autograd.grad(wanted, list(double.values()), incoming.double(), allow_unused=True)
-    for leaf, one, other in zip(leaves, found, expected, strict=True):
-        _compare(call, name, said, leaf, leaves[leaf], one, other)
+    try:
+        for leaf, one, other in zip(leaves, found, expected, strict=True):
+            _compare(call, name, said, leaf, leaves[leaf], one, other)
+    except Failed:
+        if not _as_good_as_plain(made, list(leaves.values()), incoming, found, expected):
+            raise
     return 1
+
+
+def _as_good_as_plain(
+    call: Call,
+    leaves: list[Tensor],
+    incoming: Tensor,
+    found: tuple[Tensor | None, ...],
+    expected: tuple[Tensor | None, ...],
+) -> bool:
+    """Whether plain torch is about as far off, as where the variance of a group is tiny."""
+    with ops.use_backend("reference"):
+        plain = torch.autograd.grad(_first(call()), leaves, incoming, allow_unused=True)
+    for one, same, exact in zip(found, plain, expected, strict=True):
+        if one is None or same is None or exact is None:
+            return False
+        if (one.double() - exact).abs().max() > 8 * (same.double() - exact).abs().max():
+            return False
+    return True
 
 
 def _precision(call: Call) -> float:

@@ -35,7 +35,6 @@ ODD = (
     np.bool_(True),
     np.array(2),
     torch.tensor(2),
-    torch.tensor(2.5),
     torch.tensor([1]),
     object,
 )
@@ -95,7 +94,7 @@ def _instead_of_none(call: Call, make: Maker) -> tuple[Any, str]:
 
 def _key(key: NoiseKey, make: Maker) -> tuple[Any, str]:
     rng = make.rng
-    kind = rng.randrange(5)
+    kind = rng.randrange(5) if key.seed.device.type == "cpu" else 1
     if kind == 0:
         return make.key(len(key.sample_id) + rng.choice((-1, 1, 5)) if len(key.sample_id) else 1), "of more samples"
     if kind == 1:

@@ -38,7 +38,14 @@ LOOSE = {"group_norm": 1e-5, "group_norm_backward": 1e-4, "winograd": 3e-5, "hyb
 
 
 # Too little memory, and what the dispatcher says of an argument that the schema does not allow.
-_TORCHS_OWN = ("allocate memory", "overflow", "too large", "Expected a value of type", "expected value of type")
+_TORCHS_OWN = (
+    "allocate memory",
+    "overflow",
+    "too large",
+    "Expected a value of type",
+    "expected value of type",
+    "Boolean value of Tensor",
+)
 
 
 class Outcome:
@@ -68,9 +75,12 @@ def _tensors(value: Any) -> list[Tensor]:
     return [v for part in value for v in _tensors(part)] if isinstance(value, (tuple, list)) else []
 
 
-def is_expected(call: Call, error: BaseException) -> bool:
-    """Whether an error is one that a caller should see: ours, torch's from before our code, or too little memory."""
+def is_expected(call: Call, error: BaseException, changes: Sequence[str]) -> bool:
+    """Whether an error is one that a caller should see: ours, torch's from before our code, Python's for a number that
+    is none, or too little memory."""
     if isinstance(error, InputError):
+        return True
+    if isinstance(error, TypeError) and any("another" in change or "no bool" in change for change in changes):
         return True
     text = str(error)
     if isinstance(error, RuntimeError) and any(words in text for words in _TORCHS_OWN):
@@ -93,7 +103,7 @@ def run(rng: random.Random, notes: Notes) -> int:
     """One case: mostly a call of an op, sometimes of something else that takes numbers."""
     kind = rng.random()
     if kind < 0.25:
-        return constructors.run(rng, notes)
+        return sum(constructors.run(rng, notes) for _ in range(8))
     if kind < 0.28:
         return modules.run(rng, notes)
     if kind < 0.29:
@@ -105,7 +115,7 @@ def run(rng: random.Random, notes: Notes) -> int:
     if rng.random() < 0.7:
         notes(lambda: str(good))
         count += _check(good, guarded, [], rng, notes)
-    for _ in range(rng.choice((0, 2, 4, 6))):  # making the tensors takes longer than calling an op with them
+    for _ in range(rng.choice((0, 4, 8, 12))):  # making the tensors takes longer than calling an op with them
         call = replace(good, arguments=dict(good.arguments))
         changes = [mutate(call, make) for _ in range(rng.choice((1, 1, 1, 2)))]
         notes(lambda call=call: str(call), f"({'; '.join(changes)})")
@@ -126,7 +136,7 @@ def _check(call: Call, guarded: Guarded, changes: Sequence[str], rng: random.Ran
     if found := guarded.damage([v for n in call.written if isinstance(v := call.arguments.get(n), Tensor)]):
         raise Failed(f"{name}: out of bounds", f"{said}{found}; it gave {cpu}")
     if cpu.error is not None:
-        if not is_expected(call, cpu.error):
+        if not is_expected(call, cpu.error, changes):
             what = "".join(traceback.format_exception(cpu.error)[-4:])[:1500]
             raise Failed(f"{name}: {type(cpu.error).__name__}{_where(cpu.error)}", f"{said}{what}")
         if not changes:
@@ -136,8 +146,8 @@ def _check(call: Call, guarded: Guarded, changes: Sequence[str], rng: random.Ran
     plain = Outcome(call, "reference")
     notes("reference ->", lambda: str(plain))
     if plain.error is not None:
-        if isinstance(plain.error, TypeError):  # an odd type, such as an array of no dimensions
-            return 1
+        if isinstance(plain.error, TypeError) or "allocate memory" in str(plain.error):
+            return 1  # an odd type, such as an array of no dimensions; or the reference takes more memory
         raise Failed(f"{name}: taken, but not by the reference", f"{said}cpu: {cpu}\nreference: {plain}")
     guarded.restore()
     _compare(call, name, said, cpu.values, plain.values, _is_judged(call, changes))
@@ -167,8 +177,9 @@ def _check_instruction_sets(call: Call, name: str, said: Said, values: list[Tens
 
 def _is_judged(call: Call, changes: Sequence[str]) -> bool:
     """Whether the values mean anything: a table or statistics of random numbers give what no formula defines."""
-    random_numbers = [c for c in changes if c.startswith(("table", "statistics", "filters")) or "shared" in c]
-    return not random_numbers
+    if call.op == "group_norm_backward" and changes:
+        return False  # the statistics are those of another image
+    return not any(c.startswith(("table", "statistics", "filters")) or "shared" in c for c in changes)
 
 
 def _takes_cpu(call: Call) -> bool:

@@ -168,7 +168,7 @@ class _Worker:
 
     def __init__(self, fuzzer: Fuzzer, seed: int, first: int, last: int | None):
         self.shared = mmap.mmap(-1, 4096)
-        _STATE.pack_into(self.shared, 0, first, time.monotonic(), 0)
+        self.shared[: _STATE.size] = _STATE.pack(first, time.monotonic(), 0)
         self.pipe, writer = os.pipe()
         sys.stdout.flush()
         self.pid = os.fork()
@@ -225,11 +225,12 @@ def _work(fuzzer: Fuzzer, seed: int, first: int, last: int | None, shared: mmap.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     warnings.simplefilter("ignore")
     fuzzer.prepare()
-    notes, case, calls = Notes(aloud=False), first, 0
-    while True:
+    notes, case, calls, parent = Notes(aloud=False), first, 0, os.getppid()
+    while os.getppid() == parent:
         if case == last:
             shared[_STOP] = 1
-        _STATE.pack_into(shared, 0, case, time.monotonic(), calls)
+        # Not pack_into, which first fills the place with zeros: the parent would see those.
+        shared[: _STATE.size] = _STATE.pack(case, time.monotonic(), calls)
         if shared[_STOP]:
             return
         failure, did = attempt(fuzzer, seed, case, notes)
