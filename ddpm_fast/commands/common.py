@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from ddpm_fast import compat, starting
 from ddpm_fast.errors import InputError, printable
+from ddpm_fast.files.memory import is_out_of_memory
 from ddpm_fast.ops.backends import extension
 
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
@@ -58,7 +59,7 @@ def plain_errors(says_missing_kernels: bool = True) -> Iterator[None]:
     """What every command does its work in.
 
     An InputError ends the command with its message and status 2 instead of a traceback, and so does a file that the
-    system refuses. A warning is a line. If the fast kernels are missing, a line says so.
+    system refuses, or a lack of memory. A warning is a line. If the fast kernels are missing, a line says so.
 
     Args:
         says_missing_kernels: False for a command that says so itself.
@@ -71,15 +72,37 @@ def plain_errors(says_missing_kernels: bool = True) -> Iterator[None]:
         warnings.showwarning = _show_warning
         try:
             yield
-        except InputError as error:
-            errors.print(f"[bold red]Error:[/] {escape(str(error))}")
-            raise typer.Exit(2) from None
-        except OSError as error:
-            if error.filename is None or isinstance(error, BrokenPipeError):
+        except Exception as error:
+            what = _in_words(error)
+            if not what:
                 raise
-            # A file that cannot be used, where nothing more is known of what it was for.
-            errors.print(f"[bold red]Error:[/] {escape(f'{error.strerror}: {os.fsdecode(error.filename)}')}")
+            errors.print(f"[bold red]Error:[/] {escape(what)}")
             raise typer.Exit(2) from None
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, typer.Exit) or not is_out_of_memory(error):
+                raise
+            reason = (str(error) or "MemoryError").splitlines()[0]
+            errors.print(
+                f"[bold red]Error:[/] there is not enough memory ({escape(f'{reason:.200}')}): take a smaller "
+                "--batch-size, smaller images or a smaller model"
+            )
+            raise typer.Exit(2) from None
+
+
+def _in_words(error: Exception) -> str:
+    """What to say of an error that is not the package's fault; the empty string for one that may be."""
+    if isinstance(error, InputError):
+        return str(error)
+    if is_out_of_memory(error):
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        return (
+            f"there is not enough memory ({reason:.200}): use a smaller --batch-size, fewer or smaller images, or a "
+            "machine with more memory"
+        )
+    if isinstance(error, OSError) and error.filename is not None and not isinstance(error, BrokenPipeError):
+        # A file that cannot be used, where nothing more is known of what it was for.
+        return f"{error.strerror}: {os.fsdecode(error.filename)}"
+    return ""
 
 
 def _show_warning(

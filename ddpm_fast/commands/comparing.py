@@ -27,7 +27,7 @@ from ddpm_fast.commands.common import (
 )
 from ddpm_fast.commands.drawing import Drawing, partial_path, unused_path
 from ddpm_fast.commands.fitting import is_training_set, load_fitting, say_training_set
-from ddpm_fast.commands.labels import check_null_class, describe_classes, parse_labels
+from ddpm_fast.commands.labels import LABELS_HELP, check_null_class, describe_classes, parse_labels
 from ddpm_fast.commands.stopping import Stopped, stop_signals
 from ddpm_fast.data import Dataset
 from ddpm_fast.errors import InputError
@@ -93,7 +93,8 @@ def samplers(
     ] = None,
     n: Annotated[int, typer.Option("--n", help="number of images for each sampler")] = 64,
     labels: Annotated[
-        str | None, typer.Option(help="classes in turn such as 1,2,3, or none; if not given every class in turn")
+        str | None,
+        typer.Option(help=LABELS_HELP),
     ] = None,
     seed: Annotated[int, typer.Option(help="seed of the noise, which is the same for all samplers")] = 0,
     batch_size: Annotated[int, typer.Option(help="number of images to draw at a time")] = 64,

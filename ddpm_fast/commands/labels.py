@@ -8,6 +8,7 @@ from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files.checkpoint import LoadedModel
 
 MOST_NAMED = 10  # classes that a line names
+LABELS_HELP = "classes by name or index, taken in turn, such as 7 or cat,dog; or none; if not given every class in turn"
 
 
 def parse_labels(

@@ -28,7 +28,7 @@ from ddpm_fast.commands.common import (
     plain_errors,
     say_written,
 )
-from ddpm_fast.commands.labels import describe_classes, parse_labels
+from ddpm_fast.commands.labels import LABELS_HELP, describe_classes, parse_labels
 from ddpm_fast.commands.report import read_report
 from ddpm_fast.data import load_dataset, read_picture
 from ddpm_fast.errors import InputError
@@ -205,7 +205,7 @@ def chain(
     sampler: Annotated[str, typer.Option(help=f"one of {', '.join(SAMPLERS)}")] = "ddpm",
     labels: Annotated[
         str | None,
-        typer.Option(help="the classes: 7, or 1,2,3 (repeated in this order), or none; if not given, every class"),
+        typer.Option(help=LABELS_HELP),
     ] = None,
     columns: Columns = 10,
     seed: Seed = 0,

@@ -5,6 +5,7 @@ What would change the result is refused or has to be asked for: --change for opt
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +23,8 @@ from ddpm_fast.files import checkpoint
 from ddpm_fast.files.atomic import check_writable_folder
 from ddpm_fast.files.lock import FolderLock
 from ddpm_fast.loops.metrics import NonFiniteLoss
-from ddpm_fast.loops.training import MODEL_NAME, machine
+from ddpm_fast.loops.training import MODEL_NAME
+from ddpm_fast.loops.training_state import machine, read_state
 
 # Options that may differ between a run and its continuation, because they do not affect the weights.
 FREE = {
@@ -90,7 +92,7 @@ class State:
 @contextmanager
 def locked_folder(out: Path) -> Iterator[FolderLock]:
     """Inside, the run's folder exists and no other process trains there. It goes again if nothing came of the run."""
-    is_new = not out.exists()
+    is_new = not os.path.lexists(out)  # of a name that is too long it says no, and the next line why
     check_writable_folder(out)
     try:
         with FolderLock(out) as lock:
@@ -134,7 +136,7 @@ def find_state(out: Path, arguments: dict[str, Any]) -> State | None:
         raise InputError(f"no checkpoint in {out} can be read: {reasons}")
     for bad, reason in damaged:
         warn(f"{reason}. It is kept as {set_aside(bad, 'damaged').name}; going on from {path.name}")
-    return State(path, checkpoint.read_training(path)[1])
+    return State(path, read_state(path)[1])
 
 
 def set_aside(path: Path, why: str) -> Path:
@@ -156,6 +158,8 @@ def adopt(options: Options, state: State) -> dict[str, list[Any]]:
     for name, value in (options.defaults | state.meta["arguments"]).items():
         if name in MODES:
             continue
+        if not _is_like(value, options.defaults.get(name)):
+            raise InputError(f"{state.path}: its --{name} is {value!r:.200}: use a state that nobody edited")
         is_given = name in options.given and not (name == "precision" and arguments[name] == "auto")  # stored as chosen
         if not is_given:
             arguments[name] = value
@@ -164,9 +168,16 @@ def adopt(options: Options, state: State) -> dict[str, list[Any]]:
                 raise InputError(_refusal(name, arguments[name], value, state.meta["step"]))
             changes[name] = [value, arguments[name]]
     if arguments["new_data"]:
-        arguments["image_size"] = state.meta["unet"]["image_size"]
-        arguments["channels"] = state.meta["unet"]["in_channels"]
+        arguments["image_size"] = state.meta["unet"].get("image_size")
+        arguments["channels"] = state.meta["unet"].get("in_channels")
     return changes
+
+
+def _is_like(value: object, default: object) -> bool:
+    """Whether a stored argument is of a type that its option has."""
+    if default is None:  # of an option that may be left out, or that must be given
+        return value is None or isinstance(value, (bool, int, str))
+    return type(value) is type(default) or (type(default) is float and type(value) is int)
 
 
 def _refusal(name: str, asked: object, stored: object, step: int) -> str:
@@ -192,7 +203,7 @@ def match_data(dataset: Dataset, state: State, new_data: bool) -> tuple[Dataset,
     Raises:
         InputError: If they differ and must not, or have classes that the run does not have.
     """
-    names = state.meta["label_names"] if state.meta["unet"]["num_classes"] else None
+    names = state.meta["label_names"] if state.meta["unet"].get("num_classes") else None
     stored = state.meta["training"]
     mapped, refusal = dataset, ""
     if names and dataset.label_names != names:
@@ -237,11 +248,11 @@ def compare_machine(meta: dict[str, Any], device: torch.device) -> None:
     if before is None or before == now:
         return
     words = {"device": "on {}", "threads": "with {} threads", "torch": "with torch {}"}
-    names = [name for name in words if before[name] != now[name] and (name != "threads" or device.type == "cpu")]
+    names = [name for name in words if before.get(name) != now[name] and (name != "threads" or device.type == "cpu")]
     if not names:
         return
-    then, here = (" and ".join(words[name].format(part[name]) for name in names) for part in (before, now))
-    way = f" (OMP_NUM_THREADS={before['threads']} sets the number of threads)" if "threads" in names else ""
+    then, here = (" and ".join(words[name].format(part.get(name)) for name in names) for part in (before, now))
+    way = f" (OMP_NUM_THREADS={before.get('threads')} sets the number of threads)" if "threads" in names else ""
     say(
         f"The run was trained {then} until here, and goes on {here}{way}: its weights will be as good, but their bits "
         "will differ from those of an uninterrupted run"

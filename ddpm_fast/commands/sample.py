@@ -26,7 +26,7 @@ from ddpm_fast.commands.common import (
 )
 from ddpm_fast.commands.drawing import Drawable, Drawing, Job, unused_path
 from ddpm_fast.commands.edit import Edit, read_images, round_trip_error
-from ddpm_fast.commands.labels import check_null_class, describe_classes, parse_labels
+from ddpm_fast.commands.labels import LABELS_HELP, check_null_class, describe_classes, parse_labels
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
 from ddpm_fast.files.atomic import check_writable, remove_leftovers
@@ -70,10 +70,7 @@ def main(
     ] = 0,
     labels: Annotated[
         str | None,
-        typer.Option(
-            help="a class such as 7, several in turn such as 1,2,3, or none; if not given every class in turn (none "
-            "when editing)"
-        ),
+        typer.Option(help=LABELS_HELP + " (none when editing)"),
     ] = None,
     init_image: Annotated[
         Path | None, path_option("the picture to edit, or an .npz file of several, used in turn")

@@ -32,7 +32,7 @@ class Stopping:
     Attributes:
         first: What is said at the first signal. It may be changed as the work goes on.
         abort: Gives what is said at a second Ctrl-C. It may be changed as the work goes on.
-        at_once: Whether a signal raises Stopped wherever the main thread is. For work that has nothing to save.
+        at_once: Whether a signal raises Stopped wherever the main thread is; see `anywhere`.
         signal: The first signal that arrived, or None.
     """
 
@@ -58,6 +58,24 @@ class Stopping:
     def hold(self) -> None:
         """From here on a signal waits for the next check."""
         self.at_once = False
+
+    @contextlib.contextmanager
+    def anywhere(self) -> Iterator[None]:
+        """Inside, until `hold` is called, a signal raises Stopped wherever the main thread is.
+
+        Only for work that has nothing to save, and that takes no failure for damage: on its way through other
+        languages Stopped may become another exception, which becomes Stopped again at the end of the block.
+        """
+        self.at_once = True
+        try:
+            self.check()
+            yield
+        except Exception as error:
+            if self and self.at_once:
+                raise Stopped from error
+            raise
+        finally:
+            self.hold()
 
     def handle(self, number: int, _: FrameType | None) -> None:
         """The signal handler."""

@@ -15,13 +15,14 @@ from rich.markup import escape
 
 from ddpm_fast.commands import resuming, training_setup
 from ddpm_fast.commands.common import App, choose_device, path_option, plain_errors
-from ddpm_fast.commands.stopping import Stopped, stop_signals
+from ddpm_fast.commands.stopping import Stopped, Stopping, stop_signals
 from ddpm_fast.commands.training_log import say
 from ddpm_fast.commands.training_run import TrainingRun
 from ddpm_fast.data import BUILTIN
 from ddpm_fast.loops.metrics import NonFiniteLoss
 from ddpm_fast.loops.timesteps import TIMESTEP_SAMPLINGS
 from ddpm_fast.loops.training import MODEL_NAME, Trainer
+from ddpm_fast.loops.training_state import check_network
 from ddpm_fast.objective import LOSSES, PREDICTIONS, VARIANCES, WEIGHTINGS
 from ddpm_fast.schedule import SCHEDULES
 
@@ -126,9 +127,8 @@ def main(
         stop_signals("stopping, before the first step", lambda: "aborted, before the first step") as stopping,
         resuming.locked_folder(out) as lock,
     ):
-        stopping.at_once = True  # until there is something to save
         try:
-            trainer, state = _prepare(resuming.Options.of(context, arguments))
+            trainer, state = _prepare(resuming.Options.of(context, arguments), stopping)
             run = TrainingRun(trainer, arguments, stopping, lock, state.path if state else None)
             _train(run)
         except Stopped:
@@ -137,7 +137,7 @@ def main(
             raise typer.Exit(stopping.status)
 
 
-def _prepare(options: resuming.Options) -> tuple[Trainer, resuming.State | None]:
+def _prepare(options: resuming.Options, stopping: Stopping) -> tuple[Trainer, resuming.State | None]:
     """The trainer, ready for its next step, and the state that it was resumed from."""
     arguments = options.arguments
     out = Path(arguments["out"])
@@ -147,11 +147,13 @@ def _prepare(options: resuming.Options) -> tuple[Trainer, resuming.State | None]
     device = choose_device(arguments["device"])
     training_setup.choose(arguments, device)
     diffusion, config = training_setup.make_diffusion(arguments), training_setup.make_config(arguments)
-    dataset = training_setup.load_images(arguments)
+    dataset = training_setup.load_images(arguments, stopping)
     if state is not None:
         dataset, differing = resuming.match_data(dataset, state, arguments["new_data"])
         changes |= differing
     network = training_setup.make_network(arguments, dataset, diffusion)
+    if state is not None:
+        check_network(state.path, state.meta, network)  # before it is built
     trainer = Trainer(network, diffusion, config, dataset, device, arguments["cuda_graph"])
     if state is not None:
         trainer.load(state.path)

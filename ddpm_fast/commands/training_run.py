@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ddpm_fast.commands.training_log import TrainingLog, warn
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.lock import FolderLock
 from ddpm_fast.loops.metrics import Metrics
-from ddpm_fast.loops.training import Trainer
+from ddpm_fast.loops.training import MODEL_NAME, Trainer
 
 
 class TrainingRun:
@@ -33,7 +34,6 @@ class TrainingRun:
         self.trainer, self.arguments, self.out = trainer, arguments, Path(arguments["out"])
         self._stopping, self._lock = stopping, lock
         self.saved, self.saved_step = saved, trainer.step
-        stopping.hold()
         stopping.first = "saving, then stopping; Ctrl-C again to abort"
         stopping.abort = lambda: f"aborted; the last saved state is {self.saved or 'none'}"
 
@@ -78,11 +78,8 @@ class TrainingRun:
         """
         if self.trainer.device.type != "cpu":
             return self.trainer.train_step()
-        self._stopping.at_once = True
-        try:
+        with self._stopping.anywhere():
             return self.trainer.train_step(self._stopping.hold)
-        finally:
-            self._stopping.hold()
 
     def _save(self) -> None:
         step = self.trainer.step
@@ -92,7 +89,11 @@ class TrainingRun:
             self.saved_step = step
         except (InputError, OSError) as error:
             now = f"the last saved state is {self.saved or 'none'}"
-            if not self._stopping and step < self.arguments["steps"]:
+            if step == self.arguments["steps"]:
+                with suppress(InputError, OSError):
+                    self.trainer.complete(self.out)
+                    now += f"; the finished model, which is much smaller, is in {self.out / MODEL_NAME}"
+            elif not self._stopping:
                 now = f"the training goes on and will be saved at the next occasion; until then {now}"
             warn(f"the state of step {step} could not be saved: {error}. {now[0].upper()}{now[1:]}")
 

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from ddpm_fast.commands.common import choose_dtype, console
+from ddpm_fast.commands.stopping import Stopping
 from ddpm_fast.commands.training_log import say, warn
 from ddpm_fast.data import BUILTIN, Dataset, load_dataset
 from ddpm_fast.diffusion import GaussianDiffusion
@@ -50,11 +51,15 @@ def choose(arguments: dict[str, Any], device: torch.device) -> None:
     arguments["loss"] = arguments["loss"] or ("hybrid" if learned else "simple")
 
 
-def load_images(arguments: dict[str, Any]) -> Dataset:
-    """The dataset. Files that were skipped are shown as warnings."""
+def load_images(arguments: dict[str, Any], stopping: Stopping) -> Dataset:
+    """The dataset. Files that were skipped are shown as warnings. A signal raises Stopped."""
     if not console.is_terminal:
         say(f"Loading images from {escape(arguments['data'])}")
-    with warnings.catch_warnings(record=True) as caught, Progress(transient=True, console=console) as bar:
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        Progress(transient=True, console=console) as bar,
+        stopping.anywhere(),
+    ):
         warnings.simplefilter("always")
         task = bar.add_task("loading images")
         dataset = load_dataset(

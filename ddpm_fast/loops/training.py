@@ -26,6 +26,7 @@ from ddpm_fast.files import checkpoint
 from ddpm_fast.loops import graphs
 from ddpm_fast.loops.metrics import NonFiniteLoss
 from ddpm_fast.loops.timesteps import TIMESTEP_SAMPLINGS
+from ddpm_fast.loops.training_state import check_network, check_tensors, machine, read_state
 from ddpm_fast.nn import EMA, UNet, UNetConfig
 from ddpm_fast.noise import NoiseKey, Stream, uniform_integers
 
@@ -300,12 +301,12 @@ class Trainer:
         checkpoint.save_model(folder / MODEL_NAME, self.ema.state_dict(), self.model_config())
 
     def complete(self, folder: Path) -> bool:
-        """Write model.safetensors again unless it holds the averaged weights of this step.
+        """Finish what a process that was killed after it had written the training state of this step left undone.
 
-        A process that was killed after it had written a training state may have left none, or that of another step.
+        It may have left no model.safetensors or that of another step, unfinished files, and states that are too old.
 
         Returns:
-            Whether it was written.
+            Whether model.safetensors was written.
 
         Raises:
             InputError: If it cannot be written.
@@ -319,10 +320,11 @@ class Trainer:
             torch.equal(found[name], average.detach().to("cpu", found[name].dtype))
             for name, average in averages.items()
         )
-        if same and config["training"]["steps"] == self.step:
-            return False
-        self._save_model(folder)
-        return True
+        same = same and config["training"]["steps"] == self.step
+        if not same:
+            self._save_model(folder)
+        checkpoint.prune_checkpoints(folder, KEEP_CHECKPOINTS)
+        return not same
 
     def load(self, path: Path) -> None:
         """Continue from a training state.
@@ -330,14 +332,10 @@ class Trainer:
         Raises:
             InputError: If it is damaged, or was saved with another network or another timestep sampling.
         """
-        tensors, meta = checkpoint.read_training(path)
-        network, stored = self.model.config.to_dict(), meta["unet"]
-        if differing := sorted(n for n in network.keys() | stored.keys() if network.get(n) != stored.get(n)):
-            details = ", ".join(f"{name} is {stored.get(name)} and here {network.get(name)}" for name in differing)
-            raise InputError(
-                f"{path} holds another network than this run's ({details}): resume with the arguments, and with images "
-                "of the size, channels and classes, that the run was started with"
-            )
+        tensors, meta = read_state(path)
+        check_network(path, meta, self.model.config)
+        for prefix, own in (("model.", self.model.state_dict()), ("ema.", self.ema.state_dict())):
+            check_tensors(path, checkpoint.take_prefix(prefix, tensors), own)
         self.timestep_sampler.load_state_dict(checkpoint.take_prefix("timesteps.", tensors))
         self.model.load_state_dict(checkpoint.take_prefix("model.", tensors))
         self.ema.load_state_dict(checkpoint.take_prefix("ema.", tensors))
@@ -351,11 +349,6 @@ class Trainer:
         self._first_example = seen - self.step * self.config.batch_size
         self._step.fill_(self.step)
         self._advance = self._repeated()  # a new graph, because the optimiser's state is in new tensors
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What the bits of a training step depend on besides its arguments; kept in the training states."""
-    return {"device": device.type, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def _check_fit(network: UNetConfig, diffusion: GaussianDiffusion, dataset: Dataset) -> None:

@@ -51,14 +51,18 @@ class SampleFolder:
             self._folder / images.sample_name(sample_id, label, label_names)
             for sample_id, label in zip(ids, chosen, strict=True)
         ]
-        self._check(settings)
+        self._settings = settings
+        self._check()
         check_writable_folder(self._folder)
-        with atomic_path(self._folder / RECORD) as unfinished:
-            unfinished.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        self._write_record()
 
-    def _check(self, settings: Mapping[str, Any]) -> None:
+    def _write_record(self) -> None:
+        with atomic_path(self._folder / RECORD) as unfinished:
+            unfinished.write_text(json.dumps(self._settings, indent=1) + "\n", encoding="utf-8")
+
+    def _check(self) -> None:
         """Raises InputError for samples of other settings."""
-        record = self._folder / RECORD
+        record, settings = self._folder / RECORD, self._settings
         advice = "give another folder to --out, or remove the images"
         if not record.exists():
             names = [path.name for path in self._folder.glob("*.png")]
@@ -95,6 +99,8 @@ class SampleFolder:
 
     def write(self, part: slice, x: Tensor) -> None:
         """Write the pictures of these samples that are missing. x: [N, C, H, W] in [-1, 1]."""
+        if not (self._folder / RECORD).exists():  # somebody has removed the folder
+            self._write_record()
         labels = None if self._labels is None else self._labels[part]
         images.save_images(self._folder, x, self._ids[part].start, labels, self._names, keep=True)
 

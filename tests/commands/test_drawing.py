@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -194,6 +195,23 @@ def test_a_default_name_never_replaces_a_file(small, tmp_path, monkeypatch):
         assert run("sample", "--model", small, "--n", 1, *BASE).exit_code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["samples-2.png", "samples-3.png", "samples.png"]
     assert unused_path(tmp_path / "nll.json") == tmp_path / "nll.json"
+
+
+def test_a_folder_that_is_removed_meanwhile_can_be_continued_afterwards(small, tmp_path, monkeypatch):
+    before = drawing.Drawing.on_step
+
+    def on_step(self, step):
+        before(self, step)
+        if step.first == 2:
+            shutil.rmtree(tmp_path / "s", ignore_errors=True)
+
+    monkeypatch.setattr(drawing.Drawing, "on_step", on_step)
+    arguments = ("--model", small, "--n", 6, *BASE)
+    assert run("sample", *arguments, "--out", tmp_path / "s").exit_code == 0
+    assert len(pictures(tmp_path / "s")) == 4
+    monkeypatch.undo()
+    assert run("sample", *arguments, "--out", tmp_path / "s").exit_code == 0
+    assert len(pictures(tmp_path / "s")) == 6
 
 
 def test_what_a_killed_command_left_is_removed(small, tmp_path):

@@ -78,8 +78,8 @@ def test_a_renamed_class_is_refused_even_with_new_data(data, out):
 def test_the_classes_of_new_data_are_matched_by_name(tmp_path, data, out, monkeypatch):
     dogs = pictures(tmp_path / "dogs", ["dog"], first=7)
     seen = []
-    train_step = training.Trainer.train_step
-    monkeypatch.setattr(training.Trainer, "train_step", lambda self: (seen.append(self.dataset), train_step(self))[1])
+    load = training.Trainer.load
+    monkeypatch.setattr(training.Trainer, "load", lambda self, path: (seen.append(self.dataset), load(self, path))[1])
     command("--data", dogs, "--out", out, "--resume", "--new-data", "--steps=3")
     assert seen[0].labels.tolist() == [1] * 4 and seen[0].label_names == ["cat", "dog"]
     assert meta(out)["label_names"] == ["cat", "dog"]
@@ -238,6 +238,14 @@ def test_resuming_writes_a_model_that_is_not_the_state_s_again(tmp_path, data, o
     assert checkpoint.load_model(model).config["training"]["steps"] == steps
 
 
+def test_resuming_a_finished_run_removes_what_a_killed_one_left(tmp_path, out):
+    checkpoint.checkpoint_path(out, 0).write_bytes(checkpoint.checkpoint_path(out, 1).read_bytes())
+    (out / ".ddpm_fast-0123456789abcdef.tmp").write_bytes(b"half a state")
+    command("--out", out, "--resume")
+    found = sorted(path.name for path in out.iterdir())
+    assert found == ["curves", "model.safetensors", "step-00000001.safetensors", "step-00000002.safetensors"]
+
+
 def test_a_model_without_a_state_is_not_overwritten(tmp_path, data, out):
     for state in out.glob("step-*"):
         state.unlink()
@@ -258,6 +266,42 @@ def test_a_new_run_that_fails_leaves_no_folder(tmp_path, data):
     start(tmp_path / "nowhere", tmp_path / "new", status=2)
     command("--out", tmp_path / "new", "--resume", status=2)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda said: said.update(step=0.5), "step"),
+        (lambda said: said.pop("arguments"), "arguments"),
+        (lambda said: said["arguments"].update(lr="fast"), "--lr"),
+        (lambda said: said.update(label_names=5, training=[]), "label_names, training"),
+        (lambda said: said.update(unet={}), "another network"),
+        (lambda said: said["arguments"].update(model_channels=8192), "another network"),
+    ],
+)
+def test_an_edited_state_is_refused(out, change, message):
+    rewrite(checkpoint.latest_checkpoint(out), change)
+    assert message in command("--out", out, "--resume", "--steps=3", status=2).stderr
+
+
+@pytest.mark.parametrize("harm", ["missing", "unexpected", "another kind"])
+def test_a_state_with_other_tensors_is_refused(out, harm):
+    path = checkpoint.latest_checkpoint(out)
+    tensors, said = checkpoint.read_training(path)
+    name = "model.conv_in.weight"
+    if harm == "unexpected":
+        tensors["model.more"] = tensors[name]
+    elif harm == "another kind":
+        tensors[name] = tensors[name].double()
+    else:
+        del tensors[name]
+    checkpoint.save_training(path, tensors, said)
+    refused = command("--out", out, "--resume", "--steps=3", status=2).stderr
+    assert harm in refused and (name.removeprefix("model.") in refused or "more" in refused)
+
+
+def test_a_name_that_is_too_long_is_an_error(tmp_path, data):
+    assert "name too long" in start(data, tmp_path / ("x" * 256), status=2).stderr
 
 
 # The machine

@@ -25,14 +25,35 @@ def test_a_signal_is_said_at_once_and_obeyed_at_the_next_check(capfd, number):
 
 
 def test_a_signal_stops_work_that_has_nothing_to_save_wherever_it_is(capfd):
+    with stop_signals("stopping", lambda: "aborted") as stopping, pytest.raises(Stopped), stopping.anywhere():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Exception:
+            pytest.fail("it was taken for a failure of the work")
+    assert stopping.status == 143 and capfd.readouterr().err == "\nSIGTERM: stopping\n"
+
+
+def test_what_other_languages_make_of_a_signal_is_one_again():
     with stop_signals("stopping", lambda: "aborted") as stopping:
-        stopping.at_once = True
-        with pytest.raises(Stopped):
+        with pytest.raises(ZeroDivisionError), stopping.anywhere():
+            raise ZeroDivisionError
+        with pytest.raises(Stopped), stopping.anywhere():
             try:
                 signal.raise_signal(signal.SIGTERM)
-            except Exception:
-                pytest.fail("it was taken for a failure of the work")
-    assert stopping.status == 143 and capfd.readouterr().err == "\nSIGTERM: stopping\n"
+            except Stopped:
+                raise ValueError from None
+        with pytest.raises(Stopped), stopping.anywhere():
+            pytest.fail("a signal that came before was overlooked")
+
+
+def test_work_that_is_held_goes_on_to_the_next_check():
+    with stop_signals("saving first", lambda: "aborted") as stopping:
+        with pytest.raises(ZeroDivisionError), stopping.anywhere():
+            stopping.hold()
+            signal.raise_signal(signal.SIGTERM)
+            raise ZeroDivisionError
+        with pytest.raises(Stopped):
+            stopping.check()
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -119,6 +119,14 @@ def test_a_signal_in_the_first_step_leaves_nothing_and_says_so(tmp_path, data, m
     assert "Stopped before the first step" in told and not (tmp_path / "out").exists()
 
 
+def test_a_signal_while_a_state_is_read_does_not_take_it_for_damaged(tmp_path, data, monkeypatch):
+    out = tmp_path / "out"
+    start(data, out, "--steps=2")
+    act_at(monkeypatch, checkpoint, "read_training", 1, interrupt())
+    told = command("--out", out, "--resume", "--steps=4", status=143).stdout
+    assert "Stopped before" in told and meta(out)["step"] == 2 and not list(out.glob("*.damaged"))
+
+
 def test_a_signal_while_saving_lets_it_finish(tmp_path, data, monkeypatch):
     act_at(monkeypatch, checkpoint, "save_training", 1, interrupt())
     start(data, tmp_path / "out", "--steps=9", "--save-every=2", status=143)
@@ -234,6 +242,9 @@ def test_a_last_state_that_cannot_be_saved_is_an_error(tmp_path, data, monkeypat
     told = start(data, out, f"--steps={9 if stopped else 3}", "--save-every=2", status=1).stdout
     assert "Stopped at step 3, which could not be saved." in told
     assert f"The last saved state is {out / 'step-00000002.safetensors'}" in told and "Done" not in told
+    # Of a run that is over, the model is written all the same.
+    steps = checkpoint.load_model(out / "model.safetensors").config["training"]["steps"]
+    assert steps == (2 if stopped else 3) and ("the finished model" in told) != stopped
     (out / "step-00000003.safetensors").rmdir()
     assert "Resuming at step 2" in command("--out", out, "--resume").stdout
 

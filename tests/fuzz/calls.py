@@ -15,7 +15,6 @@ from ddpm_fast import ops
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.noise import NoiseKey
 from ddpm_fast.objective import Objective
-from ddpm_fast.ops.tensors import unpack_noise
 from ddpm_fast.samplers import SAMPLERS, make_table
 from ddpm_fast.schedule import Schedule
 from tests.fuzz.guard import Guarded
@@ -205,9 +204,13 @@ def normal(make: Maker, direct: bool) -> Call:
 
 
 def _noise_arguments(noise: Tensor | NoiseKey, direct: bool) -> dict[str, Any]:
+    """The noise as the public function takes it, or as the five arguments of the registered op."""
     if not direct:
         return {"noise": noise}
-    return dict(zip(("noise", "seed", "sample_id", "step_id", "stream"), unpack_noise(noise), strict=True))
+    if isinstance(noise, Tensor):
+        return {"noise": noise, "seed": None, "sample_id": None, "step_id": None, "stream": 0}
+    parts = {"seed": noise.seed, "sample_id": noise.sample_id, "step_id": noise.step, "stream": noise.stream}
+    return {"noise": None, **parts}
 
 
 def q_sample(make: Maker, direct: bool) -> Call:

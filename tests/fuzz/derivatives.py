@@ -50,12 +50,43 @@ def check_derivatives(call: Call, name: str, said: object, rng: random.Random) -
     if wanted is None:
         return 1 + _check_against_reference(made, name, said, leaves, incoming, found)
     expected = torch.autograd.grad(wanted, list(double.values()), incoming.double(), allow_unused=True)
-    for leaf, one, other in zip(leaves, found, expected, strict=True):
-        _compare(name, said, leaf, leaves[leaf], one, other)
+    try:
+        for leaf, one, other in zip(leaves, found, expected, strict=True):
+            _compare(call, name, said, leaf, leaves[leaf], one, other)
+    except Failed:
+        if not _as_good_as_plain(made, list(leaves.values()), incoming, found, expected):
+            raise
     return 1
 
 
-def _compare(name: str, said: object, by: str, leaf: Tensor, found: Tensor | None, expected: Tensor | None) -> None:
+def _as_good_as_plain(
+    call: Call,
+    leaves: list[Tensor],
+    incoming: Tensor,
+    found: tuple[Tensor | None, ...],
+    expected: tuple[Tensor | None, ...],
+) -> bool:
+    """Whether plain torch is about as far off, as where the variance of a group is tiny."""
+    with ops.use_backend("reference"):
+        plain = torch.autograd.grad(_first(call()), leaves, incoming, allow_unused=True)
+    for one, same, exact in zip(found, plain, expected, strict=True):
+        if one is None or same is None or exact is None:
+            return False
+        if (one.double() - exact).abs().max() > 8 * (same.double() - exact).abs().max():
+            return False
+    return True
+
+
+def _precision(call: Call) -> float:
+    """That of the least precise of the tensors and dtypes: float64 counts where all are."""
+    values = [v.dtype if isinstance(v, Tensor) else v for v in call.arguments.values()]
+    parts = [p.dtype for v in call.arguments.values() if isinstance(v, tuple) for p in v if isinstance(p, Tensor)]
+    return max([PRECISION[v] for v in (*values, *parts) if isinstance(v, torch.dtype) and v in PRECISION])
+
+
+def _compare(
+    call: Call, name: str, said: object, by: str, leaf: Tensor, found: Tensor | None, expected: Tensor | None
+) -> None:
     if found is None or expected is None:
         if (found is None) != (expected is None) and bool((found if expected is None else expected).any()):
             raise Failed(
@@ -68,7 +99,7 @@ def _compare(name: str, said: object, by: str, leaf: Tensor, found: Tensor | Non
         return
     scale = expected.abs().max().clamp_min(1e-3)
     error = (found.double() - expected).abs()
-    if not bool((error <= 4 * PRECISION[found.dtype] * scale).all()):
+    if not bool((error <= 4 * _precision(call) * scale).all()):
         raise Failed(
             f"{name}: wrong gradient", f"{said}by {by}: off by {error.max():.3g} where the largest is {scale:.3g}"
         )
@@ -121,7 +152,7 @@ def _check_second(
     expected = torch.autograd.grad(wanted.sum() + penalty, inputs, allow_unused=True)
     try:
         for leaf, one, other in zip(leaves, second, expected, strict=True):
-            _compare(name, said, leaf, leaves[leaf], one, other)
+            _compare(call, name, said, leaf, leaves[leaf], one, other)
     except Failed as failed:
         raise Failed(f"{name}: wrong second derivative", failed.what) from None
     return 1

@@ -71,23 +71,27 @@ def _perturbed(self: Trainer, path: Path) -> None:
         next(self.model.parameters()).add_(1e-3)
 
 
-def _other_value(path: Path, form: str) -> Any:
-    tensors, payload = _read(path, form)
-    return {name: tensor + 1 for name, tensor in tensors.items()}, payload
+def _other_value(*arguments: Any) -> Any:
+    return tuple(
+        {name: value + 1 for name, value in part.items()}
+        if isinstance(part, dict) and all(isinstance(value, torch.Tensor) for value in part.values())
+        else part
+        for part in _read(*arguments)
+    )
 
 
-def _raising(path: Path, form: str) -> Any:
+def _raising(*arguments: Any) -> Any:
     raise KeyError("unet")
 
 
-def _greedy(path: Path, form: str) -> Any:
+def _greedy(*arguments: Any) -> Any:
     torch.ones(50 << 20)
-    return _read(path, form)
+    return _read(*arguments)
 
 
-def _starting(path: Path, form: str) -> Any:
+def _starting(*arguments: Any) -> Any:
     os.system("true")
-    return _read(path, form)
+    return _read(*arguments)
 
 
 _read, _load = tensorfile.read, Trainer.load

@@ -58,11 +58,15 @@ def reverse_step(a: dict[str, Any]) -> Tensor:
 
 
 def group_norm(a: dict[str, Any]) -> Tensor:
-    x = a["x"].to(F64).contiguous()
+    x = a["x"].to(F64)
     scale, shift = a["scale_shift"] or (None, None) if "scale_shift" in a else (a["scale"], a["shift"])
     if a["added"] is not None:
         x = x + a["added"].to(F64)[..., None, None]
-    y = F.group_norm(x, a["groups"], a["weight"].to(F64), a["bias"].to(F64), a["eps"])
+    # Not F.group_norm, whose backward crashes for some combinations of what requires a gradient (torch 2.13).
+    groups = x.unflatten(1, (a["groups"], -1))
+    variance, mean = torch.var_mean(groups, (2, 3, 4), correction=0, keepdim=True)
+    y = ((groups - mean) * (variance + a["eps"]).rsqrt()).flatten(1, 2)
+    y = y * a["weight"].to(F64)[:, None, None] + a["bias"].to(F64)[:, None, None]
     if scale is not None:
         y = y * (1 + scale.to(F64)[..., None, None])
     if shift is not None:

@@ -17,6 +17,11 @@ RED = 64  # bytes before and after
 _FILL = 0xFF
 
 
+def _lies_in(x: Tensor, storage: int) -> bool:
+    is_memory = x.layout == torch.strided and x.device.type == "cpu" and x.numel() > 0
+    return is_memory and x.untyped_storage().data_ptr() == storage
+
+
 class Guarded:
     """The guarded tensors of a case: its inputs, and what is made while `outputs` is active."""
 
@@ -40,16 +45,17 @@ class Guarded:
         return made
 
     def damage(self, writable: Sequence[Tensor] = ()) -> str:
-        """What was written that should not have been, or the empty string. writable: those that may be written to."""
-        may = {id(tensor) for tensor in writable}
+        """What was written that should not have been, or the empty string. writable: what may be written to."""
         for buffer, before, tensor in self._inputs:
-            expected = before
-            if id(tensor) in may:
-                expected = before.clone()
-                inside = torch.empty(0, dtype=tensor.dtype).set_(
-                    expected.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride()
+            storage = buffer.untyped_storage().data_ptr()
+            written = [w for w in writable if _lies_in(w, storage)]
+            expected = before.clone() if written else before
+            for part in written:
+                inside = torch.empty(0, dtype=part.dtype).set_(
+                    expected.untyped_storage(), part.storage_offset(), part.shape, part.stride()
                 )
-                inside.copy_(tensor.detach())
+                if part.is_contiguous() or 0 not in part.stride():
+                    inside.copy_(part.detach())
             if not torch.equal(buffer, expected):
                 at = int((buffer != expected).nonzero()[0])
                 place = "an input" if RED <= at < len(buffer) - RED else "the red zone of an input"

@@ -37,7 +37,7 @@ from tests.fuzz.supervise import Failed, Fuzzer, Notes, folder
 
 STEPS, SAVE_EVERY, KEPT = 6, 2, 2
 N, BATCH = 6, 2  # pictures to draw
-GRACE = 10.0  # seconds from a signal to the end of a process
+GRACE = 30.0  # seconds from a signal to the end of a process; a busy machine may take some
 SIGNALS = (signal.SIGKILL,) * 7 + (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.chmod", "os.listdir", "os.scandir", "os.link"}
 _COMMANDS = {"train": train_command.app, "sample": sample_command.app}
@@ -82,6 +82,9 @@ class Ended:
         return os.waitstatus_to_exitcode(self.status)
 
 
+_running: list[Process] = []
+
+
 class Process:
     """A command in a process of its own."""
 
@@ -95,6 +98,13 @@ class Process:
                 status = _command(command, arguments, log, event, by)
             finally:
                 os._exit(status)
+        _running.append(self)
+
+    def end(self) -> None:
+        """End it at once, because its case is over."""
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        _running.remove(self)
 
     def kill(self, kill: Kill, usual: float) -> None:
         """Kill it from outside, if the kill is one by time."""
@@ -102,18 +112,18 @@ class Process:
             time.sleep(kill.share * usual)
             os.kill(self.pid, kill.signal)
 
-    def wait(self, seconds: float = 60.0) -> Ended:
+    def wait(self, seconds: float = 90.0) -> Ended:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
+                _running.remove(self)
                 output = self._log.read_text(errors="replace") if self._log.exists() else ""
                 events = self._log.with_suffix(".events")
                 count = int(events.read_text()) if events.exists() else 0
                 return Ended(status, output, time.monotonic() - self._began, count)
             time.sleep(0.002)
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
+        self.end()
         raise Failed(
             f"no end {seconds:.0f} s after a signal or the start", self._log.read_text(errors="replace")[-800:]
         )
@@ -142,6 +152,8 @@ def _command(name: str, arguments: Sequence[str], log: Path, event: int | None, 
         _COMMANDS[name](list(arguments))
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else 1
+    except KeyboardInterrupt:  # before the command has begun
+        status = 130
     except BaseException:
         traceback.print_exc()
         status = 1
@@ -247,9 +259,13 @@ def run(rng: random.Random, notes: Notes) -> int:
     place = folder() / "case"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
-    if rng.random() < 0.2:
-        return _sampling(rng, notes, place)
-    return _training(rng, notes, place)
+    try:
+        if rng.random() < 0.2:
+            return _sampling(rng, notes, place)
+        return _training(rng, notes, place)
+    finally:
+        for process in list(_running):
+            process.end()
 
 
 def _training(rng: random.Random, notes: Notes, place: Path) -> int:
@@ -265,8 +281,8 @@ def _training(rng: random.Random, notes: Notes, place: Path) -> int:
         other = Process("train", arguments, place / "other") if both else None
         process = Process("train", arguments, log, kill.event, kill.signal)
         process.kill(kill, usual().seconds)
-        ended = process.wait(GRACE)
-        _check_end(ended, kill, done)
+        ended = process.wait(GRACE if kill.event is None else 90.0)
+        _check_end(ended, kill, both, done)
         if other is not None:
             _check_other(other.wait(), done)
         _check_folder(out, done, len(done))
@@ -295,9 +311,9 @@ def _said(done: list[str], output: str = "") -> str:
     return "; ".join(done) + ("\n" + output[-1500:] if output else "")
 
 
-def _check_end(ended: Ended, kill: Kill, done: list[str]) -> None:
+def _check_end(ended: Ended, kill: Kill, both: bool, done: list[str]) -> None:
     """What a signal makes of the process."""
-    if ended.code == -kill.signal or ended.code in (0, 130):
+    if ended.code in (-kill.signal, 128 + kill.signal, 0) or (ended.code == 2 and both):
         return
     if kill.signal == signal.SIGINT and ended.code == 1 and "Traceback" not in ended.output:
         return  # typer's Abort, before anything was begun
@@ -313,7 +329,7 @@ def _check_other(ended: Ended, done: list[str]) -> None:
 
 def _check_folder(out: Path, done: list[str], kills: int) -> None:
     """Every state is readable, and little else is left."""
-    for path in out.glob("step-*"):
+    for path in out.glob("step-*.safetensors"):
         try:
             checkpoint.read_training(path)
         except InputError as error:
@@ -358,7 +374,7 @@ def _check_finished(out: Path, ended: Ended, done: list[str]) -> None:
     _check_same("the model", usual().model, lambda: checkpoint.read_model(model)[0], what)
     if left := _leftovers(out):
         raise Failed("train: leftovers remain after the end", f"{what}\n{left}")
-    if len(states := list(out.glob("step-*"))) > KEPT:
+    if len(states := list(out.glob("step-*.safetensors"))) > KEPT:
         raise Failed("train: more states remain than are kept", f"{what}\n{states}")
 
 
@@ -381,7 +397,7 @@ def _sampling(rng: random.Random, notes: Notes, place: Path) -> int:
         notes(done[-1])
         process = Process("sample", _sample_arguments(out), log, kill.event, kill.signal)
         process.kill(kill, wanted.seconds)
-        ended = process.wait(GRACE)
+        ended = process.wait(GRACE if kill.event is None else 90.0)
         if "Traceback" in ended.output and kill.signal != signal.SIGINT:
             raise Failed(f"sample: a traceback after {kill.signal.name}", _said(done, ended.output))
         for name, content in _files(out).items():
@@ -415,4 +431,4 @@ def prepare() -> None:
         drawn(suffix)
 
 
-FUZZER = Fuzzer("kills", "kills", run, seconds=120, warm=warm, prepare=prepare)
+FUZZER = Fuzzer("kills", "kills", run, seconds=300, warm=warm, prepare=prepare)

@@ -34,9 +34,7 @@ ODD = (
     np.float64("nan"),
     np.bool_(True),
     np.array(2),
-    np.array([1, 2]),
     torch.tensor(2),
-    torch.tensor(2.5),
     torch.tensor([1]),
     object,
 )
@@ -75,7 +73,7 @@ def mutate(call: Call, make: Maker) -> str:
     elif isinstance(value, (list, tuple)):
         new, how = list(value), "another size"
         if new:
-            new[rng.randrange(len(new))] = rng.choice((-1, 0, 1, 2, 5, 2**20, 2**31, 2**40, 2**62, True, 1.5, None))
+            new[rng.randrange(len(new))] = rng.choice((-1, 0, 1, 2, 5, 2**31, 2**40, 2**62, True, 1.5, None))
         new = type(value)(new)
     elif isinstance(value, bool):
         new, how = rng.choice((not value, None, 1, 0.5)), "no bool"
@@ -96,7 +94,7 @@ def _instead_of_none(call: Call, make: Maker) -> tuple[Any, str]:
 
 def _key(key: NoiseKey, make: Maker) -> tuple[Any, str]:
     rng = make.rng
-    kind = rng.randrange(5)
+    kind = rng.randrange(5) if key.seed.device.type == "cpu" else 1
     if kind == 0:
         return make.key(len(key.sample_id) + rng.choice((-1, 1, 5)) if len(key.sample_id) else 1), "of more samples"
     if kind == 1:
@@ -105,14 +103,17 @@ def _key(key: NoiseKey, make: Maker) -> tuple[Any, str]:
         return NoiseKey(key.seed.to("meta"), key.sample_id.to("meta"), key.step.to("meta"), key.stream), "on meta"
     if kind == 3:
         # Ids and steps beyond their range wrap around in every backend alike.
-        ids = make.plain(torch.tensor([-1, 2**56, 2**63 - 1, -(2**63)] * len(key.sample_id))[: len(key.sample_id)])
+        ids = make.plain(
+            torch.tensor([-1, 2**56, 2**63 - 1, -(2**63)] * len(key.sample_id), dtype=torch.int64)[: len(key.sample_id)]
+        )
         return NoiseKey(key.seed, ids, make.number(rng.choice((-1, 2**32, -(2**63)))), key.stream), "beyond its range"
     return (key.seed, key.sample_id, key.step, key.stream), "a tuple"
 
 
 def _tensor(name: str, x: Tensor, call: Call, make: Maker) -> tuple[Any, str]:
-    rng = make.rng
-    mutation = rng.choice(_MUTATIONS)
+    mutation = make.rng.choice(_MUTATIONS)
+    if x.layout != torch.strided:
+        return None, "None"
     return mutation(name, x, call, make), mutation.__name__.strip("_").replace("_", " ")
 
 
@@ -184,7 +185,7 @@ def _shared(name: str, x: Tensor, call: Call, make: Maker) -> Tensor:
     """Memory of another argument: all of it, or shifted by an element or more."""
     rng = make.rng
     others = [v for k, v in call.arguments.items() if isinstance(v, Tensor) and k != name and v.device.type == "cpu"]
-    others = [v for v in others if v.dtype == x.dtype and v.numel() and x.numel()]
+    others = [v for v in others if v.layout == torch.strided and v.dtype == x.dtype and v.numel() and x.numel()]
     if not others:
         return x
     other = rng.choice(others)

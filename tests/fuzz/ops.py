@@ -26,7 +26,7 @@ from tests.fuzz.calls import MAKERS, Call, Maker, describe
 from tests.fuzz.derivatives import check_derivatives
 from tests.fuzz.guard import Guarded
 from tests.fuzz.mutations import mutate
-from tests.fuzz.supervise import Failed, Fuzzer, Notes
+from tests.fuzz.supervise import Failed, Fuzzer, Notes, limit_memory
 
 PACKAGE = str(Path(ddpm_fast.__file__).parent)
 NAMES = (*MAKERS, "q_sample", "reverse_step", "reverse_step_", "group_norm")
@@ -35,6 +35,17 @@ EXACT = ("normal", "q_sample", "loss_backward", "reverse_step", "reverse_step_")
 # What an error may be of the largest value, besides a few times plain torch's own.
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10, torch.float64: 1e-9}
 LOOSE = {"group_norm": 1e-5, "group_norm_backward": 1e-4, "winograd": 3e-5, "hybrid_loss": 1e-4, "vlb_terms": 1e-4}
+
+
+# Too little memory, and what the dispatcher says of an argument that the schema does not allow.
+_TORCHS_OWN = (
+    "allocate memory",
+    "overflow",
+    "too large",
+    "Expected a value of type",
+    "expected value of type",
+    "Boolean value of Tensor",
+)
 
 
 class Outcome:
@@ -64,12 +75,15 @@ def _tensors(value: Any) -> list[Tensor]:
     return [v for part in value for v in _tensors(part)] if isinstance(value, (tuple, list)) else []
 
 
-def is_expected(call: Call, error: BaseException) -> bool:
-    """Whether an error is one that a caller should see: ours, torch's from before our code, or too little memory."""
+def is_expected(call: Call, error: BaseException, changes: Sequence[str]) -> bool:
+    """Whether an error is one that a caller should see: ours, torch's from before our code, Python's for a number that
+    is none, or too little memory."""
     if isinstance(error, InputError):
         return True
+    if isinstance(error, TypeError) and any("another" in change or "no bool" in change for change in changes):
+        return True
     text = str(error)
-    if isinstance(error, RuntimeError) and ("allocate memory" in text or "overflow" in text or "too large" in text):
+    if isinstance(error, RuntimeError) and any(words in text for words in _TORCHS_OWN):
         return True
     inside = any(frame.filename.startswith(PACKAGE) for frame in traceback.extract_tb(error.__traceback__))
     return not inside and call.direct and isinstance(error, (RuntimeError, TypeError, ValueError, NotImplementedError))
@@ -89,7 +103,7 @@ def run(rng: random.Random, notes: Notes) -> int:
     """One case: mostly a call of an op, sometimes of something else that takes numbers."""
     kind = rng.random()
     if kind < 0.25:
-        return constructors.run(rng, notes)
+        return sum(constructors.run(rng, notes) for _ in range(8))
     if kind < 0.28:
         return modules.run(rng, notes)
     if kind < 0.29:
@@ -101,7 +115,7 @@ def run(rng: random.Random, notes: Notes) -> int:
     if rng.random() < 0.7:
         notes(lambda: str(good))
         count += _check(good, guarded, [], rng, notes)
-    for _ in range(rng.choice((0, 2, 4, 6))):  # making the tensors takes longer than calling an op with them
+    for _ in range(rng.choice((0, 4, 8, 12))):  # making the tensors takes longer than calling an op with them
         call = replace(good, arguments=dict(good.arguments))
         changes = [mutate(call, make) for _ in range(rng.choice((1, 1, 1, 2)))]
         notes(lambda call=call: str(call), f"({'; '.join(changes)})")
@@ -122,8 +136,8 @@ def _check(call: Call, guarded: Guarded, changes: Sequence[str], rng: random.Ran
     if found := guarded.damage([v for n in call.written if isinstance(v := call.arguments.get(n), Tensor)]):
         raise Failed(f"{name}: out of bounds", f"{said}{found}; it gave {cpu}")
     if cpu.error is not None:
-        if not is_expected(call, cpu.error):
-            what = "".join(traceback.format_exception(cpu.error)[-4:])
+        if not is_expected(call, cpu.error, changes):
+            what = "".join(traceback.format_exception(cpu.error)[-4:])[:1500]
             raise Failed(f"{name}: {type(cpu.error).__name__}{_where(cpu.error)}", f"{said}{what}")
         if not changes:
             raise Failed(f"{name}: refused", f"{said}{cpu}")
@@ -132,9 +146,11 @@ def _check(call: Call, guarded: Guarded, changes: Sequence[str], rng: random.Ran
     plain = Outcome(call, "reference")
     notes("reference ->", lambda: str(plain))
     if plain.error is not None:
+        if isinstance(plain.error, TypeError) or "allocate memory" in str(plain.error):
+            return 1  # an odd type, such as an array of no dimensions; or the reference takes more memory
         raise Failed(f"{name}: taken, but not by the reference", f"{said}cpu: {cpu}\nreference: {plain}")
     guarded.restore()
-    _compare(call, name, said, cpu.values, plain.values)
+    _compare(call, name, said, cpu.values, plain.values, _is_judged(call, changes))
     count = 1 + (_check_instruction_sets(call, name, said, cpu.values, guarded) if not changes else 0)
     if changes or not call.differentiable or rng.random() < 0.5:
         return count
@@ -159,6 +175,13 @@ def _check_instruction_sets(call: Call, name: str, said: Said, values: list[Tens
     return len(cpu_backend.isas())
 
 
+def _is_judged(call: Call, changes: Sequence[str]) -> bool:
+    """Whether the values mean anything: a table or statistics of random numbers give what no formula defines."""
+    if call.op == "group_norm_backward" and changes:
+        return False  # the statistics are those of another image
+    return not any(c.startswith(("table", "statistics", "filters")) or "shared" in c for c in changes)
+
+
 def _takes_cpu(call: Call) -> bool:
     """float64 is refused where the kernels are asked for by name."""
     return not any(v.dtype == torch.float64 for v in _all_tensors(call)) and torch.float64 not in [
@@ -176,7 +199,7 @@ def _where(error: BaseException) -> str:
     return f" in {Path(frames[-1].filename).stem}.{frames[-1].name}" if frames else ""
 
 
-def _compare(call: Call, name: str, said: Said, cpu: list[Tensor], plain: list[Tensor]) -> None:
+def _compare(call: Call, name: str, said: Said, cpu: list[Tensor], plain: list[Tensor], judged: bool) -> None:
     if len(cpu) != len(plain):
         raise Failed(f"{name}: other results", f"{said}{len(cpu)} results, the reference has {len(plain)}")
     exact: list[Tensor] | None = None
@@ -185,7 +208,11 @@ def _compare(call: Call, name: str, said: Said, cpu: list[Tensor], plain: list[T
         if value.shape != expected.shape or value.dtype != expected.dtype or value.device != expected.device:
             what = f"result {i}: {describe(value)}, the reference's {describe(expected)}"
             raise Failed(f"{name}: another kind of result", f"{said}{what}")
-        if value.device.type == "meta" or bool(((value == expected) | (value.isnan() & expected.isnan())).all()):
+        if (
+            not judged
+            or value.device.type == "meta"
+            or bool(((value == expected) | (value.isnan() & expected.isnan())).all())
+        ):
             continue
         if same_bits:
             raise Failed(f"{name}: wrong value", f"{said}result {i}: {_difference(value, expected)}")
@@ -202,13 +229,16 @@ def _is_learned(call: Call) -> bool:
 
 
 def _check_special(call: Call, name: str, said: Said, value: Tensor, expected: Tensor) -> None:
-    """Infinity and NaN are where the reference has them. Of the bound's derivatives only the loss is judged."""
+    """What is not finite in the reference is not finite here, and no more. Which of the two it is may depend on the
+    order of the operations. Of the bound's results only the loss is judged, and a convolution's tiles have a rule of
+    their own."""
     if not value.is_floating_point() or (call.op in ("hybrid_loss", "vlb_terms") and value.ndim > 1):
         return
-    for what, test in (("NaN", torch.isnan), ("infinity", torch.isposinf), ("-infinity", torch.isneginf)):
-        if not torch.equal(test(value), test(expected)):
-            differ = f"{said}{_difference(value, expected)}"
-            raise Failed(f"{name}: {what} where the reference has none, or none where it has one", differ)
+    differ = value.isfinite() != expected.isfinite()
+    if call.op != "winograd" and bool(differ.any()):
+        at = tuple(differ.nonzero()[0].tolist())
+        what = f"{said}at {at}: {value[at].item()!r}, expected {expected[at].item()!r}"
+        raise Failed(f"{name}: finite where the reference is not, or the other way round", what)
 
 
 def _difference(value: Tensor, expected: Tensor) -> str:
@@ -262,7 +292,9 @@ def in_float64(call: Call) -> list[Tensor]:
 
 
 def prepare() -> None:
+    """In the worker: one thread, and a limit to memory, so that huge sizes are refused."""
     torch.set_num_threads(1)
+    limit_memory(2)
 
 
 FUZZER = Fuzzer("ops", "calls", run, seconds=20, prepare=prepare)

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -138,6 +139,20 @@ class Report:
         )
 
 
+def memory(field: str) -> int:
+    """A number of kB from /proc/self/status, such as VmSize; 0 where there is no such file."""
+    with contextlib.suppress(OSError):
+        return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0])
+    return 0
+
+
+def limit_memory(gigabytes: float) -> None:
+    """Let this process take so much memory, and no more, besides what it has."""
+    if in_use := memory("VmSize"):
+        limit = in_use * 1024 + int(gigabytes * 2**30)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
 def command(fuzzer: Fuzzer, seed: int, case: int) -> str:
     """The command that repeats a case."""
     return f"python -m tests.fuzz {fuzzer.name} --seed {seed} --case {case}"
@@ -153,7 +168,7 @@ class _Worker:
 
     def __init__(self, fuzzer: Fuzzer, seed: int, first: int, last: int | None):
         self.shared = mmap.mmap(-1, 4096)
-        _STATE.pack_into(self.shared, 0, first, time.monotonic(), 0)
+        self.shared[: _STATE.size] = _STATE.pack(first, time.monotonic(), 0)
         self.pipe, writer = os.pipe()
         sys.stdout.flush()
         self.pid = os.fork()
@@ -208,12 +223,14 @@ def _work(fuzzer: Fuzzer, seed: int, first: int, last: int | None, shared: mmap.
     """The worker: cases one after the other, until it is told to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    warnings.simplefilter("ignore")
     fuzzer.prepare()
-    notes, case, calls = Notes(aloud=False), first, 0
-    while True:
+    notes, case, calls, parent = Notes(aloud=False), first, 0, os.getppid()
+    while os.getppid() == parent:
         if case == last:
             shared[_STOP] = 1
-        _STATE.pack_into(shared, 0, case, time.monotonic(), calls)
+        # Not pack_into, which first fills the place with zeros: the parent would see those.
+        shared[: _STATE.size] = _STATE.pack(case, time.monotonic(), calls)
         if shared[_STOP]:
             return
         failure, did = attempt(fuzzer, seed, case, notes)
@@ -229,7 +246,7 @@ def attempt(fuzzer: Fuzzer, seed: int, case: int, notes: Notes) -> tuple[Failure
     except Failed as failed:
         return Failure(case, failed.kind, failed.what), 1
     except Exception as error:
-        where = traceback.format_exc(limit=-6)
+        where = traceback.format_exc(limit=-6)[:2000]
         return Failure(case, f"the fuzzer itself: {type(error).__name__}", where), 1
 
 
@@ -340,6 +357,7 @@ def _repeat(fuzzer: Fuzzer, seed: int, case: int) -> tuple[int, str]:
 
 
 def _repeat_here(fuzzer: Fuzzer, seed: int, case: int) -> int:
+    warnings.simplefilter("ignore")
     fuzzer.prepare()
     failure, did = attempt(fuzzer, seed, case, Notes(aloud=True))
     if failure is None:

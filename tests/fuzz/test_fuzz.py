@@ -29,7 +29,7 @@ def test_a_fault_is_found_and_its_reproduction_printed(fuzzer):
 
 
 @pytest.mark.parametrize(
-    "arguments", [("ops", "--calls", "1500"), ("files", "--files", "40"), ("kills", "--kills", "4")], ids=lambda a: a[0]
+    "arguments", [("ops", "--calls", "800"), ("files", "--files", "40"), ("kills", "--kills", "2")], ids=lambda a: a[0]
 )
 def test_a_short_run_finds_nothing(arguments):
     ended = python("tests.fuzz", *arguments, "--minutes", "2", "--seed", "12")

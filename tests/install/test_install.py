@@ -227,6 +227,10 @@ def test_missing_kernels_are_explained(tmp_path, monkeypatch):
     clone = folder_with(tmp_path / "clone")
     reason = extension.why_unavailable(error, clone)
     assert "there was no C++ compiler, or it failed" in reason and "circular" not in reason and "symbol" not in reason
+    assert "when it was installed" in reason and reason.endswith("pip install -v shows what happens")
+    (tmp_path / "clone" / "setup.py").touch()
+    reason = extension.why_unavailable(error, clone)
+    assert f"the source folder {clone}: nothing was installed from it, or" in reason and reason.endswith("-v -e .")
 
     other = folder_with(tmp_path / "other", "_C.cpython-27-x86_64-linux-gnu.so")
     assert "for another Python (_C.cpython-27-x86_64-linux-gnu.so)" in extension.why_unavailable(error, other)

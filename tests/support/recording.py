@@ -82,7 +82,7 @@ class RecordingGraph:
             torch.set_rng_state(generator)
             for storage, content in recorder.before.values():
                 storage.copy_(content)
-        with compat.below_autograd():
+        with torch.no_grad(), compat.below_autograd():
             for *_, own in self.operations:
                 for tensor in own:
                     if tensor is not None and tensor.is_floating_point():
@@ -90,7 +90,7 @@ class RecordingGraph:
 
     def replay(self):
         type(self).replays += 1
-        with compat.below_autograd():
+        with torch.no_grad(), compat.below_autograd():
             for function, args, kwargs, own in self.operations:
                 for tensor, result in zip(own, tensors(function(*args, **kwargs)), strict=True):
                     if tensor is not None:

@@ -37,9 +37,12 @@ def why_unavailable(error: ImportError, package: Path = PACKAGE) -> str:
         )
     if others := sorted(path.name for path in package.glob("_C.*")):
         return f"the C++ kernels in {package} are for another Python ({others[0]}): install the package with this one"
+    is_source = (package.parent / "setup.py").exists()
+    when = "nothing was installed from it, or" if is_source else "when it was installed"
     return (
-        f"the C++ kernels are not in {package}: when the package was installed there was no C++ compiler, or it "
-        "failed. Install it again with one at hand (g++ or clang++); pip install -v shows what happens"
+        f"the C++ kernels are not in {'the source folder ' if is_source else ''}{package}: {when} there was no C++ "
+        "compiler, or it failed. Install it (again) with one at hand, g++ or clang++: pip install -v "
+        f"{'-e .' if is_source else 'shows what happens'}"
     )
 
 
