@@ -42,7 +42,7 @@ def check_integer(name: str, value: object, low: int, high: int | None = None) -
             if is_bool:
                 raise TypeError
             number = operator.index(value)  # type: ignore[arg-type]
-        except TypeError:
+        except (TypeError, ValueError, RuntimeError):  # the last two are torch's
             raise InputError(
                 f"{name} is {value!r:.200}, a {type(value).__name__}; expected an integer {_range(low, high)}"
             ) from None

@@ -77,9 +77,11 @@ class Network:
         if self.shape is None:
             if shape is None:
                 raise InputError(f"the shape of a {self.name}'s samples is not known: give shape=(C, H, W)")
+            if not isinstance(shape, Sequence) or not shape:
+                raise InputError(f"shape is {shape!r:.200}; expected that of one sample, such as (3, 32, 32)")
             return tuple(check_integer(f"shape[{i}]", size, 1) for i, size in enumerate(shape))
-        if shape is not None and tuple(shape) != self.shape:
-            raise InputError(f"shape is {tuple(shape)}, but this U-Net draws {self.shape}: leave shape out")
+        if shape is not None and (not isinstance(shape, Sequence) or tuple(shape) != self.shape):
+            raise InputError(f"shape is {shape!r:.200}, but this U-Net draws {self.shape}: leave shape out")
         return self.shape
 
     def check_output(self, learned: bool) -> None:

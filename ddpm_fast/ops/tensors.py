@@ -135,6 +135,9 @@ def pack_noise(
 ) -> Tensor | NoiseKey:
     """What unpack_noise took apart."""
     if noise is not None:
+        # A tensor that is ignored could still be on a device of its own, which torch would choose to run on.
+        if seed is not None or sample_id is not None or step_id is not None:
+            raise InputError("an op takes noise, or the seed, sample_id and step_id of a NoiseKey, and not both")
         return noise
     if seed is None or sample_id is None or step_id is None:
         raise InputError("an op needs noise: give a tensor, or the seed, sample_id and step_id of a NoiseKey")

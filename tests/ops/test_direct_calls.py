@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ddpm_fast import ops
+from ddpm_fast.errors import InputError
 from ddpm_fast.noise import NoiseKey
 from ddpm_fast.ops.network import winograd_filters
 
@@ -117,6 +118,12 @@ def outcome(op, arguments):
             return None
     made = () if made is None else made if isinstance(made, tuple | list) else (made,)
     return [*made, *(copies[:4] if op == "reverse_step_" else ())]
+
+
+def test_noise_and_a_key_at_once_are_refused():
+    # A tensor on meta that is ignored would make torch run the op there.
+    with pytest.raises(InputError, match="and not both"):
+        _ops.q_sample(image(), T, table(2), image(9), None, None, STEP.to("meta"), 0, torch.float32)
 
 
 @pytest.mark.parametrize("op", CALLS)

@@ -17,11 +17,26 @@ def test_integers_of_every_kind_become_an_int(value):
 
 
 @pytest.mark.parametrize(
-    "value", [True, np.True_, torch.tensor(True), 7.0, np.float32(7), "7", None, [7], np.array([1, 7]), Fraction(7)]
+    "value",
+    [
+        True,
+        np.True_,
+        torch.tensor(True),
+        7.0,
+        np.float32(7),
+        "7",
+        None,
+        [7],
+        np.array([1, 7]),
+        Fraction(7),
+        torch.tensor(7.5),
+    ],
 )
 def test_what_is_no_integer_is_refused_by_name_and_type(value):
     with pytest.raises(InputError, match=rf"n is .*a {type(value).__name__}; expected an integer in 0\.\.9"):
         check_integer("n", value, 0, 9)
+    with pytest.raises(InputError, match="a Tensor"):
+        check_integer("n", torch.tensor(7.5), 0, 9)
 
 
 @pytest.mark.parametrize(
