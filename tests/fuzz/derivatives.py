@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ddpm_fast import ops
 from ddpm_fast.errors import InputError
-from tests.fuzz.calls import Call
 from tests.fuzz.formulas import FORMULAS
+from tests.fuzz.maker import Call
 from tests.fuzz.supervise import Failed
 
 PRECISION = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-9, torch.float64: 1e-9}
