@@ -97,7 +97,7 @@ def _compare(
         raise Failed(f"{name}: wrong gradient", f"{said}by {by}: {found.dtype} {tuple(found.shape)}")
     if not expected.numel():
         return
-    scale = expected.abs().max().clamp_min(1e-3)
+    scale = expected.abs().max().clamp_min(0.02)  # what cancels has the rounding of its parts
     error = (found.double() - expected).abs()
     if not bool((error <= 4 * _precision(call) * scale).all()):
         raise Failed(

@@ -35,7 +35,7 @@ NAMES = (*MAKERS, "q_sample", "reverse_step", "reverse_step_", "group_norm")
 EXACT = ("normal", "q_sample", "loss_backward", "reverse_step", "reverse_step_")
 # What an error may be of the largest value, besides a few times plain torch's own.
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10, torch.float64: 1e-9}
-LOOSE = {"group_norm": 1e-5, "group_norm_backward": 1e-4, "winograd": 3e-5, "hybrid_loss": 1e-4, "vlb_terms": 1e-4}
+LOOSE = {"group_norm": 1e-5, "group_norm_backward": 1e-3, "winograd": 3e-5, "hybrid_loss": 1e-4, "vlb_terms": 1e-4}
 
 
 # Too little memory, and what the dispatcher says of an argument that the schema does not allow.
