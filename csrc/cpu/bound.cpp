@@ -21,6 +21,9 @@ static inline void saturate(const Image& image, float* values, int length) {
     for (int i = 0; i < length; ++i) values[i] = held_in_half(values[i]);
 }
 
+// In place of v where the variance is fixed: what is multiplied by a slope of 0 has to be finite.
+static const float kNothing[kRun] = {};
+
 // What a run reads, in fp32.
 struct Inputs {
     const float *output, *v, *x0, *z;
@@ -72,7 +75,7 @@ static void bound(const BoundArgs& args, double* partial, int threads) {
             float* const by_v = stored && learned ? destination(args.gradient, wide, second, by_v_buffer) : by_v_buffer;
             Inputs in;
             in.output = load(args.output, wide, run, output_buffer);
-            in.v = learned ? load(args.output, wide, second, v_buffer) : in.output;
+            in.v = learned ? load(args.output, wide, second, v_buffer) : kNothing;
             in.x0 = load(args.x0, args.shape, run, x0_buffer);
             in.z = noise_of(args.noise, key, args.shape, run, z_buffer);
             const float slope = learned ? row.slope : 0.0f;

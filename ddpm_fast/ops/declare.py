@@ -69,9 +69,9 @@ def declare(schema: str, run: Callable[..., Any], shapes: Callable[..., Any], gr
         for i, argument in enumerate(rest[: rest.index(") ->")].split(", "))
         if argument.startswith("Tensor") and "?" not in argument
     ]
-    run = _guarded(name, _with_noise(run, at), required, gradient is not None)
-    _library.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"ddpm_fast::{name}", _with_noise(shapes, at), lib=_library)
+    run, shapes = (_refusing_none(name, _with_noise(function, at), required) for function in (run, shapes))
+    _library.impl(name, _guarded(name, run, gradient is not None), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"ddpm_fast::{name}", shapes, lib=_library)
     if gradient is not None:
         _register_gradient(name, arguments, at, gradient)
 
@@ -94,13 +94,26 @@ def _with_noise(function: Callable[..., Any], at: int | None) -> Callable[..., A
     return call
 
 
-def _guarded(
-    name: str, run: Callable[..., Any], required: list[tuple[int, str]], has_gradient: bool
-) -> Callable[..., Any]:
-    """The function that runs an op, and refuses to where a derivative would be lost.
+def _refusing_none(name: str, function: Callable[..., Any], required: list[tuple[int, str]]) -> Callable[..., Any]:
+    """The function, which says so if a tensor is None, as which torch lets it pass.
 
     required: the place and the name of each tensor that must be given.
     """
+
+    def call(*arguments):
+        try:
+            return function(*arguments)
+        except AttributeError:
+            for i, argument in required:
+                if arguments[i] is None:
+                    raise InputError(f"{name}: {argument} is None; expected a tensor") from None
+            raise
+
+    return call
+
+
+def _guarded(name: str, run: Callable[..., Any], has_gradient: bool) -> Callable[..., Any]:
+    """The function that runs an op, and refuses to where a derivative would be lost."""
 
     def call(*arguments):
         # Whether there are tangents cannot be seen here: torch.func.jvp keeps them where only its own rules look.
@@ -109,13 +122,7 @@ def _guarded(
                 f"{name} has no derivative in forward mode (torch.func.jvp, dual_level): use reverse mode, call it "
                 "outside, or compute it in plain torch"
             )
-        try:
-            return run(*arguments)
-        except AttributeError:  # torch lets None pass for a tensor
-            for i, argument in required:
-                if arguments[i] is None:
-                    raise InputError(f"{name}: {argument} is None; expected a tensor") from None
-            raise
+        return run(*arguments)
 
     def call_without_gradient(*arguments):
         if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments):

@@ -111,7 +111,7 @@ def diffusion_loss(output: Tensor, x0: Tensor, t: Tensor, table: Tensor, noise: 
         InputError: shapes, dtypes or devices do not fit; on the CPU also for t outside 0..T-1.
     """
     with_residual = _wants_gradient("diffusion_loss", output, x0, t, table)
-    parts = unpack_noise("diffusion_loss", noise)
+    parts = unpack_noise(noise, "diffusion_loss")
     loss, _ = _ops.diffusion_loss(output, x0, t, table, *parts, with_residual)
     return loss
 
@@ -178,7 +178,7 @@ def hybrid_loss(output: Tensor, x0: Tensor, t: Tensor, table: Tensor, noise: Ten
         InputError: shapes, dtypes or devices do not fit; on the CPU also for t outside 0..T-1.
     """
     with_gradient = _wants_gradient("hybrid_loss", output, x0, t, table)
-    loss, *_ = _ops.hybrid_loss(output, x0, t, table, *unpack_noise("hybrid_loss", noise), with_gradient)
+    loss, *_ = _ops.hybrid_loss(output, x0, t, table, *unpack_noise(noise, "hybrid_loss"), with_gradient)
     return loss
 
 
@@ -203,7 +203,7 @@ def vlb_terms(output: Tensor, x0: Tensor, t: Tensor, table: Tensor, noise: Tenso
         InputError: shapes, dtypes or devices do not fit; on the CPU also for t outside 0..T-1.
     """
     with_gradient = _wants_gradient("vlb_terms", output, x0, t, table)
-    bits, mse_x0, *_ = _ops.vlb_terms(output, x0, t, table, *unpack_noise("vlb_terms", noise), with_gradient)
+    bits, mse_x0, *_ = _ops.vlb_terms(output, x0, t, table, *unpack_noise(noise, "vlb_terms"), with_gradient)
     return VlbTerms(bits, mse_x0.detach())
 
 

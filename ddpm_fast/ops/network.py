@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddpm_fast import compat
-from ddpm_fast.errors import InputError
+from ddpm_fast.errors import InputError, check_integer, check_number
 from ddpm_fast.ops.backends import reference
 from ddpm_fast.ops.checks import check_device, check_dtype, check_image, check_layout, check_like, check_tensors
 from ddpm_fast.ops.declare import Gradient, declare, kernel_for
@@ -63,6 +63,10 @@ def group_norm(
     if scale_shift is not None and not (isinstance(scale_shift, tuple | list) and len(scale_shift) == 2):
         raise InputError(f"group_norm: scale_shift is a {type(scale_shift).__name__}; expected a pair of tensors")
     scale, shift = scale_shift or (None, None)
+    if type(groups) is not int:
+        groups = check_integer("group_norm: groups", groups, 1)
+    if type(eps) is not float:
+        eps = check_number("group_norm: eps", eps, lambda v: v >= 0, "a number of at least 0")
     for name, values in (("scale", scale), ("shift", shift), ("added", added)):
         if values is not None and not isinstance(values, Tensor):
             check_tensors("group_norm", **{name: values})
@@ -283,6 +287,8 @@ def winograd(x: Tensor, filters: Tensor, bias: Tensor | None, out_channels: int)
         check_tensors("winograd", x=x, filters=filters, **({} if bias is None else {"bias": bias}))
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         raise InputError("winograd has no gradient: use torch.nn.functional.conv2d, or torch.no_grad()")
+    if type(out_channels) is not int or not 0 <= out_channels < 2**62:
+        out_channels = check_integer("winograd: out_channels", out_channels, 0, 2**62 - 1)
     return _ops.winograd(x, filters, bias, out_channels)
 
 

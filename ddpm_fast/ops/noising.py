@@ -119,7 +119,7 @@ def q_sample(
     if not (isinstance(x0, Tensor) and isinstance(t, Tensor) and isinstance(table, Tensor)):
         check_tensors("q_sample", x0=x0, t=t, table=table)
     dtype = dtype or (torch.float32 if x0.dtype == torch.uint8 else x0.dtype)
-    return _ops.q_sample(x0, t, table, *unpack_noise("q_sample", noise), dtype)
+    return _ops.q_sample(x0, t, table, *unpack_noise(noise, "q_sample"), dtype)
 
 
 def _q_sample_empty(x0, t, table, noise, dtype):

@@ -90,7 +90,7 @@ def reverse_step(
         check_tensors("reverse_step", x_t=x_t, output=output, table=table, step=step)
     if x0_previous is not None and not isinstance(x0_previous, Tensor):
         check_tensors("reverse_step", x0_previous=x0_previous)
-    parts = unpack_noise("reverse_step", noise)
+    parts = unpack_noise(noise, "reverse_step")
     x, x0, x_model = _ops.reverse_step(x_t, output, x0_previous, table, step, *parts, return_x0, model_dtype)
     return ReverseStep(x, x0 if return_x0 else None, x_model if model_dtype is not None else None)
 
@@ -209,7 +209,7 @@ def reverse_step_(
         check_tensors("reverse_step_", **{k: v for k, v in (("x0", x0), ("x_model", x_model)) if v is not None})
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
         raise InputError("reverse_step_ has no gradient: use reverse_step, or torch.no_grad()")
-    _ops.reverse_step_(x, output, x0, x_model, table, step, *unpack_noise("reverse_step_", noise))
+    _ops.reverse_step_(x, output, x0, x_model, table, step, *unpack_noise(noise, "reverse_step_"))
 
 
 def _check_reverse_step_in_place(x, output, x0, x_model, table, step, noise):

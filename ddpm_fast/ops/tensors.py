@@ -117,7 +117,7 @@ def draw(noise: Tensor | NoiseKey, image: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def unpack_noise(
-    op: str, noise: Tensor | NoiseKey
+    noise: Tensor | NoiseKey, op: str = "the op"
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, int]:
     """The five arguments by which the registered ops take noise: noise, seed, sample_id, step_id, stream.
 

@@ -125,7 +125,7 @@ def test_the_calls_that_the_others_are_made_of_are_taken(op):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("op", "position", "value"), cases())
+@pytest.mark.parametrize(("op", "position", "value"), list(cases()))
 def test_a_call_with_one_argument_changed_is_refused_or_right(op, position, value):
     arguments = [*CALLS[op][:position], value, *CALLS[op][position + 1 :]]
     with ops.use_backend("cpu"):

@@ -84,6 +84,15 @@ def test_a_variance_that_diverges_is_infinite(backend):
     assert step(math.inf, (x, output, x0, z))[0][0, 0, 1, 2] == z[0, 0, 1, 2].sign() * math.inf
 
 
+def test_a_clipped_output_of_a_fixed_variance_may_be_infinite(backend):
+    x0, output, z = image(0), image(1), image(2)
+    output[:, 1, 1, 2] = torch.tensor(BAD)
+    table = bound_table(0.0)
+    table[:, 8] = 1.0
+    terms = ops.vlb_terms(output, x0, T, table, z)
+    assert torch.equal(terms.bits_per_dim.isnan(), torch.tensor(BAD).isnan())
+
+
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 @pytest.mark.parametrize("silu", [True, False])
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])

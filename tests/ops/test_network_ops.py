@@ -187,3 +187,34 @@ def test_refused(word):
     call, message = REFUSED[word]
     with pytest.raises(InputError, match=message):
         call()
+
+
+@pytest.mark.parametrize("start", [1, 4, 17])
+def test_winograds_filters_may_begin_anywhere(start):
+    x, filters = draw(1, 3, 8, 8), ops.winograd_filters(draw(5, 3, 3, 3))
+    moved = torch.zeros(filters.numel() + start)[start:].view(filters.shape).copy_(filters)
+    assert torch.equal(ops.winograd(x, moved, None, 5), ops.winograd(x, filters, None, 5))
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: ops.winograd_filters([[1.0]]), "winograd_filters: weight is a list; expected a tensor"),
+        (lambda: ops.winograd_filters(draw(3, 0, 3, 3)), "at least one channel"),
+        (lambda: ops.winograd_filters(draw(3, 3, 3, 3).to_sparse()), "sparse_coo tensor; expected a dense one"),
+        (lambda: ops.winograd(draw(1, 3, 8, 8), [1.0], None, 5), "winograd: filters is a list"),
+        (lambda: ops.winograd(draw(1, 3, 8, 8), draw(1, 36, 3, 32), [1.0], 5), "winograd: bias is a list"),
+        (
+            lambda: ops.winograd(draw(1, 3, 8, 8), draw(1, 36, 3, 32), None, 2**64),
+            "out_channels is 18446744073709551616",
+        ),
+        (lambda: ops.group_norm(*norm_inputs()[:3], 2.0, 1e-5), "groups is 2.0, a float"),
+        (lambda: ops.group_norm(*norm_inputs()[:3], 2, ()), r"eps is \(\); expected a number"),
+        (lambda: ops.group_norm(*norm_inputs()[:3], 2, 1e-5, added=[[1.0]]), "added is a list"),
+        (lambda: ops.group_norm(*norm_inputs()[:3], 2, 1e-5, scale_shift=draw(2, 12)), "scale_shift is a Tensor"),
+        (lambda: ops.group_norm([1.0], *norm_inputs()[1:3], 2, 1e-5), "group_norm: x is a list"),
+    ],
+)
+def test_what_is_no_tensor_is_refused(call, said):
+    with pytest.raises(InputError, match=said):
+        call()

@@ -103,7 +103,7 @@ def device_of(image: Tensor) -> AbstractContextManager:
 
 def noise_arguments(noise: Tensor | NoiseKey) -> tuple:
     """The kernels' `noise, seed, sample_id, step_id, stream`: what is not there is None, and no code is made for it."""
-    *tensors, stream = unpack_noise("the op", noise)
+    *tensors, stream = unpack_noise(noise)
     return *tensors, int(stream)
 
 
