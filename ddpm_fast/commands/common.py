@@ -72,14 +72,11 @@ def plain_errors(says_missing_kernels: bool = True) -> Iterator[None]:
         warnings.showwarning = _show_warning
         try:
             yield
-        except InputError as error:
-            errors.print(f"[bold red]Error:[/] {escape(str(error))}")
-            raise typer.Exit(2) from None
-        except OSError as error:
-            if error.filename is None or isinstance(error, BrokenPipeError):
+        except Exception as error:
+            what = _in_words(error)
+            if not what:
                 raise
-            # A file that cannot be used, where nothing more is known of what it was for.
-            errors.print(f"[bold red]Error:[/] {escape(f'{error.strerror}: {os.fsdecode(error.filename)}')}")
+            errors.print(f"[bold red]Error:[/] {escape(what)}")
             raise typer.Exit(2) from None
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, typer.Exit) or not is_out_of_memory(error):
@@ -90,6 +87,22 @@ def plain_errors(says_missing_kernels: bool = True) -> Iterator[None]:
                 "--batch-size, smaller images or a smaller model"
             )
             raise typer.Exit(2) from None
+
+
+def _in_words(error: Exception) -> str:
+    """What to say of an error that is not the package's fault; the empty string for one that may be."""
+    if isinstance(error, InputError):
+        return str(error)
+    if is_out_of_memory(error):
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        return (
+            f"there is not enough memory ({reason:.200}): use a smaller --batch-size, fewer or smaller images, or a "
+            "machine with more memory"
+        )
+    if isinstance(error, OSError) and error.filename is not None and not isinstance(error, BrokenPipeError):
+        # A file that cannot be used, where nothing more is known of what it was for.
+        return f"{error.strerror}: {os.fsdecode(error.filename)}"
+    return ""
 
 
 def _show_warning(
