@@ -184,7 +184,7 @@ def _is_judged(call: Call, changes: Sequence[str]) -> bool:
     """Whether the values mean anything: a table or statistics of random numbers give what no formula defines."""
     if call.op == "group_norm_backward" and changes:
         return False  # the statistics are those of another image
-    return not any(c.startswith(("table", "statistics", "filters")) or "shared" in c for c in changes)
+    return not any(c.startswith(("table", "statistics", "filters", "eps")) or "shared" in c for c in changes)
 
 
 def _takes_cpu(call: Call) -> bool:
