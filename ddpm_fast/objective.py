@@ -204,6 +204,8 @@ class Objective:
 
         The loss is weight * mean((output - (c_x0 * x_0 + c_noise * eps))^2). weight comes from loss_weighting and is 1
         for "none", which for eps is L_simple [H eq. 14].
+
+        For a loop of one's own: ops.diffusion_loss(output, x0, t, objective.loss_table(schedule).float(), noise).
         """
         return torch.stack([*PREDICTIONS[self.prediction].target(schedule), self._weight(schedule)], 1)
 

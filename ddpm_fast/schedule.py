@@ -282,7 +282,10 @@ class Schedule:
         return rescaled._keep(self.timesteps.tolist()) if self._is_respaced else rescaled
 
     def q_sample_table(self) -> Tensor:
-        """The factors of x_0 and eps in x_t: float64 [T, 2], columns (sqrt(alpha_bar), sqrt(1 - alpha_bar))."""
+        """The factors of x_0 and eps in x_t: float64 [T, 2], columns (sqrt(alpha_bar), sqrt(1 - alpha_bar)).
+
+        For a loop of one's own: ops.q_sample(x0, t, schedule.q_sample_table().float(), noise).
+        """
         return torch.stack([self.sqrt_alphas_cumprod, self.sqrt_one_minus_alphas_cumprod], 1)
 
     def posterior_table(self) -> Tensor:

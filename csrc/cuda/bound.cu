@@ -67,14 +67,15 @@ struct Values {
 template <bool kHybrid, int kGroups, int kAt, class Access, class Formula>
 __device__ __forceinline__ void evaluate(const BoundRow& row, float shrink, bool counts, Values<Access, kGroups>& in,
                                          float (&sums)[2], Formula formula) {
-    constexpr int kSecond = (kGroups - 1) * Access::kValues;  // without a second group v is not looked at
+    constexpr int kSecond = (kGroups - 1) * Access::kValues;  // where v is, if there is a second group
     const float x0 = in.x0[kAt];
     const float residual = loss_residual(row.target, in.output[kAt], x0, in.z[kAt]);
     const float unclipped = mul(row.to_x0, residual);
     const float e = kHybrid ? unclipped : clipped_error(row, x0, unclipped);
     const bool stopped = !kHybrid && is_clipped(row, x0, unclipped);
-    const float slope = kGroups == 2 ? row.slope : 0.0f;
-    const BoundTerm made = formula(row, x0, e, add(row.delta, mul(slope, in.output[kSecond + kAt])));
+    // Without a second group v is not read: the output in its place may be infinite, and 0 times infinity is NaN.
+    const float d = kGroups == 2 ? add(row.delta, mul(row.slope, in.output[kSecond + kAt])) : row.delta;
+    const BoundTerm made = formula(row, x0, e, d);
     const float error = kHybrid ? residual : e;
     sums[0] = add(sums[0], counts ? mul(error, error) : 0.0f);
     sums[1] = add(sums[1], counts ? made.nats : 0.0f);

@@ -6,7 +6,7 @@ and channels_last tensors are read in place; tensors with other strides are copi
 like x0, or a NoiseKey: then the op draws the noise itself and never stores it. Everything that a kernel indexes with
 (tables, t, step, seed) lives on the images' device, so that no call waits for it.
 
-Each module below has its ops' public functions with their checks, and beside each what PyTorch is told of it. Kernels
+Each module below has its ops' public functions, and beside each its checks and what PyTorch is told of it. Kernels
 are in backends/, and dispatch.py chooses among them.
 """
 

@@ -101,7 +101,8 @@ def diffusion_loss(output: Tensor, x0: Tensor, t: Tensor, table: Tensor, noise: 
         output: float [N, C, ...], the network's.
         x0: [N, C, ...], uint8 or float.
         t: int64 [N], the timesteps.
-        table: fp32 [T, 3], Objective.loss_table: the target's two coefficients and weight_t.
+        table: fp32 [T, 3], Objective.loss_table(schedule).float(), on output's device: the target's two coefficients
+            and weight_t.
         noise: eps, shaped like x0, or a NoiseKey of N samples.
 
     Returns:

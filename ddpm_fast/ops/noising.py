@@ -106,7 +106,7 @@ def q_sample(
     Args:
         x0: [N, C, ...], uint8 or float.
         t: int64 [N], the timesteps.
-        table: fp32 [T, 2], Schedule.q_sample_table().
+        table: fp32 [T, 2], Schedule.q_sample_table().float(), on x0's device.
         noise: eps, shaped like x0, or a NoiseKey of N samples.
         dtype: of the result; by default x0's, or fp32 for uint8.
 

@@ -37,3 +37,9 @@ def test_the_examples_of_the_page_on_sampling_run():
     exec(compile(few, "sampling.md", "exec"), names)
     assert names["images"].shape == digits.shape  # encoded and decoded
     assert len(names["frames"]) == 6 and names["frames"][0].shape == (8, 1, 28, 28)
+
+
+def test_the_ops_in_a_loop_of_ones_own():
+    names = {}
+    exec(compile("\n".join(python_blocks(DOCS / "kernels.md")), "kernels.md", "exec"), names)
+    assert names["step"] == 2 and names["loss"].isfinite()
