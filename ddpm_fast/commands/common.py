@@ -78,15 +78,6 @@ def plain_errors(says_missing_kernels: bool = True) -> Iterator[None]:
                 raise
             errors.print(f"[bold red]Error:[/] {escape(what)}")
             raise typer.Exit(2) from None
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, typer.Exit) or not is_out_of_memory(error):
-                raise
-            reason = (str(error) or "MemoryError").splitlines()[0]
-            errors.print(
-                f"[bold red]Error:[/] there is not enough memory ({escape(f'{reason:.200}')}): take a smaller "
-                "--batch-size, smaller images or a smaller model"
-            )
-            raise typer.Exit(2) from None
 
 
 def _in_words(error: Exception) -> str:
@@ -96,8 +87,8 @@ def _in_words(error: Exception) -> str:
     if is_out_of_memory(error):
         reason = (str(error) or type(error).__name__).splitlines()[0]
         return (
-            f"there is not enough memory ({reason:.200}): use a smaller --batch-size, fewer or smaller images, or a "
-            "machine with more memory"
+            f"there is not enough memory ({reason:.200}): take a smaller --batch-size, smaller or fewer images, or a "
+            "smaller model"
         )
     if isinstance(error, OSError) and error.filename is not None and not isinstance(error, BrokenPipeError):
         # A file that cannot be used, where nothing more is known of what it was for.

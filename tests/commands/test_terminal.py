@@ -3,7 +3,6 @@ folders, and quiet ends."""
 
 import os
 import pickle
-import re
 import runpy
 import subprocess
 import sys
@@ -13,8 +12,6 @@ from pathlib import Path
 from typing import Annotated, get_args, get_type_hints
 
 import pytest
-import torch
-import typer
 from support.commands import run
 from typer.testing import CliRunner
 
@@ -226,11 +223,3 @@ def test_a_door_hides_no_public_name(name):
     before = getattr(df, name, None)
     import_module(f"ddpm_fast.{name}")
     assert name not in df.__all__ or getattr(df, name) is before
-
-
-@pytest.mark.parametrize("allocate", [lambda: torch.empty(2**52), lambda: bytearray(2**52)], ids=["torch", "python"])
-def test_a_lack_of_memory_is_an_error_that_says_what_to_do(allocate, capsys):
-    with pytest.raises(typer.Exit) as ended, plain_errors():
-        allocate()
-    assert ended.value.exit_code == 2
-    assert re.search("not enough memory .*--batch-size", capsys.readouterr().err)
