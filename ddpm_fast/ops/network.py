@@ -83,7 +83,7 @@ def group_norm(
 
 def _of_all_samples(values: Tensor | None, shape: torch.Size) -> Tensor | None:
     """[1, C] as [N, C]. Anything else is left to the check of the op."""
-    if values is None or values.shape == shape or values.shape != (1, shape[1]):
+    if values is None or values.shape == shape or values.shape != (1, shape[1]) or values.layout is not torch.strided:
         return values
     return values.expand(shape)
 

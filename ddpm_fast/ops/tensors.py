@@ -135,6 +135,9 @@ def pack_noise(
 ) -> Tensor | NoiseKey:
     """What unpack_noise took apart."""
     if noise is not None:
+        # Of one on another device, such as meta, torch would take the device for that of the whole call.
+        if seed is not None or sample_id is not None or step_id is not None:
+            raise InputError("an op takes noise as a tensor or as seed, sample_id and step_id; it was given both")
         return noise
     if seed is None or sample_id is None or step_id is None:
         raise InputError("an op needs noise: give a tensor, or the seed, sample_id and step_id of a NoiseKey")

@@ -280,7 +280,8 @@ def plain_group_norm(norm: Norm) -> Tensor:
     if torch.is_grad_enabled() and not y.requires_grad:
         # torch 2.13 crashes in the backward of a channels_last image that needs no gradient where the weight does.
         y = y.contiguous()
-    y = F.group_norm(y, groups, weight.to(compute), bias.to(compute), eps)
+    # Not F.group_norm, which refuses groups of a single value, as the kernel does not.
+    y = torch.group_norm(y, groups, weight.to(compute), bias.to(compute), eps)
     if scale is not None and shift is not None:
         y = y * (1 + per_channel(scale.to(compute), x)) + per_channel(shift.to(compute), x)
     if silu:
