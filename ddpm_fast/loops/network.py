@@ -72,8 +72,10 @@ class Network:
         """The shape of one sample: the network's own, or the given one.
 
         Raises:
-            InputError: If neither is known, or the two differ.
+            InputError: If neither is known, if the given one is no shape, or if the two differ.
         """
+        if shape is not None and (not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) == 0):
+            raise InputError(f"shape is {shape!r}; expected that of one sample, such as (3, 32, 32)")
         if self.shape is None:
             if shape is None:
                 raise InputError(f"the shape of a {self.name}'s samples is not known: give shape=(C, H, W)")

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ddpm_fast import ops
 from ddpm_fast.errors import InputError
-from tests.fuzz.calls import Call
 from tests.fuzz.formulas import FORMULAS
+from tests.fuzz.maker import Call
 from tests.fuzz.supervise import Failed
 
 PRECISION = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-9, torch.float64: 1e-9}
@@ -97,7 +97,7 @@ def _compare(
         raise Failed(f"{name}: wrong gradient", f"{said}by {by}: {found.dtype} {tuple(found.shape)}")
     if not expected.numel():
         return
-    scale = expected.abs().max().clamp_min(1e-3)
+    scale = expected.abs().max().clamp_min(0.02)  # what cancels has the rounding of its parts
     error = (found.double() - expected).abs()
     if not bool((error <= 4 * _precision(call) * scale).all()):
         raise Failed(

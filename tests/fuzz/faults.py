@@ -27,7 +27,7 @@ import torch
 from ddpm_fast.files import tensorfile
 from ddpm_fast.loops.training import Trainer
 from ddpm_fast.ops.backends import cpu
-from tests.fuzz import files, kills, ops
+from tests.fuzz import files, kills, ops, states
 from tests.fuzz.supervise import run
 
 
@@ -98,7 +98,7 @@ _read, _load = tensorfile.read, Trainer.load
 
 
 def _reading(function: Callable[..., Any]) -> list[Any]:
-    return [mock.patch.object(tensorfile, "read", function), mock.patch.object(files, "KINDS", (files._model,))]
+    return [mock.patch.object(tensorfile, "read", function), mock.patch.object(files, "KINDS", (states.model,))]
 
 
 def _of_op(name: str, kernel: str, after: Callable[..., None]) -> list[Any]:

@@ -63,9 +63,9 @@ def _norm(rng: random.Random) -> tuple[nn.Module, torch.Tensor, list[str]]:
             setattr(layer, edit, nn.Parameter(torch.randn(size)))
         elif edit == "eps":
             layer.eps = rng.choice((0.0, -1.0, 1.0, float("nan")))
-        elif edit == "dtype":
+        elif edit == "dtype" and layer.weight is not None:
             layer.weight = nn.Parameter(layer.weight.detach().to(rng.choice((torch.bfloat16, torch.float64))))
-        else:
+        elif edit == "affine":
             layer.weight = layer.bias = None
     return layer, x, edits
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddpm_fast.noise import NoiseKey
-from tests.fuzz.calls import Call, Maker
+from tests.fuzz.maker import Call, Maker
 
 INTEGERS = (-1, 0, 1, 2, 3, 7, 255, 256, 2**31, 2**32, 2**33, 2**40, 2**62, 2**63 - 1, -(2**63), 2**64, 2**70)
 ODD = (

@@ -22,9 +22,10 @@ from ddpm_fast.errors import InputError
 from ddpm_fast.noise import NoiseKey
 from ddpm_fast.ops.backends import cpu as cpu_backend
 from tests.fuzz import constructors, modules, threads
-from tests.fuzz.calls import MAKERS, Call, Maker, describe
+from tests.fuzz.calls import MAKERS
 from tests.fuzz.derivatives import check_derivatives
 from tests.fuzz.guard import Guarded
+from tests.fuzz.maker import Call, Maker, describe
 from tests.fuzz.mutations import mutate
 from tests.fuzz.supervise import Failed, Fuzzer, Notes, limit_memory
 
@@ -34,7 +35,7 @@ NAMES = (*MAKERS, "q_sample", "reverse_step", "reverse_step_", "group_norm")
 EXACT = ("normal", "q_sample", "loss_backward", "reverse_step", "reverse_step_")
 # What an error may be of the largest value, besides a few times plain torch's own.
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10, torch.float64: 1e-9}
-LOOSE = {"group_norm": 1e-5, "group_norm_backward": 1e-4, "winograd": 3e-5, "hybrid_loss": 1e-4, "vlb_terms": 1e-4}
+LOOSE = {"group_norm": 1e-5, "group_norm_backward": 1e-3, "winograd": 3e-5, "hybrid_loss": 1e-4, "vlb_terms": 1e-4}
 
 
 # Too little memory, and what the dispatcher says of an argument that the schema does not allow.
@@ -129,11 +130,13 @@ def _check(call: Call, guarded: Guarded, changes: Sequence[str], rng: random.Ran
     name = f"{'torch.ops ' if call.direct else ''}{call.op}"
     threads_wanted = rng.choice((2, 3)) if rng.random() < 0.005 else 1
     torch.set_num_threads(threads_wanted)
+    written = [v for n in call.written if isinstance(v := call.arguments.get(n), Tensor)]
+    versions = [v._version for v in written]
     with guarded.outputs():
         cpu = Outcome(call, "cpu" if _takes_cpu(call) else None)
     torch.set_num_threads(1)
     notes("->", lambda: str(cpu))
-    if found := guarded.damage([v for n in call.written if isinstance(v := call.arguments.get(n), Tensor)]):
+    if found := guarded.damage(written):
         raise Failed(f"{name}: out of bounds", f"{said}{found}; it gave {cpu}")
     if cpu.error is not None:
         if not is_expected(call, cpu.error, changes):
@@ -142,6 +145,8 @@ def _check(call: Call, guarded: Guarded, changes: Sequence[str], rng: random.Ran
         if not changes:
             raise Failed(f"{name}: refused", f"{said}{cpu}")
         return 1
+    if any(v._version == before for v, before in zip(written, versions, strict=True)):
+        raise Failed(f"{name}: a write that autograd does not see", f"{said}")
     guarded.restore()
     plain = Outcome(call, "reference")
     notes("reference ->", lambda: str(plain))
@@ -179,7 +184,7 @@ def _is_judged(call: Call, changes: Sequence[str]) -> bool:
     """Whether the values mean anything: a table or statistics of random numbers give what no formula defines."""
     if call.op == "group_norm_backward" and changes:
         return False  # the statistics are those of another image
-    return not any(c.startswith(("table", "statistics", "filters")) or "shared" in c for c in changes)
+    return not any(c.startswith(("table", "statistics", "filters", "eps")) or "shared" in c for c in changes)
 
 
 def _takes_cpu(call: Call) -> bool:

@@ -99,3 +99,9 @@ def test_labels_that_are_none(labels, message):
 def test_no_labels():
     assert Network.of(torch.nn.Identity()).check_labels(None, 2) is None
     assert Network.of(torch.nn.Identity()).check_labels([], 0).shape == (0,)
+
+
+@pytest.mark.parametrize("shape", [(), 3, "22"])
+def test_what_is_no_shape_is_refused(shape):
+    with pytest.raises(InputError, match="expected that of one sample"):
+        Network.of(torch.nn.Linear(1, 1)).sample_shape(shape)

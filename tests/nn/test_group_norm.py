@@ -352,3 +352,9 @@ def test_a_scale_without_a_shift_is_refused(given):
     norm = GroupNorm(2, 8, 1e-5)
     with pytest.raises(InputError, match="scale and shift belong together; give both, or neither"):
         norm(torch.randn(2, 8, 4, 4), **{given: torch.zeros(2, 8)})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_groups_of_one_value_are_their_bias(dtype):
+    x, weight, bias = (torch.randn(shape, dtype=dtype) for shape in ((1, 3, 1, 1), (3,), (3,)))
+    torch.testing.assert_close(ops.group_norm(x, weight, bias, 3, 1e-3).flatten(), bias)

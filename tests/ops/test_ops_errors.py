@@ -5,7 +5,16 @@ import torch
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.ops import diffusion_loss, hybrid_loss, normal, q_sample, reverse_step, reverse_step_, vlb_terms
+from ddpm_fast.ops import (
+    diffusion_loss,
+    group_norm,
+    hybrid_loss,
+    normal,
+    q_sample,
+    reverse_step,
+    reverse_step_,
+    vlb_terms,
+)
 
 X = torch.zeros(2, 3, 4, 4)
 PIXELS = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
@@ -247,3 +256,16 @@ def test_strided_indices_are_read_by_their_strides(backend):
     x0 = torch.ones(2, 3, 4, 4)
     actual = q(x0, t, table, NoiseKey(torch.tensor(1), ids, torch.tensor(0)))
     assert torch.equal(actual, q(x0, t.clone(), table.contiguous(), NoiseKey.of(1, 2, first_sample_id=7)))
+
+
+def test_noise_is_given_once():
+    x, t, table = torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), torch.ones(1, 2)
+    for part in (torch.tensor(0), torch.tensor(0, device="meta")):
+        with pytest.raises(InputError, match="given both"):
+            torch.ops.ddpm_fast.q_sample(x, t, table, x, part, None, None, 0, torch.float32)
+
+
+def test_numbers_of_a_norm_that_are_sparse_are_refused():
+    x, one = torch.zeros(3, 2, 1, 4), torch.ones(2)
+    with pytest.raises(InputError, match="dense"):
+        group_norm(x, one, one, 2, 1e-5, added=torch.ones(1, 2).to_sparse())
