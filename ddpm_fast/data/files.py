@@ -116,7 +116,8 @@ def list_zip(archive: zipfile.ZipFile, path: Path) -> Listing:
             raise Unreadable(f"it unpacks to {held} bytes from {member.compress_size}, more than a picture can need")
         return io.BytesIO(archive.read(member))
 
-    members = [member for member in archive.infolist() if not member.is_dir()]
+    # zipfile itself fails at a member whose name is empty.
+    members = [member for member in archive.infolist() if member.filename and not member.is_dir()]
     last = {_ROOTS.sub("", posixpath.normpath(member.filename)): member for member in members}
     ignored = Counter({"replaced by a later one of its name": len(members) - len(last)})
     entries = [Entry(name, partial(read, member), member.file_size) for name, member in last.items()]

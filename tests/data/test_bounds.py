@@ -284,6 +284,16 @@ def test_an_encrypted_member_is_skipped_by_name(tmp_path):
         load_dataset(tmp_path / "c.npz")
 
 
+def test_a_member_without_a_name_is_no_picture(tmp_path):
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w") as out:
+        out.writestr("x.png", png(1))
+        out.writestr(zipfile.ZipInfo("y"), b"")
+        out.filelist[-1].filename = ""
+    assert "" in zipfile.ZipFile(archive).namelist()
+    assert len(load_dataset(archive)) == 1
+
+
 def test_of_two_members_of_one_name_the_last_counts(tmp_path):
     path = tmp_path / "a.zip"
     with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as archive:
