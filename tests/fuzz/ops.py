@@ -46,6 +46,7 @@ _TORCHS_OWN = (
     "Expected a value of type",
     "expected value of type",
     "Boolean value of Tensor",
+    "unsupported scalarType",
 )
 
 
@@ -84,7 +85,7 @@ def is_expected(call: Call, error: BaseException, changes: Sequence[str]) -> boo
     if isinstance(error, TypeError) and any("another" in change or "no bool" in change for change in changes):
         return True
     text = str(error)
-    if isinstance(error, RuntimeError) and any(words in text for words in _TORCHS_OWN):
+    if isinstance(error, (RuntimeError, ValueError)) and any(words in text for words in _TORCHS_OWN):
         return True
     inside = any(frame.filename.startswith(PACKAGE) for frame in traceback.extract_tb(error.__traceback__))
     return not inside and call.direct and isinstance(error, (RuntimeError, TypeError, ValueError, NotImplementedError))
