@@ -1,6 +1,6 @@
 // Sums over a run in an order that is the same on every instruction set: thirty-two lanes, added as a tree at the end.
-// The lanes are float64, in which the order all but never shows in an fp32 result. So a sample's loss has the same bits in
-// both memory formats, although their runs are cut differently.
+// The lanes are float64, in which the order all but never shows in an fp32 result. So a sample's loss has the same bits
+// in both memory formats, although their runs are cut differently.
 #pragma once
 
 #include "runs.h"
