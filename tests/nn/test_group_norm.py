@@ -358,3 +358,16 @@ def test_a_scale_without_a_shift_is_refused(given):
 def test_groups_of_one_value_are_their_bias(dtype):
     x, weight, bias = (torch.randn(shape, dtype=dtype) for shape in ((1, 3, 1, 1), (3,), (3,)))
     torch.testing.assert_close(ops.group_norm(x, weight, bias, 3, 1e-3).flatten(), bias)
+
+
+def test_the_weight_of_a_norm_learns_from_1x1_images_in_channels_last_that_need_no_gradient():
+    # torch 2.13 crashes there: 1x1 images are contiguous and have the strides of channels_last.
+    x = image((3, 4, 1, 1), torch.float64)
+    assert x.stride() == (4, 1, 4, 4)
+    weight = torch.ones(4, dtype=torch.float64, requires_grad=True)
+    (found,) = torch.autograd.grad(
+        ops.group_norm(x, weight, torch.zeros(4, dtype=torch.float64), 2, 1e-5).sum(), weight
+    )
+    pairs = x.view(3, 2, 2)
+    normalised = (pairs - pairs.mean(2, keepdim=True)) / (pairs.var(2, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(found, normalised.view(3, 4).sum(0))

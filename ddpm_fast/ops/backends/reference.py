@@ -278,8 +278,9 @@ def plain_group_norm(norm: Norm) -> Tensor:
     if added is not None:
         y = y + per_channel(added.to(compute), x)
     if torch.is_grad_enabled() and not y.requires_grad:
-        # torch 2.13 crashes in the backward of a channels_last image that needs no gradient where the weight does.
-        y = y.contiguous()
+        # torch 2.13 crashes in the backward of a channels_last image that needs no gradient where the weight does. Not
+        # .contiguous(), which keeps the strides of channels_last where the two formats are one, as for 1x1 images.
+        y = y.clone(memory_format=torch.contiguous_format)
     # Not F.group_norm, which refuses groups of one value.
     y = torch.group_norm(y, groups, weight.to(compute), bias.to(compute), eps)
     if scale is not None and shift is not None:
