@@ -258,13 +258,6 @@ def test_strided_indices_are_read_by_their_strides(backend):
     assert torch.equal(actual, q(x0, t.clone(), table.contiguous(), NoiseKey.of(1, 2, first_sample_id=7)))
 
 
-def test_noise_is_given_once():
-    x, t, table = torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), torch.ones(1, 2)
-    for part in (torch.tensor(0), torch.tensor(0, device="meta")):
-        with pytest.raises(InputError, match="not both"):
-            torch.ops.ddpm_fast.q_sample(x, t, table, x, part, None, None, 0, torch.float32)
-
-
 def test_numbers_of_a_norm_that_are_sparse_are_refused():
     x, one = torch.zeros(3, 2, 1, 4), torch.ones(2)
     with pytest.raises(InputError, match="dense"):
