@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 _STATE = struct.Struct("qdq")  # the case's number, when it began, the calls so far: the worker writes them
 _STOP = 64  # the byte by which the worker is told to stop
 SHOWN = 2  # failures of one kind that are printed; the others are counted
+PROGRESS_SECONDS = 30.0  # between two lines of progress
 
 
 _folder = ""
@@ -115,6 +116,8 @@ class Report:
     cases: int = 0
     took: float = 0.0
     kinds: Counter[str] = field(default_factory=Counter)
+    began: float = field(default_factory=time.monotonic)
+    said: float = field(default_factory=time.monotonic)
 
     def add(self, failure: Failure) -> None:
         """Count a failure, and print it if it is one of the first of its kind."""
@@ -124,6 +127,13 @@ class Report:
             for line in failure.what.splitlines():
                 print(f"    {line}")
             print(f"    reproduce: {command(self.fuzzer, self.seed, failure.case)}", flush=True)
+
+    def say_progress(self, now: float) -> None:
+        """Now and then, a line that says how far the run is."""
+        if now - self.said > PROGRESS_SECONDS:
+            self.said, took = now, now - self.began
+            unit, count = self.fuzzer.unit, self.calls
+            print(f"{count} {unit} in {took:.0f} s ({count / took:.1f}/s), {self.kinds.total()} failures", flush=True)
 
     def summary(self) -> str:
         """A line for each kind of failure, and one of the whole run."""
@@ -255,13 +265,13 @@ def run(
 ) -> Report:
     """Run cases until the time is over, or so many calls (or cases) have been made."""
     fuzzer.warm()
-    report, began = Report(fuzzer, seed), time.monotonic()
-    case, end = first, began + 60 * minutes
+    report = Report(fuzzer, seed)
+    case, end = first, report.began + 60 * minutes
     last = None if cases is None else first + cases
     with _workplace():
         while time.monotonic() < end and (calls is None or report.calls < calls) and (last is None or case < last):
             case = _run_worker(report, case, end, calls, last)
-    report.cases, report.took = case - first, time.monotonic() - began
+    report.cases, report.took = case - first, time.monotonic() - report.began
     print(report.summary(), flush=True)
     return report
 
@@ -286,6 +296,7 @@ def _run_worker(report: Report, first: int, end: float, calls: int | None, last:
                     case += 1
                 return case
             now = time.monotonic()
+            report.say_progress(now)
             if now - began > fuzzer.seconds:
                 worker.kill()
                 report.calls += 1
