@@ -38,8 +38,8 @@ DDPM_FN float exponential(float x) {
     return mul(power, as_float((as_bits(shifted) - 0x4B400000u + 127u) << 23));
 }
 
-// e^x, which does reach infinity, from 88.73 on, and zero, below -87: what diverges shows. In between it has the bits of
-// exponential().
+// e^x, which does reach infinity, from 88.73 on, and zero, below -87: what diverges shows. In between it has the bits
+// of exponential().
 DDPM_FN float open_exponential(float x) {
     const bool large = x > 88.0f;
     const float value = mul(exponential(large ? add(x, -1.0f) : x), large ? 2.71828175f : 1.0f);

@@ -373,8 +373,7 @@ void group_norm_backward(const GroupNormBackwardArgs& args, void* workspace, int
         return;
     }
     const int64_t size = args.norm.shape.positions * group_norm_width(args.norm, threads);
-    parallel_units(args.norm, threads,
-                   [&](const Unit& unit) { run(args, scratch + thread_number() * size, unit); });
+    parallel_units(args.norm, threads, [&](const Unit& unit) { run(args, scratch + thread_number() * size, unit); });
 }
 
 }  // namespace DDPM_ISA
