@@ -66,10 +66,10 @@ def mutate(call: Call, make: Maker) -> str:
         i = rng.randrange(len(value))
         part, how = _tensor(name, value[i], call, make)
         new = (*value[:i], part, *value[i + 1 :])
+    elif isinstance(value, torch.dtype) or name.endswith("dtype"):  # torch 2.13 crashes where a dtype is a tensor
+        new, how = rng.choice((*DTYPES, None)), "another dtype"
     elif value is None:
         new, how = _instead_of_none(call, make)
-    elif isinstance(value, torch.dtype):
-        new, how = rng.choice((*DTYPES, None)), "another dtype"
     elif isinstance(value, (list, tuple)):
         new, how = list(value), "another size"
         if new:
