@@ -303,4 +303,9 @@ def prepare() -> None:
     limit_memory(2)
 
 
-FUZZER = Fuzzer("ops", "calls", run, seconds=20, prepare=prepare)
+def warm() -> None:
+    """Before the workers are forked: torch's shapes on meta, whose imports take seconds."""
+    ops.winograd_filters(torch.empty(1, 4, 3, 3, device="meta"))
+
+
+FUZZER = Fuzzer("ops", "calls", run, seconds=20, prepare=prepare, warm=warm)
