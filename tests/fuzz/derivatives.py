@@ -150,8 +150,8 @@ def _check_second(
         gradients = torch.autograd.grad(
             out, inputs, weight.to(out.dtype).requires_grad_(), create_graph=True, allow_unused=True
         )
-        penalty = sum((g.float() ** 2).sum() for g in gradients if g is not None)
-        second = torch.autograd.grad(out.float().sum() + penalty, inputs, allow_unused=True)
+        penalty = sum((g.double() ** 2).sum() for g in gradients if g is not None)
+        second = torch.autograd.grad(out.double().sum() + penalty, inputs, allow_unused=True)
     except (RuntimeError, NotImplementedError, InputError):
         return 1
     if wanted is None:
