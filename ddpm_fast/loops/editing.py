@@ -26,7 +26,7 @@ from typing_extensions import Unpack
 
 from ddpm_fast import ops
 from ddpm_fast.diffusion import GaussianDiffusion
-from ddpm_fast.errors import InputError
+from ddpm_fast.errors import InputError, check_integer
 from ddpm_fast.loops.network import Network
 from ddpm_fast.loops.options import DecodingKeywords, EditingKeywords, EncodingKeywords, SamplingOptions, check_keywords
 from ddpm_fast.loops.sampling import Prepared, Start, gather, prepare
@@ -474,8 +474,8 @@ def _resampled(
         pasted after it: not after a jump.
     """
     steps = len(table.timesteps)
-    if not all(isinstance(count, int) and count >= 1 for count in (resamplings, jump_length)):
-        raise InputError(f"resamplings is {resamplings} and jump_length {jump_length}; expected ints of at least 1")
+    resamplings = check_integer("resamplings", resamplings, 1)
+    jump_length = check_integer("jump_length", jump_length, 1)
     if resamplings > 1 and jump_length >= steps:
         raise InputError(
             f"jump_length is {jump_length}, but there are {steps} steps: give a jump_length below {steps}, more steps, "

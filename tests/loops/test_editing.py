@@ -3,6 +3,7 @@ do not depend on the batch size."""
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
@@ -165,7 +166,7 @@ def repaint_calls(steps, resamplings, jump_length):
 )
 def test_the_network_is_asked_in_repaints_order(resamplings, jump_length):
     model = Gaussian(torch.eye(2))
-    options = {"steps": 8, "resamplings": resamplings, "jump_length": jump_length}
+    options = {"steps": 8, "resamplings": np.int64(resamplings), "jump_length": np.int64(jump_length)}
     inpaint(model, DIFFUSION, torch.zeros(1, 2), torch.zeros(1, 2), **options)
     timesteps = DIFFUSION.schedule.respace(8).timesteps
     assert model.called == timesteps[repaint_calls(8, resamplings, jump_length)].tolist()
@@ -356,8 +357,8 @@ def test_edits_take_guidance_and_low_precision(unet):
         (lambda m, x: inpaint(m, DIFFUSION, x, x[0, 0, :4] > 0), r"the mask is \[4, 8\]; .* \[8, 8\] or \[1, 8"),
         (lambda m, x: inpaint(m, DIFFUSION, x, "half"), "the mask is str; expected a tensor of shape"),
         (lambda m, x: inpaint(m, DIFFUSION, x, x[0, 0] * 0 + 0.5), "64 of the mask's 64 values are neither 0 nor 1"),
-        (lambda m, x: inpaint(m, DIFFUSION, x, x > 0, resamplings=0), "resamplings is 0 and jump_length 5"),
-        (lambda m, x: inpaint(m, DIFFUSION, x, x > 0, resamplings=2.5), "resamplings is 2.5 .* expected ints"),
+        (lambda m, x: inpaint(m, DIFFUSION, x, x > 0, resamplings=0), "resamplings is 0; expected an integer"),
+        (lambda m, x: inpaint(m, DIFFUSION, x, x > 0, resamplings=2.5), "resamplings is 2.5, a float; expected"),
         (lambda m, x: inpaint(m, DIFFUSION, x, x > 0, steps=5), "jump_length is 5, but there are 5 steps: give a"),
         (lambda m, x: interpolate(m, DIFFUSION, x[0], x[1], 1), "n is 1; expected at least 2"),
         (lambda m, x: interpolate(m, DIFFUSION, x[0], x[1, :, 1:], 3), r"a is torch.float32 \[1, 8, 8\] and b"),
