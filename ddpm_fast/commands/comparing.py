@@ -3,10 +3,9 @@ chain and from real images."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,11 +27,11 @@ from ddpm_fast.commands.common import (
 from ddpm_fast.commands.drawing import Drawing, partial_path, unused_path
 from ddpm_fast.commands.fitting import is_training_set, load_fitting, say_training_set
 from ddpm_fast.commands.labels import LABELS_HELP, check_null_class, describe_classes, parse_labels
+from ddpm_fast.commands.report import check_report_path, write_report
 from ddpm_fast.commands.stopping import Stopped, stop_signals
 from ddpm_fast.data import Dataset
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
-from ddpm_fast.files.atomic import atomic_path, check_writable
 from ddpm_fast.loops.network import Network
 from ddpm_fast.loops.options import SamplingOptions
 from ddpm_fast.loops.sampling import Prepared, prepare
@@ -125,7 +124,16 @@ def samplers(
         drawing = Drawing(batch_size)
         options = SamplingOptions(seed=seed, labels=classes, batch_size=batch_size, on_step=drawing.on_step)
         chosen = choose(samplers, reference, loaded.diffusion.num_timesteps)
-        prepared = [_prepare(loaded, choice, n, options) for choice in chosen]
+        network = Network.of(loaded.model)
+        prepared = [
+            prepare(
+                network,
+                loaded.diffusion,
+                n,
+                replace(options, sampler=choice.sampler, steps=choice.steps, spacing=choice.spacing),
+            )
+            for choice in chosen
+        ]
         out = unused_path(Path("samplers.json")) if out is None else out
         _check_outputs(out, plot, loaded)
         about = {"model": loaded.path.name, "n": n, "seed": seed, "precision": DTYPE_NAMES[dtype], "data": data}
@@ -149,8 +157,7 @@ def samplers(
         ]
         _print(rows, chosen[0], real is not None)
         target = out if len(rows) == len(chosen) else partial_path(out)
-        with atomic_path(target) as unfinished:
-            unfinished.write_text(json.dumps({**about, "reference": str(chosen[0]), "samplers": rows}, indent=1) + "\n")
+        write_report(target, {**about, "reference": str(chosen[0]), "samplers": rows})
         say_written(target)
         if len(rows) < len(chosen):
             console.print(f"Stopped: {len(rows)} of {len(chosen)} samplers were finished.")
@@ -186,25 +193,9 @@ class Drawn:
     seconds: float
 
 
-def _prepare(loaded: checkpoint.LoadedModel, choice: Choice, n: int, options: SamplingOptions) -> Prepared:
-    network = Network.of(loaded.model)
-    wanted = SamplingOptions(
-        sampler=choice.sampler,
-        steps=choice.steps,
-        spacing=choice.spacing,
-        seed=options.seed,
-        labels=options.labels,
-        batch_size=options.batch_size,
-        on_step=options.on_step,
-    )
-    return prepare(network, loaded.diffusion, n, wanted)
-
-
 def _check_outputs(out: Path, plot: Path | None, loaded: checkpoint.LoadedModel) -> None:
     """Raises InputError for output files that could not be written."""
-    if out.suffix.lower() != ".json":
-        raise InputError(f"--out is {out}; expected a name ending in .json (--plot is for a picture)")
-    check_writable(out)
+    check_report_path(out)
     if plot is not None:
         check_channels(str(loaded.path), loaded.model.config.in_channels)
         check_picture(plot)

@@ -3,7 +3,6 @@ estimate from some of its terms, or all of them."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -29,11 +28,11 @@ from ddpm_fast.commands.common import (
 from ddpm_fast.commands.drawing import partial_path, unused_path
 from ddpm_fast.commands.fitting import is_training_set, load_fitting, say_training_set
 from ddpm_fast.commands.labels import check_null_class
+from ddpm_fast.commands.report import check_report_path, write_report
 from ddpm_fast.commands.stopping import Stopped, stop_signals
 from ddpm_fast.data import BUILTIN, Dataset
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
-from ddpm_fast.files.atomic import atomic_path, check_writable
 from ddpm_fast.loops.likelihood import BitsPerDim, LikelihoodOptions
 from ddpm_fast.loops.network import Network
 from ddpm_fast.objective import DECODERS
@@ -151,8 +150,7 @@ def nll(
             precision=DTYPE_NAMES[dtype],
         )
         target = out if finished == count else partial_path(out)
-        with atomic_path(target) as unfinished:
-            unfinished.write_text(json.dumps(report, indent=1) + "\n")
+        write_report(target, report)
         _print(report, T, seconds, torch_device)
         if finished < count:
             say_written(target)
@@ -177,9 +175,7 @@ def _choose_steps(steps: int | None, full: bool, T: int) -> int:
 
 def _check_outputs(out: Path, plot: Path | None) -> None:
     """Raises InputError for output files that could not be written."""
-    if out.suffix.lower() != ".json":
-        raise InputError(f"--out is {out}; expected a name ending in .json (--plot is for a picture)")
-    check_writable(out)
+    check_report_path(out)
     if plot is not None:
         check_picture(plot)
 

@@ -1,4 +1,4 @@
-"""The report of `python -m ddpm_fast.evaluate nll`, as it is read again to be drawn."""
+"""Reports of `python -m ddpm_fast.evaluate`: JSON files that are written; that of `nll` is also read again to be drawn."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_fast.errors import InputError
+from ddpm_fast.files.atomic import atomic_path, check_writable
 
 # The fields of a report of `evaluate nll` that draw_bound needs. float stands for any number.
 _REPORT: dict[str, type] = {
@@ -24,6 +25,19 @@ _REPORT: dict[str, type] = {
     "mse_x0": list,
     "mse_eps": list,
 }
+
+
+def check_report_path(out: Path) -> None:
+    """Raises InputError for a path (given as --out) that no report could be written to."""
+    if out.suffix.lower() != ".json":
+        raise InputError(f"--out is {out}; expected a name ending in .json (--plot is for a picture)")
+    check_writable(out)
+
+
+def write_report(path: Path, report: dict[str, Any]) -> None:
+    """Write a report, whole or not at all. Raises InputError if it cannot be written."""
+    with atomic_path(path) as unfinished:
+        unfinished.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def read_report(path: Path) -> dict[str, Any]:
