@@ -1,4 +1,4 @@
-"""Reports of `python -m ddpm_fast.evaluate`: JSON files that are written; that of `nll` is also read again to be drawn."""
+"""Reports of `python -m ddpm_fast.evaluate`: JSON files. That of `nll` is also read again, to be drawn."""
 
 from __future__ import annotations
 
