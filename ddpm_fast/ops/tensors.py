@@ -63,6 +63,8 @@ class Norm(NamedTuple):
     scale: Tensor | None
     shift: Tensor | None
     added: Tensor | None
+    residual: Tensor | None
+    joined: Tensor | None
     groups: int
     eps: float
     silu: bool
