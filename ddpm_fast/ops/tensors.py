@@ -55,7 +55,8 @@ class ReverseStep(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """What a group norm is of: ops.group_norm says what each is. scale, shift and added are [N, C] or None."""
+    """What a group norm is of: ops.group_norm says what each is. scale and shift are [N, C] or None, added is [N, Cx]
+    or None; residual and joined are images or None."""
 
     x: Tensor
     weight: Tensor
@@ -63,6 +64,8 @@ class Norm(NamedTuple):
     scale: Tensor | None
     shift: Tensor | None
     added: Tensor | None
+    residual: Tensor | None
+    joined: Tensor | None
     groups: int
     eps: float
     silu: bool
