@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -25,7 +24,6 @@ from ddpm_fast.ops.backends.triton.slabs import (
     beside,
     group_sum,
     lanes_of,
-    load_two,
     pixels_of,
     rows,
     vector,

@@ -1,5 +1,5 @@
-"""SiLU and its derivative. The exponential is the GPU's own: its error is 1e-7 of the value for every unit of |u|, which
-is at most 3e-8 of the result.
+"""SiLU and its derivative. The exponential is the GPU's own: for every unit of |u| its error is 1e-7 of the value, which
+is 3e-8 of the results at most.
 """
 
 import triton

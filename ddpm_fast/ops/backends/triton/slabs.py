@@ -101,10 +101,8 @@ def lanes_of(
     lane = tl.arange(0, TOGETHER * LANES)
     group = slice_ // PARTS * TOGETHER + lane // LANES
     inside = slice_ % PARTS * LANES + lane % LANES
-    if PER_GROUP == LANES:
-        channel = slice_ * (TOGETHER * LANES) + lane
-    else:
-        channel = group * PER_GROUP + inside
+    # Written so that the compiler sees which channels are side by side.
+    channel = slice_ * (TOGETHER * LANES) + lane if PER_GROUP == LANES else group * PER_GROUP + inside
     if PER_GROUP == LANES and GROUPS % TOGETHER == 0:
         exists = tl.full([TOGETHER * LANES], True, tl.int1)
     else:
