@@ -63,7 +63,7 @@ class GroupNorm(nn.GroupNorm):
         options = {"scale_shift": scale_shift, "silu": self.silu}
         layer = (self.weight, self.bias, self.num_groups, self.eps)
         if isinstance(x, Pending):
-            if joined is not None or not x.is_added_up and is_fused(x.image):
+            if joined is not None or (not x.is_added_up and is_fused(x.image)):
                 total, y = add_group_norm(x.addends(), *layer, joined=joined, **options)
                 x.keep(total)
                 return y

@@ -205,8 +205,8 @@ def _shown(value: object) -> str:
 
 
 class Stage(nn.ModuleList):
-    """Layers that run one after another. Those that are residual blocks also get the embedding, and the first of them the
-    channels that are joined."""
+    """Layers that run one after another. Those that are residual blocks also get the embedding, and the first of them
+    the channels that are joined."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__(layers)

@@ -43,8 +43,8 @@ class Work(NamedTuple):
 
 @functools.cache
 def work(config: UNetConfig) -> Work:
-    """Counted on the meta device, where nothing is computed and attention is two matrix products, in plain torch's layers,
-    one after another."""
+    """Counted on the meta device, where nothing is computed and attention is two matrix products, for plain torch's
+    layers."""
     with torch.device("meta"), use_backend("reference"):
         model = UNet(config).to("meta").eval()
         x = torch.empty(1, config.in_channels, config.image_size, config.image_size)

@@ -16,8 +16,8 @@ from ddpm_fast.ops.channels import add_bias
 from ddpm_fast.ops.convolution import winograd, winograd_filters
 from ddpm_fast.ops.dispatch import active_backend, backend_status, cannot_run_on, has_kernel, use_backend
 from ddpm_fast.ops.losses import diffusion_loss, hybrid_loss, vlb_terms
-from ddpm_fast.ops.norm import Addends, add_group_norm, group_norm
 from ddpm_fast.ops.noising import normal, q_sample
+from ddpm_fast.ops.norm import Addends, add_group_norm, group_norm
 from ddpm_fast.ops.stepping import reverse_step, reverse_step_
 from ddpm_fast.ops.tensors import ReverseStep, VlbTerms
 

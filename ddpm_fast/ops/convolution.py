@@ -1,5 +1,4 @@
-"""`winograd`, a 3x3 convolution of the U-Net on a CPU. Its C++ kernels are the only ones; elsewhere plain torch runs it."""
-
+"""`winograd`, a 3x3 convolution of the U-Net, which a CPU has C++ kernels for. Elsewhere plain torch computes it."""
 from __future__ import annotations
 
 import torch

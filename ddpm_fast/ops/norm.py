@@ -288,7 +288,7 @@ def _readable(norm: Norm) -> Norm:
 
 
 def _group_norm_save(ctx, inputs, outputs):
-    y, total, statistics = outputs
+    _, total, statistics = outputs
     x, added = (total, None) if inputs.keep else (inputs.x, inputs.added)
     ctx.save_for_backward(
         x, inputs.weight, inputs.bias, inputs.scale, inputs.shift, added, inputs.residual, inputs.joined, statistics
