@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ddpm_fast.errors import InputError
 from ddpm_fast.nn.convolution import Conv2d
 from ddpm_fast.nn.derived import Derives
-from ddpm_fast.nn.pending import Pending, convolved, is_fused
+from ddpm_fast.nn.pending import Pending, convolved, is_fused, whole
 from ddpm_fast.ops import add_group_norm, group_norm
 
 
@@ -54,21 +54,17 @@ class GroupNorm(nn.GroupNorm):
         Returns:
             [N, C, H, W] of x's dtype, with the joined channels.
         """
-        if scale is None or shift is None:
-            if scale is not shift:
-                raise InputError("group_norm: scale and shift belong together; give both, or neither")
-            scale_shift = None
-        else:
-            scale_shift = (scale, shift)
-        options = {"scale_shift": scale_shift, "silu": self.silu}
-        layer = (self.weight, self.bias, self.num_groups, self.eps)
-        if isinstance(x, Pending):
-            if joined is not None or (not x.is_added_up and is_fused(x.image)):
-                total, y = add_group_norm(x.addends(), *layer, joined=joined, **options)
-                x.keep(total)
-                return y
-            x = x.total()
-        return group_norm(x, *layer, added=added, **options)
+        if (scale is None) != (shift is None):
+            raise InputError("group_norm: scale and shift belong together; give both, or neither")
+        scale_shift = None if scale is None or shift is None else (scale, shift)
+        weight, bias, groups, eps = self.weight, self.bias, self.num_groups, self.eps
+        if isinstance(x, Pending) and (joined is not None or not x.is_added_up):
+            total, y = add_group_norm(
+                x.addends(), weight, bias, groups, eps, scale_shift=scale_shift, joined=joined, silu=self.silu
+            )
+            x.keep(total)
+            return y
+        return group_norm(whole(x), weight, bias, groups, eps, scale_shift=scale_shift, added=added, silu=self.silu)
 
 
 class TimeEmbedding(nn.Module):
@@ -155,9 +151,11 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor | Pending, emb: Tensor | Embedding, joined: Tensor | None = None) -> Tensor | Pending:
         image = x if isinstance(x, Pending) else Pending(x)
-        if joined is not None and not is_fused(image.image):
-            image, joined = Pending(torch.cat([image.total(), joined], dim=1)), None
-        h = convolved(self.conv1, self.resample(self.norm1(image, joined=joined)))
+        if not is_fused(image.image):
+            one = image.total() if joined is None else torch.cat([image.total(), joined], dim=1)
+            image, joined = Pending(one), None
+        h = self.norm1(image.image if image.is_added_up and joined is None else image, joined=joined)
+        h = convolved(self.conv1, self.resample(h))
         h = convolved(self.conv2, self.dropout(self._conditioned(h, emb)))
         result = h.plus(self._skipped(image.total(), joined))
         return result if isinstance(x, Pending) else result.total()
@@ -212,16 +210,18 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor | Pending) -> Tensor | Pending:
         image = x if isinstance(x, Pending) else Pending(x)
-        h = self.norm(image)
+        h = self.norm(image if is_fused(image.image) else image.total())
         n, c, height, width = h.shape
         pixels = h.permute(0, 2, 3, 1).reshape(n, height * width, c)
         qkv = self.qkv(pixels).view(n, height * width, 3, self.heads, c // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, height * width, c)
-        fuses = type(self.proj) is nn.Linear and is_fused(h)
-        h = F.linear(h, self.proj.weight) if fuses else self.proj(h)
-        h = h.view(n, height, width, c).permute(0, 3, 1, 2)
-        result = Pending(h, image.total(), self.proj.bias if fuses else None)
+        bias = None
+        if type(self.proj) is nn.Linear and is_fused(h):
+            h, bias = F.linear(h, self.proj.weight), self.proj.bias
+        else:
+            h = self.proj(h)
+        result = Pending(h.view(n, height, width, c).permute(0, 3, 1, 2), image.total(), bias)
         return result if isinstance(x, Pending) else result.total()
 
 
@@ -257,11 +257,12 @@ class Downsample(Derives):
         return (F.pad(self.conv.weight, (1, 0, 1, 0)),)
 
     def forward(self, x: Tensor | Pending) -> Tensor | Pending:
-        image = x.total() if isinstance(x, Pending) else x
+        image = whole(x)
         if not self.asymmetric:
             result = convolved(self.conv, image)
         elif is_fused(image):
-            result = Pending(F.conv2d(image, *self.derived(), stride=2, padding=1), bias=self.conv.bias)
+            (filters,) = self.derived()
+            result = Pending(F.conv2d(image, filters, None, 2, 1), bias=self.conv.bias)
         else:
             result = Pending(self.conv(F.pad(image, (0, 1, 0, 1))))
         return result if isinstance(x, Pending) else result.total()
@@ -283,9 +284,10 @@ class Upsample(Derives):
         return (taps.transpose(0, 1).contiguous(memory_format=torch.channels_last),)
 
     def forward(self, x: Tensor | Pending) -> Tensor | Pending:
-        image = x.total() if isinstance(x, Pending) else x
+        image = whole(x)
         if is_fused(image):
-            result = Pending(F.conv_transpose2d(image, *self.derived(), stride=2, padding=1), bias=self.conv.bias)
+            (filters,) = self.derived()
+            result = Pending(F.conv_transpose2d(image, filters, None, 2, 1), bias=self.conv.bias)
         else:
             result = Pending(self.conv(self.nearest(image)))
         return result if isinstance(x, Pending) else result.total()

@@ -5,6 +5,10 @@ them at once, and writes their sum beside its own result.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor, nn
 
@@ -12,13 +16,30 @@ from ddpm_fast import compat
 from ddpm_fast.nn.convolution import Conv2d
 from ddpm_fast.ops import Addends, add_bias, has_kernel
 
+_unfused: ContextVar[bool] = ContextVar("ddpm_fast_unfused", default=False)
+
 
 def is_fused(x: Tensor) -> bool:
     """Whether additions are left to the ops that read their results: on a GPU, and on the meta device, which stands for
     one. On a CPU a library's convolution adds its bias for nothing, and torch.compile fuses by itself."""
-    if torch.compiler.is_compiling() or compat.in_forward_mode():
+    if torch.compiler.is_compiling() or compat.in_forward_mode() or _unfused.get():
         return False
     return has_kernel("add_bias", x.device, x.dtype)
+
+
+@contextlib.contextmanager
+def unfused() -> Iterator[None]:
+    """Inside, every layer gives a whole image."""
+    token = _unfused.set(True)
+    try:
+        yield
+    finally:
+        _unfused.reset(token)
+
+
+def whole(x: Tensor | Pending) -> Tensor:
+    """The image, added up if it is pending."""
+    return x.total() if isinstance(x, Pending) else x
 
 
 class Pending:

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddpm_fast import compat
 from ddpm_fast.errors import InputError, check_integer
 from ddpm_fast.nn.convolution import Conv2d
 from ddpm_fast.nn.derived import Derives
@@ -33,7 +34,7 @@ from ddpm_fast.nn.layers import (
     Upsample,
     zeroed,
 )
-from ddpm_fast.nn.pending import Pending, convolved, is_fused
+from ddpm_fast.nn.pending import Pending, convolved, is_fused, unfused, whole
 from ddpm_fast.objective import output_channels
 
 # The least and the largest value of each integer. Nobody needs a larger network, and a file may ask for anything.
@@ -211,7 +212,7 @@ class Stage(nn.ModuleList):
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__(layers)
 
-    def forward(self, x: Pending, emb: Embedding, joined: Tensor | None = None) -> Pending:
+    def forward(self, x: Tensor | Pending, emb: Embedding, joined: Tensor | None = None) -> Tensor | Pending:
         for layer in self:
             if isinstance(layer, ResBlock):
                 x, joined = layer(x, emb, joined), None
@@ -319,17 +320,25 @@ class UNet(Derives):
         """
         self._check(x, t, labels)
         x = x.to(self.conv_in.weight.dtype, memory_format=torch.channels_last)
-        emb = self._embedding(t, labels, is_fused(x))
-        h = convolved(self.conv_in, x)
+        fuses = is_fused(x)
+        if fuses and any(compat.has_forward_hooks(module) for module in self.modules()):
+            with unfused():  # a hook is given whole images
+                return self._run(x, t, labels, False)
+        return self._run(x, t, labels, fuses)
+
+    def _run(self, x: Tensor, t: Tensor, labels: Tensor | None, fuses: bool) -> Tensor:
+        emb = self._embedding(t, labels, fuses)
+        first = convolved(self.conv_in, x)
         # With one input channel x fits any memory format, and the convolution may choose the wrong one.
-        h.image = h.image.contiguous(memory_format=torch.channels_last)
+        first.image = first.image.contiguous(memory_format=torch.channels_last)
+        h: Tensor | Pending = first if fuses else first.image
         skips = [h]
         for stage in self.encoder:
             h = stage(h, emb)
             skips.append(h)
         h = self.middle(h, emb)
         for stage in self.decoder:
-            h = stage(h, emb, skips.pop().total())
+            h = stage(h, emb, whole(skips.pop()))
         return self.conv_out(self.norm_out(h))
 
     def _embedding(self, t: Tensor, labels: Tensor | None, fuses: bool) -> Embedding:

@@ -1,4 +1,5 @@
 """`winograd`, a 3x3 convolution of the U-Net, which a CPU has C++ kernels for. Elsewhere plain torch computes it."""
+
 from __future__ import annotations
 
 import torch

@@ -52,7 +52,7 @@ def test_the_reference_group_norm_is_torchs(rows, silu):
     wanted = [x] if scale is None else [x, shift, added]
     found = [dx] if scale is None else [dx, sums[0], sums[2]]
     for one, other in zip(found, torch.autograd.grad(expected, wanted, torch.cos(3 * x)), strict=True):
-        torch.testing.assert_close(one, other)
+        torch.testing.assert_close(one.double(), other, rtol=2e-6, atol=1e-6)  # statistics and sums are fp32
 
 
 @needs_kernels

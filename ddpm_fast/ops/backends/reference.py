@@ -301,10 +301,8 @@ def plain_group_norm(norm: Norm) -> Tensor:
 
 def _widened(norm: Norm) -> Tensor:
     """[x + residual + added, joined] in float64"""
-    doubles = [None if v is None else v.double() for v in (norm.x, norm.added, norm.residual, norm.joined)]
-    x, added, residual, joined = doubles
-    total = added_up(norm._replace(x=x, added=added, residual=residual))
-    return total if joined is None else torch.cat([total, joined], 1)
+    total = added_up(norm._replace(x=norm.x.double()))
+    return total if norm.joined is None else torch.cat([total, norm.joined.double()], 1)
 
 
 def group_norm(norm: Norm, y: Tensor, total: Tensor | None, statistics: Tensor) -> None:
