@@ -1,4 +1,4 @@
-"""SiLU and its derivative. The exponential is the GPU's own: its error is 1e-7 of the value for every unit of |u|, which
+"""SiLU and its derivative. The exponential is the GPU's own: its error is 1e-7 of the value for each unit of |u|, which
 is 3e-8 of the results at most.
 """
 
