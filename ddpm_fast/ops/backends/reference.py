@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm_fast.noise import NoiseKey
+from ddpm_fast.ops.backends import reference_draws
 from ddpm_fast.ops.tensors import (
     FLOATS,
     Norm,
@@ -376,4 +377,5 @@ OPS = {
     "group_norm": group_norm,
     "group_norm_backward": group_norm_backward,
     "winograd": winograd,
+    **reference_draws.OPS,
 }
