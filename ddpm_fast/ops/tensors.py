@@ -54,6 +54,31 @@ class ReverseStep(NamedTuple):
     x_model: Tensor | None
 
 
+class Draw(NamedTuple):
+    """What draw_timesteps draws, and from what: ops.draw_timesteps says what each is. `cumulative` are the sums of the
+    probabilities, float64 [T]; of 2^24 labels `dropped` become null_label."""
+
+    key: NoiseKey
+    num_timesteps: int
+    parts: int
+    probabilities: Tensor | None
+    cumulative: Tensor | None
+    network_timesteps: Tensor | None
+    labels: Tensor | None
+    dropped: int
+    null_label: int
+
+
+class Drawn(NamedTuple):
+    """What draw_timesteps gives, [N] each: timesteps in 0..T-1 (int64), the weights of their losses (fp32), what the
+    network calls the timesteps, and its labels (int64, or None if there are none)."""
+
+    t: Tensor
+    weights: Tensor
+    network_t: Tensor
+    labels: Tensor | None
+
+
 class Norm(NamedTuple):
     """What a group norm is of: ops.add_group_norm says what each is, x being its image. scale, shift and added are
     [N, channels] or None."""

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm_fast.noise import NoiseKey
+from ddpm_fast.ops.backends import reference_draws
 from ddpm_fast.ops.tensors import (
     FLOATS,
     Norm,
@@ -443,4 +444,5 @@ OPS = {
     "add_bias": add_bias,
     "channel_sums": channel_sums,
     "winograd": winograd,
+    **reference_draws.OPS,
 }
