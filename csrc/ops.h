@@ -99,6 +99,36 @@ struct ReverseStepArgs {
     Image x0, x_model;  // data == nullptr: not wanted
 };
 
+// What a training step draws: draws.h. The shape's samples are the batch's; the noise is a key, its stream the
+// timesteps'.
+struct DrawArgs {
+    Shape shape;
+    Noise noise;
+    int64_t timesteps;                 // T
+    int64_t parts;                     // N: sample id i draws from the (i mod N)-th of N equal parts of 0..T-1; 0: all
+    const double* probabilities;       // [T]; nullptr: uniform
+    const double* cumulative;          // [T]: their sums
+    const int64_t* network_timesteps;  // [T]: the network's name for each timestep; nullptr: none
+    const int64_t* labels;             // [N]; nullptr: none
+    uint32_t label_stream;
+    int64_t dropped;  // of 2^24 labels, how many become null_label
+    int64_t null_label;
+    int64_t* t;            // [N]
+    float* weights;        // [N]
+    int64_t* network_t;    // [N]
+    int64_t* kept_labels;  // [N]
+};
+
+// Losses that are remembered: draws.h. The shape's samples are the timesteps and its channels the losses of each.
+struct RecordArgs {
+    Shape shape;
+    float* history;   // [T, slots]: a timestep's loss number k, counted from 0, is in slot k % slots
+    int64_t* counts;  // [T]: how many there were
+    int64_t losses_count;
+    const int64_t* t;     // [losses_count]
+    const float* losses;  // [losses_count]
+};
+
 // A 3x3 convolution by Winograd's F(4x4, 3x3), stride 1 and padding 1; images are [N, H, W, channels] and contiguous.
 struct WinogradArgs {
     int64_t samples, height, width, channels, out_channels;
@@ -180,7 +210,9 @@ struct ChannelSumsArgs {
     X(hybrid_loss, BoundArgs)          \
     X(vlb_terms, BoundArgs)            \
     X(loss_backward, LossBackwardArgs) \
-    X(reverse_step, ReverseStepArgs)
+    X(reverse_step, ReverseStepArgs)   \
+    X(draw_timesteps, DrawArgs)        \
+    X(record_losses, RecordArgs)
 
 // The network's besides: the CPU's, and the GPU's. A GPU's convolutions are its libraries', and the CPU's sums torch's.
 #define DDPM_CPU_OPS(X)          \

@@ -18,7 +18,8 @@ from ddpm_fast.ops.backends.extension import (
     shape_of,
     unavailable,
 )
-from ddpm_fast.ops.tensors import Norm
+from ddpm_fast.ops.backends.reference import added_up
+from ddpm_fast.ops.tensors import Norm, channels_last
 
 __all__ = ["DTYPES", "OPS", "has_matrix_units", "isa", "isas", "refusal", "unavailable", "use_isa"]
 
@@ -52,6 +53,13 @@ def refusal(device: torch.device) -> str:
     return "" if device.type == "cpu" else f"its kernels are for CPU tensors and these are on {device}"
 
 
+def _side_by_side(norm: Norm) -> Norm:
+    """The norm of one image, with the joined channels in it."""
+    if norm.joined is None:
+        return norm
+    return norm._replace(x=channels_last(torch.cat([norm.x, norm.joined], 1)), joined=None)
+
+
 class _CpuKernels(Kernels):
     """The ops that a GPU has too, and those of the network."""
 
@@ -62,8 +70,11 @@ class _CpuKernels(Kernels):
             raise InputError(f"{op}: {error}") from None
 
     def group_norm(self, norm: Norm, y: Tensor, total: Tensor | None, statistics: Tensor) -> None:
-        """The images are channels_last. There is no residual, nothing joined and no total."""
-        _C.group_norm(*group_norm_of(norm, y, total, statistics), torch.get_num_threads())
+        """The images are channels_last."""
+        if total is not None:  # the kernels read one image
+            total.copy_(added_up(norm))
+            norm = _side_by_side(norm._replace(x=total, residual=None, added=None))
+        _C.group_norm(*group_norm_of(norm, y, None, statistics), torch.get_num_threads())
 
     def group_norm_backward(
         self,
@@ -75,9 +86,18 @@ class _CpuKernels(Kernels):
         djoined: Tensor | None,
         sums: Tensor,
     ) -> None:
-        """The images are channels_last; grad is of x's dtype. Nothing is joined, and there was no total."""
-        arguments = group_norm_backward_of(norm, grad, grad_total, statistics, dx, djoined, sums)
+        """The images are channels_last; grad is of x's dtype."""
+        d_both = dx if djoined is None else torch.empty_like(grad)
+        norm = _side_by_side(norm)  # alive for as long as the kernel reads it
+        arguments = group_norm_backward_of(norm, grad, None, statistics, d_both, None, sums)
         _C.group_norm_backward(*arguments, torch.get_num_threads())
+        own = dx.shape[1]
+        if djoined is not None:
+            dx.copy_(d_both[:, :own])
+            djoined.copy_(d_both[:, own:])
+        if grad_total is not None:
+            dx += grad_total
+            sums[2, :, :own] += grad_total.flatten(2).sum(2, dtype=torch.float64)
 
     def winograd(self, x: Tensor, filters: Tensor, bias: Tensor | None, out: Tensor) -> None:
         """x and out are channels_last; filters and bias fp32."""

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddpm_fast.noise import NoiseKey
-from ddpm_fast.ops.tensors import Norm, ReverseStep, VlbTerms, is_channels_last
+from ddpm_fast.noise import NoiseKey, Stream
+from ddpm_fast.ops.tensors import Draw, Drawn, Norm, ReverseStep, VlbTerms, is_channels_last
 
 PACKAGE = Path(__file__).resolve().parents[2]
 
@@ -79,6 +79,11 @@ def shape_of(image: Tensor) -> tuple[int, int, int]:
 def table_of(table: Tensor) -> tuple[int, int]:
     """struct Table"""
     return table.data_ptr(), table.shape[0]
+
+
+def address_of(values: Tensor | None) -> int:
+    """A pointer to contiguous values, or nullptr."""
+    return 0 if values is None else values.data_ptr()
 
 
 def noise_of(noise: Tensor | NoiseKey) -> tuple[tuple[int, int, bool], int, int, int, int]:
@@ -264,6 +269,37 @@ class Kernels(ABC):
             image_of(results.x_model),
         )
 
+    def draw_timesteps(self, draw: Draw, drawn: Drawn) -> None:
+        self.run(
+            "draw_timesteps",
+            drawn.t,
+            noise_of(draw.key),
+            draw.num_timesteps,
+            draw.parts,
+            address_of(draw.probabilities),
+            address_of(draw.cumulative),
+            address_of(draw.network_timesteps),
+            address_of(draw.labels),
+            Stream.LABEL,
+            draw.dropped,
+            draw.null_label,
+            drawn.t.data_ptr(),
+            drawn.weights.data_ptr(),
+            drawn.network_t.data_ptr(),
+            address_of(drawn.labels),
+        )
+
+    def record_losses(self, history: Tensor, counts: Tensor, t: Tensor, losses: Tensor) -> None:
+        self.run(
+            "record_losses",
+            history,
+            history.data_ptr(),
+            counts.data_ptr(),
+            t.shape[0],
+            t.data_ptr(),
+            losses.data_ptr(),
+        )
+
     def table(self) -> dict[str, Callable[..., None]]:
         """The ops by name."""
         return {
@@ -274,4 +310,6 @@ class Kernels(ABC):
             "vlb_terms": self.vlb_terms,
             "loss_backward": self.loss_backward,
             "reverse_step": self.reverse_step,
+            "draw_timesteps": self.draw_timesteps,
+            "record_losses": self.record_losses,
         }
