@@ -11,9 +11,11 @@ using Call = NormCall<GroupNormArgs>;
 
 // total = x + residual + added, rounded, in place of x: four pixels at a time.
 template <DType kType, int kRows>
-__device__ __forceinline__ void take_total(const Call& call, const Cells& cells, int count, const float (&added)[4],
-                                           Cell<kType, 4> (&held)[kRows]) {
+__device__ __forceinline__ void take_total(const Call& call, const Slice& slice, const Place& place, const Cells& cells,
+                                           int count, Cell<kType, 4> (&held)[kRows]) {
     constexpr int kBatch = kRows < 4 ? kRows : 4;
+    float added[4];
+    read_added<4>(call.args.norm, slice, place, added);
 #pragma unroll
     for (int first = 0; first < kRows; first += kBatch) {
         Cell<kType, 4> residual[kBatch] = {};
@@ -62,55 +64,57 @@ __global__ void __launch_bounds__(kNormThreads, kWhole&& kType != DType::f32 ? 2
     const int channel = inside ? 4 * (slice.first * columns + slice.column) : 0;
 
     Cell<kType, 4> held[kRows] = {};
-    float added[4];
+    const int row = slice.lane * columns + slice.column % columns, rows = layout.lanes * columns;
+    float sum = 0.0f;
     {
         const Place place = Place::of(norm, slice.sample, channel);
         const Cells cells(place, slice.lane, layout.lanes);
         const void* const from = place.joined ? norm.joined : norm.x;
         for_each_row<kWhole, kRows>(count, [&](int i) { held[i].load(from, cells.at(i)); });
-        read_added<4>(norm, slice, place, added);
-        affine.read(norm, slice.sample, 4 * slice.first * columns, 4 * slice.groups * columns);
-        if (call.args.total && !place.joined) {
-            take_total(call, cells, count, added, held);
-#pragma unroll
-            for (int c = 0; c < 4; ++c) added[c] = 0.0f;
+        const bool has_total = call.args.total;
+        affine.read(norm, slice.sample, 4 * slice.first * columns, 4 * slice.groups * columns, !has_total);
+        if (has_total && !place.joined) {
+            take_total(call, slice, place, cells, count, held);
+        } else if (inside && slice.lane == 0) {  // for all lanes
+            float added[4];
+            read_added<4>(norm, slice, place, added);
+            sum = mul(float(norm.shape.positions), sum_cell<4>([&](int c) { return added[c]; }));
         }
     }
 
-    // The mean first, to a few roundings, and then the squares about it. In fp32 the sum of the differences says what
-    // the mean lacks; the other types have no digits that would show it.
-    const int row = slice.lane * columns + slice.column % columns, rows = layout.lanes * columns;
-    float sum = mul(float(count), sum_cell<4>([&](int c) { return added[c]; }));
+    // The mean first, to a few roundings. Then the squares about it, and the sum of the differences, which says what the
+    // mean lacks.
     for_each_row<kWhole, kRows>(count,
                                 [&](int i) { sum = add(sum, sum_cell<4>([&](int c) { return held[i].get(c); })); });
     if (slice.inside) sums[row * layout.groups + group] = sum;
     sum_rows(sums, rows, layout.groups);
     const float about = mul(sums[group], call.inverse_count);
     Channels<4> channels;
-#pragma unroll
-    for (int c = 0; c < 4; ++c) channels.centre[c] = add(about, -added[c]);
     float differences = 0.0f, squares = 0.0f;
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+        float lost;
+        two_sum(about, -affine.added[4 * slice.column + c], channels.centre[c], lost);
+        differences = fused(-float(count), lost, differences);
+    }
     for_each_row<kWhole, kRows>(count, [&](int i) {
         float d[4];
 #pragma unroll
         for (int c = 0; c < 4; ++c) d[c] = channels.difference(c, held[i].get(c));
-        if (kType == DType::f32) differences = add(differences, sum_cell<4>([&](int c) { return d[c]; }));
+        differences = add(differences, sum_cell<4>([&](int c) { return d[c]; }));
         squares = add(squares, add(fused(d[0], d[0], mul(d[1], d[1])), fused(d[2], d[2], mul(d[3], d[3]))));
     });
-    constexpr int kMoments = kType == DType::f32 ? 2 : 1;
     if (slice.inside) {
-        moments[kMoments * (row * layout.groups + group)] = squares;
-        if (kMoments == 2) moments[2 * (row * layout.groups + group) + 1] = differences;
+        moments[2 * (row * layout.groups + group)] = differences;
+        moments[2 * (row * layout.groups + group) + 1] = squares;
     }
-    sum_rows(moments, rows, kMoments * layout.groups);
+    sum_rows(moments, rows, 2 * layout.groups);
     if (!inside) return;
-    differences = kMoments == 2 ? moments[2 * group + 1] : 0.0f;
     const NormStatistics made =
-        norm_statistics(about, differences, moments[kMoments * group], call.inverse_count, call.eps);
+        norm_statistics(about, moments[2 * group], moments[2 * group + 1], call.inverse_count, call.eps);
     if (row == 0) write_statistics(norm, slice, group, made);
 
-    affine.get(slice.column, channels.gain, channels.offset);
-    channels.apply(made, added);
+    affine.apply(slice.column, made, channels);
     const Cells cells(Place::of_y(norm, slice.sample, channel), slice.lane, layout.lanes);
     if (norm.silu)
         write_normalised<true, kWhole>(call, cells, count, channels, held);

@@ -198,24 +198,29 @@ struct Channels {
     __device__ __forceinline__ float mapped(int c, float d) const { return fused(d, gain[c], offset[c]); }
 };
 
-// Weight and bias of a slice's channels, with scale and shift in them: each is read by one thread, and all share them.
+// Weight and bias of a slice's channels, with scale and shift in them, and what is added: each is read by one thread, and
+// all threads share them. So they take no registers while these hold the image.
 struct Affine {
-    alignas(16) float factor[4 * kMostColumns], offset[4 * kMostColumns];
+    float factor[4 * kMostColumns], offset[4 * kMostColumns], added[4 * kMostColumns];
 
     // From the slice's first channel on. A barrier must follow.
-    __device__ __forceinline__ void read(const GroupNorm& norm, int64_t sample, int channel, int channels) {
+    __device__ __forceinline__ void read(const GroupNorm& norm, int64_t sample, int channel, int channels,
+                                         bool with_added) {
         for (int i = int(threadIdx.x); i < channels; i += int(blockDim.x)) {
             float f[1], o[1];
             read_affine<1>(norm, sample, channel + i, f, o);
             factor[i] = f[0], offset[i] = o[0];
+            added[i] = with_added && channel + i < norm.x_channels ? value_of(norm.added, sample, channel + i) : 0.0f;
         }
     }
-    __device__ __forceinline__ void get(int column, float (&f)[4], float (&o)[4]) const {
-        Run<DType::f32, 4> factors, offsets;
-        factors.load(factor, 4 * column);
-        offsets.load(offset, 4 * column);
+    __device__ __forceinline__ void apply(int column, const NormStatistics& group, Channels<4>& channels) const {
+        float of_column[4];
 #pragma unroll
-        for (int c = 0; c < 4; ++c) f[c] = factors.get(c), o[c] = offsets.get(c);
+        for (int c = 0; c < 4; ++c) {
+            channels.gain[c] = factor[4 * column + c], channels.offset[c] = offset[4 * column + c];
+            of_column[c] = added[4 * column + c];
+        }
+        channels.apply(group, of_column);
     }
 };
 

@@ -43,7 +43,7 @@ __device__ __forceinline__ void write_gradients(const Cells& cells, int count, v
 // kWhole: every lane has kRows pixels.
 template <DType kType, int kRows, bool kWhole>
 __global__ void __launch_bounds__(kNormThreads) group_norm_backward_kernel(const Call call) {
-    __shared__ alignas(16) float shared[kSums * 4 * kNormThreads];
+    __shared__ float shared[kSums * 4 * kNormThreads];
     __shared__ float of_columns[2 * kNormThreads];
     __shared__ Affine affine;
     const GroupNorm& norm = call.args.norm;
@@ -64,14 +64,11 @@ __global__ void __launch_bounds__(kNormThreads) group_norm_backward_kernel(const
         for_each_row<kWhole, kRows>(count, [&](int i) { x[i].load(from, cells.at(i)); });
         for_each_row<kWhole, kRows>(count, [&](int i) { grad[i].load(call.args.grad, of_y.at(i)); });
     }
-    affine.read(norm, slice.sample, 4 * slice.first * columns, 4 * slice.groups * columns);
-    float added[4];
-    read_added<4>(norm, slice, place, added);
+    affine.read(norm, slice.sample, 4 * slice.first * columns, 4 * slice.groups * columns, true);
     const NormStatistics statistics = read_statistics(norm, slice, inside ? group : 0);
     __syncthreads();
     Channels<4> channels;
-    affine.get(slice.column, channels.gain, channels.offset);
-    channels.apply(statistics, added);
+    affine.apply(slice.column, statistics, channels);
 
     GradientSums<4> sums = {};
     if (norm.silu)
