@@ -36,46 +36,6 @@ SIZES = {  # a sample's shape, groups, channels of a joined image
 }
 
 
-def image_like(norm, channels):
-    n, _, *size = norm.x.shape
-    return torch.empty(n, channels, *size, dtype=norm.x.dtype).contiguous(memory_format=torch.channels_last)
-
-
-def run(norm, grad, grad_total, keep_total):
-    """(the norm that y is of, all results by name, statistics)"""
-    n, channels = len(norm.x), len(norm.weight)
-    y, total = image_like(norm, channels), image_like(norm, norm.x.shape[1]) if keep_total else None
-    statistics = torch.full((n, norm.groups, 3), torch.nan)
-    OPS["group_norm"](norm, y, total, statistics)
-    found = {"y": y}
-    if keep_total:
-        assert torch.equal(total, composed_total(norm)), "total is not the rounded sum"
-        norm = norms.of_total(norm, total)
-    if norm.residual is not None:
-        return norm, found, statistics
-    dx, djoined = image_like(norm, norm.x.shape[1]), None
-    if norm.joined is not None:
-        djoined = found["djoined"] = image_like(norm, norm.joined.shape[1])
-    sums = torch.full((3, n, channels), torch.nan)
-    OPS["group_norm_backward"](norm, grad, grad_total, statistics, dx, djoined, sums)
-    found |= {"dx": dx, "sum_g": sums[0], "sum_gn": sums[1], "sum_dx": sums[2]}
-    found |= {name: torch.full((channels,), torch.nan) for name in ("dweight", "dbias")}
-    rows = torch.full((2, n, channels), torch.nan) if norm.scale is not None else (None, None)
-    OPS["group_norm_parameters"](sums, norm.weight, norm.bias, norm.scale, found["dweight"], found["dbias"], *rows)
-    if norm.scale is not None:
-        found["dscale"], found["dshift"] = rows
-    return norm, found, statistics
-
-
-def composed_total(norm):
-    total = norm.x.float()
-    if norm.residual is not None:
-        total = total + norm.residual.float()
-    if norm.added is not None:
-        total = total + norm.added.float()[..., None, None]
-    return total.to(norm.x.dtype)
-
-
 @pytest.fixture(params=["whole", "chunks"])
 def way(request, monkeypatch):
     """Whether a program has all pixels of its groups, or an image is cut into chunks, of which the last is not full."""
@@ -103,7 +63,7 @@ def way(request, monkeypatch):
 def test_the_error_is_at_most_twice_that_of_plain_torch(word, options, dtype, mean, way):
     shape, groups, joined = SIZES[word]
     operands = norms.operands(Norms((2, *shape), groups, joined, options, dtype, mean=mean))
-    norm, found, statistics = run(*operands, keep_total="residual" in options)
+    norm, found, statistics = norms.run(OPS, *operands, keep_total="residual" in options)
     exact = norms.in_float64(norm, *operands[1:])
     norms.check(found, exact, norms.in_fp32(norm, *operands[1:]))
     if norm.added is None:  # otherwise what is normalised was rounded first
@@ -114,7 +74,7 @@ def test_the_error_is_at_most_twice_that_of_plain_torch(word, options, dtype, me
 def test_a_residual_whose_sum_nobody_asks_for(dtype, way):
     case = Norms((2, 8, 5, 4), 2, 4, {"residual", "added", "silu"}, dtype, mean=MEANS[dtype])
     norm, grad, _ = norms.operands(case)
-    _, found, _ = run(norm, grad, None, keep_total=False)
+    _, found, _ = norms.run(OPS, norm, grad, None, keep_total=False)
     norms.check(found, norms.in_float64(norm, grad), norms.in_fp32(norm, grad))
 
 
@@ -128,17 +88,17 @@ def test_vectors_of_any_dtype_and_stride(way):
         scale=norm.scale.bfloat16()[:1].expand(3, 8),
         shift=norm.shift.t().contiguous().t(),
     )
-    norm, found, _ = run(norm, grad, grad_total, keep_total=True)
+    norm, found, _ = norms.run(OPS, norm, grad, grad_total, keep_total=True)
     norms.check(found, norms.in_float64(norm, grad, grad_total), norms.in_fp32(norm, grad, grad_total))
 
 
 def test_a_sample_has_the_same_bits_in_any_batch(way):
     norm, grad, grad_total = norms.operands(Norms((3, 12, 9, 5), 3, 6, EVERYTHING, mean=5.0))
-    _, found, statistics = run(norm, grad, grad_total, keep_total=True)
+    _, found, statistics = norms.run(OPS, norm, grad, grad_total, keep_total=True)
     alone = norm._replace(
         **{name: getattr(norm, name)[1:2] for name in ("x", "scale", "shift", "added", "residual", "joined")}
     )
-    _, one, its_statistics = run(alone, grad[1:2], grad_total[1:2], keep_total=True)
+    _, one, its_statistics = norms.run(OPS, alone, grad[1:2], grad_total[1:2], keep_total=True)
     assert torch.equal(its_statistics, statistics[1:2])
     for name in ("y", "dx", "djoined", "sum_g", "sum_gn", "sum_dx", "dscale", "dshift"):
         assert torch.equal(one[name], found[name][1:2]), name
@@ -147,7 +107,7 @@ def test_a_sample_has_the_same_bits_in_any_batch(way):
 @pytest.mark.parametrize("shape", [(2, 12, 0, 4), (0, 12, 3, 4)], ids=str)
 def test_images_without_pixels(shape):
     norm, grad, _ = norms.operands(Norms(shape, 3, options={"scale"}))
-    _, found, statistics = run(norm, grad, None, keep_total=False)
+    _, found, statistics = norms.run(OPS, norm, grad, None, keep_total=False)
     assert statistics.isnan().all()
     assert all(found[name].count_nonzero() == 0 for name in ("sum_g", "sum_gn", "sum_dx", "dweight", "dbias"))
 
@@ -177,7 +137,7 @@ def test_add_bias_is_the_rounded_sum(options, dtype):
     norm = norm if norm.added is None else norm._replace(added=norm.added[:1].expand(3, 24))
     out = torch.full_like(norm.x, torch.nan)
     OPS["add_bias"](norm.x, norm.residual, norm.added, out)
-    assert torch.equal(out, composed_total(norm))
+    assert torch.equal(out, norms.rounded_total(norm))
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
