@@ -8,7 +8,8 @@ import os
 
 import pytest
 import torch
-from support import norms
+from support import norm_runs, norms
+from support.norm_runs import composed_total
 from support.norms import MEANS, Norms
 
 from ddpm_fast.ops.backends import triton as triton_backend
@@ -38,44 +39,8 @@ SIZES = {  # a sample's shape, groups, channels of a joined image
 }
 
 
-def image_like(norm, channels):
-    n, _, *size = norm.x.shape
-    return torch.empty(n, channels, *size, dtype=norm.x.dtype).contiguous(memory_format=torch.channels_last)
-
-
 def run(norm, grad, grad_total, keep_total):
-    """(the norm that y is of, all results by name, statistics)"""
-    n, channels = len(norm.x), len(norm.weight)
-    y, total = image_like(norm, channels), image_like(norm, norm.x.shape[1]) if keep_total else None
-    statistics = torch.full((n, norm.groups, 3), torch.nan)
-    OPS["group_norm"](norm, y, total, statistics)
-    found = {"y": y}
-    if keep_total:
-        assert torch.equal(total, composed_total(norm)), "total is not the rounded sum"
-        norm = norms.of_total(norm, total)
-    if norm.residual is not None:
-        return norm, found, statistics
-    dx, djoined = image_like(norm, norm.x.shape[1]), None
-    if norm.joined is not None:
-        djoined = found["djoined"] = image_like(norm, norm.joined.shape[1])
-    sums = torch.full((3, n, channels), torch.nan)
-    OPS["group_norm_backward"](norm, grad, grad_total, statistics, dx, djoined, sums)
-    found |= {"dx": dx, "sum_g": sums[0], "sum_gn": sums[1], "sum_dx": sums[2]}
-    found |= {name: torch.full((channels,), torch.nan) for name in ("dweight", "dbias")}
-    rows = torch.full((2, n, channels), torch.nan) if norm.scale is not None else (None, None)
-    OPS["group_norm_parameters"](sums, norm.weight, norm.bias, norm.scale, found["dweight"], found["dbias"], *rows)
-    if norm.scale is not None:
-        found["dscale"], found["dshift"] = rows
-    return norm, found, statistics
-
-
-def composed_total(norm):
-    total = norm.x.float()
-    if norm.residual is not None:
-        total = total + norm.residual.float()
-    if norm.added is not None:
-        total = total + norm.added.float()[..., None, None]
-    return total.to(norm.x.dtype)
+    return norm_runs.run(OPS, norm, grad, grad_total, keep_total)
 
 
 @pytest.fixture

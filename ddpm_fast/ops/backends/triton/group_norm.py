@@ -257,6 +257,7 @@ def group_norm(norm: Norm, y: Tensor, total: Tensor | None, statistics: Tensor) 
             LANES=slabs.lanes,
             PARTS=slabs.parts,
             PIXELS=slabs.pixels,
+            enable_fp_fusion=True,
         )
         kept = total is not None
         _apply_kernel[grid](
