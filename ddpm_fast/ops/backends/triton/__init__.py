@@ -21,6 +21,7 @@ else:
     from ddpm_fast.ops.backends.triton.bound import hybrid_loss, vlb_terms
     from ddpm_fast.ops.backends.triton.channels import add_bias, channel_sums, group_norm_parameters
     from ddpm_fast.ops.backends.triton.diffusion_loss import diffusion_loss
+    from ddpm_fast.ops.backends.triton.draws import draw_timesteps, record_losses
     from ddpm_fast.ops.backends.triton.group_norm import group_norm
     from ddpm_fast.ops.backends.triton.group_norm_backward import group_norm_backward
     from ddpm_fast.ops.backends.triton.loss_backward import loss_backward
@@ -41,6 +42,8 @@ else:
         group_norm_parameters,
         add_bias,
         channel_sums,
+        draw_timesteps,
+        record_losses,
     )
     OPS = {kernel.__name__: kernel for kernel in kernels}
 
