@@ -31,6 +31,7 @@ from ddpm_fast.loops.guidance import null_class, predictor
 from ddpm_fast.loops.network import Network, evaluating
 from ddpm_fast.loops.options import SamplingKeywords, SamplingOptions, Step
 from ddpm_fast.loops.state import BatchState, DeviceTable, Paste, RowKind, asking_rows, looks_back
+from ddpm_fast.nn import derived
 from ddpm_fast.noise import NoiseKey, Stream
 from ddpm_fast.samplers import SamplerTable, make_table
 
@@ -100,7 +101,7 @@ class Prepared:
         batch_size = self.options.batch_size or max(self.n, 1)
         table = DeviceTable.of(self.table, device, self.options.dynamic_threshold)
         labels = None if self.labels is None else self.labels.to(device)
-        with evaluating(model), self._replays() as replays:
+        with evaluating(model), derived.held(model), self._replays() as replays:
             for first in range(0, self.n, batch_size):
                 part = slice(first, min(first + batch_size, self.n))
                 if wanted is not None and not wanted(part):
