@@ -146,28 +146,31 @@ struct Rows {
     int64_t sample_stride, channel_stride;
 };
 
-// What a group norm's forward and backward have in common. Images are channels_last and of one dtype.
+// What a group norm's forward and backward have in common. Images are channels_last and of one dtype; data of those
+// that are missing is nullptr. The norm is of v = x + residual + added, and behind it of the channels of joined. The
+// CPU's kernels take x and added alone; the others are composed before.
 struct GroupNorm {
-    Shape shape;
+    Shape shape;         // of y: with the channels of joined
+    int64_t x_channels;  // the first of them, which are x's
     int64_t groups;
     bool silu;
     DType dtype;
-    const void* x;
+    const void *x, *residual, *joined;
     Rows weight, bias, scale, shift, added;
-    double* statistics;  // [N, groups, 2]: mean, 1/sqrt(variance + eps); the forward writes them
+    float* statistics;  // [N, groups, 3]: the mean in two parts, 1/sqrt(variance + eps); the forward writes them
 };
 
 struct GroupNormArgs {
     GroupNorm norm;
     double eps;
-    void* y;
+    void *y, *total;  // total: v, rounded (then y is made of it); nullptr: not wanted
 };
 
 struct GroupNormBackwardArgs {
-    GroupNorm norm;
-    const void* grad;
-    void* dx;
-    double* sums;  // [3, N, C]: over pixels, of g (dL/dy before SiLU), of g times the normalised x, and of dx
+    GroupNorm norm;  // without residual; x is the total where one was kept
+    const void *grad, *grad_total;
+    void *dx, *djoined;
+    float* sums;  // [3, N, C]: over pixels, of g (dL/dy before SiLU), of g times the normalised v, and of dL/dv
 };
 
 }  // namespace ddpm

@@ -80,7 +80,8 @@ class Drawn(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """What a group norm is of: ops.group_norm says what each is. scale, shift and added are [N, C] or None."""
+    """What a group norm is of: ops.add_group_norm says what each is, x being its image. scale, shift and added are
+    [N, channels] or None."""
 
     x: Tensor
     weight: Tensor
@@ -88,9 +89,16 @@ class Norm(NamedTuple):
     scale: Tensor | None
     shift: Tensor | None
     added: Tensor | None
+    residual: Tensor | None
+    joined: Tensor | None
     groups: int
     eps: float
     silu: bool
+
+
+def channels_last(image: Tensor) -> Tensor:
+    """The image [N, C, H, W] in that memory format, copied if it has another one."""
+    return image.contiguous(memory_format=torch.channels_last)
 
 
 def working_dtype(*images: Tensor) -> torch.dtype:

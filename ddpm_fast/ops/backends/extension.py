@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ddpm_fast.noise import NoiseKey, Stream
-from ddpm_fast.ops.tensors import Draw, Drawn, ReverseStep, VlbTerms, is_channels_last
+from ddpm_fast.ops.tensors import Draw, Drawn, Norm, ReverseStep, VlbTerms, is_channels_last
 
 PACKAGE = Path(__file__).resolve().parents[2]
 
@@ -59,6 +59,7 @@ has_threads = getattr(_C, "threads", True)
 
 DTYPES = {torch.uint8: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # DType of csrc/storage.h
 _NO_IMAGE = (0, 1, False)
+_NO_ROWS = (0, 1, 0, 0)
 
 
 def image_of(image: Tensor | None) -> tuple[int, int, bool]:
@@ -90,6 +91,64 @@ def noise_of(noise: Tensor | NoiseKey) -> tuple[tuple[int, int, bool], int, int,
     if isinstance(noise, NoiseKey):
         return _NO_IMAGE, noise.seed.data_ptr(), noise.sample_id.data_ptr(), noise.step.data_ptr(), noise.stream
     return image_of(noise), 0, 0, 0, 0
+
+
+def rows_of(values: Tensor | None) -> tuple[int, int, int, int]:
+    """struct Rows of [N, C], or of [C] for every sample"""
+    if values is None:
+        return _NO_ROWS
+    strides = values.stride()
+    return values.data_ptr(), DTYPES[values.dtype], strides[0] if len(strides) == 2 else 0, strides[-1]
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _norm_of(norm: Norm, y: Tensor, statistics: Tensor) -> tuple[object, ...]:
+    """struct GroupNorm; y or what is like it, with the channels of what is joined"""
+    x = norm.x
+    return (
+        shape_of(y),
+        x.shape[1],
+        norm.groups,
+        norm.silu,
+        DTYPES[x.dtype],
+        x.data_ptr(),
+        _pointer(norm.residual),
+        _pointer(norm.joined),
+        rows_of(norm.weight),
+        rows_of(norm.bias),
+        rows_of(norm.scale),
+        rows_of(norm.shift),
+        rows_of(norm.added),
+        statistics.data_ptr(),
+    )
+
+
+def group_norm_of(norm: Norm, y: Tensor, total: Tensor | None, statistics: Tensor) -> tuple[object, ...]:
+    """struct GroupNormArgs"""
+    return _norm_of(norm, y, statistics), norm.eps, y.data_ptr(), _pointer(total)
+
+
+def group_norm_backward_of(
+    norm: Norm,
+    grad: Tensor,
+    grad_total: Tensor | None,
+    statistics: Tensor,
+    dx: Tensor,
+    djoined: Tensor | None,
+    sums: Tensor,
+) -> tuple[object, ...]:
+    """struct GroupNormBackwardArgs"""
+    return (
+        _norm_of(norm, grad, statistics),
+        grad.data_ptr(),
+        _pointer(grad_total),
+        dx.data_ptr(),
+        _pointer(djoined),
+        sums.data_ptr(),
+    )
 
 
 class Kernels(ABC):
