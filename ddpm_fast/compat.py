@@ -60,6 +60,20 @@ def changes_of(tensor: Tensor) -> int:
     return getattr(tensor, "_version", 0)
 
 
+def copy_all(to: list[Tensor], given: list[Tensor]) -> None:
+    """Copy tensors, of which all on one side have one dtype, in a few launches.
+
+    Private part: torch._foreach_copy_, seen in torch 2.2 to 2.13; its neighbours are what torch's own optimisers use.
+    Reason: on a GPU a copy of its own for each of some 100 gradients takes two microseconds each.
+    Without it: that.
+    """
+    if hasattr(torch, "_foreach_copy_") and to:
+        torch._foreach_copy_(to, given)
+        return
+    for tensor, source in zip(to, given, strict=True):
+        tensor.copy_(source)
+
+
 def has_forward_hooks(module: nn.Module) -> bool:
     """Whether forward hooks are registered on this module.
 

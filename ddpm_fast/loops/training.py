@@ -28,7 +28,9 @@ from ddpm_fast.loops.compiled import check_compiler, compiled
 from ddpm_fast.loops.metrics import NonFiniteLoss
 from ddpm_fast.loops.timesteps import TIMESTEP_SAMPLINGS
 from ddpm_fast.loops.training_state import check_network, check_tensors, machine, read_state
+from ddpm_fast.loops.working_weights import WorkingWeights, copies_pay
 from ddpm_fast.nn import EMA, UNet, UNetConfig
+from ddpm_fast.nn.block import lay_out
 from ddpm_fast.noise import NoiseKey, Stream
 from ddpm_fast.ops import LabelDrop
 
@@ -139,7 +141,12 @@ class Trainer:
         self.config, self.diffusion, self.dataset, self.device = config, diffusion, dataset, device
         torch.manual_seed(config.seed)
         self.model = UNet(network).to(device)
-        self._network = compiled(self.model) if compile else self.model
+        self._network: Callable[..., Tensor] = compiled(self.model) if compile else self.model
+        self._working: WorkingWeights | None = None
+        if copies_pay(device):
+            lay_out(self.model)
+            if config.precision != "fp32" and not compile:  # what is compiled casts within its own kernels
+                self._network = self._working = WorkingWeights(self.model, torch.bfloat16)
         self.ema = EMA(self.model, config.ema_decay)
         self.lr = torch.zeros((), device=device)  # on the device, where a graph reads it
         self.optimizer = torch.optim.AdamW(
@@ -235,10 +242,14 @@ class Trainer:
         # overwrites them.
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if self._working is not None:
+            self._working.take_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
         self._before_update()
         self.timestep_sampler.update(t, losses.detach())
         self.optimizer.step()
+        if self._working is not None:
+            self._working.refresh()
         self.ema.update(self._step)
         torch.stack([loss.detach(), norm], out=self._metrics)
         self._step.add_(1)
@@ -356,6 +367,8 @@ class Trainer:
         # With another batch size the examples go on where they were.
         seen = meta.get("examples", self.step * meta["training"]["batch_size"])
         self._first_example = seen - self.step * self.config.batch_size
+        if self._working is not None:
+            self._working.refresh()
         self._step.fill_(self.step)
         torch.arange(seen, seen + self.config.batch_size, out=self._key.sample_id)
         self._advance = self._repeated()  # a new graph, because the optimiser's state is in new tensors

@@ -15,6 +15,7 @@ from triton.compiler import ASTSource
 from ddpm_fast.ops.backends import triton as triton_backend
 
 TYPES = {
+    torch.float64: "*fp64",
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
