@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
@@ -169,7 +168,7 @@ class TrainingLog:
         )
         path = self._out / f"samples-{trainer.step:08d}.png"
         try:
-            with torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.config.precision == "bf16"):
+            with trainer.autocast():
                 x = prepare(network, trainer.diffusion, n, options).draw()
             images.save_grid(path, x, columns=columns)
         except Stopped:
@@ -208,6 +207,8 @@ def _add_point(writer: SummaryWriter, look: Look, rate: float) -> None:
     """A point of each curve."""
     writer.add_scalar("loss", look.loss, look.step)
     writer.add_scalar("gradient norm", look.norm, look.step)
+    if look.skipped:
+        writer.add_scalar("training steps skipped", look.skipped, look.step)
     writer.add_scalar("images a second", rate, look.step)
 
 

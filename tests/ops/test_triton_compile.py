@@ -145,8 +145,8 @@ def launches_of(name: str, *arguments) -> list[Launch]:
 TYPES = {F32: "*fp32", BF16: "*bf16", F16: "*fp16", U8: "*u8", torch.int64: "*i64"}
 
 
-def compiled(launch: Launch, capability: int, folder) -> tuple[str, sass.Kernel]:
-    """(PTX, machine code) as the launch would have it."""
+def assembled(launch: Launch, target: GPUTarget) -> object:
+    """What Triton compiles of a launch, with the types, constants, alignment and number of warps that it has."""
     signature, constants, alignment = {}, {}, {}
     options = dict(launch.options)
     values = dict(zip(launch.kernel.arg_names, launch.args, strict=False))
@@ -162,7 +162,12 @@ def compiled(launch: Launch, capability: int, folder) -> tuple[str, sass.Kernel]
             assert launch.kernel.params[i].do_not_specialize, f"{name} would compile the kernel anew for some values"
             signature[name] = "i32" if value < 2**31 else "i64"
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=alignment)
-    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return triton.compile(source, target=target, options=options)
+
+
+def compiled(launch: Launch, capability: int, folder) -> tuple[str, sass.Kernel]:
+    """(PTX, machine code) as the launch would have it."""
+    kernel = assembled(launch, GPUTarget("cuda", capability, 32))
     (folder / "kernel.cubin").write_bytes(kernel.asm["cubin"])
     (machine_code,) = sass.kernels(folder / "kernel.cubin")
     return kernel.asm["ptx"], machine_code
@@ -196,6 +201,18 @@ def test_compiled(word, capability, tmp_path):
     assert cost <= budget, f"{cost:.1f} instructions for one element, allowed {budget:.1f}"
     for second in others:
         check(*compiled(second, capability, tmp_path))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("word", CASES)
+def test_compiled_for_amd(word):
+    """An Instinct MI300: without spills and double precision, and with nothing contracted where no function is."""
+    for launch in launches_of(*CASES[word].call):
+        code = assembled(launch, GPUTarget("hip", "gfx942", 64)).asm["amdgcn"]
+        assert re.findall(r"vgpr_spill_count: +(\d+)", code) == ["0"]  # scalar registers spill to vector ones
+        assert "_f64" not in code
+        if word.startswith("loss_backward") or "given noise" in word:
+            assert "v_fma" not in code and "v_mad_f32" not in code and "v_fmac" not in code
 
 
 def test_a_sample_of_4096_elements_needs_no_second_kernel():
