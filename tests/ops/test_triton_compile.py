@@ -18,7 +18,8 @@ from ddpm_fast.ops.tensors import Draw, Drawn
 
 pytest.importorskip("triton", reason="the package triton is not installed: pip install triton")
 
-from support.triton_compile import compiled, launches_of
+from support.triton_compile import assembled, compiled, launches_of
+from triton.backends.compiler import GPUTarget
 
 pytestmark = [
     pytest.mark.cross_compile,
@@ -163,6 +164,18 @@ def test_draws_compiled(word, tmp_path):
     ptx, code = compiled(launch, 90, tmp_path)
     check(ptx, code, doubles)
     assert len(code.instructions) <= budget
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("word", CASES)
+def test_compiled_for_amd(word):
+    """An Instinct MI300: without spills and double precision, and with nothing contracted where no function is."""
+    for launch in launches_of(*CASES[word].call):
+        code = assembled(launch, GPUTarget("hip", "gfx942", 64)).asm["amdgcn"]
+        assert re.findall(r"vgpr_spill_count: +(\d+)", code) == ["0"]  # scalar registers spill to vector ones
+        assert "_f64" not in code
+        if word.startswith("loss_backward") or "given noise" in word:
+            assert "v_fma" not in code and "v_mad_f32" not in code and "v_fmac" not in code
 
 
 def test_a_sample_of_4096_elements_needs_no_second_kernel():
