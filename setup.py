@@ -34,9 +34,11 @@ CPU_KERNELS = sorted(path.stem for path in ROOT.glob("csrc/cpu/*.cpp") if path.s
 CUDA_KERNELS = sorted(path.stem for path in ROOT.glob("csrc/cuda/*.cu"))
 # Its sums of products are not promised to be the same bits everywhere; contracted they take half the instructions.
 CONTRACTED = {"winograd": ["-ffp-contract=fast"]}
-# Ampere, Hopper and both Blackwells; machine code for one runs on later minor versions, so 80 serves 86 and 89 too.
-# What nvcc does not know yet is left out; the PTX that goes with them serves what comes after the newest.
-CUDA_ARCHS = [80, 90, 100, 120]
+# Turing, Ampere, Hopper and both Blackwells; machine code for one runs on later minor versions, so 80 serves 86 and 89
+# too. What an nvcc does not know (not yet, or no longer) is left out; the PTX that goes with them serves what comes
+# after the newest.
+CUDA_ARCHS = [75, 80, 90, 100, 120]
+AMPERE = 80  # the first with instructions for bf16 (csrc/storage.h asks for them by __CUDA_ARCH__)
 
 NEEDED = ["-std=c++17", "-O3", "-fPIC"]
 # Of each line, the first that the compiler takes.
@@ -187,6 +189,25 @@ def cuda_archs(nvcc: str) -> list[int]:
     return sorted({int(arch) for arch in chosen})
 
 
+def cuda_targets(archs: list[int]) -> tuple[list[str], int]:
+    """What nvcc is told to compile for, and the compute capability of the PTX that goes with the machine code.
+
+    One PTX is assembled for every GPU with bf16 instructions: nothing else here is peculiar to a generation, and the
+    front end takes most of the time (for compute_100 five times as long as for compute_80). Older GPUs have a PTX of
+    their own, or the newer ones would round to bf16 by integer instructions.
+
+    Args:
+        archs: The compute capabilities, ascending.
+    """
+    older, newer = [arch for arch in archs if arch < AMPERE], [arch for arch in archs if arch >= AMPERE]
+    kept = (newer or older)[0]
+    targets = []
+    for group in filter(None, (older, newer)):
+        machines = [f"sm_{arch}" for arch in group] + [f"compute_{kept}"] * (kept in group)
+        targets.append(f"-gencode=arch=compute_{group[0]},code=[{','.join(machines)}]")
+    return targets, kept
+
+
 def ninja_file(compiler: Compiler, nvcc: str | None, archs: list[int], build: Path, output: Path) -> str:
     """The build as ninja rules: one object per kernel and instruction set, the rest once, one shared module."""
     built = [f"-DDDPM_{isa.upper()}" for isa in compiler.isas if isa != "generic"]
@@ -194,16 +215,13 @@ def ninja_file(compiler: Compiler, nvcc: str | None, archs: list[int], build: Pa
     # not changed is not compiled again.
     includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
     link = [*compiler.command, *shared_flags(), *compiler.openmp, *sanitizer_flags()]
-    target = ""
+    targets: list[str] = []
     if nvcc:
-        # One PTX, assembled for each: nothing here is peculiar to a generation, and the front end takes most of the
-        # time (for compute_100 five times as long as for compute_80).
-        machines = [*(f"sm_{arch}" for arch in archs), f"compute_{archs[0]}"]
-        target = f"-gencode=arch=compute_{archs[0]},code=[{','.join(machines)}]"
+        targets, ptx = cuda_targets(archs)
         # The runtime is linked in, so the module imports on a machine without CUDA.
         threads = ["-Xcompiler", *compiler.openmp] if compiler.openmp else []
-        link = [nvcc, "-ccbin", compiler.host, "-shared", "-cudart=static", *threads, target]
-        includes += [f"-DDDPM_CUDA_ARCHS={', '.join(map(str, archs))}", f"-DDDPM_CUDA_PTX={archs[0]}"]
+        link = [nvcc, "-ccbin", compiler.host, "-shared", "-cudart=static", *threads, *targets]
+        includes += [f"-DDDPM_CUDA_ARCHS={', '.join(map(str, archs))}", f"-DDDPM_CUDA_PTX={ptx}"]
     lines = [
         f"flags = {shell([*compiler.flags, *sanitizer_flags()])}",
         "rule compile",
@@ -231,7 +249,8 @@ def ninja_file(compiler: Compiler, nvcc: str | None, archs: list[int], build: Pa
     if nvcc:
         lines += [
             "rule cuda",
-            f"  command = {shell([nvcc, '-ccbin', compiler.host, *CUDA_FLAGS, target])} -MMD -MF $out.d -c $in -o $out",
+            f"  command = {shell([nvcc, '-ccbin', compiler.host, *CUDA_FLAGS, *targets])} "
+            "-MMD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
         ]

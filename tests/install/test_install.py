@@ -166,6 +166,19 @@ def test_every_path_of_the_build_is_quoted(setup_py, compiler, monkeypatch, tmp_
             assert not pieces, words
 
 
+@pytest.mark.parametrize(
+    ("archs", "targets", "ptx"),
+    [
+        ([80, 90], ["arch=compute_80,code=[sm_80,sm_90,compute_80]"], 80),
+        # Turing's PTX knows no bf16, so what is assembled for the others is not made of it.
+        ([75, 80, 90], ["arch=compute_75,code=[sm_75]", "arch=compute_80,code=[sm_80,sm_90,compute_80]"], 80),
+        ([75], ["arch=compute_75,code=[sm_75,compute_75]"], 75),
+    ],
+)
+def test_turing_gets_machine_code_of_its_own(setup_py, archs, targets, ptx):
+    assert setup_py.cuda_targets(archs) == ([f"-gencode={target}" for target in targets], ptx)
+
+
 # Compilers that fail
 
 
