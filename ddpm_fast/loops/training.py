@@ -24,6 +24,7 @@ from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
 from ddpm_fast.loops import graphs
+from ddpm_fast.loops.compiled import check_compiler, compiled
 from ddpm_fast.loops.metrics import NonFiniteLoss
 from ddpm_fast.loops.timesteps import TIMESTEP_SAMPLINGS
 from ddpm_fast.loops.training_state import check_network, check_tensors, machine, read_state
@@ -112,6 +113,7 @@ class Trainer:
         dataset: Dataset,
         device: torch.device,
         cuda_graph: bool | None = None,
+        compile: bool = False,
     ):
         """Start from new weights.
 
@@ -124,15 +126,20 @@ class Trainer:
             cuda_graph: Whether a training step is replayed from a CUDA graph, with the same weights bit for bit. None:
                 from the third step on, wherever that is possible (where it is not, the logger "ddpm_fast.graphs" says
                 why). True: where it is not possible, raise InputError. False: never.
+            compile: Whether the network is called through torch.compile, which gives the same weights to rounding, at
+                the price of up to some minutes before the first step.
 
         Raises:
             InputError: If the dataset does not fit the network (size, channels, classes), or the network's output the
-                diffusion's variance.
+                diffusion's variance, or if torch.compile was asked for and does not work here.
         """
         _check_fit(network, diffusion, dataset)
+        if compile:
+            check_compiler(device)
         self.config, self.diffusion, self.dataset, self.device = config, diffusion, dataset, device
         torch.manual_seed(config.seed)
         self.model = UNet(network).to(device)
+        self._network = compiled(self.model) if compile else self.model
         self.ema = EMA(self.model, config.ema_decay)
         self.lr = torch.zeros((), device=device)  # on the device, where a graph reads it
         self.optimizer = torch.optim.AdamW(
@@ -221,7 +228,7 @@ class Trainer:
         t, weights, network_t, labels_kept = self.timestep_sampler.sample(draws, self.timesteps, labels)
         x_t = self.diffusion.q_sample(images, t, key)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            output = self.model(x_t, network_t, labels_kept)
+            output = self._network(x_t, network_t, labels_kept)
         losses = self.diffusion.training_losses(output, images, t, key)
         loss = (weights * losses).mean()
         # To None and not to zeros, so that a graph keeps the gradients in its own memory, where the next step

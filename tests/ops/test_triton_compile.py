@@ -14,12 +14,10 @@ from support import sass
 
 from ddpm_fast.noise import NoiseKey
 from ddpm_fast.ops import ReverseStep, VlbTerms
-from ddpm_fast.ops.backends import triton as triton_backend
 
-triton = pytest.importorskip("triton", reason="the package triton is not installed: pip install triton")
+pytest.importorskip("triton", reason="the package triton is not installed: pip install triton")
 
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
+from support.triton_compile import compiled, launches_of
 
 pytestmark = [
     pytest.mark.cross_compile,
@@ -111,61 +109,6 @@ CASES = {
     ),
     "reverse_step fp32 channels_last 63x63": Case(step(F32, F32, True, size=63), 0, (111.5, 112.8, 101.2, 115.9)),
 }
-
-
-class Launch(NamedTuple):
-    kernel: object
-    args: tuple
-    options: dict
-
-
-class Recorder:
-    """Stands for a kernel, and keeps what it is launched with."""
-
-    def __init__(self, kernel, launches):
-        self.kernel, self.launches = kernel, launches
-
-    def __getitem__(self, grid):
-        assert all(size > 0 for size in grid)
-        return lambda *args, **options: self.launches.append(Launch(self.kernel, args, options))
-
-
-def launches_of(name: str, *arguments) -> list[Launch]:
-    """The kernels that an op launches, and nothing runs."""
-    launches: list[Launch] = []
-    op = triton_backend.OPS[name]
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in list(op.__globals__.items()):
-            if key.endswith("_kernel"):
-                patch.setitem(op.__globals__, key, Recorder(value, launches))
-        op(*arguments)
-    return launches
-
-
-TYPES = {F32: "*fp32", BF16: "*bf16", F16: "*fp16", U8: "*u8", torch.int64: "*i64"}
-
-
-def compiled(launch: Launch, capability: int, folder) -> tuple[str, sass.Kernel]:
-    """(PTX, machine code) as the launch would have it."""
-    signature, constants, alignment = {}, {}, {}
-    options = dict(launch.options)
-    values = dict(zip(launch.kernel.arg_names, launch.args, strict=False))
-    values |= {name: options.pop(name) for name in launch.kernel.arg_names if name in options}
-    for i, name in enumerate(launch.kernel.arg_names):
-        value = values[name]
-        if isinstance(value, torch.Tensor):
-            signature[name] = TYPES[value.dtype]
-            alignment[(i,)] = [["tt.divisibility", 16]]  # as torch allocates on a GPU
-        elif value is None or launch.kernel.params[i].is_constexpr:
-            signature[name], constants[name] = "constexpr", value
-        else:
-            assert launch.kernel.params[i].do_not_specialize, f"{name} would compile the kernel anew for some values"
-            signature[name] = "i32" if value < 2**31 else "i64"
-    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=alignment)
-    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    (folder / "kernel.cubin").write_bytes(kernel.asm["cubin"])
-    (machine_code,) = sass.kernels(folder / "kernel.cubin")
-    return kernel.asm["ptx"], machine_code
 
 
 def check(ptx: str, code: sass.Kernel) -> None:
