@@ -1,11 +1,11 @@
 """The CUDA kernels of the network's ops against float64, with their source compiled for the CPU
 (support/emulated_cuda.py): data far from zero, every way to cut an image, each option, the same bits in any batch, and
-no byte outside an operand. At real sizes, on a GPU: test_gpu_network_ops.py.
+no byte outside an operand. At real sizes, on a GPU: test_gpu_group_norm.py.
 """
 
 import pytest
 import torch
-from support import norms
+from support import norm_runs, norms
 from support.emulated_cuda import COMPILER, emulated_cuda
 from support.guarded import Guarded
 from support.norms import MEANS, Norms
@@ -44,7 +44,8 @@ def on_emulated_cuda():
 
 def is_streamed(norm, total=None):
     """Whether the kernels read the image twice, for which they need memory."""
-    y, statistics = norms.image_like(norm, len(norm.weight)), torch.empty(len(norm.x), norm.groups, 3)
+    y = torch.empty(len(norm.x), len(norm.weight), *norm.x.shape[2:])
+    statistics = torch.empty(len(norm.x), norm.groups, 3)
     return cuda._kernels.group_norm_workspace(*cuda.group_norm_of(norm, y, total, statistics)) > 0
 
 
@@ -59,7 +60,7 @@ def test_the_error_is_at_most_twice_that_of_plain_torch(word, options, dtype):
     alone = shape[1:] == (1, 1) and groups == shape[0]  # a group of one value has no variance to be far from
     operands = norms.operands(Norms((2, *shape), groups, joined, options, dtype, mean=0.0 if alone else MEANS[dtype]))
     assert is_streamed(operands[0]._replace(residual=None)) == word.startswith("streamed")
-    norm, found, statistics = norms.run(OPS, *operands, keep_total="residual" in options)
+    norm, found, statistics = norm_runs.run(OPS, *operands, keep_total="residual" in options)
     exact = norms.in_float64(norm, *operands[1:])
     norms.check(found, exact, norms.in_fp32(norm, *operands[1:]))
     if norm.added is None:  # otherwise what is normalised was rounded first
@@ -70,7 +71,7 @@ def test_the_error_is_at_most_twice_that_of_plain_torch(word, options, dtype):
 def test_a_residual_whose_sum_nobody_asks_for(dtype):
     case = Norms((2, 8, 5, 4), 2, 4, {"residual", "added", "silu"}, dtype, mean=MEANS[dtype])
     norm, grad, _ = norms.operands(case)
-    _, found, _ = norms.run(OPS, norm, grad, None, keep_total=False)
+    _, found, _ = norm_runs.run(OPS, norm, grad, None, keep_total=False)
     norms.check(found, norms.in_float64(norm, grad), norms.in_fp32(norm, grad))
 
 
@@ -85,7 +86,7 @@ def test_vectors_of_any_dtype_and_stride(shape):
         scale=norm.scale.bfloat16()[:1].expand(3, shape[1]),
         shift=norm.shift.t().contiguous().t(),
     )
-    norm, found, _ = norms.run(OPS, norm, grad, grad_total, keep_total=True)
+    norm, found, _ = norm_runs.run(OPS, norm, grad, grad_total, keep_total=True)
     norms.check(found, norms.in_float64(norm, grad, grad_total), norms.in_fp32(norm, grad, grad_total))
 
 
@@ -94,9 +95,9 @@ def test_a_sample_has_the_same_bits_in_any_batch(shape):
     # Where samples are many, a block handles several groups: of 20 samples of 64 groups two.
     n, groups = (20, shape[0] // 4) if shape[0] % 4 == 0 else (3, 2)
     norm, grad, grad_total = norms.operands(Norms((n, *shape), groups, 0, EVERYTHING, mean=5.0))
-    _, found, statistics = norms.run(OPS, norm, grad, grad_total, keep_total=True)
+    _, found, statistics = norm_runs.run(OPS, norm, grad, grad_total, keep_total=True)
     alone = norm._replace(**{name: getattr(norm, name)[1:2] for name in ("x", "scale", "shift", "added", "residual")})
-    _, one, its_statistics = norms.run(OPS, alone, grad[1:2], grad_total[1:2], keep_total=True)
+    _, one, its_statistics = norm_runs.run(OPS, alone, grad[1:2], grad_total[1:2], keep_total=True)
     assert torch.equal(its_statistics, statistics[1:2])
     for name in ("y", "dx", "sum_g", "sum_gn", "sum_dx", "dscale", "dshift"):
         assert torch.equal(one[name], found[name][1:2]), name
@@ -105,7 +106,7 @@ def test_a_sample_has_the_same_bits_in_any_batch(shape):
 @pytest.mark.parametrize("shape", [(2, 12, 0, 4), (0, 12, 3, 4)], ids=str)
 def test_images_without_pixels(shape):
     norm, grad, _ = norms.operands(Norms(shape, 3, options={"scale"}))
-    _, found, statistics = norms.run(OPS, norm, grad, None, keep_total=False)
+    _, found, statistics = norm_runs.run(OPS, norm, grad, None, keep_total=False)
     assert statistics.isnan().all()
     assert all(found[name].count_nonzero() == 0 for name in ("sum_g", "sum_gn", "sum_dx", "dweight", "dbias"))
 
@@ -115,7 +116,7 @@ def test_images_without_pixels(shape):
 def test_what_is_not_finite_spoils_its_group_alone(shape, value):
     norm, grad, _ = norms.operands(Norms(shape, 2, options={"silu"}))
     norm.x[1, 1, 2, 3] = value
-    _, found, statistics = norms.run(OPS, norm, grad, None, keep_total=False)
+    _, found, statistics = norm_runs.run(OPS, norm, grad, None, keep_total=False)
     for name in ("y", "dx"):
         by_group = found[name].unflatten(1, (2, -1)).isnan().flatten(2)
         assert by_group.all(2).tolist() == by_group.any(2).tolist() == [[False, False], [True, False]], name
@@ -167,7 +168,7 @@ def test_add_bias_is_the_rounded_sum(options, dtype, shape):
     norm = norm if norm.added is None else norm._replace(added=norm.added[:1].expand(shape[:2]))
     out = torch.full_like(norm.x, torch.nan)
     OPS["add_bias"](norm.x, norm.residual, norm.added, out)
-    assert torch.equal(out, norms.rounded_total(norm))
+    assert torch.equal(out, norm_runs.composed_total(norm))
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)

@@ -9,7 +9,7 @@ kernel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -186,47 +186,3 @@ def check_statistics(statistics: Tensor, exact: Mapping[str, Result]) -> None:
     assert torch.equal(centre, (centre + rest).float().double()), "centre is not the mean rounded to fp32"
     worst = float((rstd / expected - 1).abs().max())
     assert worst <= 1e-6, f"rstd is off by {worst:.3g} of itself"
-
-
-def image_like(norm: Norm, channels: int) -> Tensor:
-    """An image to be written: of another number of channels, filled with NaN."""
-    n, _, *size = norm.x.shape
-    return norm.x.new_full((n, channels, *size), torch.nan).contiguous(memory_format=torch.channels_last)
-
-
-def rounded_total(norm: Norm) -> Tensor:
-    """x + residual + added as a composition of torch's operations rounds it."""
-    return _summed(norm, torch.float32).to(norm.x.dtype)
-
-
-def run(
-    ops: Mapping[str, Callable[..., None]], norm: Norm, grad: Tensor, grad_total: Tensor | None, keep_total: bool
-) -> tuple[Norm, dict[str, Tensor], Tensor]:
-    """Runs a backend's three ops of a group norm: forward, and where there is no residual left backward and parameters.
-
-    Returns:
-        The norm that y is of (that of the total where it was kept), all results by name, and the statistics.
-    """
-    device, (n, own), channels = norm.x.device, norm.x.shape[:2], len(norm.weight)
-    y, total = image_like(norm, channels), image_like(norm, own) if keep_total else None
-    statistics = torch.full((n, norm.groups, 3), torch.nan, device=device)
-    ops["group_norm"](norm, y, total, statistics)
-    found = {"y": y}
-    if total is not None:
-        assert torch.equal(total, rounded_total(norm)), "total is not the rounded sum"
-        norm = of_total(norm, total)
-    if norm.residual is not None:
-        return norm, found, statistics
-    found["dx"], djoined = image_like(norm, own), None
-    if norm.joined is not None:
-        djoined = found["djoined"] = image_like(norm, channels - own)
-    sums = torch.full((3, n, channels), torch.nan, device=device)
-    ops["group_norm_backward"](norm, grad, grad_total, statistics, found["dx"], djoined, sums)
-    found |= {"sum_g": sums[0], "sum_gn": sums[1], "sum_dx": sums[2]}
-    found |= {name: torch.full((channels,), torch.nan, device=device) for name in ("dweight", "dbias")}
-    rows: tuple[Tensor | None, ...] = (None, None)
-    if norm.scale is not None:
-        found |= {name: torch.full((n, channels), torch.nan, device=device) for name in ("dscale", "dshift")}
-        rows = found["dscale"], found["dshift"]
-    ops["group_norm_parameters"](sums, norm.weight, norm.bias, norm.scale, found["dweight"], found["dbias"], *rows)
-    return norm, found, statistics

@@ -34,9 +34,18 @@ _SUMS = {"diffusion_loss", "hybrid_loss", "vlb_terms"}
 _REINSTALL = "reinstall with it: pip install --no-build-isolation -e . (DDPM_FAST_CUDA_ARCHS=90 for compute 9.0 alone)"
 
 _kernels: Any = getattr(_C, "cuda", None)
-unavailable = no_extension or (
-    "" if _kernels else f"the C++ extension was built without nvcc. Put CUDA's nvcc on the PATH and {_REINSTALL}"
-)
+
+
+def _missing() -> str:
+    """Why there are no kernels that could run with this torch, or the empty string."""
+    if torch.version.hip is not None:  # whose GPUs torch calls "cuda" as well
+        return f"its kernels are for NVIDIA's GPUs, and this torch computes on AMD's (ROCm {torch.version.hip})"
+    if not _kernels:
+        return f"the C++ extension was built without nvcc. Put CUDA's nvcc on the PATH and {_REINSTALL}"
+    return ""
+
+
+unavailable = no_extension or _missing()
 
 
 def _version(number: int) -> str:
