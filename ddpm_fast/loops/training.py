@@ -139,7 +139,6 @@ class Trainer:
         self.config, self.diffusion, self.dataset, self.device = config, diffusion, dataset, device
         torch.manual_seed(config.seed)
         self.model = UNet(network).to(device)
-        self._network = compiled(self.model) if compile else self.model
         self.ema = EMA(self.model, config.ema_decay)
         self.lr = torch.zeros((), device=device)  # on the device, where a graph reads it
         self.optimizer = torch.optim.AdamW(
@@ -165,7 +164,7 @@ class Trainer:
         self._labels = torch.empty(config.batch_size, dtype=torch.int64, device=device) if network.num_classes else None
         self._metrics = torch.empty(2, device=device)
         self._before_update: Callable[[], object] = lambda: None
-        self.cuda_graph = cuda_graph
+        self.cuda_graph, self.compile = cuda_graph, compile
         self._advance = self._repeated()
 
     def _repeated(self) -> Callable[[Callable[[], None]], None]:
@@ -228,7 +227,8 @@ class Trainer:
         t, weights, network_t, labels_kept = self.timestep_sampler.sample(draws, self.timesteps, labels)
         x_t = self.diffusion.q_sample(images, t, key)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            output = self._network(x_t, network_t, labels_kept)
+            network = compiled(self.model) if self.compile else self.model
+            output = network(x_t, network_t, labels_kept)
         losses = self.diffusion.training_losses(output, images, t, key)
         loss = (weights * losses).mean()
         # To None and not to zeros, so that a graph keeps the gradients in its own memory, where the next step
