@@ -88,16 +88,13 @@ def test_images_are_the_same_to_rounding_and_nothing_is_left_at_the_model(use):
     assert torch.equal(sample(model, DIFFUSION, 3, **options), expected), "without compile it is called as ever"
 
 
-def test_many_batch_sizes_are_all_compiled_and_few_are_kept(traced):
+def test_many_batch_sizes_are_compiled_once_each(traced):
     """PyTorch gives up on a function at the ninth compilation."""
     model, sizes = OwnNetwork(), range(1, 13)
-    for n in sizes:
-        torch.testing.assert_close(drawn(model, n, compile=True), drawn(model, n))
-    assert len(traced) == len(sizes) and len(compiled._compiled[model]) == compiled.KEPT_SHAPES
-    drawn(model, sizes[-1], compile=True)
-    assert len(traced) == len(sizes)
-    drawn(model, 1, compile=True)
-    assert len(traced) == len(sizes) + 1
+    for _ in range(2):
+        for n in sizes:
+            torch.testing.assert_close(drawn(model, n, compile=True), drawn(model, n))
+        assert len(traced) == len(sizes)
 
 
 def test_what_was_compiled_goes_with_its_model(traced):
