@@ -1,4 +1,4 @@
-"""The one door to the benchmarks: `python -m benchmarks ops|network|loops|growth|fidelity|kernels|report`."""
+"""The one door to the benchmarks: `python -m benchmarks ops|network|loops|ledger|...`, see --help."""
 
 import shlex
 from pathlib import Path
@@ -9,8 +9,9 @@ import typer
 from benchmarks import fidelity as fidelity_
 from benchmarks import growth as growth_
 from benchmarks import kernels as kernels_
-from benchmarks import layers
+from benchmarks import layers, networks
 from benchmarks import ops as ops_
+from benchmarks.ledger import command as ledger_
 from benchmarks.report.compare import MEMORY_THRESHOLD, THRESHOLD
 from benchmarks.report.compare import compare as compared
 from benchmarks.report.page import draw as drawn
@@ -30,6 +31,9 @@ Sizes = Annotated[list[str], typer.Option("--size", help=f"Only {', '.join(layer
 Kernels = Annotated[Path | None, typer.Option("--kernels", help="The log of ncu of `kernels`: see gpu.sh.")]
 Images = Annotated[int, typer.Option(help="The number of images in a set.")]
 Steps = Annotated[int, typer.Option(help="The number of steps of the chain.")]
+Size = Annotated[str, typer.Option("--size", help=f"The network: {', '.join(networks.SIZES)}.")]
+Ledger = Annotated[Path | None, typer.Option("--out", help="A file for the counts, as JSON.")]
+Picture = Annotated[Path | None, typer.Option("--figure", help="A picture of them, .png or .svg.")]
 Results = Annotated[list[Path], typer.Argument(metavar="RESULT.json...", help="Files that the benchmarks wrote.")]
 Old = Annotated[Path, typer.Argument(metavar="OLD.json", help="The earlier result.")]
 New = Annotated[Path, typer.Argument(metavar="NEW.json", help="The later result.")]
@@ -98,6 +102,13 @@ def kernels(device: Device = "cuda", only: Only = "", quick: Quick = False, back
     """Call each op of ours once on a GPU, for ncu to count the instructions: gpu.sh has the command."""
     with plain_errors():
         kernels_.main(Options(Path(), device, only, quick, backends=tuple(backend)))
+
+
+@app.command()
+def ledger(size: Size = "cifar10", only: Only = "", out: Ledger = None, figure: Picture = None) -> None:
+    """Count the kernels and bytes of a forward, a training step and a sampling step on a GPU, without one."""
+    with plain_errors():
+        ledger_.main(size, only, out, figure)
 
 
 @report.command()

@@ -28,12 +28,18 @@ class Network(NamedTuple):
     diffusion: df.GaussianDiffusion
 
 
+def config(size: str) -> df.UNetConfig:
+    """How the network of a size is built. Raises InputError for a size that there is not."""
+    if size not in SIZES:
+        raise InputError(f"size {size!r} is unknown; there are {', '.join((DIGITS, *SIZES))}")
+    return SIZES[size]
+
+
 def network(size: str) -> Network:
     """The network of a size: the shipped weights of the digits', random ones of the others'."""
     if size == DIGITS:
         loaded = df.load_model("mnist")
         return Network(loaded.model, loaded.diffusion)
-    if size not in SIZES:
-        raise InputError(f"size {size!r} is unknown; there are {', '.join((DIGITS, *SIZES))}")
+    made = random_unet(0.02, **config(size).to_dict())
     diffusion = df.GaussianDiffusion(df.Schedule.linear(1000), variance="fixed_small")
-    return Network(random_unet(0.02, **SIZES[size].to_dict()), diffusion)
+    return Network(made, diffusion)

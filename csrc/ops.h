@@ -99,6 +99,36 @@ struct ReverseStepArgs {
     Image x0, x_model;  // data == nullptr: not wanted
 };
 
+// What a training step draws: draws.h. The shape's samples are the batch's; the noise is a key, its stream the
+// timesteps'.
+struct DrawArgs {
+    Shape shape;
+    Noise noise;
+    int64_t timesteps;                 // T
+    int64_t parts;                     // N: sample id i draws from the (i mod N)-th of N equal parts of 0..T-1; 0: all
+    const double* probabilities;       // [T]; nullptr: uniform
+    const double* cumulative;          // [T]: their sums
+    const int64_t* network_timesteps;  // [T]: the network's name for each timestep; nullptr: none
+    const int64_t* labels;             // [N]; nullptr: none
+    uint32_t label_stream;
+    int64_t dropped;  // of 2^24 labels, how many become null_label
+    int64_t null_label;
+    int64_t* t;            // [N]
+    float* weights;        // [N]
+    int64_t* network_t;    // [N]
+    int64_t* kept_labels;  // [N]
+};
+
+// Losses that are remembered: draws.h. The shape's samples are the timesteps and its channels the losses of each.
+struct RecordArgs {
+    Shape shape;
+    float* history;   // [T, slots]: a timestep's loss number k, counted from 0, is in slot k % slots
+    int64_t* counts;  // [T]: how many there were
+    int64_t losses_count;
+    const int64_t* t;     // [losses_count]
+    const float* losses;  // [losses_count]
+};
+
 // A 3x3 convolution by Winograd's F(4x4, 3x3), stride 1 and padding 1; images are [N, H, W, channels] and contiguous.
 struct WinogradArgs {
     int64_t samples, height, width, channels, out_channels;
@@ -116,28 +146,31 @@ struct Rows {
     int64_t sample_stride, channel_stride;
 };
 
-// What a group norm's forward and backward have in common. Images are channels_last and of one dtype.
+// What a group norm's forward and backward have in common. Images are channels_last and of one dtype; data of those
+// that are missing is nullptr. The norm is of v = x + residual + added, and behind it of the channels of joined. The
+// CPU's kernels take x and added alone; the others are composed before.
 struct GroupNorm {
-    Shape shape;
+    Shape shape;         // of y: with the channels of joined
+    int64_t x_channels;  // the first of them, which are x's
     int64_t groups;
     bool silu;
     DType dtype;
-    const void* x;
+    const void *x, *residual, *joined;
     Rows weight, bias, scale, shift, added;
-    double* statistics;  // [N, groups, 2]: mean, 1/sqrt(variance + eps); the forward writes them
+    float* statistics;  // [N, groups, 3]: the mean in two parts, 1/sqrt(variance + eps); the forward writes them
 };
 
 struct GroupNormArgs {
     GroupNorm norm;
     double eps;
-    void* y;
+    void *y, *total;  // total: v, rounded (then y is made of it); nullptr: not wanted
 };
 
 struct GroupNormBackwardArgs {
-    GroupNorm norm;
-    const void* grad;
-    void* dx;
-    double* sums;  // [3, N, C]: over pixels, of g (dL/dy before SiLU), of g times the normalised x, and of dx
+    GroupNorm norm;  // without residual; x is the total where one was kept
+    const void *grad, *grad_total;
+    void *dx, *djoined;
+    float* sums;  // [3, N, C]: over pixels, of g (dL/dy before SiLU), of g times the normalised v, and of dL/dv
 };
 
 }  // namespace ddpm
@@ -153,7 +186,9 @@ struct GroupNormBackwardArgs {
     X(hybrid_loss, BoundArgs)          \
     X(vlb_terms, BoundArgs)            \
     X(loss_backward, LossBackwardArgs) \
-    X(reverse_step, ReverseStepArgs)
+    X(reverse_step, ReverseStepArgs)   \
+    X(draw_timesteps, DrawArgs)        \
+    X(record_losses, RecordArgs)
 
 // The CPU has those of the network besides. A GPU's convolutions and norms are its libraries'.
 #define DDPM_CPU_OPS(X)          \

@@ -24,6 +24,9 @@ inline void check(const QSampleArgs& args) { check_rows(args.t, args.shape.sampl
 inline void check(const LossArgs& args) { check_rows(args.t, args.shape.samples, args.table, "t"); }
 inline void check(const BoundArgs& args) { check_rows(args.t, args.shape.samples, args.table, "t"); }
 inline void check(const ReverseStepArgs& args) { check_rows(args.step, 1, args.table, "step"); }
+inline void check(const RecordArgs& args) {
+    check_rows(args.t, args.losses_count, Table{nullptr, args.shape.samples}, "t");
+}
 
 // Runs one of the active kernels. Throws std::out_of_range for an index outside of a table.
 template <class Arguments>

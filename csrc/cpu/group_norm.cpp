@@ -47,6 +47,14 @@ struct Statistics {
     double mean, rstd;
 };
 
+// A unit's groups, which are at most as many as a strip has channels.
+struct Groups {
+    int64_t first;  // channel
+    int channels;   // of each
+    int count;
+    Statistics statistics[kNormStrip];
+};
+
 static inline double value_of(const Rows& rows, int64_t sample, int64_t channel) {
     if (!rows.data) return 0.0;
     const int64_t index = sample * rows.sample_stride + channel * rows.channel_stride;
@@ -57,9 +65,15 @@ static inline double value_of(const Rows& rows, int64_t sample, int64_t channel)
     }
 }
 
-static inline Statistics* statistics_of(const GroupNorm& norm, int64_t sample, int64_t channel) {
-    const int64_t group = channel / (norm.shape.channels / norm.groups);
-    return reinterpret_cast<Statistics*>(norm.statistics) + sample * norm.groups + group;
+// The unit's groups; of no statistics as yet.
+static inline Groups groups_of(const GroupNorm& norm, const Unit& unit) {
+    const int channels = int(norm.shape.channels / norm.groups);
+    return Groups{unit.first, channels, int((unit.end - unit.first) / channels), {}};
+}
+
+// Where the forward leaves the unit's statistics: the mean as the nearest fp32 number, what that loses, and rstd.
+static inline float* stored_statistics(const GroupNorm& norm, const Unit& unit, const Groups& groups) {
+    return norm.statistics + 3 * (unit.sample * norm.groups + unit.first / groups.channels);
 }
 
 static inline Channel channel_of(const GroupNorm& norm, const Statistics& statistics, int64_t sample, int64_t channel) {
@@ -70,9 +84,8 @@ static inline Channel channel_of(const GroupNorm& norm, const Statistics& statis
 }
 
 template <class Visit>
-static inline void for_each_group(const GroupNorm& norm, const Unit& unit, Visit visit) {
-    Statistics* const end = statistics_of(norm, unit.sample, unit.end);
-    for (Statistics* group = statistics_of(norm, unit.sample, unit.first); group < end; ++group) visit(*group);
+static inline void for_each_group(Groups& groups, Visit visit) {
+    for (int i = 0; i < groups.count; ++i) visit(i, groups.statistics[i]);
 }
 
 template <class Visit>
@@ -84,12 +97,12 @@ static inline void for_each_strip(const GroupNorm& norm, const Unit& unit, Visit
 
 // Calls visit(c, its group) for the strip's channels, c from 0.
 template <class Visit>
-static inline void for_each_channel(const GroupNorm& norm, const Strip& strip, Visit visit) {
-    const int per_group = int(norm.shape.channels / norm.groups);
-    Statistics* group = statistics_of(norm, strip.sample, strip.channel);
-    int next = per_group - int(strip.channel % per_group);
+static inline void for_each_channel(Groups& groups, const Strip& strip, Visit visit) {
+    const int64_t within = strip.channel - groups.first;
+    Statistics* group = groups.statistics + within / groups.channels;
+    int64_t next = groups.channels - within % groups.channels;
     for (int c = 0; c < strip.length; ++c) {
-        if (c == next) ++group, next += per_group;
+        if (c == next) ++group, next += groups.channels;
         visit(c, *group);
     }
 }
@@ -179,10 +192,10 @@ static inline void for_each_value(int pixels, int length, Visit visit) {
     }
 }
 
-static void find_statistics(const GroupNorm& norm, const Unit& unit, double eps) {
+static Groups find_statistics(const GroupNorm& norm, const Unit& unit, double eps) {
     const int64_t positions = norm.shape.positions;
     const double count = double(positions * (norm.shape.channels / norm.groups));
-    for_each_group(norm, unit, [](Statistics& group) { group = Statistics{0.0, 0.0}; });
+    Groups groups = groups_of(norm, unit);
     Block block;
     for_each_strip(norm, unit, [&](const Strip& strip) {
         alignas(64) double sums[kNormStrip] = {};
@@ -196,16 +209,16 @@ static void find_statistics(const GroupNorm& norm, const Unit& unit, double eps)
             // Differences from the channel's first pixel: a large mean costs their sum no digits.
             add_pixels(pixels, strip.length, sums, [&](int p, int c) { return x[p * stride + c] - first[c]; });
         });
-        for_each_channel(norm, strip, [&](int c, Statistics& group) {
+        for_each_channel(groups, strip, [&](int c, Statistics& group) {
             const double base = double(first[c]) + value_of(norm.added, strip.sample, strip.channel + c);
             group.mean += sums[c] + double(positions) * base;
         });
     });
-    for_each_group(norm, unit, [&](Statistics& group) { group.mean /= count; });
+    for_each_group(groups, [&](int, Statistics& group) { group.mean /= count; });
     for_each_strip(norm, unit, [&](const Strip& strip) {
         alignas(64) double sum_d[kNormStrip] = {}, sum_dd[kNormStrip] = {};
         alignas(64) float centre[kNormStrip];
-        for_each_channel(norm, strip, [&](int c, const Statistics& group) {
+        for_each_channel(groups, strip, [&](int c, const Statistics& group) {
             centre[c] = float(group.mean - value_of(norm.added, strip.sample, strip.channel + c));
         });
         for_each_block(norm, strip, [&](int64_t, int pixels, int64_t offset) {
@@ -216,14 +229,21 @@ static void find_statistics(const GroupNorm& norm, const Unit& unit, double eps)
             if (norm.added.data) add_pixels(pixels, strip.length, sum_d, d);
             add_pixels(pixels, strip.length, sum_dd, [&](int p, int c) { return mul(d(p, c), d(p, c)); });
         });
-        for_each_channel(norm, strip, [&](int c, Statistics& group) {
+        for_each_channel(groups, strip, [&](int c, Statistics& group) {
             const double mean = group.mean - value_of(norm.added, strip.sample, strip.channel + c);
             const double rest = mean - double(centre[c]), all_rest = rest * double(positions);
             // Without `added` the group's channels have one `rest` in common, and it is what their d is on average.
             group.rstd += sum_dd[c] - rest * (norm.added.data ? 2.0 * sum_d[c] - all_rest : all_rest);
         });
     });
-    for_each_group(norm, unit, [&](Statistics& group) { group.rstd = 1.0 / __builtin_sqrt(group.rstd / count + eps); });
+    float* const stored = stored_statistics(norm, unit, groups);
+    for_each_group(groups, [&](int i, Statistics& group) {
+        group.rstd = 1.0 / __builtin_sqrt(group.rstd / count + eps);
+        stored[3 * i] = float(group.mean);
+        stored[3 * i + 1] = float(group.mean - double(stored[3 * i]));
+        stored[3 * i + 2] = float(group.rstd);
+    });
+    return groups;
 }
 
 // A strip's channels as the loops over pixels want them: u = (x - centre) * gain + offset.
@@ -231,8 +251,8 @@ struct Coefficients {
     alignas(64) float centre[kNormStrip], gain[kNormStrip], offset[kNormStrip];
 };
 
-static inline void find_coefficients(const GroupNorm& norm, const Strip& strip, Coefficients& to) {
-    for_each_channel(norm, strip, [&](int c, const Statistics& group) {
+static inline void find_coefficients(const GroupNorm& norm, Groups& groups, const Strip& strip, Coefficients& to) {
+    for_each_channel(groups, strip, [&](int c, const Statistics& group) {
         const Channel channel = channel_of(norm, group, strip.sample, strip.channel + c);
         const double gain = channel.rstd * channel.factor;
         to.centre[c] = float(channel.centre);
@@ -244,10 +264,10 @@ static inline void find_coefficients(const GroupNorm& norm, const Strip& strip, 
 template <bool kSilu>
 static void forward(const GroupNormArgs& args, const Unit& unit) {
     const GroupNorm& norm = args.norm;
-    find_statistics(norm, unit, args.eps);
+    Groups groups = find_statistics(norm, unit, args.eps);
     for_each_strip(norm, unit, [&](const Strip& strip) {
         Coefficients coefficients;
-        find_coefficients(norm, strip, coefficients);
+        find_coefficients(norm, groups, strip, coefficients);
         const float *const centre = coefficients.centre, *const gain = coefficients.gain;
         const float* const shift = coefficients.offset;
         for_each_block(norm, strip, [&](int64_t, int pixels, int64_t offset) {
@@ -272,23 +292,32 @@ static void forward(const GroupNormArgs& args, const Unit& unit) {
 //
 // g is kept from the pass for the sums to the pass for dx: SiLU's derivative takes longer than reading it.
 template <bool kSilu>
-static void backward(const GroupNormBackwardArgs& args, float* scratch, const Unit& unit) {
+static void backward(const GroupNormBackwardArgs& args, char* scratch, const Unit& unit) {
     const GroupNorm& norm = args.norm;
     const int64_t positions = norm.shape.positions, width = unit.end - unit.first;
     const double count = double(positions * (norm.shape.channels / norm.groups));
     const int64_t all = norm.shape.samples * norm.shape.channels;
-    double* const sums = args.sums + unit.sample * norm.shape.channels;
-    const Statistics* const first_group = statistics_of(norm, unit.sample, unit.first);
+    float* const sums = args.sums + unit.sample * norm.shape.channels;
+    Groups groups = groups_of(norm, unit);
+    const float* const stored = stored_statistics(norm, unit, groups);
+    for_each_group(groups, [&](int i, Statistics& group) {
+        group = Statistics{double(stored[3 * i]) + double(stored[3 * i + 1]), stored[3 * i + 2]};
+    });
     struct {
         double fg, fgn;
     } means[kNormStrip] = {};  // a group's
+    struct Sums {
+        double g, n;
+    };
+    Sums* const exact = reinterpret_cast<Sums*>(scratch);  // a channel's, from the unit's first
+    float* const all_g = reinterpret_cast<float*>(exact + width);
     for_each_strip(norm, unit, [&](const Strip& strip) {
         Coefficients coefficients;
-        find_coefficients(norm, strip, coefficients);
+        find_coefficients(norm, groups, strip, coefficients);
         const float *const centre = coefficients.centre, *const gain = coefficients.gain;
         const float* const shift = coefficients.offset;
         alignas(64) double sum_g[kNormStrip] = {}, sum_gd[kNormStrip] = {}, sum_d[kNormStrip] = {};
-        float* const kept = scratch + strip.channel - unit.first;
+        float* const kept = all_g + strip.channel - unit.first;
         for_each_block(norm, strip, [&](int64_t position, int pixels, int64_t offset) {
             Block image, grad;
             load(norm, norm.x, offset, pixels, strip.length, image);
@@ -305,32 +334,33 @@ static void backward(const GroupNormBackwardArgs& args, float* scratch, const Un
             add_pixels(pixels, strip.length, sum_gd,
                        [&](int p, int c) { return mul(g[p * width + c], x[p * stride + c] - centre[c]); });
         });
-        for_each_channel(norm, strip, [&](int c, const Statistics& group) {
+        for_each_channel(groups, strip, [&](int c, const Statistics& group) {
             const int64_t index = strip.channel + c;
             const Channel channel = channel_of(norm, group, strip.sample, index);
             const double sum_gn = channel.rstd * (sum_gd[c] - channel.rest * sum_g[c]);
-            sums[index] = sum_g[c];
-            sums[index + all] = sum_gn;
-            sums[index + 2 * all] = channel.rstd * (sum_d[c] - channel.rest * double(positions));  // of n, for now
-            means[&group - first_group].fg += channel.factor * sum_g[c] / count;
-            means[&group - first_group].fgn += channel.factor * sum_gn / count;
+            sums[index] = float(sum_g[c]);
+            sums[index + all] = float(sum_gn);
+            exact[index - unit.first] = {sum_g[c], channel.rstd * (sum_d[c] - channel.rest * double(positions))};
+            means[&group - groups.statistics].fg += channel.factor * sum_g[c] / count;
+            means[&group - groups.statistics].fgn += channel.factor * sum_gn / count;
         });
     });
     for_each_strip(norm, unit, [&](const Strip& strip) {
         alignas(64) float centre[kNormStrip], gain[kNormStrip], slope[kNormStrip], level[kNormStrip];
-        for_each_channel(norm, strip, [&](int c, const Statistics& group) {
+        for_each_channel(groups, strip, [&](int c, const Statistics& group) {
             const int64_t index = strip.channel + c;
             const Channel channel = channel_of(norm, group, strip.sample, index);
-            const auto& mean = means[&group - first_group];
+            const auto& mean = means[&group - groups.statistics];
             const double of_d = channel.rstd * channel.rstd * mean.fgn;
             centre[c] = float(channel.centre);
             gain[c] = float(channel.rstd * channel.factor);
             slope[c] = float(of_d);
             level[c] = float(channel.rstd * mean.fg - of_d * channel.rest);
-            double& sum = sums[index + 2 * all];
-            sum = channel.rstd * (channel.factor * sums[index] - double(positions) * mean.fg - sum * mean.fgn);
+            const Sums& sum = exact[index - unit.first];
+            const double through = double(positions) * mean.fg + sum.n * mean.fgn;
+            sums[index + 2 * all] = float(channel.rstd * (channel.factor * sum.g - through));
         });
-        const float* const kept = scratch + strip.channel - unit.first;
+        const float* const kept = all_g + strip.channel - unit.first;
         for_each_block(norm, strip, [&](int64_t position, int pixels, int64_t offset) {
             Block in, out;
             load(norm, norm.x, offset, pixels, strip.length, in);
@@ -367,12 +397,12 @@ void group_norm(const GroupNormArgs& args, void*, int threads) {
 
 void group_norm_backward(const GroupNormBackwardArgs& args, void* workspace, int threads) {
     const auto run = args.norm.silu ? backward<true> : backward<false>;
-    float* const scratch = static_cast<float*>(workspace);
+    char* const scratch = static_cast<char*>(workspace);
     if (!args.norm.shape.positions) {  // without pixels the statistics are NaN, and the sums are 0
-        for (int64_t i = 0; i < 3 * args.norm.shape.samples * args.norm.shape.channels; ++i) args.sums[i] = 0.0;
+        for (int64_t i = 0; i < 3 * args.norm.shape.samples * args.norm.shape.channels; ++i) args.sums[i] = 0.0f;
         return;
     }
-    const int64_t size = args.norm.shape.positions * group_norm_width(args.norm, threads);
+    const int64_t size = group_norm_scratch(args.norm, threads);
     parallel_units(args.norm, threads, [&](const Unit& unit) { run(args, scratch + thread_number() * size, unit); });
 }
 

@@ -65,9 +65,13 @@ inline int64_t workspace_bytes(const BoundArgs& args, int) {
     return 2 * 8 * args.shape.samples * loss_chunks(args.shape);
 }
 inline int64_t workspace_bytes(const WinogradArgs& args, int threads) { return 4 * winograd_floats(args, threads); }
-// fp32 [threads, positions, group_norm_width]
+// For each thread two double sums a channel of the strip, and then fp32 [positions, group_norm_width]; in bytes, and a
+// multiple of a cache line.
+inline int64_t group_norm_scratch(const GroupNorm& norm, int threads) {
+    return (group_norm_width(norm, threads) * (16 + 4 * norm.shape.positions) + 63) / 64 * 64;
+}
 inline int64_t workspace_bytes(const GroupNormBackwardArgs& args, int threads) {
-    return 4 * threads * args.norm.shape.positions * group_norm_width(args.norm, threads);
+    return threads * group_norm_scratch(args.norm, threads);
 }
 
 // The kernels for one instruction set.

@@ -102,6 +102,19 @@ class CudaGraph:
         self._graph.replay()
 
 
+def _clear_generator(device: torch.device) -> None:
+    """Let PyTorch's generator know that the capture which has just failed is over.
+
+    Up to torch 2.11 only the end of a capture that succeeds tells it so. Without one the next torch.randn or dropout,
+    and the replay of any other graph, raises "Offset increment outside graph capture encountered unexpectedly". So
+    one kernel is captured and thrown away, in memory of its own, which is freed with the graph.
+    """
+    place = torch.empty(1, device=device)
+    # The first failure is what the caller has to hear of.
+    with contextlib.suppress(RuntimeError):
+        CudaGraph(Pool(device)).capture(place.zero_)
+
+
 _unfinished: list[torch.cuda.CUDAGraph] = []
 
 
@@ -150,7 +163,10 @@ class Repeated:
         graph = CudaGraph(self._pool)
         try:
             graph.capture(run)
-        except RuntimeError as error:
+        except BaseException as error:
+            _clear_generator(self._pool.device)
+            if not isinstance(error, RuntimeError):
+                raise
             self._refuse(f"its capture failed ({str(error).splitlines()[0]})", asked)
         else:
             self._graph = graph

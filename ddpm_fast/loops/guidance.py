@@ -60,7 +60,7 @@ def predictor(
     def guided(x: Tensor, t: Tensor) -> Tensor:
         # Made at each call: the values of labels may change between calls, as they do under a CUDA graph.
         both = torch.cat([labels, torch.full_like(labels, null_label)])
-        output = ask(torch.cat([x, x]), torch.cat([t, t]), both)
+        output = ask(torch.cat([x, x]), _twice(t), both)
         cond, uncond = output.to(torch.promote_types(output.dtype, torch.float32)).chunk(2)
         channels = x.shape[1]
         prediction = torch.lerp(uncond[:, :channels], cond[:, :channels], guidance)
@@ -69,6 +69,12 @@ def predictor(
         return torch.cat([prediction, cond[:, channels:]], dim=1) if learned else prediction
 
     return guided
+
+
+def _twice(t: Tensor) -> Tensor:
+    """t and t again. A timestep that all samples share stays one number in memory, from which the U-Net sees that it
+    has to be embedded only once."""
+    return t[:1].expand(2 * len(t)) if len(t) == 1 or t.stride() == (0,) else torch.cat([t, t])
 
 
 def rescale_to(cond: Tensor, guided: Tensor, phi: float) -> Tensor:

@@ -207,6 +207,7 @@ class BatchState:
         x, x_model = self.x, self.x if self.x_model is None else self.x_model
         # index_select, because timesteps[step] would read the step back to the host.
         t = self.timesteps.index_select(0, self.step.view(1))
+        # Expanded, with the stride 0: the U-Net embeds such a timestep once for all samples.
         output = predict(x_model, t.expand(x.shape[0]))
         if threshold is None or self.to_x0 is None:
             return output

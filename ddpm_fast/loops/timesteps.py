@@ -10,24 +10,17 @@ together draw what one process would.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.loops.distributed import of_all_processes, world_size
-from ddpm_fast.noise import NoiseKey, random_words, uniform_integers
+from ddpm_fast.noise import NoiseKey
+from ddpm_fast.ops import Drawn, LabelDrop, draw_timesteps, record_losses
 
 HISTORY = 10  # losses that are remembered for each timestep [N sec. 3.3]
 UNIFORM_SHARE = 0.001  # share of the probability that is spread evenly, so that every timestep is still drawn
-
-
-class Timesteps(NamedTuple):
-    """Drawn timesteps, int64 [N] in 0..T-1, and the weights of their losses, fp32 [N]."""
-
-    t: Tensor
-    weights: Tensor
 
 
 class Uniform:
@@ -41,10 +34,20 @@ class Uniform:
             raise InputError(f"num_timesteps is {num_timesteps}; expected at least 1")
         self.num_timesteps = num_timesteps
 
-    def sample(self, key: NoiseKey) -> Timesteps:
-        """Draw timesteps for the samples of `key`, whose stream must be Stream.TIMESTEP, on this object's device."""
-        t = uniform_integers(key, self.num_timesteps)
-        return Timesteps(t, torch.ones_like(t, dtype=torch.float32))
+    def sample(
+        self, key: NoiseKey, network_timesteps: Tensor | None = None, label_drop: LabelDrop | None = None
+    ) -> Drawn:
+        """Draw for the samples of a key, on this object's device, in one op.
+
+        Args:
+            key: Its stream must be Stream.TIMESTEP.
+            network_timesteps: int64 [T], what the network calls each timestep. None: as they are.
+            label_drop: The labels of the samples, and which share of them is dropped. None: there are no labels.
+
+        Returns:
+            The timesteps, the weights of their losses, the network's timesteps and the labels.
+        """
+        return draw_timesteps(key, self.num_timesteps, network_timesteps=network_timesteps, label_drop=label_drop)
 
     def update(self, t: Tensor, losses: Tensor) -> None:
         """Learn from the unweighted losses [N] (any floating dtype, detached) that the timesteps t [N] gave."""
@@ -81,11 +84,16 @@ class Stratified(Uniform):
     samples. The weights are 1.
     """
 
-    def sample(self, key: NoiseKey) -> Timesteps:
-        n = max(1, len(key.sample_id) * world_size())
-        # floor((T i + T u) / N) = floor((T i + floor(T u)) / N), since N is an integer: no rounding anywhere.
-        t = (self.num_timesteps * (key.sample_id % n) + uniform_integers(key, self.num_timesteps)) // n
-        return Timesteps(t, torch.ones_like(t, dtype=torch.float32))
+    def sample(
+        self, key: NoiseKey, network_timesteps: Tensor | None = None, label_drop: LabelDrop | None = None
+    ) -> Drawn:
+        return draw_timesteps(
+            key,
+            self.num_timesteps,
+            parts=max(1, len(key.sample_id) * world_size()),
+            network_timesteps=network_timesteps,
+            label_drop=label_drop,
+        )
 
 
 class LossSecondMoment(Uniform):
@@ -108,14 +116,16 @@ class LossSecondMoment(Uniform):
         p = moments / moments.sum() * (1 - UNIFORM_SHARE) + UNIFORM_SHARE / self.num_timesteps
         return torch.where((self.counts >= HISTORY).all(), p, 1 / self.num_timesteps)
 
-    def sample(self, key: NoiseKey) -> Timesteps:
-        p = self.probabilities()
-        words = random_words(key, 1)[:, 0]
-        u = (words[:, 0] << 21 | words[:, 1] >> 11).double() * 2.0**-53  # [0, 1), 53 bits
-        cumulative = p.cumsum(0)
-        t = torch.searchsorted(cumulative, u * cumulative[-1], right=True)
-        t = t.clamp(max=self.num_timesteps - 1)  # the product may round up to the sum itself
-        return Timesteps(t, (1 / (self.num_timesteps * p[t])).float())
+    def sample(
+        self, key: NoiseKey, network_timesteps: Tensor | None = None, label_drop: LabelDrop | None = None
+    ) -> Drawn:
+        return draw_timesteps(
+            key,
+            self.num_timesteps,
+            probabilities=self.probabilities(),
+            network_timesteps=network_timesteps,
+            label_drop=label_drop,
+        )
 
     def update(self, t: Tensor, losses: Tensor) -> None:
         """Learn from the unweighted losses [N] (any floating dtype, detached) that the timesteps t [N] gave.
@@ -123,18 +133,7 @@ class LossSecondMoment(Uniform):
         Several losses of one t are recorded in the order of the processes and of the batch. Losses that are not finite
         are left out.
         """
-        t, losses = of_all_processes(t), of_all_processes(losses.float())
-        T, n = self.num_timesteps, len(t)
-        # What must not be recorded goes to a row T that is cut off again, since masking would wait for the device.
-        t, order = torch.where(losses.isfinite(), t, T).sort(stable=True)
-        number = torch.zeros(T + 1, dtype=torch.int64, device=t.device).scatter_add_(0, t, torch.ones_like(t))
-        rank = torch.arange(n, device=t.device) - torch.searchsorted(t, t)  # among the losses of the same t
-        slot = (self.counts[t.clamp(max=T - 1)] + rank) % HISTORY
-        overwritten = rank < number[t] - HISTORY
-        cell = torch.where(overwritten | (t == T), T * HISTORY, t * HISTORY + slot)
-        cells = torch.cat([self.history.flatten(), self.history.new_zeros(1)]).scatter_(0, cell, losses[order])
-        self.history.copy_(cells[:-1].view(T, HISTORY))
-        self.counts += number[:T]
+        record_losses(self.history, self.counts, of_all_processes(t), of_all_processes(losses.float()))
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"history": self.history, "counts": self.counts}

@@ -30,7 +30,8 @@ from ddpm_fast.loops.parts import part
 from ddpm_fast.loops.timesteps import TIMESTEP_SAMPLINGS
 from ddpm_fast.loops.training_state import check_network, check_tensors, machine, read_state
 from ddpm_fast.nn import EMA, UNet, UNetConfig
-from ddpm_fast.noise import NoiseKey, Stream, uniform_integers
+from ddpm_fast.noise import NoiseKey, Stream
+from ddpm_fast.ops import LabelDrop
 
 KEEP_CHECKPOINTS = 2
 MODEL_NAME = "model.safetensors"
@@ -140,7 +141,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = UNet(network).to(device)
         self.ema = EMA(self.model, config.ema_decay)
-        self.lr = torch.zeros((), device=device)  # computed on the device from the number of the step
+        self.lr = torch.zeros((), device=device)  # on the device, where a graph reads it
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=self.lr,
@@ -156,7 +157,10 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self._first_example = 0  # the number of the training example that step 0 would have begun with
         self._step = torch.zeros((), dtype=torch.int64, device=device)  # the same number, where the arithmetic is
-        self._key = NoiseKey.of(config.seed, config.batch_size, stream=Stream.TRAINING, device=device)
+        # That of the training step that comes next: its sample ids, the numbers of its examples, advance in place.
+        self._key = dataclasses.replace(
+            NoiseKey.of(config.seed, config.batch_size, stream=Stream.TRAINING, device=device)
+        )
         pixels = dataset.images
         self._images = torch.empty((config.batch_size, *pixels.shape[1:]), dtype=pixels.dtype, device=device)
         self._labels = torch.empty(config.batch_size, dtype=torch.int64, device=device) if network.num_classes else None
@@ -192,6 +196,8 @@ class Trainer:
         torch.manual_seed((self.config.seed * _GOLDEN + self.step) % 2**63)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
+        # By the host, in one launch: computed on the device it takes six.
+        self.lr.fill_(self.config.lr * min(1.0, (self.step + 1) / max(1, self.config.warmup)))
         self.model.train()
         self._before_update = before_update
         self._advance(self._compute)
@@ -216,20 +222,16 @@ class Trainer:
     def _compute(self) -> None:
         """The arithmetic of training step number self._step, on the batch that was loaded: nothing that the host
         does."""
-        config, images, labels = self.config, self._images, self._labels
-        first = self._step * config.batch_size + self._first_example
-        key = dataclasses.replace(self._key, sample_id=self._key.sample_id + first)
-        t, weights = self.timestep_sampler.sample(dataclasses.replace(key, stream=Stream.TIMESTEP))
-        if labels is not None:
-            dice = uniform_integers(dataclasses.replace(key, stream=Stream.LABEL), 2**24)
-            dropped = dice < round(config.label_drop * 2**24)
-            labels = labels.masked_fill(dropped, self.model.config.num_classes)
-
-        warmed_up = ((self._step + 1).double() / max(1, config.warmup)).clamp(max=1.0)
-        self.lr.copy_(config.lr * warmed_up)
-        x_t = self.diffusion.q_sample(images, t, key)
-        with part("forward"), self.autocast():
-            output = self.model(x_t, self.timesteps[t], labels)
+        config, images, key = self.config, self._images, self._key
+        labels = None
+        if self._labels is not None:
+            labels = LabelDrop(self._labels, config.label_drop, self.model.config.num_classes)
+        with part("draw"):
+            draws = dataclasses.replace(key, stream=Stream.TIMESTEP)
+            t, weights, network_t, labels_kept = self.timestep_sampler.sample(draws, self.timesteps, labels)
+            x_t = self.diffusion.q_sample(images, t, key)
+        with part("forward"), self._autocast():
+            output = self.model(x_t, network_t, labels_kept)
         with part("loss"):
             losses = self.diffusion.training_losses(output, images, t, key)
             loss = (weights * losses).mean()
@@ -247,9 +249,10 @@ class Trainer:
             self.ema.update(self._step, gradient.overflowed)
         torch.stack([loss.detach(), gradient.norm], out=self._metrics)
         self._step.add_(1)
+        key.sample_id.add_(config.batch_size)
 
-    def autocast(self) -> torch.autocast:
-        """The context in which the network runs in the run's precision."""
+    def _autocast(self) -> torch.autocast:
+        """The context in which the network runs in the precision that was asked for."""
         dtype = AUTOCAST[self.config.precision]
         return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
@@ -368,6 +371,7 @@ class Trainer:
         seen = meta.get("examples", self.step * meta["training"]["batch_size"])
         self._first_example = seen - self.step * self.config.batch_size
         self._step.fill_(self.step)
+        torch.arange(seen, seen + self.config.batch_size, out=self._key.sample_id)
         self._advance = self._repeated()  # a new graph, because the optimiser's state is in new tensors
 
 

@@ -1,5 +1,6 @@
-"""The U-Net's 3x3 convolutions. Sampling on a CPU spends three quarters of its time in them, nearly at the multipliers'
-peak rate, so only fewer multiplications make them faster.
+"""The U-Net's convolutions. Sampling on a CPU spends three quarters of its time in those of 3x3, nearly at the
+multipliers' peak rate, so only fewer multiplications make them faster. On a GPU the library adds a bias in a pass of
+its own, which takes as long as the convolution, so biases are left to whatever reads the result (pending.py).
 """
 
 import weakref
@@ -27,7 +28,7 @@ _transformed: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[int, int], Tensor
 
 
 class Conv2d(nn.Conv2d):
-    """A 3x3 convolution that keeps the image's size: [N, C, H, W] -> [N, out_channels, H, W].
+    """A convolution, 3x3 and of the image's own size unless something else is asked for: [N, C, H, W] -> [N, K, H, W].
 
     In eval mode, where no gradient is recorded, images on the CPU go through ops.winograd wherever that is faster: it
     takes a quarter of the multiplications. Everything else is F.conv2d. The two differ by rounding, in fp32 by less
@@ -37,20 +38,22 @@ class Conv2d(nn.Conv2d):
     gone.
     """
 
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__(in_channels, out_channels, 3, padding=1)
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, padding: int = 1):
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding)
 
     def train(self, mode: bool = True) -> "Conv2d":
         if mode:
             _transformed.pop(self, None)
         return super().train(mode)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, add_bias: bool = True) -> Tensor:
+        """Convolve x [N, C, H, W]; without the bias if add_bias is False."""
         if self.training and not torch.compiler.is_compiling():
             _transformed.pop(self, None)  # train mode may be set without train(), as an attribute
+        bias = self.bias if add_bias else None
         if self.takes_winograd(x):
-            return winograd(x, self._filters(), self.bias, self.weight.shape[0])
-        return super().forward(x)
+            return winograd(x, self._filters(), bias, self.weight.shape[0])
+        return self._conv_forward(x, self.weight, bias)
 
     def takes_winograd(self, x: Tensor) -> bool:
         """Whether this image, here and now, goes through Winograd's algorithm."""

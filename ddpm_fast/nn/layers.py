@@ -3,7 +3,7 @@
 Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (appendix B) and Nichol & Dhariwal 2021, "Improved
 Denoising Diffusion Probabilistic Models" (section 3 and appendix A). Images are [N, C, H, W] in channels_last
 memory, so that [N, H*W, C] is a view of them: attention and the norms read the same bytes as the
-convolutions.
+convolutions. Between the layers of a network an image may be pending (pending.py).
 """
 
 import math
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.nn.convolution import Conv2d
-from ddpm_fast.ops import group_norm
+from ddpm_fast.nn.derived import Derives
+from ddpm_fast.nn.pending import Pending, convolved, is_fused, whole
+from ddpm_fast.ops import add_group_norm, group_norm
 
 
 def zeroed(layer: nn.Module) -> nn.Module:
@@ -33,25 +35,36 @@ class GroupNorm(nn.GroupNorm):
         self.silu = silu
 
     def forward(
-        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, added: Tensor | None = None
+        self,
+        x: Tensor | Pending,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        added: Tensor | None = None,
+        joined: Tensor | None = None,
     ) -> Tensor:
-        """x [N, C, H, W], any float; scale and shift, or neither, and added: [N, C]. Returns x's shape and dtype."""
-        if scale is None or shift is None:
-            if scale is not shift:
-                raise InputError("group_norm: scale and shift belong together; give both, or neither")
-            scale_shift = None
-        else:
-            scale_shift = (scale, shift)
-        return group_norm(
-            x,
-            self.weight,
-            self.bias,
-            self.num_groups,
-            self.eps,
-            scale_shift=scale_shift,
-            added=added,
-            silu=self.silu,
-        )
+        """Normalise an image, which may be pending: it is added up in the same pass.
+
+        Args:
+            x: [N, C, H, W], any float.
+            scale: [N, C] or [1, C]. It comes with `shift`.
+            shift: Likewise.
+            added: [N, C] or [1, C], for an image that is not pending.
+            joined: Channels that come after those of x, for a pending image.
+
+        Returns:
+            [N, C, H, W] of x's dtype, with the joined channels.
+        """
+        if (scale is None) != (shift is None):
+            raise InputError("group_norm: scale and shift belong together; give both, or neither")
+        scale_shift = None if scale is None or shift is None else (scale, shift)
+        weight, bias, groups, eps = self.weight, self.bias, self.num_groups, self.eps
+        if isinstance(x, Pending) and (joined is not None or not x.is_added_up):
+            total, y = add_group_norm(
+                x.addends(), weight, bias, groups, eps, scale_shift=scale_shift, joined=joined, silu=self.silu
+            )
+            x.keep(total)
+            return y
+        return group_norm(whole(x), weight, bias, groups, eps, scale_shift=scale_shift, added=added, silu=self.silu)
 
 
 class TimeEmbedding(nn.Module):
@@ -90,13 +103,26 @@ class TimeEmbedding(nn.Module):
         return self.linear2(F.silu(self.linear1(embedding)))
 
 
+class Embedding:
+    """The embedding of timesteps and labels, as the residual blocks get it.
+
+    Attributes:
+        emb: [N, E], or [1, E] for all samples, already through SiLU.
+        rows: What each block makes of it, with the bias of the block's first convolution if it is to be added: [N, C].
+            None if each block projects it by itself.
+    """
+
+    def __init__(self, emb: Tensor, rows: dict[nn.Module, Tensor] | None = None):
+        self.emb, self.rows = emb, rows
+
+
 class ResBlock(nn.Module):
     """norm-SiLU-conv, the time embedding, norm-SiLU-dropout-conv, plus the skip.
 
-    x: [N, in_channels, H, W]; emb: [N, emb_channels], already through SiLU. Returns [N, out_channels, H',
-    W']. The embedding is added to the hidden image, or with `scale_shift` scales and shifts its norm.
-    `resample` is None, "down" (mean of 2x2) or "up" (nearest), applied to both branches before the first
-    convolution.
+    x: [N, in_channels, H, W]; emb: [N, emb_channels] or [1, emb_channels], already through SiLU. Returns [N,
+    out_channels, H', W'], pending if x is. The embedding is added to the hidden image, or with `scale_shift` scales and
+    shifts its norm. `joined` are channels of x that are in an image of their own, the last ones. `resample` is None,
+    "down" (mean of 2x2) or "up" (nearest), applied to both branches before the first convolution.
     """
 
     def __init__(
@@ -120,21 +146,60 @@ class ResBlock(nn.Module):
         self.norm2 = GroupNorm(groups, out_channels, eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zeroed(Conv2d(out_channels, out_channels))
-        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        same = in_channels == out_channels
+        self.skip = nn.Identity() if same else Conv2d(in_channels, out_channels, 1, padding=0)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv1(self.resample(self.norm1(x)))
-        emb = self.emb(emb)
-        if self.scale_shift:
-            scale, shift = emb.chunk(2, dim=1)
-            h = self.norm2(h, scale, shift)
+    def forward(self, x: Tensor | Pending, emb: Tensor | Embedding, joined: Tensor | None = None) -> Tensor | Pending:
+        image = x if isinstance(x, Pending) else Pending(x)
+        if not is_fused(image.image):
+            one = image.total() if joined is None else torch.cat([image.total(), joined], dim=1)
+            image, joined = Pending(one), None
+        h = self.norm1(image.image if image.is_added_up and joined is None else image, joined=joined)
+        h = convolved(self.conv1, self.resample(h))
+        h = convolved(self.conv2, self.dropout(self._conditioned(h, emb)))
+        result = h.plus(self._skipped(image.total(), joined))
+        return result if isinstance(x, Pending) else result.total()
+
+    def _conditioned(self, h: Pending, emb: Tensor | Embedding) -> Tensor:
+        """The second norm, with the embedding and the first convolution's bias."""
+        embedding = emb if isinstance(emb, Embedding) else Embedding(emb)
+        bias = None if h.bias is None else h.bias[None]
+        if embedding.rows is None:
+            rows = self.emb(embedding.emb)
+            if not self.scale_shift and bias is not None:
+                rows = rows + bias
         else:
-            h = self.norm2(h, added=emb)
-        return self.skip(self.resample(x)) + self.conv2(self.dropout(h))
+            rows = embedding.rows[self]
+        if self.scale_shift:
+            scale, shift = rows.chunk(2, dim=1)
+            return self.norm2(h.image, scale, shift, added=bias)
+        return self.norm2(h.image, added=rows)
+
+    def projection(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias that make the rows of an Embedding of the embedding itself."""
+        bias = self.emb.bias
+        return self.emb.weight, bias if self.scale_shift or self.conv1.bias is None else bias + self.conv1.bias
+
+    def _skipped(self, x: Tensor, joined: Tensor | None) -> Tensor:
+        """What is added to the block's result. A 1x1 convolution of two images is a matrix product of each."""
+        x = self.resample(x)
+        if not isinstance(self.skip, Conv2d) or not is_fused(x):
+            return self.skip(x if joined is None else torch.cat([x, joined], dim=1))
+        n, channels, height, width = x.shape
+        matrix = self.skip.weight.flatten(1)
+        y = F.linear(_pixels(x), matrix[:, :channels], self.skip.bias)
+        if joined is not None:
+            y.addmm_(_pixels(joined), matrix[:, channels:].t().to(y.dtype))
+        return y.view(n, height, width, -1).permute(0, 3, 1, 2)
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """[N, C, H, W] as [N*H*W, C]: a view, because the image is channels_last."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
 class Attention(nn.Module):
-    """Self-attention over all pixels, plus the skip: x [N, C, H, W] -> the same shape."""
+    """Self-attention over all pixels, plus the skip: x [N, C, H, W] -> the same shape, pending if x is."""
 
     def __init__(self, channels: int, heads: int, *, groups: int, eps: float):
         super().__init__()
@@ -143,13 +208,21 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = zeroed(nn.Linear(channels, channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        n, c, height, width = x.shape
-        pixels = self.norm(x).permute(0, 2, 3, 1).reshape(n, height * width, c)
+    def forward(self, x: Tensor | Pending) -> Tensor | Pending:
+        image = x if isinstance(x, Pending) else Pending(x)
+        h = self.norm(image if is_fused(image.image) else image.total())
+        n, c, height, width = h.shape
+        pixels = h.permute(0, 2, 3, 1).reshape(n, height * width, c)
         qkv = self.qkv(pixels).view(n, height * width, 3, self.heads, c // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, height * width, c)
-        return x + self.proj(h).view(n, height, width, c).permute(0, 3, 1, 2)
+        bias = None
+        if type(self.proj) is nn.Linear and is_fused(h):
+            h, bias = F.linear(h, self.proj.weight), self.proj.bias
+        else:
+            h = self.proj(h)
+        result = Pending(h.view(n, height, width, c).permute(0, 3, 1, 2), image.total(), bias)
+        return result if isinstance(x, Pending) else result.total()
 
 
 class MeanDown(nn.Module):
@@ -166,8 +239,8 @@ class NearestUp(nn.Module):
         return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-class Downsample(nn.Module):
-    """A 3x3 convolution of stride 2: [N, C, H, W] -> [N, C, H/2, W/2].
+class Downsample(Derives):
+    """A 3x3 convolution of stride 2: [N, C, H, W] -> [N, C, H/2, W/2], pending if x is.
 
     `padding` "symmetric" pads all four sides by one; "asymmetric" only the bottom and the right, as Ho et al.
     do (TensorFlow's "same"). The two sample different pixels: weights do not carry over from one to the
@@ -177,19 +250,44 @@ class Downsample(nn.Module):
     def __init__(self, channels: int, padding: str):
         super().__init__()
         self.asymmetric = padding == "asymmetric"
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if self.asymmetric else 1)
+        self.conv = Conv2d(channels, channels, stride=2, padding=0 if self.asymmetric else 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.asymmetric else x)
+    def derive(self) -> tuple[Tensor, ...]:
+        """The filters as 4x4 ones that begin with zeros: padded on all sides, they need no padded copy of the image."""
+        return (F.pad(self.conv.weight, (1, 0, 1, 0)),)
+
+    def forward(self, x: Tensor | Pending) -> Tensor | Pending:
+        image = whole(x)
+        if not self.asymmetric:
+            result = convolved(self.conv, image)
+        elif is_fused(image):
+            (filters,) = self.derived()
+            result = Pending(F.conv2d(image, filters, None, 2, 1), bias=self.conv.bias)
+        else:
+            result = Pending(self.conv(F.pad(image, (0, 1, 0, 1))))
+        return result if isinstance(x, Pending) else result.total()
 
 
-class Upsample(nn.Module):
-    """Every pixel four times, then a 3x3 convolution: [N, C, H, W] -> [N, C, 2H, 2W]."""
+class Upsample(Derives):
+    """Every pixel four times, then a 3x3 convolution: [N, C, H, W] -> [N, C, 2H, 2W], pending if x is."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.nearest = NearestUp()
         self.conv = Conv2d(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(self.nearest(x))
+    def derive(self) -> tuple[Tensor, ...]:
+        """The filters of the transposed 4x4 convolution of stride 2 that does the same: each of its taps is the sum of
+        those taps of the 3x3 filter which meet copies of one pixel. It takes 4 products where nearest and 3x3 take 9.
+        """
+        taps = F.avg_pool2d(self.conv.weight.flip(2, 3), 2, stride=1, padding=1, divisor_override=1)
+        return (taps.transpose(0, 1).contiguous(memory_format=torch.channels_last),)
+
+    def forward(self, x: Tensor | Pending) -> Tensor | Pending:
+        image = whole(x)
+        if is_fused(image):
+            (filters,) = self.derived()
+            result = Pending(F.conv_transpose2d(image, filters, None, 2, 1), bias=self.conv.bias)
+        else:
+            result = Pending(self.conv(self.nearest(image)))
+        return result if isinstance(x, Pending) else result.total()

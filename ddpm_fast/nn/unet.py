@@ -20,8 +20,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddpm_fast import compat
 from ddpm_fast.errors import InputError, check_integer
-from ddpm_fast.nn.layers import Attention, Downsample, GroupNorm, ResBlock, TimeEmbedding, Upsample, zeroed
+from ddpm_fast.nn.convolution import Conv2d
+from ddpm_fast.nn.derived import Derives
+from ddpm_fast.nn.layers import (
+    Attention,
+    Downsample,
+    Embedding,
+    GroupNorm,
+    ResBlock,
+    TimeEmbedding,
+    Upsample,
+    zeroed,
+)
+from ddpm_fast.nn.pending import Pending, convolved, is_fused, unfused, whole
 from ddpm_fast.objective import output_channels
 
 # The least and the largest value of each integer. Nobody needs a larger network, and a file may ask for anything.
@@ -193,14 +206,18 @@ def _shown(value: object) -> str:
 
 
 class Stage(nn.ModuleList):
-    """Layers that run one after another. Those that are residual blocks also get the embedding."""
+    """Layers that run one after another. Those that are residual blocks also get the embedding, and the first of them
+    the channels that are joined."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__(layers)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Pending, emb: Embedding, joined: Tensor | None = None) -> Tensor | Pending:
         for layer in self:
-            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+            if isinstance(layer, ResBlock):
+                x, joined = layer(x, emb, joined), None
+            else:
+                x = layer(x)
         return x
 
 
@@ -241,7 +258,7 @@ class _Layers:
         return self.res_block(c, c, "up") if self.config.resample == "resblock" else Upsample(c)
 
 
-class UNet(nn.Module):
+class UNet(Derives):
     """The U-Net of Ho et al. 2020 and Nichol & Dhariwal 2021; UNetConfig says what can be chosen.
 
     The output of each stage of the encoder also goes to one stage of the decoder, which concatenates it with its own
@@ -256,7 +273,7 @@ class UNet(nn.Module):
         self.time_embedding = TimeEmbedding(config.model_channels, config.time_denominator, config.time_order)
         if config.num_classes:
             self.label_embedding = nn.Embedding(config.num_classes + 1, layers.emb_channels)
-        self.conv_in = nn.Conv2d(config.in_channels, config.model_channels, 3, padding=1)
+        self.conv_in = Conv2d(config.in_channels, config.model_channels)
 
         c = config.model_channels
         skips = [c]
@@ -282,7 +299,7 @@ class UNet(nn.Module):
                 self.decoder.append(Stage(*stage))
 
         self.norm_out = GroupNorm(config.norm_groups, c, config.norm_eps)
-        self.conv_out = zeroed(nn.Conv2d(c, config.out_channels, 3, padding=1))
+        self.conv_out = zeroed(Conv2d(c, config.out_channels))
         # torch's own stubs lack this overload.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -302,23 +319,50 @@ class UNet(nn.Module):
                 range is checked only on the CPU, because on a GPU the check would wait for the device.
         """
         self._check(x, t, labels)
-        emb = self.time_embedding(t)
-        if self.config.num_classes:
-            table = self.label_embedding.weight
-            emb = emb + (table[-1] if labels is None else F.embedding(labels, table))
-        emb = F.silu(emb)
-
         x = x.to(self.conv_in.weight.dtype, memory_format=torch.channels_last)
+        fuses = is_fused(x)
+        if fuses and any(compat.has_forward_hooks(module) for module in self.modules()):
+            with unfused():  # a hook is given whole images
+                return self._run(x, t, labels, False)
+        return self._run(x, t, labels, fuses)
+
+    def _run(self, x: Tensor, t: Tensor, labels: Tensor | None, fuses: bool) -> Tensor:
+        emb = self._embedding(t, labels, fuses)
+        first = convolved(self.conv_in, x)
         # With one input channel x fits any memory format, and the convolution may choose the wrong one.
-        h = self.conv_in(x).contiguous(memory_format=torch.channels_last)
+        first.image = first.image.contiguous(memory_format=torch.channels_last)
+        h: Tensor | Pending = first if fuses else first.image
         skips = [h]
         for stage in self.encoder:
             h = stage(h, emb)
             skips.append(h)
         h = self.middle(h, emb)
         for stage in self.decoder:
-            h = stage(torch.cat([h, skips.pop()], dim=1), emb)
+            h = stage(h, emb, whole(skips.pop()))
         return self.conv_out(self.norm_out(h))
+
+    def _embedding(self, t: Tensor, labels: Tensor | None, fuses: bool) -> Embedding:
+        """The embedding of timesteps and labels. A loop gives all samples one timestep, as an expanded tensor: it is
+        embedded once."""
+        emb = self.time_embedding(t[:1] if t.stride() == (0,) else t)
+        if self.config.num_classes:
+            table = self.label_embedding.weight
+            emb = emb + (table[-1] if labels is None else F.embedding(labels, table))
+        emb = F.silu(emb)
+        blocks = self._blocks()
+        if not fuses or any(type(block.emb) is not nn.Linear for block in blocks):
+            return Embedding(emb)
+        rows = F.linear(emb, *self.derived()).split([block.emb.out_features for block in blocks], dim=1)
+        return Embedding(emb, dict(zip(blocks, rows, strict=True)))
+
+    def _blocks(self) -> list[ResBlock]:
+        stages = (*self.encoder, self.middle, *self.decoder)
+        return [layer for stage in stages for layer in stage if isinstance(layer, ResBlock)]
+
+    def derive(self) -> tuple[Tensor, ...]:
+        """All blocks' projections of the embedding as one matrix, with their biases."""
+        weights, biases = zip(*[block.projection() for block in self._blocks()], strict=True)
+        return torch.cat(weights), torch.cat(biases)
 
     def _check(self, x: Tensor, t: Tensor, labels: Tensor | None) -> None:
         config = self.config

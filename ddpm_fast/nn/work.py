@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm_fast.nn.unet import UNet, UNetConfig
+from ddpm_fast.ops import use_backend
 
 
 def parameters(model: nn.Module) -> int:
@@ -42,8 +43,9 @@ class Work(NamedTuple):
 
 @functools.cache
 def work(config: UNetConfig) -> Work:
-    """Counted on the meta device, where nothing is computed and attention is two matrix products."""
-    with torch.device("meta"):
+    """Counted on the meta device, where nothing is computed and attention is two matrix products, for plain torch's
+    layers."""
+    with torch.device("meta"), use_backend("reference"):
         model = UNet(config).to("meta").eval()
         x = torch.empty(1, config.in_channels, config.image_size, config.image_size)
         t = torch.zeros(1, dtype=torch.int64)

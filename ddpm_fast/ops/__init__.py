@@ -12,24 +12,35 @@ are in backends/, and dispatch.py chooses among them.
 
 from __future__ import annotations
 
-from ddpm_fast.ops.dispatch import active_backend, backend_status, cannot_run_on, use_backend
+from ddpm_fast.ops.channels import add_bias
+from ddpm_fast.ops.convolution import winograd, winograd_filters
+from ddpm_fast.ops.dispatch import active_backend, backend_status, cannot_run_on, has_kernel, use_backend
+from ddpm_fast.ops.drawing import LabelDrop, draw_timesteps, record_losses
 from ddpm_fast.ops.losses import diffusion_loss, hybrid_loss, vlb_terms
-from ddpm_fast.ops.network import group_norm, winograd, winograd_filters
 from ddpm_fast.ops.noising import normal, q_sample
+from ddpm_fast.ops.norm import Addends, add_group_norm, group_norm
 from ddpm_fast.ops.stepping import reverse_step, reverse_step_
-from ddpm_fast.ops.tensors import ReverseStep, VlbTerms
+from ddpm_fast.ops.tensors import Drawn, ReverseStep, VlbTerms
 
 __all__ = [
+    "Addends",
+    "Drawn",
+    "LabelDrop",
     "ReverseStep",
     "VlbTerms",
     "active_backend",
+    "add_bias",
+    "add_group_norm",
     "backend_status",
     "cannot_run_on",
     "diffusion_loss",
+    "draw_timesteps",
     "group_norm",
+    "has_kernel",
     "hybrid_loss",
     "normal",
     "q_sample",
+    "record_losses",
     "reverse_step",
     "reverse_step_",
     "use_backend",

@@ -23,8 +23,8 @@ from ddpm_fast.errors import InputError
 from ddpm_fast.ops.backends import cpu, cuda, reference
 
 NAMES = ("cuda", "cpu", "triton", "reference")  # fastest first
-# What torch has as well, and the CPU's C++ kernels do faster.
-NETWORK_OPS = ("group_norm", "group_norm_backward", "winograd")
+# What torch has as well, and kernels do faster.
+NETWORK_OPS = ("group_norm", "group_norm_backward", "group_norm_parameters", "add_bias", "channel_sums", "winograd")
 _MODULES = {"cuda": cuda, "cpu": cpu, "reference": reference}
 
 
@@ -185,8 +185,8 @@ def within(block: object) -> Iterator[None]:
 def active_backend(op: str, device: torch.device | str = "cpu", *dtypes: torch.dtype) -> str:
     """The name of the backend that would run `op` on tensors of this device and these dtypes.
 
-    Raises InputError where a backend was asked for by name and cannot run the call. For the network's ops (group_norm,
-    winograd) the answer is then "reference".
+    Raises InputError where a backend was asked for by name and cannot run the call. For the network's ops (NETWORK_OPS)
+    the answer is then "reference".
     """
     device = torch.device(device) if isinstance(device, str) else device
     chosen = _chosen()
@@ -199,6 +199,16 @@ def active_backend(op: str, device: torch.device | str = "cpu", *dtypes: torch.d
             return "reference"
         raise InputError(f"backend {chosen!r} cannot run {op}: {reason}")
     return chosen
+
+
+def has_kernel(op: str, device: torch.device, *dtypes: torch.dtype) -> bool:
+    """Whether a kernel, rather than plain torch, would run an op of the network on such tensors.
+
+    The meta device stands for a GPU: what is counted there is what runs on one.
+    """
+    if device.type == "meta":
+        return _chosen() != "reference" and all(dtype in cuda.DTYPES for dtype in dtypes)
+    return active_backend(op, device, *dtypes) != "reference"
 
 
 def _usual_module(op: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> ModuleType | None:

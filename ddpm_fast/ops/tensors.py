@@ -54,8 +54,34 @@ class ReverseStep(NamedTuple):
     x_model: Tensor | None
 
 
+class Draw(NamedTuple):
+    """What draw_timesteps draws, and from what: ops.draw_timesteps says what each is. `cumulative` are the sums of the
+    probabilities, float64 [T]; of 2^24 labels `dropped` become null_label."""
+
+    key: NoiseKey
+    num_timesteps: int
+    parts: int
+    probabilities: Tensor | None
+    cumulative: Tensor | None
+    network_timesteps: Tensor | None
+    labels: Tensor | None
+    dropped: int
+    null_label: int
+
+
+class Drawn(NamedTuple):
+    """What draw_timesteps gives, [N] each: timesteps in 0..T-1 (int64), the weights of their losses (fp32), what the
+    network calls the timesteps, and its labels (int64, or None if there are none)."""
+
+    t: Tensor
+    weights: Tensor
+    network_t: Tensor
+    labels: Tensor | None
+
+
 class Norm(NamedTuple):
-    """What a group norm is of: ops.group_norm says what each is. scale, shift and added are [N, C] or None."""
+    """What a group norm is of: ops.add_group_norm says what each is, x being its image. scale, shift and added are
+    [N, channels] or None."""
 
     x: Tensor
     weight: Tensor
@@ -63,9 +89,16 @@ class Norm(NamedTuple):
     scale: Tensor | None
     shift: Tensor | None
     added: Tensor | None
+    residual: Tensor | None
+    joined: Tensor | None
     groups: int
     eps: float
     silu: bool
+
+
+def channels_last(image: Tensor) -> Tensor:
+    """The image [N, C, H, W] in that memory format, copied if it has another one."""
+    return image.contiguous(memory_format=torch.channels_last)
 
 
 def working_dtype(*images: Tensor) -> torch.dtype:

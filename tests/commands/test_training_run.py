@@ -10,21 +10,27 @@ import threading
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.train_command import SMALL, command, meta, pictures, start, weights
 
 from ddpm_fast.commands import training_log
+from ddpm_fast.commands.common import choose_dtype
 from ddpm_fast.commands.training_log import TrainingLog, duration
 from ddpm_fast.data import Dataset, reading
 from ddpm_fast.files import checkpoint
 from ddpm_fast.files.lock import FolderLock
 from ddpm_fast.loops.metrics import Look
+from ddpm_fast.loops.sampling import sample
 from ddpm_fast.loops.state import BatchState
 from ddpm_fast.loops.training import Trainer
 from ddpm_fast.nn import EMA, UNet
 from ddpm_fast.ops import network as network_ops
+from ddpm_fast.pictures import images
 
+CPU = torch.device("cpu")
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
@@ -272,6 +278,33 @@ def test_a_folder_that_somebody_else_took_meanwhile_is_left_to_them(tmp_path, da
     told = start(data, out, "--steps=2", status=1).stdout
     theirs[0].release()
     assert "another process" in told and checkpoint.latest_checkpoint(out) is None
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_all_grids_of_a_run_are_drawn_from_one_graph(tmp_path, data, recording, precision):
+    options = ["--classes", "--steps=6", "--sample-every=3", f"--precision={precision}"]
+    start(data, tmp_path / "out", *options)
+    assert recording.captures == 2, "one of the training step, one of the grids' rows"
+    assert recording.replays == (6 - 2) + (20 - 2) + 20
+    # Each grid shows the averaged weights of its step, as `python -m ddpm_fast.sample` would.
+    loaded = checkpoint.load_model(tmp_path / "out" / "model.safetensors", dtype=choose_dtype(precision, CPU))
+    labels = [i % 2 for i in range(64)]
+    x = sample(loaded.model, loaded.diffusion, 64, steps=20, labels=labels, cuda_graph=False)
+    expected = images.make_grid(images.to_uint8(x), columns=2).astype(int)
+    first, last = (np.array(Image.open(path)).astype(int) for path in sorted((tmp_path / "out").glob("samples-*.png")))
+    assert abs(last - expected).max() <= 1 and abs(last - expected).mean() < 0.005  # rounding to 256 levels
+    assert abs(first - expected).mean() > 0.03
+
+
+def test_a_grid_for_which_there_is_no_memory_does_not_end_a_training(tmp_path, data, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patched:
+        act_at(patched, BatchState, "advance", 2, fail)
+        told = start(data, tmp_path / "out", "--steps=4", "--sample-every=2").stdout
+    assert "samples-00000002.png could not be written, and the training goes on: CUDA out of memory" in told
+    assert [path.name for path in (tmp_path / "out").glob("samples-*")] == ["samples-00000004.png"]
 
 
 def test_curves_and_grids_that_cannot_be_written_do_not_end_a_training(tmp_path, data, monkeypatch, capfd):

@@ -246,6 +246,8 @@ def group_norm(make: Maker, direct: bool) -> Call:
     arguments, _ = _norm(make, direct)
     inputs = ("x", "weight", "bias", "scale", "shift", "added")
     if direct:
+        settings = {name: arguments.pop(name) for name in ("groups", "eps", "silu")}
+        arguments |= {"residual": None, "joined": None, **settings, "keep": False}
         return Call("group_norm", True, arguments, wild=make.wild, differentiable=inputs)
     pair = (arguments["scale"], arguments["shift"]) if arguments["scale"] is not None else None
     options = {"scale_shift": pair, "added": arguments["added"], "silu": arguments["silu"]}
@@ -260,8 +262,10 @@ def group_norm_backward(make: Maker, direct: bool) -> Call:
     if arguments["added"] is not None:
         x = x + arguments["added"].double()[..., None, None]
     variance, mean = torch.var_mean(x.unflatten(1, (groups, -1)).flatten(2), 2, correction=0)
-    statistics = make.plain(torch.stack([mean, (variance + 1e-5).rsqrt()], 2))
-    given = {name: arguments[name] for name in ("x", "weight", "bias", "scale", "shift", "added")}
+    centre = mean.float()
+    statistics = make.plain(torch.stack([centre, mean - centre, (variance + 1e-5).rsqrt()], 2).float())
+    given = {name: arguments[name] for name in ("weight", "bias", "scale", "shift", "added")}
+    given = {"grad_total": None, "x": arguments["x"], "joined": None, **given}
     grad = make.image(shape, arguments["x"].dtype)
     made = {"grad": grad, **given, "statistics": statistics, "silu": arguments["silu"]}
     return Call("group_norm_backward", True, made, wild=make.wild)

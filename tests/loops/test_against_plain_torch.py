@@ -39,7 +39,7 @@ def test_the_loss_of_a_step(prediction):
     trainer = Trainer(model.config, diffusion, config, data, torch.device("cpu"))
     trainer.model.load_state_dict(model.state_dict())
     key = df.NoiseKey.of(config.seed, N, stream=df.Stream.TRAINING)
-    t, _ = trainer.timestep_sampler.sample(dataclasses.replace(key, stream=df.Stream.TIMESTEP))
+    t, *_ = trainer.timestep_sampler.sample(dataclasses.replace(key, stream=df.Stream.TIMESTEP))
     images, _ = data.batch(batch_indices(config.seed, 0, N, len(data)))
     step = plain.reference_step(model, diffusion, config, data)
     expected = step.loss(images, t, df.ops.normal(key, SHAPE), None, autocast=False)

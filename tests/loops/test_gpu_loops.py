@@ -4,6 +4,7 @@ import gc
 
 import pytest
 import torch
+import torch.nn.functional as F
 from support.networks import random_unet
 
 from ddpm_fast.data import Dataset
@@ -169,6 +170,13 @@ def synchronizing(self, x, t):
     return x * self.weight
 
 
+def failing_in_capture(self, x, t):
+    """Waits where nothing watches it, so that CUDA itself ends the capture."""
+    if torch.cuda.is_current_stream_capturing():
+        torch.cuda.current_stream(CUDA).synchronize()
+    return x * self.weight
+
+
 @pytest.mark.parametrize("forward", [reading_back, synchronizing])
 def test_a_network_that_waits_is_called_as_before_and_leaves_others_their_graphs(replays, forward):
     options, stream = {"steps": 8, "shape": (3, 4)}, torch.cuda.current_stream(CUDA)
@@ -183,6 +191,39 @@ def test_a_network_that_waits_is_called_as_before_and_leaves_others_their_graphs
     assert torch.equal(
         sample(other, FIXED, 2, **options, cuda_graph=True), sample(other, FIXED, 2, **options, cuda_graph=False)
     )
+    assert replays() == 6
+
+
+@pytest.mark.parametrize("random", [torch.randn, lambda *size, device: F.dropout(torch.ones(size, device=device))])
+def test_random_numbers_and_other_graphs_go_on_after_a_capture_that_failed(replays, random):
+    """The random numbers are those that they would have been without the failure."""
+    options = {"steps": 8, "shape": (3, 4)}
+    other = OwnNetwork(lambda self, x, t: x * self.weight)
+    expected = sample(other, FIXED, 2, **options, cuda_graph=True)
+    torch.manual_seed(3)
+    numbers = [random(64, device=CUDA) for _ in range(2)]
+
+    torch.manual_seed(3)
+    assert torch.equal(random(64, device=CUDA), numbers[0])
+    with pytest.raises(InputError, match="its capture failed"):
+        sample(OwnNetwork(failing_in_capture), FIXED, 2, **options, cuda_graph=True)
+    assert torch.equal(random(64, device=CUDA), numbers[1])
+    before = replays()
+    assert torch.equal(sample(other, FIXED, 2, **options, cuda_graph=True), expected)
+    assert replays() - before == 8
+    torch.cuda.empty_cache()
+
+
+def test_training_goes_on_after_a_capture_that_failed(replays):
+    """With dropout, in a graph whose replays take their random numbers from the generator that was in the capture."""
+    subjects = [trainer(None), trainer(False)]
+    for step in range(8):
+        if step == 5:
+            with pytest.raises(InputError, match="its capture failed"):
+                sample(OwnNetwork(failing_in_capture), FIXED, 2, steps=4, shape=(3, 4), cuda_graph=True)
+        replayed, eager = (torch.stack(subject.train_step()) for subject in subjects)
+        assert replayed.isfinite().all()
+        torch.testing.assert_close(replayed, eager, rtol=1e-3, atol=1e-5)
     assert replays() == 6
 
 

@@ -9,7 +9,7 @@ import weakref
 import pytest
 import torch
 from support.networks import random_unet
-from support.recording import READS_BACK, NoSync, RecordingGraph
+from support.recording import READS_BACK, DeviceGenerator, NoSync, RecordingGraph
 
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
@@ -268,12 +268,48 @@ def test_a_network_that_cannot_be_captured_is_called_as_before(recording, caplog
         assert torch.equal(drawn(model, cuda_graph=False), drawn(model))
         assert torch.equal(drawn(model, cuda_graph=False), drawn(model))
     assert "its capture failed" in caplog.text and "waits for the device" in caplog.text
-    assert recording.captures == 1, "once is enough"
+    assert recording.captures == 2, "one that failed, and one that tells the generator so; they are not repeated"
     for asked in (model, OwnNetwork(waiting)):
         with pytest.raises(InputError, match=r"no graph can be captured: its capture failed.*Leave cuda_graph out"):
             drawn(asked, cuda_graph=True)
     sample(model, FIXED, 3, shape=(1, 3), steps=6)
-    assert recording.captures == 2, "of a model that failed no other shape is tried"
+    assert recording.captures == 4, "of a model that failed no other shape is tried"
+
+
+class Interrupted(BaseException):
+    """Like KeyboardInterrupt, which pytest would take for its own."""
+
+
+def interrupted(self, x, t):
+    if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:  # while it is recorded
+        raise Interrupted
+    return x * self.weight
+
+
+def test_random_numbers_and_other_graphs_go_on_after_a_capture_that_failed(recording):
+    other = OwnNetwork(lambda self, x, t: x * self.weight)
+    expected = drawn(other)
+    for forward, failure in ((waiting, InputError), (interrupted, Interrupted)):
+        with pytest.raises(failure):
+            drawn(OwnNetwork(forward), cuda_graph=True)
+        with DeviceGenerator(recording):
+            assert torch.randn(3).isfinite().all()
+            assert torch.nn.functional.dropout(torch.ones(8), 0.5).sum() >= 0
+        before = recording.replays, recording.captures
+        assert torch.equal(drawn(other), expected)
+        assert (recording.replays - before[0], recording.captures - before[1]) == (6, 0)
+
+
+def test_the_recording_keeps_the_generator_in_capture_after_a_failure(recording):
+    """The test above can fail: without another capture nothing random and no replay works."""
+    place = torch.zeros(1)
+    graph = recording(None)
+    graph.capture(place.zero_)
+    with pytest.raises(RuntimeError, match="waits for the device"):
+        recording(None).capture(place.item)
+    for act in (graph.replay, lambda: torch.randn(3), lambda: torch.nn.functional.dropout(place, 0.5)):
+        with DeviceGenerator(recording), pytest.raises(RuntimeError, match="outside graph capture"):
+            act()
 
 
 def test_a_network_seen_waiting_is_not_captured_at_all(recording, monkeypatch):

@@ -70,6 +70,37 @@ def test_guided_output_is_the_formula(scale, phi, groups):
     assert found.shape[1] == 2 * groups
 
 
+@pytest.mark.parametrize("guidance", [None, 0, 3.0])
+@pytest.mark.parametrize("n", [1, 3])
+def test_the_network_sees_that_all_samples_are_at_one_timestep(unet, guidance, n):
+    strides, forward = [], UNet.forward
+
+    def watched(self, x, t, labels=None):
+        assert t.shape == x.shape[:1]
+        strides.append((len(t), t.stride(), t.unique().tolist()))
+        return forward(self, x, t, labels)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(UNet, "forward", watched)
+        sample(unet, GaussianDiffusion(Schedule.cosine(20)), n, steps=[3, 19], labels=1, guidance=guidance)
+    size = 2 * n if guidance else n
+    stride = (0,) if size > 1 else (1,)  # of a single element torch says 1
+    assert strides == [(size, stride, [19]), (size, stride, [3])]
+
+
+def test_timesteps_that_differ_stay_with_their_samples():
+    t, seen = torch.tensor([3, 5, 4]), []
+
+    def model(x, t, labels):
+        seen.append(t.tolist())
+        return x
+
+    predict = predictor(model, torch.zeros(3, dtype=torch.long), learned=False, guidance=2.0, null_label=NULL)
+    predict(torch.zeros(3, 2, 5), t)
+    predict(torch.zeros(3, 2, 5), t[1:2].expand(3))
+    assert seen == [[3, 5, 4, 3, 5, 4], [5, 5, 5, 5, 5, 5]]
+
+
 @pytest.mark.peers
 @pytest.mark.parametrize("phi", [0.3, 1.0])
 def test_rescaling_is_diffusers(phi):

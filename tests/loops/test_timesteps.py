@@ -31,7 +31,7 @@ def warmed(losses, rounds=10):
 
 
 def test_uniform_draws_are_the_noise_streams_integers():
-    t, weights = Uniform(1000).sample(key(64, first=128))
+    t, weights, *_ = Uniform(1000).sample(key(64, first=128))
     assert torch.equal(t, uniform_integers(key(64, first=128), 1000))
     words = random_words(key(64, first=128), 1)[:, 0, 0].tolist()
     assert t.tolist() == [1000 * word // 2**32 for word in words]
@@ -52,7 +52,7 @@ def test_uniform_draws_are_the_noise_streams_integers():
     ],
 )
 def test_stratified_is_the_rule_in_exact_fractions(T, n, first):
-    t, weights = Stratified(T).sample(key(n, first))
+    t, weights, *_ = Stratified(T).sample(key(n, first))
     words = random_words(key(n, first), 1)[:, 0, 0].tolist()
     expected = [int(T * ((first + j) % n + Fraction(word, 2**32)) / n) for j, word in enumerate(words)]
     assert t.tolist() == expected
@@ -62,7 +62,7 @@ def test_stratified_is_the_rule_in_exact_fractions(T, n, first):
 @pytest.mark.parametrize(("T", "n"), [(1000, 8), (1000, 1000), (12, 4)])
 def test_stratified_has_one_timestep_in_each_stratum(T, n):
     for step in range(20):
-        t, _ = Stratified(T).sample(key(n, first=step * n))
+        t, *_ = Stratified(T).sample(key(n, first=step * n))
         assert sorted((t // (T // n)).tolist()) == list(range(n))
 
 
@@ -113,7 +113,7 @@ def test_importance_probabilities_are_the_published_rule():
 
 def test_importance_draws_are_the_inverse_of_the_cumulative_probability():
     sampler = warmed(torch.tensor([0.1, 5.0, 0.0, 1.0, 0.3]))
-    t, weights = sampler.sample(key(500))
+    t, weights, *_ = sampler.sample(key(500))
     p = sampler.probabilities().tolist()
     for drawn, weight, (word0, word1, _, _) in zip(t, weights, random_words(key(500), 1)[:, 0].tolist(), strict=True):
         u = Fraction(word0 * 2**21 + word1 // 2**11, 2**53)
@@ -143,7 +143,7 @@ SKEWED = torch.exp(torch.linspace(3, -6, 50))  # as the bound's terms: most of i
 def test_weighted_expectation_is_the_uniform_one():
     sampler = warmed(SKEWED)
     p = sampler.probabilities()
-    t, weights = sampler.sample(key(200_000))
+    t, weights, *_ = sampler.sample(key(200_000))
     weight_of = torch.full((50,), float("nan"), dtype=torch.float64).scatter_(0, t, weights.double())
     f = torch.randn(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     # Exactly: the draws' weights, their probabilities, any f.
@@ -160,7 +160,7 @@ def test_importance_estimates_skewed_losses_with_less_variance():
     for row in noisy[:10]:
         sampler.update(torch.arange(50), row)
     rows = torch.arange(4000)
-    t, weights = sampler.sample(key(4000))
+    t, weights, *_ = sampler.sample(key(4000))
     estimates, plain = weights * noisy[rows, t], noisy[rows, Uniform(50).sample(key(4000)).t]
     assert abs(estimates.mean() - SKEWED.mean()) < 5 * estimates.std() / 4000**0.5
     assert estimates.var() < plain.var() / 20
@@ -174,7 +174,7 @@ def test_state_continues_bit_for_bit(name):
         generator.manual_seed(steps.start)
         out = []
         for step in steps:
-            t, weights = sampler.sample(key(16, first=16 * step))
+            t, weights, *_ = sampler.sample(key(16, first=16 * step))
             sampler.update(t, torch.rand(16, generator=generator) * (t + 1))
             out += [t, weights]
         return torch.stack([x.double() for x in out])
@@ -218,7 +218,7 @@ def test_no_timesteps():
 @pytest.mark.parametrize("name", TIMESTEP_SAMPLINGS)
 def test_empty_batch(name):
     sampler = TIMESTEP_SAMPLINGS[name](8)
-    t, weights = sampler.sample(key(0))
+    t, weights, *_ = sampler.sample(key(0))
     sampler.update(t, weights)
     assert t.shape == weights.shape == (0,) and t.dtype == torch.int64
 
@@ -244,7 +244,7 @@ def test_nothing_waits_for_the_device(name, device):
     try:
         with NoSync():
             for _ in range(3):  # past the first ten losses of each
-                t, _ = sampler.sample(k)
+                t, *_ = sampler.sample(k)
                 sampler.update(t, losses)
     finally:
         if device == "cuda":
@@ -258,7 +258,7 @@ def run(sampler, rank, processes):
     """Twelve steps of 16 samples in all: this process's draws and the final state."""
     local, draws = 16 // processes, []
     for step in range(12):
-        t, weights = sampler.sample(key(local, first=16 * step + rank * local))
+        t, weights, *_ = sampler.sample(key(local, first=16 * step + rank * local))
         sampler.update(t, (t + 1.0) * weights.sqrt())
         draws.append(torch.stack([t.double(), weights.double()]))
     return torch.stack(draws), sampler.state_dict()

@@ -409,7 +409,7 @@ def test_importance_weights_the_loss_and_remembers_it_unweighted(monkeypatch):
     subject = trainer(timestep_sampling="loss_second_moment")
     history = torch.linspace(0.1, 3, 100)[:, None].repeat(1, 10)
     subject.timestep_sampler.load_state_dict({"history": history, "counts": torch.full((100,), 10)})
-    drawn, drawn_weights = subject.timestep_sampler.sample(NoiseKey.of(0, 8, stream=Stream.TIMESTEP))
+    drawn, drawn_weights, *_ = subject.timestep_sampler.sample(NoiseKey.of(0, 8, stream=Stream.TIMESTEP))
     seen = {}
 
     def training_losses(output, x0, t, noise):

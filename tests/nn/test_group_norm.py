@@ -146,14 +146,15 @@ def test_silu_over_the_whole_range(isa):
     n = len(u)
     x = torch.zeros(1, n, 1, 1)
     grad = torch.ones(1, n, 1, 1)
-    y, statistics = op(x, torch.ones(n), u, None, None, None, n, 1e-5, True)
+    y, _, statistics = op(x, torch.ones(n), u, None, None, None, None, None, n, 1e-5, True, False)
     y, finite = y.flatten().double(), u.double()[:-3]
     expected = F.silu(finite)
     relative = torch.where(finite < -8, 5e-6, 7e-7)  # SiLU of -8 is -0.0027
     assert ((y[:-3] - expected).abs() <= 1e-35 + relative * expected.abs()).all()
     assert y[-3] == torch.inf and y[-2:].isnan().all()  # what is not finite shows, as it does in torch's
 
-    _, sums = torch.ops.ddpm_fast.group_norm_backward(grad, x, torch.ones(n), u, None, None, None, statistics, True)
+    given = torch.ones(n), u, None, None, None
+    _, _, sums = torch.ops.ddpm_fast.group_norm_backward(grad, None, x, None, *given, statistics, True)
     finite = finite.requires_grad_()
     (slope,) = torch.autograd.grad(F.silu(finite).sum(), finite)
     assert ((sums[0, 0, :-3] - slope).abs() <= 3e-7).all()
@@ -189,9 +190,9 @@ def test_any_memory_layout():
 
 def every_result(norm: GroupNorm, x: Tensor, scale: Tensor, shift: Tensor, added: Tensor) -> list[Tensor]:
     arguments = norm.weight.detach(), norm.bias.detach(), scale, shift, added
-    y, statistics = op(x, *arguments, norm.num_groups, norm.eps, norm.silu)
+    y, _, statistics = op(x, *arguments, None, None, norm.num_groups, norm.eps, norm.silu, False)
     grad = torch.cos(7 * x)
-    dx, sums = torch.ops.ddpm_fast.group_norm_backward(grad, x, *arguments, statistics, norm.silu)
+    dx, _, sums = torch.ops.ddpm_fast.group_norm_backward(grad, None, x, None, *arguments, statistics, norm.silu)
     return [y, statistics, dx, *sums]
 
 
@@ -319,13 +320,13 @@ def test_opcheck():
     shape = (2, 16, 4, 3)
     for x in (image(shape), image(shape, torch.bfloat16).contiguous()):
         for extra in ([None] * 3, rows(shape, 3)):
-            arguments = [x, torch.randn(16), torch.randn(16), *extra]
-            torch.library.opcheck(op, (*arguments, 4, 1e-5, True))
-            statistics = op(*arguments, 4, 1e-5, True)[1]
+            arguments = [x, torch.randn(16), torch.randn(16), *extra, None, None]
+            torch.library.opcheck(op, (*arguments, 4, 1e-5, True, False))
+            statistics = op(*arguments, 4, 1e-5, True, False)[2]
             backward = torch.ops.ddpm_fast.group_norm_backward.default
-            torch.library.opcheck(backward, (torch.ones_like(x), *arguments, statistics, True))
+            torch.library.opcheck(backward, (torch.ones_like(x), None, x, None, *arguments[1:6], statistics, True))
             with_gradient = [v if v is None else v.clone().requires_grad_() for v in arguments]
-            torch.library.opcheck(op, (*with_gradient, 4, 1e-5, True))
+            torch.library.opcheck(op, (*with_gradient, 4, 1e-5, True, False))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from ddpm_fast import ops
 from ddpm_fast.errors import InputError
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.ops.network import winograd_filters
+from ddpm_fast.ops.convolution import winograd_filters
 
 _ops = torch.ops.ddpm_fast
 SHAPE = (2, 4, 6, 5)
@@ -38,7 +38,9 @@ def table(columns):
 
 GIVEN = (image(9), None, None, None, 0)
 NORM = (image(), torch.ones(4), torch.zeros(4), *(uniform(2, 4, seed=i) for i in range(3)))
-STATISTICS = torch.ones(2, 2, 2, dtype=torch.float64)
+WIDER = (torch.ones(6), torch.zeros(6), *(uniform(2, 6, seed=i) for i in range(2)))
+STATISTICS = torch.ones(2, 2, 3)
+P = torch.tensor([0.1, 0.3, 0.0, 0.2, 0.4], dtype=torch.float64)
 FILTERS = winograd_filters(torch.randn(3, 4, 3, 3, generator=torch.Generator().manual_seed(1)))
 CALLS = {
     "normal": (*DRAWN[1:], [*SHAPE], torch.float32, False),
@@ -49,10 +51,18 @@ CALLS = {
     "loss_backward": (image(), uniform(2, 2)),
     "reverse_step": (image(), image(1, 8), image(2), table(8), STEP, *GIVEN, True, torch.bfloat16),
     "reverse_step_": (image(), image(1), image(2), image(3), table(8), STEP, *DRAWN),
-    "group_norm": (*NORM, 2, 1e-5, True),
-    "group_norm_backward": (image(5), *NORM, STATISTICS, True),
+    "group_norm": (*NORM, None, None, 2, 1e-5, True, False),
+    "group_norm of a sum": (image(), *WIDER, uniform(2, 4, seed=9), image(3), image(7, 2), 2, 1e-5, True, True),
+    "group_norm_backward": (image(5), None, NORM[0], None, *NORM[1:], STATISTICS, True),
+    "group_norm_backward of a sum": (image(5, 6), image(8), image(), image(7, 2), *WIDER, None, STATISTICS, True),
+    "group_norm_parameters": (torch.rand(3, 2, 4), *NORM[1:4]),
+    "add_bias": (image(), image(1), torch.ones(4)),
+    "channel_sums": (image(),),
+    "draw_timesteps": (*DRAWN[1:], 5, 3, P, P.cumsum(0), torch.arange(0, 50, 10), torch.tensor([2, 0]), 2**23, 7),
+    "record_losses": (uniform(5, 3), torch.arange(5), T, uniform(2)),
     "winograd": (image(), FILTERS, uniform(3), 3),
 }
+WRITTEN = {"reverse_step_": 4, "record_losses": 2}  # how many of the first arguments an op writes to
 
 
 def tensors_instead_of(x):
@@ -114,14 +124,17 @@ def cases():
 def outcome(op, arguments):
     """The results, with what was written into; or None for a refusal."""
     with torch.no_grad():
-        copies = [x.clone() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in arguments]
+        copies = [
+            x.clone() if isinstance(x, torch.Tensor) and (x.is_floating_point() or op == "record_losses") else x
+            for x in arguments
+        ]
         try:
-            made = getattr(_ops, op)(*copies)
+            made = getattr(_ops, op.split()[0])(*copies)
         except (ValueError, RuntimeError, TypeError, NotImplementedError) as error:  # ours, and torch's
             assert str(error)
             return None
     made = () if made is None else made if isinstance(made, tuple | list) else (made,)
-    return [*made, *(copies[:4] if op == "reverse_step_" else ())]
+    return [*made, *copies[: WRITTEN.get(op, 0)]]
 
 
 def test_noise_and_a_key_at_once_are_refused():

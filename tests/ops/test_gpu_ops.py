@@ -12,7 +12,18 @@ from ddpm_fast import ops
 from ddpm_fast.errors import InputError
 from ddpm_fast.noise import NoiseKey
 from ddpm_fast.objective import Objective
-from ddpm_fast.ops import diffusion_loss, hybrid_loss, normal, q_sample, reverse_step, use_backend, vlb_terms
+from ddpm_fast.ops import (
+    LabelDrop,
+    diffusion_loss,
+    draw_timesteps,
+    hybrid_loss,
+    normal,
+    q_sample,
+    record_losses,
+    reverse_step,
+    use_backend,
+    vlb_terms,
+)
 from ddpm_fast.schedule import Schedule
 
 pytestmark = [
@@ -55,6 +66,8 @@ class Batch:
         self.tables = {name: table.to(device) for name, table in TABLES.items()}
         self.key = NoiseKey.of(5, n, first_sample_id=2**34, step=3, device=device)
         self.step = torch.tensor(0, device=device)
+        # Sums of these are exact in any order, so that the table is the same one everywhere.
+        self.probabilities = (torch.arange(1000, device=device) % 3).double() / 1024
 
     def run(self) -> list[torch.Tensor]:
         """Every op once. The sums last."""
@@ -78,10 +91,20 @@ class Batch:
             return_x0=True,
             model_dtype=torch.bfloat16,
         )
+        history, counts = torch.zeros_like(self.tables["q"][:, :1]), torch.zeros_like(self.t[:1]).repeat(1000)
+        drop = LabelDrop(self.t, 0.5, 1000)
+        drawn = [
+            draw_timesteps(self.key, 1000, parts=7, network_timesteps=counts + 5, label_drop=drop),
+            draw_timesteps(self.key, 1000, probabilities=self.probabilities, label_drop=drop),
+        ]
+        record_losses(history, counts, self.t, losses.detach() * 0 + 1)
         return [
             normal(self.key, self.x.shape[1:]),
             q_sample(self.x0, self.t, self.tables["q"], self.key, torch.bfloat16),
             *step,
+            *(x for results in drawn for x in results),
+            history,
+            counts,
             *gradients,
             *(x.detach() for x in (losses, hybrid, *terms)),
         ]
@@ -105,7 +128,7 @@ def test_every_op_is_the_cpus(gpu_backend, channels_last):
         here = Batch("cpu", channels_last=channels_last).run()
     for i, (one, other) in enumerate(zip(there, here, strict=True)):
         assert one.dtype == other.dtype
-        if i < len(here) - SUMS and one.dtype == torch.float32:
+        if i < len(here) - SUMS and one.dtype in (torch.float32, torch.int64):
             assert torch.equal(one.cpu(), other), i
         else:  # sums in another order; a gradient's factor is one of them, rounded to bf16
             torch.testing.assert_close(one.cpu(), other, rtol=2e-5 if one.dtype == torch.float32 else 2**-7, atol=1e-12)

@@ -29,9 +29,10 @@ def norm_inputs(shape=(2, 12, 5, 3), rows=True, dtype=F32):
 
 
 def forward_and_backward(inputs, groups=3, silu=True):
-    y, statistics = OPS.group_norm(*inputs, groups, 1e-5, silu)
-    grad = torch.cos(3 * inputs[0])
-    return y, statistics, *OPS.group_norm_backward(grad, *inputs, statistics, silu)
+    y, _, statistics = OPS.group_norm(*inputs, None, None, groups, 1e-5, silu, False)
+    x, *vectors = inputs
+    dx, _, sums = OPS.group_norm_backward(torch.cos(3 * x), None, x, None, *vectors, statistics, silu)
+    return y, statistics, dx, sums
 
 
 # --- group_norm
@@ -51,7 +52,7 @@ def test_the_reference_group_norm_is_torchs(rows, silu):
     wanted = [x] if scale is None else [x, shift, added]
     found = [dx] if scale is None else [dx, sums[0], sums[2]]
     for one, other in zip(found, torch.autograd.grad(expected, wanted, torch.cos(3 * x)), strict=True):
-        torch.testing.assert_close(one, other)
+        torch.testing.assert_close(one.double(), other, rtol=2e-6, atol=1e-6)  # statistics and sums are fp32
 
 
 @needs_kernels
@@ -73,7 +74,7 @@ def test_images_without_pixels(backend, shape):
     with use_backend(backend):
         y, statistics, dx, sums = forward_and_backward(inputs)
         made = ops.group_norm(*inputs[:3], 3, 1e-5, scale_shift=(inputs[3], inputs[4]), added=inputs[5], silu=True)
-    assert y.shape == dx.shape == made.shape == shape and statistics.shape == (shape[0], 3, 2)
+    assert y.shape == dx.shape == made.shape == shape and statistics.shape == (shape[0], 3, 3)
     assert statistics.isnan().all() and sums.count_nonzero() == 0
 
 

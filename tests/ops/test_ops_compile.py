@@ -22,6 +22,7 @@ BOUND_TABLE = torch.tensor(
 )
 HYBRID_TABLE = torch.cat([BOUND_TABLE, torch.tensor([[1.0, 0.5], [2.0, 0.5]])], 1)
 T = torch.tensor([0, 1])
+P = torch.tensor([0.25, 0.75], dtype=torch.float64)
 STEP = torch.tensor(0)
 KEY = NoiseKey.of(3, 2, first_sample_id=9)
 DRAWN = (None, KEY.seed, KEY.sample_id, KEY.step, KEY.stream)
@@ -109,6 +110,12 @@ OPCHECKS = {
         _ops.reverse_step_,
         (like(0), like(1, channels=6), like(2), like(3, torch.bfloat16), STEP_TABLE, STEP, *given(like(4))),
     ),
+    "draw_timesteps": lambda like, grad: (_ops.draw_timesteps, (*DRAWN[1:], 5, 2, None, None, None, None, 0, 0)),
+    "draw_timesteps, all operands": lambda like, grad: (
+        _ops.draw_timesteps,
+        (*DRAWN[1:], 2, 0, P, P.cumsum(0), torch.tensor([0, 7]), T, 2**22, 2),
+    ),
+    "record_losses": lambda like, grad: (_ops.record_losses, (torch.rand(2, 3), T.clone(), T, torch.rand(2))),
 }
 WITHOUT_GRADIENT = (
     "normal",
@@ -116,6 +123,9 @@ WITHOUT_GRADIENT = (
     "loss_backward, two groups",
     "reverse_step_",
     "reverse_step_, all operands",
+    "draw_timesteps",
+    "draw_timesteps, all operands",
+    "record_losses",
 )
 
 
@@ -170,7 +180,15 @@ def sample_step(x, output, seed, sample_id, step):
     return result.x, result.x0, result.x_model
 
 
-COMPILED = {"train_step": train_step, "bound_step": bound_step, "sample_step": sample_step}
+def draw_step(x, output, seed, sample_id, step):
+    """What a compiled training step draws and remembers."""
+    key, history, counts = NoiseKey(seed, sample_id, step), output.new_zeros(5, 3), T.new_zeros(5)
+    drawn = ops.draw_timesteps(key, 5, label_drop=ops.LabelDrop(T, 0.5, 2))
+    ops.record_losses(history, counts, drawn.t, x.detach().mean((1, 2, 3)))
+    return x * drawn.weights[:, None, None, None], output * drawn.labels.sum(), history + counts[:, None]
+
+
+COMPILED = {"train_step": train_step, "bound_step": bound_step, "sample_step": sample_step, "draw_step": draw_step}
 
 
 def results_and_gradients(run, arguments):

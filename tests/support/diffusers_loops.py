@@ -52,12 +52,17 @@ def diffusers_step(
     config: TrainConfig,
     data: Dataset,
     wrap: Callable = lambda model: model,
+    tuned: bool = False,
 ) -> PlainStep:
-    """The step of diffusers' unconditional training example with its EMA. wrap: what is called for the network."""
+    """The step of diffusers' unconditional training example with its EMA. wrap: what is called for the network. tuned:
+    with what makes the same step faster: weights in channels_last, AdamW in one kernel, an average by multi-tensor
+    operations."""
     from diffusers.training_utils import EMAModel
 
     model, chain = same_weights(made).train(), scheduler(diffusion)
-    average, called = EMAModel(model.parameters(), decay=config.ema_decay), wrap(model)
+    if tuned:
+        model = model.to(memory_format=torch.channels_last)
+    average, called = EMAModel(model.parameters(), decay=config.ema_decay, foreach=tuned), wrap(model)
     parts = [part for part in (data.images, data.labels) if part is not None]
     loader = DataLoader(TensorDataset(*parts), config.batch_size, shuffle=True, drop_last=True)
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
@@ -74,4 +79,5 @@ def diffusers_step(
         target=target,
         average=lambda: average.step(model.parameters()),
         timesteps=diffusion.num_timesteps,
+        fused=True if tuned else None,
     )

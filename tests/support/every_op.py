@@ -63,6 +63,13 @@ def run_all(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, dev
         fixed.q_sample(x0, t, noise, dtype)
         losses(fixed, image(), x0, noise)
         losses(learned, image(2), x0, noise)
+    p = torch.full((T,), 1 / T, dtype=torch.float64, device=device)
+    for probabilities in (None, p):
+        drop = ops.LabelDrop(torch.zeros_like(t), 0.5, 1)
+        drawn = ops.draw_timesteps(
+            key, T, parts=3, probabilities=probabilities, network_timesteps=t.new_ones(T), label_drop=drop
+        )
+        ops.record_losses(torch.zeros(T, 3, device=device), t.new_zeros(T), drawn.t, drawn.weights)
     step = torch.tensor(3, device=device)
     for diffusion, groups, previous in itertools.product((fixed, learned), (1, 2), (None, image())):
         if groups == 1 and diffusion is learned:

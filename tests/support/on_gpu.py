@@ -9,7 +9,8 @@ from unittest import mock
 import torch
 
 from ddpm_fast.noise import NoiseKey
-from ddpm_fast.ops import ReverseStep, VlbTerms, use_backend
+from ddpm_fast.ops import Drawn, ReverseStep, VlbTerms, use_backend
+from ddpm_fast.ops.tensors import Draw
 
 
 def _moved(argument, copies):
@@ -25,7 +26,7 @@ def _moved(argument, copies):
     if isinstance(argument, NoiseKey):
         parts = (_moved(part, copies) for part in (argument.seed, argument.sample_id, argument.step))
         return NoiseKey(*parts, argument.stream)
-    if isinstance(argument, ReverseStep | VlbTerms):
+    if isinstance(argument, ReverseStep | VlbTerms | Draw | Drawn):
         return argument._make(_moved(part, copies) for part in argument)
     return argument
 

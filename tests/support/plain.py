@@ -59,7 +59,8 @@ def plain_sampling(
 @dataclasses.dataclass
 class PlainStep:
     """A training step in plain torch. call: of the network, (x_t, t, labels). batches: of images and labels. noised,
-    target: of (images, t, noise). average: keeps the average of the weights."""
+    target: of (images, t, noise). average: keeps the average of the weights. fused: the optimiser's form; None is
+    torch's own choice."""
 
     model: nn.Module
     config: TrainConfig
@@ -69,10 +70,11 @@ class PlainStep:
     target: Callable[[Tensor, Tensor, Tensor], Tensor]
     average: Callable[[], None]
     timesteps: int
+    fused: bool | None = None
 
     def __post_init__(self):
         self.device = next(self.model.parameters()).device
-        options = {"lr": self.config.lr, "weight_decay": self.config.weight_decay}
+        options = {"lr": self.config.lr, "weight_decay": self.config.weight_decay, "fused": self.fused}
         self.optimizer = torch.optim.AdamW(self.model.parameters(), **options)
 
     def loss(self, images: Tensor, t: Tensor, noise: Tensor, labels: Tensor | None, autocast: bool) -> Tensor:

@@ -63,20 +63,27 @@ class _Recorder(NoSync):
 
 
 class RecordingGraph:
-    """ddpm_fast.loops.graphs.CudaGraph's two methods, and how often each was called, over all."""
+    """ddpm_fast.loops.graphs.CudaGraph's two methods, and how often each was called, over all.
+
+    `generator_captures` is the flag of torch 2.11's CUDA generator (CUDAGeneratorImpl.cpp): capture_prologue sets it,
+    and only capture_epilogue clears it, which a capture that fails never reaches.
+    """
 
     captures = replays = 0
+    generator_captures = False
 
     def __init__(self, pool):
         self.operations = []
 
     def capture(self, run):
         type(self).captures += 1
+        type(self).generator_captures = True
         recorder, generator = _Recorder(), torch.get_rng_state()
         try:
             with recorder:
                 run()
             self.operations = recorder.operations
+            type(self).generator_captures = False
         finally:
             # A capture executes nothing: what was written is as it was, and what was made is not there yet.
             torch.set_rng_state(generator)
@@ -88,7 +95,14 @@ class RecordingGraph:
                     if tensor is not None and tensor.is_floating_point():
                         tensor.fill_(torch.nan)
 
+    @classmethod
+    def check_generator(cls):
+        """Raises RuntimeError, as torch 2.11 does for random numbers and replays, if a capture seems to go on."""
+        if cls.generator_captures:
+            raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
+
     def replay(self):
+        self.check_generator()
         type(self).replays += 1
         with torch.no_grad(), compat.below_autograd():
             for function, args, kwargs, own in self.operations:
@@ -97,12 +111,26 @@ class RecordingGraph:
                         tensor.copy_(result)
 
 
+class DeviceGenerator(TorchDispatchMode):
+    """Inside, random numbers come from a generator that knows of captures: RecordingGraph's flag stops them."""
+
+    def __init__(self, graph):
+        super().__init__()
+        self.graph = graph
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if torch.Tag.nondeterministic_seeded in function.tags:
+            self.graph.check_generator()
+        return function(*args, **(kwargs or {}))
+
+
 @pytest.fixture
 def recording(monkeypatch):
     """Captures on the CPU, by recording: yields RecordingGraph, its counts at 0."""
 
     class Counted(RecordingGraph):
         captures = replays = 0
+        generator_captures = False
 
     monkeypatch.setattr(graphs, "CudaGraph", Counted)
     monkeypatch.setattr(graphs, "cannot_capture", lambda device, model=None: "")

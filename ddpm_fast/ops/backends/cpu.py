@@ -9,12 +9,19 @@ import torch
 from torch import Tensor
 
 from ddpm_fast.errors import InputError
-from ddpm_fast.ops.backends.extension import _C, DTYPES, Kernels, shape_of, unavailable
-from ddpm_fast.ops.tensors import Norm
+from ddpm_fast.ops.backends.extension import (
+    _C,
+    DTYPES,
+    Kernels,
+    group_norm_backward_of,
+    group_norm_of,
+    shape_of,
+    unavailable,
+)
+from ddpm_fast.ops.backends.reference import added_up
+from ddpm_fast.ops.tensors import Norm, channels_last
 
 __all__ = ["DTYPES", "OPS", "has_matrix_units", "isa", "isas", "refusal", "unavailable", "use_isa"]
-
-_NO_ROWS = (0, 1, 0, 0)
 
 if _C and (_isa := os.environ.get("DDPM_FAST_CPU_ISA")) and not _C.use_isa(_isa):
     raise InputError(f"DDPM_FAST_CPU_ISA={_isa}: this machine runs {', '.join(_C.isas())}")
@@ -46,29 +53,11 @@ def refusal(device: torch.device) -> str:
     return "" if device.type == "cpu" else f"its kernels are for CPU tensors and these are on {device}"
 
 
-def _rows_of(values: Tensor | None) -> tuple[int, int, int, int]:
-    """struct Rows of [N, C], or of [C] for every sample"""
-    if values is None:
-        return _NO_ROWS
-    strides = values.stride()
-    return values.data_ptr(), DTYPES[values.dtype], strides[0] if len(strides) == 2 else 0, strides[-1]
-
-
-def _norm_of(norm: Norm, statistics: Tensor) -> tuple:
-    """struct GroupNorm"""
-    return (
-        shape_of(norm.x),
-        norm.groups,
-        norm.silu,
-        DTYPES[norm.x.dtype],
-        norm.x.data_ptr(),
-        _rows_of(norm.weight),
-        _rows_of(norm.bias),
-        _rows_of(norm.scale),
-        _rows_of(norm.shift),
-        _rows_of(norm.added),
-        statistics.data_ptr(),
-    )
+def _side_by_side(norm: Norm) -> Norm:
+    """The norm of one image, with the joined channels in it."""
+    if norm.joined is None:
+        return norm
+    return norm._replace(x=channels_last(torch.cat([norm.x, norm.joined], 1)), joined=None)
 
 
 class _CpuKernels(Kernels):
@@ -80,14 +69,35 @@ class _CpuKernels(Kernels):
         except IndexError as error:
             raise InputError(f"{op}: {error}") from None
 
-    def group_norm(self, norm: Norm, y: Tensor, statistics: Tensor) -> None:
+    def group_norm(self, norm: Norm, y: Tensor, total: Tensor | None, statistics: Tensor) -> None:
         """The images are channels_last."""
-        _C.group_norm(_norm_of(norm, statistics), norm.eps, y.data_ptr(), torch.get_num_threads())
+        if total is not None:  # the kernels read one image
+            total.copy_(added_up(norm))
+            norm = _side_by_side(norm._replace(x=total, residual=None, added=None))
+        _C.group_norm(*group_norm_of(norm, y, None, statistics), torch.get_num_threads())
 
-    def group_norm_backward(self, norm: Norm, grad: Tensor, statistics: Tensor, dx: Tensor, sums: Tensor) -> None:
+    def group_norm_backward(
+        self,
+        norm: Norm,
+        grad: Tensor,
+        grad_total: Tensor | None,
+        statistics: Tensor,
+        dx: Tensor,
+        djoined: Tensor | None,
+        sums: Tensor,
+    ) -> None:
         """The images are channels_last; grad is of x's dtype."""
-        struct = _norm_of(norm, statistics)
-        _C.group_norm_backward(struct, grad.data_ptr(), dx.data_ptr(), sums.data_ptr(), torch.get_num_threads())
+        d_both = dx if djoined is None else torch.empty_like(grad)
+        norm = _side_by_side(norm)  # alive for as long as the kernel reads it
+        arguments = group_norm_backward_of(norm, grad, None, statistics, d_both, None, sums)
+        _C.group_norm_backward(*arguments, torch.get_num_threads())
+        own = dx.shape[1]
+        if djoined is not None:
+            dx.copy_(d_both[:, :own])
+            djoined.copy_(d_both[:, own:])
+        if grad_total is not None:
+            dx += grad_total
+            sums[2, :, :own] += grad_total.flatten(2).sum(2, dtype=torch.float64)
 
     def winograd(self, x: Tensor, filters: Tensor, bias: Tensor | None, out: Tensor) -> None:
         """x and out are channels_last; filters and bias fp32."""

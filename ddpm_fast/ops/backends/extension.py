@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddpm_fast.noise import NoiseKey
-from ddpm_fast.ops.tensors import ReverseStep, VlbTerms, is_channels_last
+from ddpm_fast.noise import NoiseKey, Stream
+from ddpm_fast.ops.tensors import Draw, Drawn, Norm, ReverseStep, VlbTerms, is_channels_last
 
 PACKAGE = Path(__file__).resolve().parents[2]
 
@@ -59,6 +59,7 @@ has_threads = getattr(_C, "threads", True)
 
 DTYPES = {torch.uint8: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # DType of csrc/storage.h
 _NO_IMAGE = (0, 1, False)
+_NO_ROWS = (0, 1, 0, 0)
 
 
 def image_of(image: Tensor | None) -> tuple[int, int, bool]:
@@ -80,11 +81,74 @@ def table_of(table: Tensor) -> tuple[int, int]:
     return table.data_ptr(), table.shape[0]
 
 
+def address_of(values: Tensor | None) -> int:
+    """A pointer to contiguous values, or nullptr."""
+    return 0 if values is None else values.data_ptr()
+
+
 def noise_of(noise: Tensor | NoiseKey) -> tuple[tuple[int, int, bool], int, int, int, int]:
     """struct Noise"""
     if isinstance(noise, NoiseKey):
         return _NO_IMAGE, noise.seed.data_ptr(), noise.sample_id.data_ptr(), noise.step.data_ptr(), noise.stream
     return image_of(noise), 0, 0, 0, 0
+
+
+def rows_of(values: Tensor | None) -> tuple[int, int, int, int]:
+    """struct Rows of [N, C], or of [C] for every sample"""
+    if values is None:
+        return _NO_ROWS
+    strides = values.stride()
+    return values.data_ptr(), DTYPES[values.dtype], strides[0] if len(strides) == 2 else 0, strides[-1]
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _norm_of(norm: Norm, y: Tensor, statistics: Tensor) -> tuple[object, ...]:
+    """struct GroupNorm; y or what is like it, with the channels of what is joined"""
+    x = norm.x
+    return (
+        shape_of(y),
+        x.shape[1],
+        norm.groups,
+        norm.silu,
+        DTYPES[x.dtype],
+        x.data_ptr(),
+        _pointer(norm.residual),
+        _pointer(norm.joined),
+        rows_of(norm.weight),
+        rows_of(norm.bias),
+        rows_of(norm.scale),
+        rows_of(norm.shift),
+        rows_of(norm.added),
+        statistics.data_ptr(),
+    )
+
+
+def group_norm_of(norm: Norm, y: Tensor, total: Tensor | None, statistics: Tensor) -> tuple[object, ...]:
+    """struct GroupNormArgs"""
+    return _norm_of(norm, y, statistics), norm.eps, y.data_ptr(), _pointer(total)
+
+
+def group_norm_backward_of(
+    norm: Norm,
+    grad: Tensor,
+    grad_total: Tensor | None,
+    statistics: Tensor,
+    dx: Tensor,
+    djoined: Tensor | None,
+    sums: Tensor,
+) -> tuple[object, ...]:
+    """struct GroupNormBackwardArgs"""
+    return (
+        _norm_of(norm, grad, statistics),
+        grad.data_ptr(),
+        _pointer(grad_total),
+        dx.data_ptr(),
+        _pointer(djoined),
+        sums.data_ptr(),
+    )
 
 
 class Kernels(ABC):
@@ -205,6 +269,37 @@ class Kernels(ABC):
             image_of(results.x_model),
         )
 
+    def draw_timesteps(self, draw: Draw, drawn: Drawn) -> None:
+        self.run(
+            "draw_timesteps",
+            drawn.t,
+            noise_of(draw.key),
+            draw.num_timesteps,
+            draw.parts,
+            address_of(draw.probabilities),
+            address_of(draw.cumulative),
+            address_of(draw.network_timesteps),
+            address_of(draw.labels),
+            Stream.LABEL,
+            draw.dropped,
+            draw.null_label,
+            drawn.t.data_ptr(),
+            drawn.weights.data_ptr(),
+            drawn.network_t.data_ptr(),
+            address_of(drawn.labels),
+        )
+
+    def record_losses(self, history: Tensor, counts: Tensor, t: Tensor, losses: Tensor) -> None:
+        self.run(
+            "record_losses",
+            history,
+            history.data_ptr(),
+            counts.data_ptr(),
+            t.shape[0],
+            t.data_ptr(),
+            losses.data_ptr(),
+        )
+
     def table(self) -> dict[str, Callable[..., None]]:
         """The ops by name."""
         return {
@@ -215,4 +310,6 @@ class Kernels(ABC):
             "vlb_terms": self.vlb_terms,
             "loss_backward": self.loss_backward,
             "reverse_step": self.reverse_step,
+            "draw_timesteps": self.draw_timesteps,
+            "record_losses": self.record_losses,
         }

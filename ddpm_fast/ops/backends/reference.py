@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm_fast.noise import NoiseKey
+from ddpm_fast.ops.backends import reference_draws
 from ddpm_fast.ops.tensors import (
     FLOATS,
     Norm,
@@ -270,13 +271,22 @@ def reverse_step(
 # --- the network's ops
 
 
+def added_up(norm: Norm) -> Tensor:
+    """x + residual + added in fp32, or float64 if x is."""
+    x, dtype = norm.x, torch.promote_types(norm.x.dtype, torch.float32)
+    total = x.to(dtype)
+    if norm.residual is not None:
+        total = total + norm.residual.to(dtype)
+    return total if norm.added is None else total + per_channel(norm.added.to(dtype), x)
+
+
 def plain_group_norm(norm: Norm) -> Tensor:
-    """ops.group_norm in torch's own operations, differentiable to any order."""
-    x, weight, bias, scale, shift, added, groups, eps, silu = norm
-    compute = torch.promote_types(x.dtype, torch.float32)
-    y = x.to(compute)
-    if added is not None:
-        y = y + per_channel(added.to(compute), x)
+    """y of ops.group_norm in torch's own operations, differentiable to any order."""
+    x, weight, bias, scale, shift, _, _, joined, groups, eps, silu = norm
+    y = added_up(norm)
+    compute = y.dtype
+    if joined is not None:
+        y = torch.cat([y, joined.to(compute)], 1)
     if torch.is_grad_enabled() and not y.requires_grad:
         # torch 2.13 crashes in the backward of a channels_last image that needs no gradient where the weight does. Not
         # .contiguous(), which keeps the strides of channels_last where the two formats are one, as for 1x1 images.
@@ -291,27 +301,39 @@ def plain_group_norm(norm: Norm) -> Tensor:
 
 
 def _widened(norm: Norm) -> Tensor:
-    """x + added in float64"""
-    x = norm.x.double()
-    return x if norm.added is None else x + per_channel(norm.added.double(), x)
+    """[x + residual + added, joined] in float64"""
+    total = added_up(norm._replace(x=norm.x.double()))
+    return total if norm.joined is None else torch.cat([total, norm.joined.double()], 1)
 
 
-def group_norm(norm: Norm, y: Tensor, statistics: Tensor) -> None:
+def group_norm(norm: Norm, y: Tensor, total: Tensor | None, statistics: Tensor) -> None:
     if not y.numel():
         statistics.fill_(math.nan)
         return
+    if total is not None:
+        total.copy_(added_up(norm))
+        norm = norm._replace(x=total, residual=None, added=None)
     y.copy_(plain_group_norm(norm))
     groups = _widened(norm).unflatten(1, (norm.groups, -1)).flatten(2)
     variance, mean = torch.var_mean(groups, 2, correction=0)
-    statistics.copy_(torch.stack([mean, (variance + norm.eps).rsqrt()], 2))
+    centre = mean.float()
+    statistics.copy_(torch.stack([centre, mean - centre, (variance + norm.eps).rsqrt()], 2))
 
 
-def group_norm_backward(norm: Norm, grad: Tensor, statistics: Tensor, dx: Tensor, sums: Tensor) -> None:
+def group_norm_backward(
+    norm: Norm,
+    grad: Tensor,
+    grad_total: Tensor | None,
+    statistics: Tensor,
+    dx: Tensor,
+    djoined: Tensor | None,
+    sums: Tensor,
+) -> None:
     x, weight, bias, scale, shift, *_ = norm
-    if not x.numel():
+    if not grad.numel():
         sums.zero_()
         return
-    per_group = x.shape[1] // norm.groups
+    per_group = grad.shape[1] // norm.groups
 
     def of_channels(of_groups: Tensor) -> Tensor:
         return per_channel(of_groups.repeat_interleave(per_group, 1), x)
@@ -319,8 +341,8 @@ def group_norm_backward(norm: Norm, grad: Tensor, statistics: Tensor, dx: Tensor
     def group_mean(v: Tensor) -> Tensor:
         return of_channels(v.unflatten(1, (norm.groups, -1)).flatten(2).mean(2))
 
-    mean, rstd = (of_channels(v) for v in statistics.unbind(2))
-    n = (_widened(norm) - mean) * rstd
+    centre, rest, rstd = (of_channels(v) for v in statistics.double().unbind(2))
+    n = (_widened(norm) - (centre + rest)) * rstd
     spread = 1.0 if scale is None else 1 + per_channel(scale.double(), x)
     factor, offset = (per_channel(v.double()[None], x) * spread for v in (weight, bias))
     g = grad.double()
@@ -329,8 +351,51 @@ def group_norm_backward(norm: Norm, grad: Tensor, statistics: Tensor, dx: Tensor
         sigmoid = torch.sigmoid(u)
         g = g * sigmoid * (1 + u * (1 - sigmoid))
     exact = rstd * (factor * g - group_mean(factor * g) - n * group_mean(factor * g * n))
-    dx.copy_(exact)
+    if grad_total is not None:
+        exact[:, : x.shape[1]] += grad_total
+    dx.copy_(exact[:, : x.shape[1]])
+    if djoined is not None:
+        djoined.copy_(exact[:, x.shape[1] :])
     sums.copy_(torch.stack([v.flatten(2).sum(2) for v in (g, g * n, exact)]))
+
+
+def group_norm_parameters(
+    sums: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+    dweight: Tensor,
+    dbias: Tensor,
+    dscale: Tensor | None,
+    dshift: Tensor | None,
+) -> None:
+    of_g, of_gn, _ = sums.double()
+    spread = 1.0 if scale is None else 1 + scale.double()
+    dbias.copy_((of_g * spread).sum(0))
+    dweight.copy_((of_gn * spread).sum(0))
+    if dscale is not None and dshift is not None:
+        dscale.copy_(weight.double() * of_gn + bias.double() * of_g)
+        dshift.copy_(of_g)
+
+
+def plain_add_bias(x: Tensor, residual: Tensor | None, bias: Tensor | None) -> Tensor:
+    """ops.add_bias in torch's own operations."""
+    compute = torch.promote_types(x.dtype, torch.float32)
+    out = x.to(compute)
+    if residual is not None:
+        out = out + residual.to(compute)
+    if bias is not None:
+        out = out + bias.to(compute)[:, None, None]
+    return out.to(x.dtype)
+
+
+def add_bias(x: Tensor, residual: Tensor | None, bias: Tensor | None, out: Tensor) -> None:
+    norm = Norm(x, x, x, None, None, bias, residual, None, 1, 0.0, False)
+    out.copy_(added_up(norm))
+
+
+def channel_sums(image: Tensor, out: Tensor) -> None:
+    out.copy_(image.double().sum((0, 2, 3)))
 
 
 def winograd_matrices(device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
@@ -375,5 +440,9 @@ OPS = {
     "reverse_step": reverse_step,
     "group_norm": group_norm,
     "group_norm_backward": group_norm_backward,
+    "group_norm_parameters": group_norm_parameters,
+    "add_bias": add_bias,
+    "channel_sums": channel_sums,
     "winograd": winograd,
+    **reference_draws.OPS,
 }

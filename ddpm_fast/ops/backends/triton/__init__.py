@@ -19,13 +19,32 @@ except ImportError as error:
     unavailable = f"the package triton is not there ({error}). Install it: pip install triton"
 else:
     from ddpm_fast.ops.backends.triton.bound import hybrid_loss, vlb_terms
+    from ddpm_fast.ops.backends.triton.channels import add_bias, channel_sums, group_norm_parameters
     from ddpm_fast.ops.backends.triton.diffusion_loss import diffusion_loss
+    from ddpm_fast.ops.backends.triton.draws import draw_timesteps, record_losses
+    from ddpm_fast.ops.backends.triton.group_norm import group_norm
+    from ddpm_fast.ops.backends.triton.group_norm_backward import group_norm_backward
     from ddpm_fast.ops.backends.triton.loss_backward import loss_backward
     from ddpm_fast.ops.backends.triton.normal import normal
     from ddpm_fast.ops.backends.triton.q_sample import q_sample
     from ddpm_fast.ops.backends.triton.reverse_step import reverse_step
 
-    kernels = (normal, q_sample, diffusion_loss, hybrid_loss, vlb_terms, loss_backward, reverse_step)
+    kernels = (
+        normal,
+        q_sample,
+        diffusion_loss,
+        hybrid_loss,
+        vlb_terms,
+        loss_backward,
+        reverse_step,
+        group_norm,
+        group_norm_backward,
+        group_norm_parameters,
+        add_bias,
+        channel_sums,
+        draw_timesteps,
+        record_losses,
+    )
     OPS = {kernel.__name__: kernel for kernel in kernels}
 
 

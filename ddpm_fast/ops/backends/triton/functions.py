@@ -72,6 +72,14 @@ def fast_two_sum(a, b):
 
 
 @triton.jit
+def two_sum(a, b):
+    """The rounded sum and what the rounding lost, for any a and b."""
+    high = a + b
+    part = high - a
+    return high, (a - (high - part)) + (b - part)
+
+
+@triton.jit
 def upper_half(x):
     """The first 12 bits of the significand."""
     return (x.to(tl.uint32, bitcast=True) & 0xFFFFF000).to(tl.float32, bitcast=True)

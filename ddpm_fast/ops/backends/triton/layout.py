@@ -70,9 +70,8 @@ class Launch:
         return triton.cdiv(self.elements, 4 * self.block)
 
     def grid(self, per_sample: int) -> tuple[int, int, int]:
-        """Programs [per_sample, samples], the samples over two dimensions of at most 65535. See sample_of."""
-        third = triton.cdiv(self.samples, MAX_GRID_Y)
-        return per_sample, triton.cdiv(self.samples, third), third
+        """Programs [per_sample, samples]."""
+        return grid_over(self.samples, per_sample)
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
@@ -90,6 +89,12 @@ class Launch:
             "num_warps": self.block // self._warp,
             "enable_fp_fusion": False,
         }
+
+
+def grid_over(samples: int, per_sample: int) -> tuple[int, int, int]:
+    """Programs [per_sample, samples], the samples over two dimensions of at most 65535. See sample_of."""
+    third = triton.cdiv(samples, MAX_GRID_Y)
+    return per_sample, triton.cdiv(samples, third), third
 
 
 def last(image: Tensor | None) -> bool:
@@ -188,13 +193,28 @@ def load(address, mask):
 
 
 @triton.jit
+def _bf16_bits(value):
+    """Those of the nearest bf16 number, for the interpreter, whose conversion truncates."""
+    bits = value.to(tl.uint32, bitcast=True)
+    nearest = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+    return tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, nearest).to(tl.uint16)
+
+
+@triton.jit
 def store(address, value, mask):
     """Rounded once, to nearest even."""
     dtype = address.dtype.element_ty
-    if _INTERPRETED and dtype == tl.bfloat16:  # the interpreter would truncate
-        bits = value.to(tl.uint32, bitcast=True)
-        rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
-        bits = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, rounded).to(tl.uint16)
-        tl.store(address, bits.to(tl.bfloat16, bitcast=True), mask=mask)
+    if _INTERPRETED and dtype == tl.bfloat16:
+        tl.store(address, _bf16_bits(value).to(tl.bfloat16, bitcast=True), mask=mask)
     else:
         tl.store(address, value.to(dtype), mask=mask)
+
+
+@triton.jit
+def as_stored(address, value):
+    """The fp32 value of what store() makes of a value."""
+    dtype = address.dtype.element_ty
+    if _INTERPRETED and dtype == tl.bfloat16:
+        return (_bf16_bits(value).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return value.to(dtype).to(tl.float32)
