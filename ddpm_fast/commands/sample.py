@@ -113,6 +113,9 @@ def main(
     cuda_graph: Annotated[
         bool | None, typer.Option(help="replay each step from a CUDA graph; if not given, wherever that is possible")
     ] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="call the network through torch.compile: pays for many images")
+    ] = False,
 ) -> None:
     """Draw images from a diffusion model, or edit a picture with it."""
     with plain_errors():
@@ -153,6 +156,7 @@ def main(
             batch_size=batch_size,
             on_step=drawing.on_step,
             cuda_graph=cuda_graph,
+            compile=compile,
         )
         # Everything that can be wrong is found here, before the sampling.
         if edit is None:

@@ -105,6 +105,7 @@ def main(
         bool | None,
         typer.Option(help="replay each training step from a CUDA graph; if not given, wherever that is possible"),
     ] = None,
+    compile: Annotated[bool, typer.Option(help="call the network through torch.compile: pays for long runs")] = False,
     profile: Annotated[str | None, path_option(PROFILE_HELP)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue from the newest checkpoint in --out")] = False,
     auto_resume: Annotated[
@@ -158,7 +159,7 @@ def _prepare(options: resuming.Options, stopping: Stopping) -> tuple[Trainer, re
     network = training_setup.make_network(arguments, dataset, diffusion)
     if state is not None:
         check_network(state.path, state.meta, network)  # before it is built
-    trainer = Trainer(network, diffusion, config, dataset, device, arguments["cuda_graph"])
+    trainer = Trainer(network, diffusion, config, dataset, device, arguments["cuda_graph"], arguments["compile"])
     if state is not None:
         trainer.load(state.path)
         say(f"Resuming at step {trainer.step} from {escape(str(state.path))}")

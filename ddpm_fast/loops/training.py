@@ -24,12 +24,15 @@ from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
 from ddpm_fast.loops import graphs
+from ddpm_fast.loops.compiled import check_compiler, compiled
 from ddpm_fast.loops.loss_scale import LossScale, Unscaled
 from ddpm_fast.loops.metrics import NonFiniteLoss
 from ddpm_fast.loops.parts import part
 from ddpm_fast.loops.timesteps import TIMESTEP_SAMPLINGS
 from ddpm_fast.loops.training_state import check_network, check_tensors, machine, read_state
+from ddpm_fast.loops.working_weights import WorkingWeights, copies_pay
 from ddpm_fast.nn import EMA, UNet, UNetConfig
+from ddpm_fast.nn.block import lay_out
 from ddpm_fast.noise import NoiseKey, Stream
 from ddpm_fast.ops import LabelDrop
 
@@ -119,6 +122,7 @@ class Trainer:
         dataset: Dataset,
         device: torch.device,
         cuda_graph: bool | None = None,
+        compile: bool = False,
     ):
         """Start from new weights.
 
@@ -131,15 +135,26 @@ class Trainer:
             cuda_graph: Whether a training step is replayed from a CUDA graph, with the same weights bit for bit. None:
                 from the third step on, wherever that is possible (where it is not, the logger "ddpm_fast.graphs" says
                 why). True: where it is not possible, raise InputError. False: never.
+            compile: Whether the network is called through torch.compile, which gives the same weights to rounding, at
+                the price of up to some minutes before the first step.
 
         Raises:
             InputError: If the dataset does not fit the network (size, channels, classes), or the network's output the
-                diffusion's variance.
+                diffusion's variance, or if torch.compile was asked for and does not work here.
         """
         _check_fit(network, diffusion, dataset)
+        if compile:
+            check_compiler(device)
         self.config, self.diffusion, self.dataset, self.device = config, diffusion, dataset, device
         torch.manual_seed(config.seed)
         self.model = UNet(network).to(device)
+        self._network: Callable[..., Tensor] = compiled(self.model) if compile else self.model
+        self._working: WorkingWeights | None = None
+        if copies_pay(device):
+            lay_out(self.model)
+            dtype = AUTOCAST[config.precision]
+            if dtype is not None and not compile:  # what is compiled casts within its own kernels
+                self._network = self._working = WorkingWeights(self.model, dtype)
         self.ema = EMA(self.model, config.ema_decay)
         self.lr = torch.zeros((), device=device)  # on the device, where a graph reads it
         self.optimizer = torch.optim.AdamW(
@@ -231,7 +246,7 @@ class Trainer:
             t, weights, network_t, labels_kept = self.timestep_sampler.sample(draws, self.timesteps, labels)
             x_t = self.diffusion.q_sample(images, t, key)
         with part("forward"), self._autocast():
-            output = self.model(x_t, network_t, labels_kept)
+            output = self._network(x_t, network_t, labels_kept)
         with part("loss"):
             losses = self.diffusion.training_losses(output, images, t, key)
             loss = (weights * losses).mean()
@@ -240,11 +255,15 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         with part("backward"):
             self.loss_scale.backward(loss)
+            if self._working is not None:
+                self._working.take_gradients()
             gradient = self.loss_scale.clip(self.model.parameters(), config.grad_clip)
         self._before_update()
         self.timestep_sampler.update(t, losses.detach())
         with part("update"):
             self.loss_scale.step(self.optimizer, gradient)
+            if self._working is not None:
+                self._working.refresh()
         with part("average"):
             self.ema.update(self._step, gradient.overflowed)
         torch.stack([loss.detach(), gradient.norm], out=self._metrics)
@@ -370,6 +389,8 @@ class Trainer:
         # With another batch size the examples go on where they were.
         seen = meta.get("examples", self.step * meta["training"]["batch_size"])
         self._first_example = seen - self.step * self.config.batch_size
+        if self._working is not None:
+            self._working.refresh()
         self._step.fill_(self.step)
         torch.arange(seen, seen + self.config.batch_size, out=self._key.sample_id)
         self._advance = self._repeated()  # a new graph, because the optimiser's state is in new tensors

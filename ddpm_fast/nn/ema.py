@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_fast.errors import InputError
+from ddpm_fast.nn.block import memory_of
 
 
 class EMA:
@@ -28,8 +29,20 @@ class EMA:
             raise InputError(f"EMA decay is {decay}; expected a number in [0, 1), such as 0.9999")
         self.decay = decay
         self._live = dict(model.named_parameters())
-        # clone keeps the memory format; float() alone would share fp32 storage with the model.
-        self._averages = {name: p.detach().float().clone() for name, p in self._live.items()}
+        self._memory = self._parameters_memory()
+        if self._memory is None:
+            # clone keeps the memory format; float() alone would share fp32 storage with the model.
+            self._averages = {name: p.detach().float().clone() for name, p in self._live.items()}
+        else:  # the averages lie in one block of memory as the parameters do (block.py), and are one operation
+            block = self._memory = self._memory.clone()
+            self._averages = {
+                name: block.as_strided(p.shape, p.stride(), p.storage_offset()) for name, p in self._live.items()
+            }
+
+    def _parameters_memory(self) -> Tensor | None:
+        """The fp32 parameters' memory, if that is one block."""
+        memory = memory_of(list(self._live.values()))
+        return memory if memory is not None and memory.dtype == torch.float32 else None
 
     def decay_at(self, step: int) -> float:
         """The decay of update number `step`, counted from 0: min(decay, (1 + step) / (10 + step))."""
@@ -47,6 +60,10 @@ class EMA:
             keep: a bool scalar tensor, which is read when the update runs too. Where it is true, the averages stay as
                 they are, bit for bit.
         """
+        live = None if self._memory is None else self._parameters_memory()
+        if self._memory is not None and live is not None and live.shape == self._memory.shape:
+            self._memory.lerp_(live, self._weight(step, live.device))
+            return
         weights: dict[torch.device, Tensor] = {}
         for name, average in self._averages.items():
             if average.device not in weights:

@@ -14,12 +14,12 @@ from support import sass
 
 from ddpm_fast.noise import NoiseKey
 from ddpm_fast.ops import ReverseStep, VlbTerms
-from ddpm_fast.ops.backends import triton as triton_backend
+from ddpm_fast.ops.tensors import Draw, Drawn
 
-triton = pytest.importorskip("triton", reason="the package triton is not installed: pip install triton")
+pytest.importorskip("triton", reason="the package triton is not installed: pip install triton")
 
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
+from support.triton_compile import assembled, compiled, launches_of
+from triton.backends.compiler import GPUTarget
 
 pytestmark = [
     pytest.mark.cross_compile,
@@ -113,69 +113,9 @@ CASES = {
 }
 
 
-class Launch(NamedTuple):
-    kernel: object
-    args: tuple
-    options: dict
-
-
-class Recorder:
-    """Stands for a kernel, and keeps what it is launched with."""
-
-    def __init__(self, kernel, launches):
-        self.kernel, self.launches = kernel, launches
-
-    def __getitem__(self, grid):
-        assert all(size > 0 for size in grid)
-        return lambda *args, **options: self.launches.append(Launch(self.kernel, args, options))
-
-
-def launches_of(name: str, *arguments) -> list[Launch]:
-    """The kernels that an op launches, and nothing runs."""
-    launches: list[Launch] = []
-    op = triton_backend.OPS[name]
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in list(op.__globals__.items()):
-            if key.endswith("_kernel"):
-                patch.setitem(op.__globals__, key, Recorder(value, launches))
-        op(*arguments)
-    return launches
-
-
-TYPES = {F32: "*fp32", BF16: "*bf16", F16: "*fp16", U8: "*u8", torch.int64: "*i64"}
-
-
-def assembled(launch: Launch, target: GPUTarget) -> object:
-    """What Triton compiles of a launch, with the types, constants, alignment and number of warps that it has."""
-    signature, constants, alignment = {}, {}, {}
-    options = dict(launch.options)
-    values = dict(zip(launch.kernel.arg_names, launch.args, strict=False))
-    values |= {name: options.pop(name) for name in launch.kernel.arg_names if name in options}
-    for i, name in enumerate(launch.kernel.arg_names):
-        value = values[name]
-        if isinstance(value, torch.Tensor):
-            signature[name] = TYPES[value.dtype]
-            alignment[(i,)] = [["tt.divisibility", 16]]  # as torch allocates on a GPU
-        elif value is None or launch.kernel.params[i].is_constexpr:
-            signature[name], constants[name] = "constexpr", value
-        else:
-            assert launch.kernel.params[i].do_not_specialize, f"{name} would compile the kernel anew for some values"
-            signature[name] = "i32" if value < 2**31 else "i64"
-    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=alignment)
-    return triton.compile(source, target=target, options=options)
-
-
-def compiled(launch: Launch, capability: int, folder) -> tuple[str, sass.Kernel]:
-    """(PTX, machine code) as the launch would have it."""
-    kernel = assembled(launch, GPUTarget("cuda", capability, 32))
-    (folder / "kernel.cubin").write_bytes(kernel.asm["cubin"])
-    (machine_code,) = sass.kernels(folder / "kernel.cubin")
-    return kernel.asm["ptx"], machine_code
-
-
-def check(ptx: str, code: sass.Kernel) -> None:
+def check(ptx: str, code: sass.Kernel, doubles: int = 0) -> None:
     assert not code.spills, f"{code.registers} registers, {code.stack} bytes of stack, {code.local} of local memory"
-    assert ".f64" not in ptx and code.doubles == 0, "double precision, of a Python float perhaps"
+    assert (".f64" in ptx) == (doubles > 0) and code.doubles <= doubles, "double precision, of a Python float perhaps"
     assert not re.search(r"\bfma\.|\bmad\.(rn\.)?f", ptx), "a fused multiply-add changes the results' bits"
     assert ".approx" not in ptx and "div.full" not in ptx, "a function that is not correctly rounded"
     assert not code.count(r"ATOM|RED\b|REDG"), "a sum in an order of its own"
@@ -201,6 +141,29 @@ def test_compiled(word, capability, tmp_path):
     assert cost <= budget, f"{cost:.1f} instructions for one element, allowed {budget:.1f}"
     for second in others:
         check(*compiled(second, capability, tmp_path))
+
+
+NUMBERS = torch.zeros(N, dtype=torch.float64)
+DRAWN = Drawn(T, LOSS, T, T)
+# A call, its instructions of double precision at most (one product and one quotient a sample), and all of them.
+DRAWS = {
+    "draw_timesteps": (("draw_timesteps", Draw(KEY, 1000, 0, None, None, T, T, 3, 9), DRAWN), 0, 900),
+    "draw_timesteps by importance": (
+        ("draw_timesteps", Draw(KEY, 1000, 0, NUMBERS, NUMBERS, T, T, 3, 9), DRAWN),
+        40,
+        1100,
+    ),
+    "record_losses": (("record_losses", torch.zeros(1000, 10), torch.zeros(1000, dtype=torch.int64), T, LOSS), 0, 440),
+}
+
+
+@pytest.mark.parametrize("word", DRAWS)
+def test_draws_compiled(word, tmp_path):
+    call, doubles, budget = DRAWS[word]
+    (launch,) = launches_of(*call)
+    ptx, code = compiled(launch, 90, tmp_path)
+    check(ptx, code, doubles)
+    assert len(code.instructions) <= budget
 
 
 @pytest.mark.exhaustive
