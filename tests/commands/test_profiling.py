@@ -89,6 +89,20 @@ def test_what_goes_wrong_with_a_trace_is_said_and_ends_nothing(tmp_path, data, m
     assert "the profile could not be written" in told and "No space left" in told and "Done" in told
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and there is none")
+@pytest.mark.parametrize("graph", ["--cuda-graph", "--no-cuda-graph"])
+def test_a_profile_on_a_gpu_has_its_kernels(tmp_path, data, graph):
+    trace = tmp_path / "trace.json"
+    told = start(data, tmp_path / "out", "--steps=10", "--device=cuda", graph, f"--profile={trace}").stdout
+    kernels = [event for event in json.loads(trace.read_text())["traceEvents"] if event.get("cat") == "kernel"]
+    assert len(kernels) > 100 and "Self CUDA" in told and "Done" in told
+    found, _ = parts(json.loads(trace.read_text()))
+    assert set(found) == ({"load"} if graph == "--cuda-graph" else TRAINING)
+    with torch.autograd.profiler.emit_nvtx():
+        assert isinstance(part("load"), torch.profiler.record_function)
+
+
 def test_parts_are_named_only_while_somebody_looks():
     assert not isinstance(part("load"), torch.profiler.record_function)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
