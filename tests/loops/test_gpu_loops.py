@@ -327,6 +327,30 @@ def test_training_a_compiled_network_in_a_graph(replays, precision):
     assert replays() == 2 * 6
 
 
+def test_training_in_fp16_from_a_graph_skips_an_overflow(no_sync):
+    """Nothing of it waits for the GPU: neither the look for an overflow, nor what follows from it."""
+    subjects = [trainer(cuda_graph, precision="fp16") for cuda_graph in (False, True)]
+    for _ in range(4):
+        [subject.train_step() for subject in subjects]
+    before = [[p.detach().clone() for p in subject.model.parameters()] for subject in subjects]
+    scales = [subject.loss_scale.scale.fill_(2.0**60) for subject in subjects]
+    no_sync()
+    results = [torch.stack(subject.train_step()) for subject in subjects]
+    halved = [scale.clone() for scale in scales]
+    after = [[p.detach().clone() for p in subject.model.parameters()] for subject in subjects]
+    for scale in scales:
+        scale.fill_(1024.0)
+    good = [torch.stack(subject.train_step()) for subject in subjects]
+    torch.cuda.set_sync_debug_mode("default")
+    for (loss, norm), scale in zip(results, halved, strict=True):
+        assert loss.isfinite() and not norm.isfinite() and scale == 2.0**59
+    for old, new in zip(before, after, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(old, new, strict=True))
+    torch.testing.assert_close(good[1], good[0], rtol=1e-2, atol=0)
+    for subject, old in zip(subjects, after, strict=True):
+        assert not torch.equal(next(subject.model.parameters()), old[0])
+
+
 @pytest.mark.parametrize("word", KINDS)
 def test_training_from_a_graph_is_the_eager_one_bit_for_bit(replays, tmp_path, word):
     subjects = [trainer(cuda_graph, **KINDS[word]) for cuda_graph in (False, False, True)]
