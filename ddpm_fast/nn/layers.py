@@ -175,11 +175,6 @@ class ResBlock(nn.Module):
             return self.norm2(h.image, scale, shift, added=bias)
         return self.norm2(h.image, added=rows)
 
-    def projection(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias that make the rows of an Embedding of the embedding itself."""
-        bias = self.emb.bias
-        return self.emb.weight, bias if self.scale_shift or self.conv1.bias is None else bias + self.conv1.bias
-
     def _skipped(self, x: Tensor, joined: Tensor | None) -> Tensor:
         """What is added to the block's result. A 1x1 convolution of two images is a matrix product of each."""
         x = self.resample(x)
@@ -187,9 +182,11 @@ class ResBlock(nn.Module):
             return self.skip(x if joined is None else torch.cat([x, joined], dim=1))
         n, channels, height, width = x.shape
         matrix = self.skip.weight.flatten(1)
-        y = F.linear(_pixels(x), matrix[:, :channels], self.skip.bias)
+        # split, because the backward of two slices is five kernels, and that of a split is one.
+        own, *others = matrix.split([channels, matrix.shape[1] - channels], dim=1) if joined is not None else [matrix]
+        y = F.linear(_pixels(x), own, self.skip.bias)
         if joined is not None:
-            y.addmm_(_pixels(joined), matrix[:, channels:].t().to(y.dtype))
+            y.addmm_(_pixels(joined), others[0].t().to(y.dtype))
         return y.view(n, height, width, -1).permute(0, 3, 1, 2)
 
 

@@ -352,8 +352,11 @@ class UNet(Derives):
         blocks = self._blocks()
         if not fuses or any(type(block.emb) is not nn.Linear for block in blocks):
             return Embedding(emb)
-        rows = F.linear(emb, *self.derived()).split([block.emb.out_features for block in blocks], dim=1)
-        return Embedding(emb, dict(zip(blocks, rows, strict=True)))
+        rows = F.linear(emb, *self.derived())
+        if torch.is_grad_enabled():
+            rows = rows.float()  # as their gradients arise, so that these are cast together and not each by itself
+        parts = rows.split([block.emb.out_features for block in blocks], dim=1)
+        return Embedding(emb, dict(zip(blocks, parts, strict=True)))
 
     def _blocks(self) -> list[ResBlock]:
         stages = (*self.encoder, self.middle, *self.decoder)
@@ -361,8 +364,14 @@ class UNet(Derives):
 
     def derive(self) -> tuple[Tensor, ...]:
         """All blocks' projections of the embedding as one matrix, with their biases."""
-        weights, biases = zip(*[block.projection() for block in self._blocks()], strict=True)
-        return torch.cat(weights), torch.cat(biases)
+        blocks = self._blocks()
+        weight, bias = (
+            torch.cat([block.emb.weight for block in blocks]),
+            torch.cat([block.emb.bias for block in blocks]),
+        )
+        if not self.config.scale_shift:  # what is added to the images, with the bias of the convolution before
+            bias = bias + torch.cat([block.conv1.bias for block in blocks])
+        return weight, bias
 
     def _check(self, x: Tensor, t: Tensor, labels: Tensor | None) -> None:
         config = self.config
