@@ -365,12 +365,11 @@ class UNet(Derives):
     def derive(self) -> tuple[Tensor, ...]:
         """All blocks' projections of the embedding as one matrix, with their biases."""
         blocks = self._blocks()
-        weight, bias = (
-            torch.cat([block.emb.weight for block in blocks]),
-            torch.cat([block.emb.bias for block in blocks]),
-        )
-        if not self.config.scale_shift:  # what is added to the images, with the bias of the convolution before
-            bias = bias + torch.cat([block.conv1.bias for block in blocks])
+        weight = torch.cat([block.emb.weight for block in blocks])
+        bias = torch.cat([block.emb.bias for block in blocks])
+        if not self.config.scale_shift:  # it is added to the images with the bias of the convolution before
+            before = ((block.conv1.bias, block.emb.bias) for block in blocks)
+            bias = bias + torch.cat([torch.zeros_like(other) if own is None else own for own, other in before])
         return weight, bias
 
     def _check(self, x: Tensor, t: Tensor, labels: Tensor | None) -> None:
