@@ -6,11 +6,14 @@ from typing import Annotated
 
 import typer
 
+from benchmarks import convolutions as convolutions_
 from benchmarks import fidelity as fidelity_
 from benchmarks import growth as growth_
 from benchmarks import kernels as kernels_
 from benchmarks import layers, networks
 from benchmarks import ops as ops_
+from benchmarks import trace as trace_
+from benchmarks import warm as warm_
 from benchmarks.ledger import command as ledger_
 from benchmarks.report.compare import MEMORY_THRESHOLD, THRESHOLD
 from benchmarks.report.compare import compare as compared
@@ -27,12 +30,14 @@ Rounds = Annotated[int, typer.Option(help="Rounds for each comparison; 0 is the 
 Minutes = Annotated[float | None, typer.Option(help="Start no new case after this time; say what is left out.")]
 Backends = Annotated[list[str], typer.Option("--backend", help="Measure this backend of ours alone (repeatable).")]
 Compile = Annotated[bool, typer.Option("--compile", help="Also time diffusers' networks under torch.compile.")]
+Autotune = Annotated[bool, typer.Option("--max-autotune", help="And by mode='max-autotune', which takes minutes.")]
 Sizes = Annotated[list[str], typer.Option("--size", help=f"Only {', '.join(layers.ALL_SIZES)} (repeatable).")]
 Kernels = Annotated[Path | None, typer.Option("--kernels", help="The log of ncu of `kernels`: see gpu.sh.")]
 Images = Annotated[int, typer.Option(help="The number of images in a set.")]
 Steps = Annotated[int, typer.Option(help="The number of steps of the chain.")]
 Size = Annotated[str, typer.Option("--size", help=f"The network: {', '.join(networks.SIZES)}.")]
 Ledger = Annotated[Path | None, typer.Option("--out", help="A file for the counts, as JSON.")]
+Text = Annotated[Path, typer.Option("--out", help="The file for the profiler's tables, as text.")]
 Picture = Annotated[Path | None, typer.Option("--figure", help="A picture of them, .png or .svg.")]
 Results = Annotated[list[Path], typer.Argument(metavar="RESULT.json...", help="Files that the benchmarks wrote.")]
 Old = Annotated[Path, typer.Argument(metavar="OLD.json", help="The earlier result.")]
@@ -71,10 +76,12 @@ def _layers(kind: tuple[str, ...], name: str, text: str) -> None:
         rounds: Rounds = 0,
         minutes: Minutes = None,
         compiling: Compile = False,
+        autotuning: Autotune = False,
         size: Sizes = [],  # noqa: B006
     ) -> None:
         with plain_errors():
-            layers.main(Options(out, device, only, quick, rounds, minutes, compiling), kind, tuple(size))
+            options = Options(out, device, only, quick, rounds, minutes, compiling, autotuning=autotuning)
+            layers.main(options, kind, tuple(size))
 
     app.command(name, help=text)(command)
 
@@ -102,6 +109,40 @@ def kernels(device: Device = "cuda", only: Only = "", quick: Quick = False, back
     """Call each op of ours once on a GPU, for ncu to count the instructions: gpu.sh has the command."""
     with plain_errors():
         kernels_.main(Options(Path(), device, only, quick, backends=tuple(backend)))
+
+
+@app.command()
+def warm(
+    device: Device = "auto",
+    only: Only = "",
+    quick: Quick = False,
+    autotuning: Autotune = False,
+    size: Sizes = [],  # noqa: B006
+) -> None:
+    """Compile diffusers' networks for `network` and `loops`, all at once, into the caches on disk."""
+    with plain_errors():
+        warm_.main(Options(Path(), device, only, quick, compiling=True, autotuning=autotuning), size)
+
+
+@app.command()
+def convolutions(
+    out: Out,
+    device: Device = "auto",
+    only: Only = "",
+    quick: Quick = False,
+    rounds: Rounds = 0,
+    minutes: Minutes = None,
+) -> None:
+    """Time the library's convolutions by the shapes of CIFAR-10's network, forward and backward."""
+    with plain_errors():
+        convolutions_.main(Options(out, device, only, quick, rounds, minutes))
+
+
+@app.command()
+def trace(out: Text, device: Device = "auto", only: Only = "", quick: Quick = False) -> None:
+    """Profile a forward and a training step, ours and diffusers'."""
+    with plain_errors():
+        trace_.main(Options(out, device, only, quick))
 
 
 @app.command()

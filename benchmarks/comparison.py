@@ -9,13 +9,19 @@ from torch import Tensor
 
 from benchmarks import networks, peers, timing
 from benchmarks.rows import Row, Subject, rows
-from benchmarks.runs import Run
+from benchmarks.runs import Options, Run
 from ddpm_fast.commands.common import DTYPE_NAMES
 from ddpm_fast.errors import InputError
 from ddpm_fast.nn.work import parameters, work
 
 WARMUP = 1  # rounds: each run has run before, when it was compared, and takes up to half a minute
 COMPILED = "diffusers torch.compile"
+# diffusers' network under torch.compile, by torch's names of the modes: the last two replay it from CUDA graphs.
+MODES: dict[str, str | None] = {
+    COMPILED: None,
+    f"{COMPILED}, reduce-overhead": "reduce-overhead",
+    f"{COMPILED}, max-autotune": "max-autotune",
+}
 # How ours is asked to run a loop, by the kind of device.
 WAYS = {"cpu": {"ddpm_fast": {}}, "cuda": {"graph": {"cuda_graph": True}, "no graph": {"cuda_graph": False}}}
 
@@ -59,6 +65,8 @@ class Comparison:
         side, classes = self.config.image_size, self.config.num_classes
         self.shape = (case.batch, self.config.in_channels, side, side)
         self.labels = torch.arange(case.batch, device=run.device) % classes if classes else None
+        if run.options.compiling:
+            torch.compiler.reset()  # after eight recompilations of one function dynamo runs it uncompiled
         self.counts: dict[str, float] = {}
         self.runs: dict[str, Callable[[], object]] = {}
         self.ours: list[str] = []
@@ -73,11 +81,18 @@ class Comparison:
             self.absent(peer, reason)
         return not reason
 
-    def compiles(self) -> bool:
-        """Whether diffusers' network is compiled for this case; if not, it is put down as absent."""
-        if reason := uncompiled(self.case, self.device, self.run.options.compiling):
-            self.absent(COMPILED, reason)
-        return not reason
+    def add_compiled(self, add: Callable[[str, Callable], None]) -> None:
+        """Calls add(label, compiled) for each way in which diffusers' network is compiled for this case, and puts down
+        the others as absent. compiled(function) is the compiled function."""
+        for label in compiled_labels(self.device):
+            if reason := uncompiled(self.case, self.device, self.run.options, label):
+                self.absent(label, reason)
+                continue
+            try:
+                add(label, lambda function, mode=MODES[label]: peers.compiled(function, mode))
+            except Exception as error:  # whatever a compiler raises, the other variants are measured
+                self.runs.pop(label, None)
+                self.absent(label, f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[0]}")
 
     def note_lucidrains(self, what: str) -> None:
         """Put down that denoising-diffusion-pytorch runs a network of its own."""
@@ -105,10 +120,17 @@ class Comparison:
         return rows(self.case.subject, dict(zip(timed, columns, strict=True)), counts, self.errors)
 
 
-def uncompiled(case: Case, device: torch.device, wanted: bool) -> str:
-    """Why diffusers' network is not compiled for a case, or the empty string. wanted: whether it was asked for."""
-    if not wanted:
+def compiled_labels(device: torch.device) -> tuple[str, ...]:
+    """The ways of compiling that a device has."""
+    return tuple(MODES) if device.type == "cuda" else (COMPILED,)
+
+
+def uncompiled(case: Case, device: torch.device, options: Options, label: str = COMPILED) -> str:
+    """Why diffusers' network is not compiled in this way for a case, or the empty string."""
+    if not options.compiling:
         return "torch.compile of a network takes a minute to start, a case: it runs with --compile"
+    if MODES[label] == "max-autotune" and not options.autotuning:
+        return "it takes minutes to choose its kernels, a case: it runs with --max-autotune"
     backward = case.layer in ("unet forward+backward", "training")
     if case.dtype == "bf16" and backward and device.type == "cpu" and torch.__version__ < (2, 14):
         return (

@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
 # Builds, tests, sanitizes, measures and profiles ddpm_fast on the GPU of this machine; benchmarks/README.md has more.
 #
-#   bash benchmarks/gpu.sh --out DIR [--minutes 8] [--wheels DIR] [--quick] [SECTION ...]
+#   bash benchmarks/gpu.sh --out DIR [--minutes 8] [--wheels DIR] [--max-autotune] [--quick] [SECTION ...]
 #
-# SECTION: build, tests, sanitizer, profile, ops, network, loops, growth; all by default. DIR gets gpu.log and results.
+# SECTION: build, warm, tests, sanitizer, headline, convolutions, trace, profile, ops, network, loops, growth; all by
+# default. DIR gets gpu.log and the results.
 # --minutes: of each section; two minutes before the end no new case is started. What was measured is kept.
 # --wheels: a folder with wheels of diffusers and importlib_metadata, which build installs without a network.
+# --max-autotune: also time diffusers' networks compiled by that mode, which takes minutes a case to start.
 # --quick: tiny sizes and few rounds, on the CPU where there is no GPU: does all of it run?
 set -uo pipefail
 self=$(realpath "$0")
 cd "$(dirname "$self")/.." || exit 2
 
-SECTIONS=(build tests sanitizer profile ops network loops growth)
+SECTIONS=(build warm tests sanitizer headline convolutions trace profile ops network loops growth)
 SKIPPED=77
 
 usage() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$self"; }
@@ -31,6 +33,12 @@ build() {
     "$PYTHON" -m pip install -e . --no-deps --no-build-isolation || exit 1
     "$PYTHON" -m ddpm_fast.info || exit 1
     "$PYTHON" -c 'import ddpm_fast; ddpm_fast.use_backend("cuda")' # fails, with the reason, if it is not there
+}
+
+# The caches on disk are inductor's and Triton's own: another run, beside this one or after it, finds them there.
+warm() {
+    if [[ ${#quick[@]} == 0 ]]; then need_gpu; fi
+    "$PYTHON" -m benchmarks warm --device "$device" "${quick[@]}" "${autotune[@]}" "${warming[@]}"
 }
 
 tests() {
@@ -75,9 +83,23 @@ ops() {
     measure ops "${options[@]}"
 }
 
-compile=(--compile) points=()
-network() { measure network "${compile[@]}"; }
-loops() { measure loops "${compile[@]}"; }
+# What the README claims, first: sampling and training of CIFAR-10's network in bf16.
+headline() {
+    if [[ ${#quick[@]} == 0 ]]; then need_gpu; fi
+    local cases=(--size cifar10 --only bf16)
+    if [[ ${#quick[@]} != 0 ]]; then cases=(--size quick --only "sampling quick bf16 2"); fi
+    "$PYTHON" -m benchmarks loops --out "$out/headline.json" "${quick[@]}" --minutes "$((minutes - 2))" \
+        "${compile[@]}" "${autotune[@]}" "${cases[@]}"
+}
+convolutions() { measure convolutions --device "$device"; }
+trace() {
+    if [[ ${#quick[@]} == 0 ]]; then need_gpu; fi
+    "$PYTHON" -m benchmarks trace --device "$device" --out "$out/trace.txt" "${quick[@]}"
+}
+
+compile=(--compile) autotune=() points=() warming=()
+network() { measure network "${compile[@]}" "${autotune[@]}"; }
+loops() { measure loops "${compile[@]}" "${autotune[@]}"; }
 growth() { measure growth "${points[@]}"; }
 
 out="" wheels="" quick=() chosen=() inside="" minutes=8 PYTHON=${PYTHON:-python3}
@@ -87,7 +109,8 @@ while (($#)); do
         --out) out=${2:-}; shift ;;
         --wheels) wheels=${2:-}; shift ;;
         --minutes) minutes=${2:-}; shift ;;
-        --quick) quick=(--quick) compile=() points=(--only "noise loss") ;;
+        --max-autotune) autotune=(--max-autotune) ;;
+        --quick) quick=(--quick) compile=() points=(--only "noise loss") warming=(--only "sampling quick bf16 2") ;;
         --inside) inside=${2:-}; shift ;; # one section, in a process that can be stopped
         -h | --help) usage; exit 0 ;;
         *) chosen+=("$1") ;;
@@ -117,7 +140,7 @@ for section in "${SECTIONS[@]}"; do
     echo "=== $section ($SECONDS s so far)" | tee -a "$out/gpu.log"
     began=$SECONDS
     timeout -k 20 "$((60 * minutes))" bash "$self" --inside "$section" --out "$out" --wheels "$wheels" \
-        --minutes "$minutes" "${quick[@]}" 2>&1 | tee -a "$out/gpu.log"
+        --minutes "$minutes" "${autotune[@]}" "${quick[@]}" 2>&1 | tee -a "$out/gpu.log"
     status=${PIPESTATUS[0]}
     case $status in
         0) said="passed" ;;
@@ -126,7 +149,7 @@ for section in "${SECTIONS[@]}"; do
         *) said="FAILED with status $status" ;;
     esac
     if [[ $status != 0 && $status != "$SKIPPED" ]]; then failed=1; fi
-    summary+=$(printf '%-10s %s, %d s' "$section" "$said" "$((SECONDS - began))")$'\n'
+    summary+=$(printf '%-12s %s, %d s' "$section" "$said" "$((SECONDS - began))")$'\n'
 done
 printf '================ summary\n%sfiles in %s\n' "$summary" "$out" | tee -a "$out/gpu.log"
 exit "$failed"

@@ -4,7 +4,7 @@ training steps and sampling, by the batch and one image at a time."""
 import torch
 
 from benchmarks import machine, networks, peers, sampling, training, unet
-from benchmarks.comparison import COMPILED, WAYS, Case, Comparison
+from benchmarks.comparison import WAYS, Case, Comparison, compiled_labels
 from benchmarks.runs import Options, Run
 from ddpm_fast.errors import InputError
 
@@ -25,7 +25,7 @@ BATCHES = {
     },
     "cuda": {
         networks.DIGITS: (512, 512, (1, 512), 50),
-        "cifar10": (128, 128, (1, 64, 512), 50),
+        "cifar10": (256, 128, (256, 1), 50),
         "64x64": (64, 64, (1, 64), 50),
         "256x256": (8, 8, (1, 8), 20),
     },
@@ -47,19 +47,19 @@ def cases(
     for size in sizes or known:
         calls, batch, samples, steps = QUICK_BATCHES if quick else BATCHES[device.type][size]
         for dtype in ("bf16", "fp32"):
+            made += [Case("sampling", size, dtype, n, steps) for n in samples]
             made.append(Case("unet forward", size, dtype, calls))
             if batch:
-                made.append(Case("unet forward+backward", size, dtype, calls))
                 made.append(Case("training", size, dtype, batch, TRAINING_STEPS[device.type]))
-            made += [Case("sampling", size, dtype, n, steps) for n in samples]
+                made.append(Case("unet forward+backward", size, dtype, calls))
     return [case for case in made if case.layer in layers]
 
 
 def labels(case: Case, device: torch.device) -> tuple[str, ...]:
     """The variants of a case, ours first. Not all of them can be had everywhere."""
     if case.layer in NETWORK:
-        return ("ddpm_fast", peers.DIFFUSERS, unet.CHANNELS_LAST, COMPILED)
-    made = (*WAYS[device.type], "torch", peers.DIFFUSERS, COMPILED, peers.LUCIDRAINS)
+        return ("ddpm_fast", peers.DIFFUSERS, unet.CHANNELS_LAST, *compiled_labels(device))
+    made = (*WAYS[device.type], "torch", peers.DIFFUSERS, *compiled_labels(device), peers.LUCIDRAINS)
     return (*made, sampling.PIPELINE) if case.layer == "sampling" else made
 
 

@@ -22,7 +22,8 @@ from ddpm_fast.files.atomic import atomic_path, check_writable
 class Options:
     """What the commands share. out: the JSON's place. only: a part of the names of the cases to run. quick: small sizes
     and few rounds, which time nothing. rounds: 0 for the usual number. minutes: no case is started after so many.
-    compiling: whether networks run under torch.compile too. backends: those of ours to measure, if not the usual."""
+    compiling: whether networks run under torch.compile too. backends: those of ours to measure, if not the usual.
+    autotuning: whether torch.compile also chooses the fastest of its kernels, by mode="max-autotune"."""
 
     out: Path
     device: str = "cpu"
@@ -32,6 +33,7 @@ class Options:
     minutes: float | None = None
     compiling: bool = False
     backends: tuple[str, ...] = ()
+    autotuning: bool = False
 
     @property
     def place(self) -> torch.device:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import ddpm_fast as df
 from benchmarks import peers
-from benchmarks.comparison import COMPILED, WAYS, Comparison
+from benchmarks.comparison import WAYS, Comparison
 from ddpm_fast.formats.diffusers import same_weights, scheduler
 from ddpm_fast.samplers import SamplerTable, make_table
 from tests.support.diffusers_loops import diffusers_sampling, given_noise
@@ -44,9 +44,7 @@ def add_variants(made: Comparison) -> None:
     truth = plain_sampling(model, table, normals(-1), normals, labels)
     for label, options in WAYS[device.type].items():
         made.ours.append(label)
-        made.runs[label] = functools.partial(
-            df.sample, model, diffusion, n, steps=case.steps, labels=labels, cuda_graph=options.get("cuda_graph")
-        )
+        made.runs[label] = functools.partial(df.sample, model, diffusion, n, steps=case.steps, labels=labels, **options)
         made.compare(label, made.runs[label](), truth, TOLERANCE[case.dtype])
     made.runs["torch"] = plain
     if made.has(peers.DIFFUSERS):
@@ -76,7 +74,7 @@ def _add_diffusers(made: Comparison, table: SamplerTable, truth: Tensor, normals
     from diffusers import DDPMPipeline
 
     case, labels, dtype = made.case, made.labels, made.case.torch_dtype
-    peer, chain = same_weights(made.model), scheduler(made.diffusion, table.timesteps.tolist())
+    peer, chain = peers.fastest_layout(same_weights(made.model)), scheduler(made.diffusion, table.timesteps.tolist())
 
     def call(image: Tensor, t: Tensor) -> Tensor:
         return peer(image, t, class_labels=labels).sample
@@ -90,9 +88,12 @@ def _add_diffusers(made: Comparison, table: SamplerTable, truth: Tensor, normals
         made.runs[label] = run
 
     add(peers.DIFFUSERS, lambda: sampled(call))
-    if made.compiles():
-        compiled = peers.freshly_compiled(call)
-        add(COMPILED, lambda: sampled(compiled))
+
+    def add_compiled(label: str, compiled: Callable) -> None:
+        function = compiled(call)
+        add(label, lambda: sampled(function))
+
+    made.add_compiled(add_compiled)
     if labels is not None:
         made.absent(PIPELINE, "it has no labels to give to a network that takes them")
         return

@@ -11,11 +11,11 @@ from PIL import Image
 
 import ddpm_fast as df
 from benchmarks import peers
-from benchmarks.comparison import COMPILED, WAYS, Comparison
+from benchmarks.comparison import WAYS, Comparison
 from ddpm_fast.data import Dataset, batch_indices
 from ddpm_fast.loops.training import TrainConfig, Trainer
 from tests.support.diffusers_loops import diffusers_step
-from tests.support.plain import reference_step
+from tests.support.plain import PlainStep, reference_step
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # of the first loss
 IMAGES = 512  # in the dataset, at least, of random pixels; four batches where that is more
@@ -55,8 +55,6 @@ def add_variants(made: Comparison) -> None:
     plain = {"torch": reference_step(first.model, diffusion, config, data)}
     if made.has(peers.DIFFUSERS):
         plain[peers.DIFFUSERS] = diffusers_step(first.model, diffusion, config, data)
-        if made.compiles():
-            plain[COMPILED] = diffusers_step(first.model, diffusion, config, data, peers.freshly_compiled)
     # The first batch as ours draws it: its timesteps, noise and images.
     key = df.NoiseKey.of(config.seed, n, stream=df.Stream.TRAINING, device=device)
     t, _ = first.timestep_sampler.sample(dataclasses.replace(key, stream=df.Stream.TIMESTEP))
@@ -64,10 +62,19 @@ def add_variants(made: Comparison) -> None:
     pixels, classes = (None if part is None else part.to(device) for part in batch)
     noise = df.ops.normal(key, size[1:])
     truth = plain["torch"].loss(pixels, t, noise, classes, autocast=False).detach()
-    for label, step in plain.items():
+
+    def add(label: str, step: PlainStep) -> None:
         made.runs[label] = several(step)
         loss = step.loss(pixels, t, noise, classes, autocast=case.dtype == "bf16").detach()
         made.compare(label, loss, truth, TOLERANCE[case.dtype])
+
+    def add_compiled(label: str, compiled: Callable) -> None:
+        add(label, diffusers_step(first.model, diffusion, config, data, compiled, tuned=True))
+
+    for label, step in plain.items():
+        add(label, step)
+    if peers.DIFFUSERS in plain:
+        made.add_compiled(add_compiled)
     for label, trainer in trainers.items():  # last, as what is compared is a step that changes the weights
         made.ours.append(label)
         made.runs[label] = several(trainer.train_step)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import peers
-from benchmarks.comparison import COMPILED, Comparison
+from benchmarks.comparison import Comparison
 from ddpm_fast.formats.diffusers import same_weights
 
 # Of ||out - truth|| / ||truth||, of the output and of two layers' gradients.
@@ -83,6 +83,9 @@ def add_variants(made: Comparison) -> None:
     add(peers.DIFFUSERS, runner(theirs, peer, autocast), peer, fp32)
     last = copy.deepcopy(peer).to(memory_format=torch.channels_last)
     add(CHANNELS_LAST, runner(theirs, last, autocast, channels_last=True), last, fp32)
-    if made.compiles():
-        compiled = copy.deepcopy(peer)
-        add(COMPILED, runner(peers.freshly_compiled(theirs), compiled, autocast), compiled, fp32)
+
+    def add_compiled(label: str, compiled: Callable) -> None:
+        model = peers.fastest_layout(copy.deepcopy(peer))
+        add(label, runner(compiled(theirs), model, autocast, channels_last=device.type == "cuda"), model, fp32)
+
+    made.add_compiled(add_compiled)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
+from torch.autograd import forward_ad, profiler
 
 _raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 _below_autograd: Any = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
@@ -104,6 +104,43 @@ def end_failed_capture(device: int, pool: tuple[int, int] | None) -> bool:
     return True
 
 
+def is_profiling() -> bool:
+    """Whether one of torch's profilers, or emit_nvtx, runs in this process.
+
+    Private part: torch.autograd.profiler._is_profiler_enabled, seen in torch 2.3 to 2.13.
+    Reason: a record_function that nobody looks at takes 5 microseconds on the host, and a small sampling step 100.
+    Without it: True, and these microseconds are lost.
+    """
+    return bool(getattr(profiler, "_is_profiler_enabled", True))
+
+
+def step_unless(optimizer: torch.optim.Optimizer, skip: Tensor, divisor: Tensor) -> None:
+    """Let a fused optimiser take its step with the gradients divided by a number; or none, where `skip` is true.
+
+    Nothing is read from the device, so a CUDA graph can hold this.
+
+    Private part: a fused optimiser's attributes grad_scale and found_inf, which torch.amp.GradScaler sets for one step,
+    and ._step_supports_amp_scaling, which says that they are heard; seen in torch 2.0 to 2.13.
+    Reason: GradScaler itself reads on the host whether it has to do the same, which waits for the device.
+    Without it: RuntimeError, before anything is changed. Training in fp16 is not possible then.
+
+    Args:
+        optimizer: One with fused=True.
+        skip: A bool scalar on the parameters' device.
+        divisor: An fp32 scalar there.
+    """
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        raise RuntimeError(
+            f"{type(optimizer).__name__} of torch {torch.__version__} takes no loss scale: train in fp32"
+        )
+    fused: Any = optimizer
+    fused.grad_scale, fused.found_inf = divisor, skip.float()
+    try:
+        fused.step()
+    finally:
+        del fused.grad_scale, fused.found_inf
+
+
 def cpu_has_bf16() -> bool:
     """Whether the CPU has the bf16 instructions of AVX-512.
 
@@ -115,3 +152,16 @@ def cpu_has_bf16() -> bool:
         return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
     is_supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(is_supported and is_supported())
+
+
+def is_compile_error(error: RuntimeError) -> bool:
+    """Whether torch.compile raised this because it could not compile.
+
+    Private part: torch._dynamo.exc.TorchDynamoException, seen in torch 2.10 to 2.13.
+    Reason: a missing compiler shows as a page of text that does not say what to do, and torch has no public class for
+    it. The module is imported only here, when there is an error, because that takes a second.
+    Without it: False. Then the page of text is what the user sees.
+    """
+    exceptions = getattr(getattr(torch, "_dynamo", None), "exc", None)
+    base = getattr(exceptions, "TorchDynamoException", None)
+    return base is not None and isinstance(error, base)

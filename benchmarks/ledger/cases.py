@@ -52,26 +52,31 @@ def cases(size: str) -> list[Case]:
 def count(case: Case) -> list[Line]:
     """The lines of the second time that the work is done: what is made once and kept is left out."""
     with as_on_a_gpu():
-        with META:
-            run = _MADE[case.work, case.side](networks.config(case.size), case.batch)
+        run = prepared(case, META)
         for counter in (Counter(), Counter()):
             with counter:
                 run()
     return counter.lines
 
 
+def prepared(case: Case, device: torch.device) -> Callable[[], object]:
+    """The work, to be called on this device as often as wanted."""
+    with device:
+        return _MADE[case.work, case.side](networks.config(case.size), case.batch, device)
+
+
 def _image(config: UNetConfig, batch: int, dtype: torch.dtype = DTYPE) -> Tensor:
     shape = (batch, config.in_channels, config.image_size, config.image_size)
-    return torch.empty(shape, dtype=dtype, device=META).contiguous(memory_format=torch.channels_last)
+    return torch.randn(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
 
 
-def _ours(config: UNetConfig) -> UNet:
-    return UNet(config).to(META)
+def _ours(config: UNetConfig, device: torch.device) -> UNet:
+    return UNet(config).to(device)
 
 
-def _theirs(config: UNetConfig) -> nn.Module:
+def _theirs(config: UNetConfig, device: torch.device) -> nn.Module:
     """diffusers' network in the memory format that suits a GPU."""
-    return peer_network(config).to(META).to(memory_format=torch.channels_last)
+    return peer_network(config).to(device).to(memory_format=torch.channels_last)
 
 
 def _diffusion() -> df.GaussianDiffusion:
@@ -81,16 +86,16 @@ def _diffusion() -> df.GaussianDiffusion:
 
 def _forward(model: nn.Module, config: UNetConfig, batch: int) -> Callable[[], object]:
     model, x = model.to(DTYPE).eval(), _image(config, batch)
-    t = torch.zeros(batch, dtype=torch.int64, device=META)
+    t = torch.zeros(batch, dtype=torch.int64)
     return torch.no_grad()(lambda: model(x, t))
 
 
-def _our_forward(config: UNetConfig, batch: int) -> Callable[[], object]:
-    return _forward(_ours(config), config, batch)
+def _our_forward(config: UNetConfig, batch: int, device: torch.device) -> Callable[[], object]:
+    return _forward(_ours(config, device), config, batch)
 
 
-def _their_forward(config: UNetConfig, batch: int) -> Callable[[], object]:
-    return _forward(_theirs(config), config, batch)
+def _their_forward(config: UNetConfig, batch: int, device: torch.device) -> Callable[[], object]:
+    return _forward(_theirs(config, device), config, batch)
 
 
 def _data(config: UNetConfig, batch: int) -> tuple[TrainConfig, Dataset]:
@@ -100,35 +105,35 @@ def _data(config: UNetConfig, batch: int) -> tuple[TrainConfig, Dataset]:
     return TrainConfig(batch_size=batch, precision="bf16", label_drop=0.0), Dataset(images, None, None, "black")
 
 
-def _our_training(config: UNetConfig, batch: int) -> Callable[[], object]:
+def _our_training(config: UNetConfig, batch: int, device: torch.device) -> Callable[[], object]:
     """A step of Trainer, without the copy of the batch to the device."""
     how, data = _data(config, batch)
-    trainer = Trainer(dataclasses.replace(config, dropout=0.0), _diffusion(), how, data, META, cuda_graph=False)
+    trainer = Trainer(dataclasses.replace(config, dropout=0.0), _diffusion(), how, data, device, cuda_graph=False)
     trainer.model.train()
     return trainer._compute
 
 
-def _their_training(config: UNetConfig, batch: int) -> Callable[[], object]:
+def _their_training(config: UNetConfig, batch: int, device: torch.device) -> Callable[[], object]:
     how, data = _data(config, batch)
-    return diffusers_step(_ours(config), _diffusion(), how, data, tuned=True)
+    return diffusers_step(_ours(config, device), _diffusion(), how, data, tuned=True)
 
 
-def _our_sampling(config: UNetConfig, batch: int) -> Callable[[], object]:
+def _our_sampling(config: UNetConfig, batch: int, device: torch.device) -> Callable[[], object]:
     """A row of ancestral sampling, as the loop runs it and as its CUDA graph replays it."""
-    model, diffusion = _ours(config).to(DTYPE).eval(), _diffusion()
+    model, diffusion = _ours(config, device).to(DTYPE).eval(), _diffusion()
     with torch.device("cpu"):
         table = make_table(diffusion, "ddpm", STEPS)
-    key = df.NoiseKey.of(0, batch, device=META, stream=df.Stream.REVERSE)
+    key = df.NoiseKey.of(0, batch, device=device, stream=df.Stream.REVERSE)
     state = BatchState.of(
-        _image(config, batch, torch.float32), DeviceTable.of(table, META, None), key, model_dtype=DTYPE
+        _image(config, batch, torch.float32), DeviceTable.of(table, device, None), key, model_dtype=DTYPE
     )
     predict = predictor(model, None, learned=False)
     return torch.no_grad()(lambda: state.advance(predict, RowKind(asks=True)))
 
 
-def _their_sampling(config: UNetConfig, batch: int) -> Callable[[], object]:
+def _their_sampling(config: UNetConfig, batch: int, device: torch.device) -> Callable[[], object]:
     """A step of diffusers' scheduler on the network's answer; it keeps its state in the network's dtype."""
-    model = _theirs(config).to(DTYPE).eval()
+    model = _theirs(config, device).to(DTYPE).eval()
     with torch.device("cpu"):
         diffusion = _diffusion()
         chain = scheduler(diffusion, make_table(diffusion, "ddpm", STEPS).timesteps.tolist())

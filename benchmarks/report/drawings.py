@@ -16,6 +16,7 @@ PANELS = 2  # of places next to each other in a figure
 MOST_CASES = 9  # of a figure, one above the other: what fits on a screen
 PEERS = {"diffusers": BLUE, "torch": ORANGE, "torch.compile": GREEN, "composed": PURPLE}
 PEERS |= {"denoising-diffusion-pytorch": VERMILION, "diffusers torch.compile": SKY}
+PEERS |= {"diffusers torch.compile, reduce-overhead": "#2A7FA5", "diffusers torch.compile, max-autotune": "#124E6B"}
 PEERS |= {"diffusers channels_last": "0.35", "diffusers DDPMPipeline": "0.6", "register_autograd": "black"}
 _COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, "black")
 _MARKS = "osD^vPX"

@@ -26,7 +26,8 @@ from ddpm_fast.loops.metrics import NonFiniteLoss
 from ddpm_fast.loops.training import MODEL_NAME
 from ddpm_fast.loops.training_state import machine, read_state
 
-# Options that may differ between a run and its continuation, because they do not affect the weights.
+# Options that may differ between a run and its continuation, because they do not affect the weights, or by no more
+# than rounding.
 FREE = {
     "data",  # the images may have moved; what they are is compared by their digest
     "steps",
@@ -36,6 +37,7 @@ FREE = {
     "device",
     "strict",
     "cuda_graph",
+    "compile",
 }
 # Options that say how a command goes on with a run, and not what the run is.
 MODES = {"out", "resume", "auto_resume", "change", "new_data"}

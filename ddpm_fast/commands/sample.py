@@ -105,10 +105,15 @@ def main(
     ] = None,
     gif: Annotated[Path | None, path_option("also write an animation of the denoising: a .gif")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, bf16, or auto (bf16 where that is faster)")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16, fp16, or auto (bf16 where that is faster, else fp32)")
+    ] = "fp32",
     cuda_graph: Annotated[
         bool | None, typer.Option(help="replay each step from a CUDA graph; if not given, wherever that is possible")
     ] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="call the network through torch.compile: pays for many images")
+    ] = False,
 ) -> None:
     """Draw images from a diffusion model, or edit a picture with it."""
     with plain_errors():
@@ -148,6 +153,7 @@ def main(
             batch_size=batch_size,
             on_step=drawing.on_step,
             cuda_graph=cuda_graph,
+            compile=compile,
         )
         # Everything that can be wrong is found here, before the sampling.
         if edit is None:

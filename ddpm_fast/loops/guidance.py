@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.loops.network import Network, check_channels
@@ -19,7 +19,7 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 
 
 def predictor(
-    model: nn.Module,
+    model: Callable[..., Tensor],
     labels: Tensor | None,
     *,
     learned: bool,
@@ -31,7 +31,7 @@ def predictor(
     for.
 
     Args:
-        model: The network.
+        model: The network, or what is called in its place.
         labels: int64 [N] on the model's device, read at each call, or None for an unconditional call.
         learned: Whether the output has 2C channels: the prediction, and then what sets the variance
             (Objective.learned).

@@ -17,6 +17,7 @@ from typing_extensions import Unpack
 
 from ddpm_fast.errors import check_integer
 from ddpm_fast.loops.network import Network, evaluating
+from ddpm_fast.nn import derived
 from ddpm_fast.noise import NoiseKey, Stream, uniform_integers
 from ddpm_fast.respacing import sampling_timesteps
 from ddpm_fast.schedule import Schedule
@@ -138,7 +139,7 @@ def bits_per_dim(
     labels = network.check_labels(wanted.labels, n)
     labels = None if labels is None else labels.to(device)
     columns = []
-    with evaluating(model):
+    with evaluating(model), derived.held(model):
         for s, end in enumerate(ends):
             first = ends[s - 1] + 1 if s else 0
             t = first + uniform_integers(replace(key, stream=Stream.TIMESTEP), end - first + 1)

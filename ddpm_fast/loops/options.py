@@ -65,6 +65,9 @@ class SamplingOptions:
         cuda_graph: Whether the rows are replayed from CUDA graphs, which gives the same images bit for bit. None:
             wherever that is possible (where it is not, the logger "ddpm_fast.graphs" says why). True: where it is not
             possible, raise InputError. False: never.
+        compile: Whether the network is called through torch.compile, which gives the same images to rounding. It takes
+            up to a minute for the first batch of each size, and needs a C++ compiler, or on a GPU Triton and a C
+            compiler.
 
     Raises:
         InputError: For an unknown sampler or spacing, an eta that does not belong to the sampler, a number outside its
@@ -87,6 +90,7 @@ class SamplingOptions:
     shape: tuple[int, ...] | None = None
     on_step: Callable[[Step], None] | None = None
     cuda_graph: bool | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         check_sampler(self.sampler, self.eta)
@@ -124,6 +128,7 @@ class EncodingKeywords(TypedDict, total=False):
     clip: bool
     batch_size: int | None
     cuda_graph: bool | None
+    compile: bool
 
 
 class DecodingKeywords(EncodingKeywords, total=False):

@@ -26,10 +26,12 @@ from ddpm_fast import ops
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import check_integer
 from ddpm_fast.loops import graphs
+from ddpm_fast.loops.compiled import Call, check_compiler, compiled
 from ddpm_fast.loops.guidance import null_class, predictor
 from ddpm_fast.loops.network import Network, evaluating
 from ddpm_fast.loops.options import SamplingKeywords, SamplingOptions, Step
 from ddpm_fast.loops.state import BatchState, DeviceTable, Paste, RowKind, asking_rows, looks_back
+from ddpm_fast.nn import derived
 from ddpm_fast.noise import NoiseKey, Stream
 from ddpm_fast.samplers import SamplerTable, make_table
 
@@ -99,7 +101,7 @@ class Prepared:
         batch_size = self.options.batch_size or max(self.n, 1)
         table = DeviceTable.of(self.table, device, self.options.dynamic_threshold)
         labels = None if self.labels is None else self.labels.to(device)
-        with evaluating(model), self._replays() as replays:
+        with evaluating(model), derived.held(model), self._replays() as replays:
             for first in range(0, self.n, batch_size):
                 part = slice(first, min(first + batch_size, self.n))
                 if wanted is not None and not wanted(part):
@@ -130,7 +132,7 @@ class Prepared:
         on_step = self.options.on_step
         with self._repeating(state, replays) as (state, repeat):
             predict = predictor(
-                self.network.model,
+                self._call,
                 state.labels,
                 learned=self.diffusion.objective.learned,
                 guidance=self.options.guidance,
@@ -157,6 +159,7 @@ class Prepared:
         layout = (
             state.layout(),
             (self.options.guidance, self.options.guidance_rescale, self.null_label, self.options.dynamic_threshold),
+            self.options.compile,
             self.diffusion.objective.learned,
             ops.active_backend("reverse_step", self.network.device, torch.float32),
         )
@@ -178,6 +181,11 @@ class Prepared:
             RowKind(asks=row_asks, pastes=row_pastes, reports=reports)
             for row_asks, row_pastes in zip(self._asks, pastes, strict=True)
         ]
+
+    @functools.cached_property
+    def _call(self) -> Call:
+        """What is called as the network."""
+        return compiled(self.network.model) if self.options.compile else self.network.model
 
     # What the table says, as Python values: read once, and not for each batch.
 
@@ -219,7 +227,8 @@ def prepare(network: Network, diffusion: GaussianDiffusion, n: int, options: Sam
 
     Raises:
         InputError: For n < 0, for labels, a shape, guidance or an output that do not fit the model, for steps that the
-            diffusion does not have, for sample ids out of range, and where a CUDA graph was asked for but cannot be.
+            diffusion does not have, for sample ids out of range, and where a CUDA graph or a compiled network was asked
+            for but cannot be.
     """
     n = check_integer("n", n, 0)
     network.check_output(diffusion.objective.learned)
@@ -240,6 +249,8 @@ def prepare(network: Network, diffusion: GaussianDiffusion, n: int, options: Sam
         null_label=null_class(network, options.labels, options.guidance, options.null_label),
         key=NoiseKey.of(options.seed, n, first_sample_id=options.first_sample_id, device=network.device),
     )
+    if options.compile:
+        check_compiler(network.device)
     if options.cuda_graph:
         _why_no_graph(network, options.cuda_graph)
     return prepared
@@ -261,15 +272,15 @@ def sample(model: nn.Module, diffusion: GaussianDiffusion, n: int, **options: Un
         diffusion: The diffusion that the model was trained for.
         n: The number of images.
         **options: The fields of SamplingOptions, which describes each: sampler, steps, spacing, eta, clip, guidance,
-            guidance_rescale, dynamic_threshold, null_label, seed, first_sample_id, labels, batch_size, shape, on_step
-            and cuda_graph.
+            guidance_rescale, dynamic_threshold, null_label, seed, first_sample_id, labels, batch_size, shape, on_step,
+            cuda_graph and compile.
 
     Returns:
         fp32 [n, C, H, W] (or [n, *shape]), about in [-1, 1], on the model's device.
 
     Raises:
         InputError: Before anything is drawn, for whatever SamplingOptions and prepare refuse. Only a network of one's
-            own whose output does not fit shows it at the first row.
+            own whose output does not fit, or that cannot be compiled, shows it at the first row.
     """
     return prepare(Network.of(model), diffusion, n, SamplingOptions(**options)).draw()
 

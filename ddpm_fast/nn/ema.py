@@ -49,7 +49,7 @@ class EMA:
         return min(self.decay, (1 + step) / (10 + step))
 
     @torch.no_grad()
-    def update(self, step: int | Tensor) -> None:
+    def update(self, step: int | Tensor, keep: Tensor | None = None) -> None:
         """average <- d * average + (1 - d) * parameter, with d = decay_at(step).
 
         Nothing is read back from the device, so a CUDA graph can hold this.
@@ -57,6 +57,8 @@ class EMA:
         Args:
             step: the number of the update, counted from 0: an int, or an int64 scalar tensor, whose value is read when
                 the update runs.
+            keep: a bool scalar tensor, which is read when the update runs too. Where it is true, the averages stay as
+                they are, bit for bit.
         """
         live = None if self._memory is None else self._parameters_memory()
         if self._memory is not None and live is not None and live.shape == self._memory.shape:
@@ -65,7 +67,8 @@ class EMA:
         weights: dict[torch.device, Tensor] = {}
         for name, average in self._averages.items():
             if average.device not in weights:
-                weights[average.device] = self._weight(step, average.device)
+                weight = self._weight(step, average.device)
+                weights[average.device] = weight if keep is None else weight.masked_fill(keep.to(weight.device), 0.0)
             average.lerp_(self._live[name].detach().float(), weights[average.device])
 
     def _weight(self, step: int | Tensor, device: torch.device) -> Tensor:

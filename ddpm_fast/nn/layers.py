@@ -108,8 +108,8 @@ class Embedding:
 
     Attributes:
         emb: [N, E], or [1, E] for all samples, already through SiLU.
-        rows: What each block makes of it, with the bias of the block's first convolution if it is to be added: [N, C].
-            None if each block projects it by itself.
+        rows: What each block makes of it, fp32 [N, C], with the bias of the block's first convolution if it is to be
+            added. None if each block projects it by itself.
     """
 
     def __init__(self, emb: Tensor, rows: dict[nn.Module, Tensor] | None = None):
@@ -157,7 +157,7 @@ class ResBlock(nn.Module):
         h = self.norm1(image.image if image.is_added_up and joined is None else image, joined=joined)
         h = convolved(self.conv1, self.resample(h))
         h = convolved(self.conv2, self.dropout(self._conditioned(h, emb)))
-        result = h.plus(self._skipped(image.total(), joined))
+        result = self._with_skip(h, image.total(), joined)
         return result if isinstance(x, Pending) else result.total()
 
     def _conditioned(self, h: Pending, emb: Tensor | Embedding) -> Tensor:
@@ -175,19 +175,21 @@ class ResBlock(nn.Module):
             return self.norm2(h.image, scale, shift, added=bias)
         return self.norm2(h.image, added=rows)
 
-    def _skipped(self, x: Tensor, joined: Tensor | None) -> Tensor:
-        """What is added to the block's result. A 1x1 convolution of two images is a matrix product of each."""
+    def _with_skip(self, h: Pending, x: Tensor, joined: Tensor | None) -> Pending:
+        """h with the skip as its residual. A 1x1 convolution of two images is a matrix product of each."""
         x = self.resample(x)
         if not isinstance(self.skip, Conv2d) or not is_fused(x):
-            return self.skip(x if joined is None else torch.cat([x, joined], dim=1))
+            return h.plus(self.skip(x if joined is None else torch.cat([x, joined], dim=1)))
+        bias = self.skip.bias
+        if torch.is_grad_enabled() and bias is not None and h.bias is not None:
+            # The gradient of a product's bias is a pass over an image; that of h's comes with the next norm's.
+            h, bias = Pending(h.image, bias=h.bias + bias), None
         n, channels, height, width = x.shape
-        matrix = self.skip.weight.flatten(1)
-        # split, because the backward of two slices is five kernels, and that of a split is one.
-        own, *others = matrix.split([channels, matrix.shape[1] - channels], dim=1) if joined is not None else [matrix]
-        y = F.linear(_pixels(x), own, self.skip.bias)
+        own, others = self.skip.weight.flatten(1).split((channels, self.skip.in_channels - channels), dim=1)
+        y = F.linear(_pixels(x), own, bias)
         if joined is not None:
-            y.addmm_(_pixels(joined), others[0].t().to(y.dtype))
-        return y.view(n, height, width, -1).permute(0, 3, 1, 2)
+            y.addmm_(_pixels(joined), others.t().to(y.dtype))
+        return h.plus(y.view(n, height, width, -1).permute(0, 3, 1, 2))
 
 
 def _pixels(x: Tensor) -> Tensor:

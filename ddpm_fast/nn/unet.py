@@ -350,27 +350,27 @@ class UNet(Derives):
             emb = emb + (table[-1] if labels is None else F.embedding(labels, table))
         emb = F.silu(emb)
         blocks = self._blocks()
-        if not fuses or any(type(block.emb) is not nn.Linear for block in blocks):
+        if not fuses or not all(_is_as_it_was_made(block) for block in blocks):
             return Embedding(emb)
-        rows = F.linear(emb, *self.derived())
-        if torch.is_grad_enabled():
-            rows = rows.float()  # as their gradients arise, so that these are cast together and not each by itself
-        parts = rows.split([block.emb.out_features for block in blocks], dim=1)
-        return Embedding(emb, dict(zip(blocks, parts, strict=True)))
+        weight, bias, *added = self.derived()
+        rows = F.linear(emb, weight, bias)
+        rows = rows + added[0] if added else rows.float()
+        each = rows.split([block.emb.out_features for block in blocks], dim=1)
+        return Embedding(emb, dict(zip(blocks, each, strict=True)))
 
     def _blocks(self) -> list[ResBlock]:
         stages = (*self.encoder, self.middle, *self.decoder)
         return [layer for stage in stages for layer in stage if isinstance(layer, ResBlock)]
 
     def derive(self) -> tuple[Tensor, ...]:
-        """All blocks' projections of the embedding as one matrix, with their biases."""
+        """All blocks' projections of the embedding as one matrix, their biases, and those of their first convolutions,
+        fp32, if these are added as well."""
         blocks = self._blocks()
-        weight = torch.cat([block.emb.weight for block in blocks])
-        bias = torch.cat([block.emb.bias for block in blocks])
-        if not self.config.scale_shift:  # it is added to the images with the bias of the convolution before
-            before = ((block.conv1.bias, block.emb.bias) for block in blocks)
-            bias = bias + torch.cat([torch.zeros_like(other) if own is None else own for own, other in before])
-        return weight, bias
+        projection = torch.cat([block.emb.weight for block in blocks]), torch.cat([block.emb.bias for block in blocks])
+        if self.config.scale_shift:
+            return projection
+        biases = [block.conv1.bias for block in blocks if block.conv1.bias is not None]
+        return *projection, torch.cat(biases).float()
 
     def _check(self, x: Tensor, t: Tensor, labels: Tensor | None) -> None:
         config = self.config
@@ -395,3 +395,8 @@ class UNet(Derives):
                     f"labels go from {low} to {high}; expected 0 to {config.num_classes - 1}, "
                     f"or {config.num_classes} for the null class"
                 )
+
+
+def _is_as_it_was_made(block: ResBlock) -> bool:
+    """Whether the block's projection and first convolution have all that is joined with those of other blocks."""
+    return type(block.emb) is nn.Linear and block.emb.bias is not None and block.conv1.bias is not None

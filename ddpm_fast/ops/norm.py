@@ -165,8 +165,7 @@ def _of_op(norm: Norm, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     n, channels = norm.x.shape[:2]
     width = channels if norm.joined is None else channels + norm.joined.shape[1]
     scale, shift = (_of_all_samples(values, (n, width)) for values in (norm.scale, norm.shift))
-    given = norm._replace(scale=scale, shift=shift, added=_of_all_samples(norm.added, (n, channels)))
-    return _ops.group_norm.default(*given, keep)
+    return _ops.group_norm.default(*norm._replace(scale=scale, shift=shift), keep)
 
 
 def _of_all_samples(values: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
@@ -246,9 +245,9 @@ def _check_kernel_norm(norm: Norm, op: str = "group_norm") -> None:
     x = norm.x
     if x.ndim != 4:
         raise InputError(f"{op}: x has shape {tuple(x.shape)}; expected [N, C, H, W]")
-    for values in (norm.scale, norm.shift, norm.added):
+    for values in (norm.scale, norm.shift):
         if values is not None and values.shape[0] != x.shape[0]:
-            raise InputError(f"{op}: scale, shift and added are of {values.shape[0]} samples and x of {x.shape[0]}")
+            raise InputError(f"{op}: scale and shift are of {values.shape[0]} samples and x of {x.shape[0]}")
 
 
 def _like(image: Tensor, channels: int | None = None) -> Tensor:
@@ -282,9 +281,10 @@ def _group_norm(*inputs):
 
 
 def _readable(norm: Norm) -> Norm:
-    """The norm of images in channels_last memory."""
+    """The norm as kernels read it: images in channels_last memory, and what is added for every sample."""
     residual, joined = (None if image is None else channels_last(image) for image in (norm.residual, norm.joined))
-    return norm._replace(x=channels_last(norm.x), residual=residual, joined=joined)
+    added = _of_all_samples(norm.added, (norm.x.shape[0], norm.x.shape[1]))
+    return norm._replace(x=channels_last(norm.x), added=added, residual=residual, joined=joined)
 
 
 def _group_norm_save(ctx, inputs, outputs):
@@ -293,7 +293,8 @@ def _group_norm_save(ctx, inputs, outputs):
     ctx.save_for_backward(
         x, inputs.weight, inputs.bias, inputs.scale, inputs.shift, added, inputs.residual, inputs.joined, statistics
     )
-    ctx.silu, ctx.is_added, ctx.is_kept = inputs.silu, inputs.added is not None, inputs.keep
+    ctx.silu, ctx.is_kept = inputs.silu, inputs.keep
+    ctx.added = None if inputs.added is None else inputs.added.shape[0]  # rows
     ctx.mark_non_differentiable(statistics)
     ctx.set_materialize_grads(False)
 
@@ -304,7 +305,7 @@ def _group_norm_gradients(ctx, grad, grad_total, _):
         return {}
     x, weight, bias, scale, shift, added, residual, joined, statistics = ctx.saved_tensors
     if grad is None:  # y was not used
-        rows = grad_total.flatten(2).sum(2) if ctx.is_added else None
+        rows = None if ctx.added is None else _of_rows(grad_total.flatten(2).sum(2), ctx.added)
         return {"x": grad_total, "residual": None if residual is None else grad_total, "added": rows}
     vectors = (weight, bias, scale, shift, added)
     dx, djoined, sums = _ops.group_norm_backward(grad, grad_total, x, joined, *vectors, statistics, ctx.silu)
@@ -315,10 +316,15 @@ def _group_norm_gradients(ctx, grad, grad_total, _):
         "bias": dbias,
         "scale": None if scale is None else dscale,
         "shift": None if shift is None else dshift,
-        "added": sums[2, :, : x.shape[1]] if ctx.is_added else None,
+        "added": None if ctx.added is None else _of_rows(sums[2, :, : x.shape[1]], ctx.added),
         "residual": None if residual is None else dx,
         "joined": None if joined is None else djoined,
     }
+
+
+def _of_rows(sums: Tensor, rows: int) -> Tensor:
+    """The gradient [rows, C] of what was added, from that of each sample [N, C]."""
+    return sums if rows == sums.shape[0] else sums.sum(0, keepdim=True)
 
 
 declare(

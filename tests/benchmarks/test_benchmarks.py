@@ -242,12 +242,15 @@ def test_a_run_that_differs_is_not_timed():
 
 def test_what_is_not_compiled(monkeypatch):
     case = comparison.Case("training", "digits", "bf16", 4)
-    assert "--compile" in comparison.uncompiled(case, CPU, False)
-    assert not comparison.uncompiled(case, torch.device("cuda"), True)
-    assert not comparison.uncompiled(case._replace(layer="sampling"), CPU, True)
+    compiling = Options(Path(), compiling=True)
+    assert "--compile" in comparison.uncompiled(case, CPU, Options(Path()))
+    assert not comparison.uncompiled(case, torch.device("cuda"), compiling)
+    *others, tuned = comparison.compiled_labels(torch.device("cuda"))
+    assert len(others) == 2 and "--max-autotune" in comparison.uncompiled(case, CPU, compiling, tuned)
+    assert not comparison.uncompiled(case._replace(layer="sampling"), CPU, compiling)
     for version, is_wrong in (("2.9.1", True), ("2.13.0+cpu", True), ("2.14.1", False)):
         monkeypatch.setattr(torch, "__version__", TorchVersion(version))
-        assert ("gradients are wrong" in comparison.uncompiled(case, CPU, True)) is is_wrong
+        assert ("gradients are wrong" in comparison.uncompiled(case, CPU, compiling)) is is_wrong
 
 
 def test_only_what_matches_is_timed_and_the_steps_count(tmp_path):

@@ -140,6 +140,26 @@ def test_inpainting_from_graphs(replays, dtype):
         assert replays() > before
 
 
+@pytest.mark.parametrize("guidance", [None, 3.0])
+def test_a_compiled_network_in_a_graph(replays, guidance):
+    """The graph gives the compiled network's images bit for bit, and these are the network's to rounding."""
+    model = network()
+    options = {"steps": 8, "labels": [0, 1, 2], "guidance": guidance}
+    plain = sample(model, FIXED, 3, **options)
+    eager = sample(model, FIXED, 3, **options, compile=True, cuda_graph=False)
+    before = replays()
+    for count in (6, 6 + 8):
+        assert torch.equal(sample(model, FIXED, 3, **options, compile=True, cuda_graph=True), eager)
+        assert replays() - before == count
+    torch.testing.assert_close(eager, plain, rtol=0, atol=2e-2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.9)
+    changed = sample(model, FIXED, 3, **options)
+    torch.testing.assert_close(sample(model, FIXED, 3, **options, compile=True), changed, rtol=0, atol=2e-2)
+    assert not torch.allclose(changed, plain, rtol=0, atol=2e-2)
+
+
 def test_a_graph_on_another_stream_waits_for_the_one_before(replays):
     model, stream = network(), torch.cuda.Stream(CUDA)
     eager = [sample(model, FIXED, 4, steps=20, seed=seed, cuda_graph=False) for seed in range(4)]
@@ -266,7 +286,7 @@ KINDS = {
 }
 
 
-def trainer(cuda_graph, diffusion=None, **options):
+def trainer(cuda_graph, diffusion=None, compile=False, **options):
     """With every source of randomness in use: dropout, dropped labels, flips."""
     diffusion = diffusion or GaussianDiffusion(Schedule.cosine(100))
     config = TrainConfig(**{"batch_size": 8, "warmup": 5, "flip": True, "label_drop": 0.3, **options})
@@ -278,7 +298,7 @@ def trainer(cuda_graph, diffusion=None, **options):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (50, 3, 16, 16), dtype=torch.uint8, generator=generator)
     dataset = Dataset(images, torch.arange(50) % 3, None, "random")
-    return Trainer(network, diffusion, config, dataset, CUDA, cuda_graph)
+    return Trainer(network, diffusion, config, dataset, CUDA, cuda_graph, compile)
 
 
 @pytest.mark.parametrize("cuda_graph", [False, None], ids=["eager", "graph"])
@@ -294,6 +314,17 @@ def test_training_never_waits(no_sync, word, cuda_graph):
         metrics.add(*subject.train_step())
         looks += metrics.look(wait=False)
     assert sum(look.steps for look in looks) >= 5
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_training_a_compiled_network_in_a_graph(replays, precision):
+    """With dropout, for which the compiled network draws the same numbers."""
+    plain, compiled = (trainer(None, precision=precision, compile=compile) for compile in (False, True))
+    tolerance = 1e-2 if precision == "fp32" else 0.1
+    for step in range(8):
+        expected, found = (torch.stack(subject.train_step()) for subject in (plain, compiled))
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=0, msg=f"step {step}: {found}, {expected}")
+    assert replays() == 2 * 6
 
 
 @pytest.mark.parametrize("word", KINDS)

@@ -15,7 +15,8 @@ from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.loops import editing, graphs
 from ddpm_fast.loops.sampling import sample
-from ddpm_fast.nn import UNet
+from ddpm_fast.nn import UNet, derived
+from ddpm_fast.nn.derived import Derives
 from ddpm_fast.schedule import Schedule
 
 CPU = torch.device("cpu")
@@ -199,6 +200,46 @@ def test_a_change_of_torchs_settings_is_captured_anew(recording):
     finally:
         torch.backends.cudnn.benchmark = before
     assert recording.captures == 2
+
+
+class Doubled(Derives):
+    """A network that derives twice its weight, and counts how often."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.counts = torch.nn.Parameter(torch.tensor(0.3)), []
+
+    def derive(self):
+        self.counts.append(1)
+        return (2 * self.weight,)
+
+    def forward(self, x, t):
+        return x * self.derived()[0]
+
+
+def test_what_is_derived_from_weights_is_computed_once_a_loop_and_read_by_graphs(recording, monkeypatch):
+    monkeypatch.setattr(derived, "is_fused", lambda parameter: True)  # as on a GPU
+    model, images = Doubled(), torch.zeros(2, 1, 3)
+    for loops, act in enumerate(
+        (
+            lambda: drawn(model, cuda_graph=False),
+            lambda: drawn(model),
+            lambda: drawn(model),
+            lambda: drawn(model, batch_size=1),
+            lambda: editing.encode(model, FIXED, images, 4),
+            lambda: FIXED.bits_per_dim(model, images, steps=4),
+        ),
+        1,
+    ):
+        act()
+        assert len(model.counts) == loops
+    expected = drawn(OwnNetwork(lambda self, x, t: x * (2 * self.weight)))
+    assert torch.equal(drawn(model), expected)
+    change(model)
+    captures = recording.captures
+    changed = drawn(model)
+    assert torch.equal(changed, drawn(model, cuda_graph=False)) and not torch.equal(changed, expected)
+    assert recording.captures == captures
 
 
 def test_few_graphs_are_kept_and_none_outlives_its_model(recording):

@@ -199,3 +199,14 @@ def test_where_it_is_taken():
         assert not pending.is_fused(on_meta)
     with pending.unfused():
         assert not pending.is_fused(on_meta)
+
+
+def test_a_block_with_an_edited_projection_is_projected_by_itself():
+    model = network("as Ho et al.").eval()
+    x, t, _ = batch(model)
+    model.middle[0].emb = torch.nn.Sequential(model.middle[0].emb, torch.nn.Tanh())
+    with torch.no_grad():
+        expected = exactly(model)(x.double(), t)
+        with fused():
+            output = model(x, t)
+    assert torch.linalg.vector_norm(output - expected) <= 2e-6 * torch.linalg.vector_norm(expected)

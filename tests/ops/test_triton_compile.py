@@ -14,13 +14,12 @@ from support import sass
 
 from ddpm_fast.noise import NoiseKey
 from ddpm_fast.ops import ReverseStep, VlbTerms
-from ddpm_fast.ops.backends import triton as triton_backend
 from ddpm_fast.ops.tensors import Draw, Drawn
 
-triton = pytest.importorskip("triton", reason="the package triton is not installed: pip install triton")
+pytest.importorskip("triton", reason="the package triton is not installed: pip install triton")
 
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
+from support.triton_compile import assembled, compiled, launches_of
+from triton.backends.compiler import GPUTarget
 
 pytestmark = [
     pytest.mark.cross_compile,
@@ -114,61 +113,6 @@ CASES = {
 }
 
 
-class Launch(NamedTuple):
-    kernel: object
-    args: tuple
-    options: dict
-
-
-class Recorder:
-    """Stands for a kernel, and keeps what it is launched with."""
-
-    def __init__(self, kernel, launches):
-        self.kernel, self.launches = kernel, launches
-
-    def __getitem__(self, grid):
-        assert all(size > 0 for size in grid)
-        return lambda *args, **options: self.launches.append(Launch(self.kernel, args, options))
-
-
-def launches_of(name: str, *arguments) -> list[Launch]:
-    """The kernels that an op launches, and nothing runs."""
-    launches: list[Launch] = []
-    op = triton_backend.OPS[name]
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in list(op.__globals__.items()):
-            if key.endswith("_kernel"):
-                patch.setitem(op.__globals__, key, Recorder(value, launches))
-        op(*arguments)
-    return launches
-
-
-TYPES = {torch.float64: "*fp64", F32: "*fp32", BF16: "*bf16", F16: "*fp16", U8: "*u8", torch.int64: "*i64"}
-
-
-def compiled(launch: Launch, capability: int, folder) -> tuple[str, sass.Kernel]:
-    """(PTX, machine code) as the launch would have it."""
-    signature, constants, alignment = {}, {}, {}
-    options = dict(launch.options)
-    values = dict(zip(launch.kernel.arg_names, launch.args, strict=False))
-    values |= {name: options.pop(name) for name in launch.kernel.arg_names if name in options}
-    for i, name in enumerate(launch.kernel.arg_names):
-        value = values[name]
-        if isinstance(value, torch.Tensor):
-            signature[name] = TYPES[value.dtype]
-            alignment[(i,)] = [["tt.divisibility", 16]]  # as torch allocates on a GPU
-        elif value is None or launch.kernel.params[i].is_constexpr:
-            signature[name], constants[name] = "constexpr", value
-        else:
-            assert launch.kernel.params[i].do_not_specialize, f"{name} would compile the kernel anew for some values"
-            signature[name] = "i32" if value < 2**31 else "i64"
-    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=alignment)
-    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    (folder / "kernel.cubin").write_bytes(kernel.asm["cubin"])
-    (machine_code,) = sass.kernels(folder / "kernel.cubin")
-    return kernel.asm["ptx"], machine_code
-
-
 def check(ptx: str, code: sass.Kernel, doubles: int = 0) -> None:
     assert not code.spills, f"{code.registers} registers, {code.stack} bytes of stack, {code.local} of local memory"
     assert (".f64" in ptx) == (doubles > 0) and code.doubles <= doubles, "double precision, of a Python float perhaps"
@@ -220,6 +164,18 @@ def test_draws_compiled(word, tmp_path):
     ptx, code = compiled(launch, 90, tmp_path)
     check(ptx, code, doubles)
     assert len(code.instructions) <= budget
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("word", CASES)
+def test_compiled_for_amd(word):
+    """An Instinct MI300: without spills and double precision, and with nothing contracted where no function is."""
+    for launch in launches_of(*CASES[word].call):
+        code = assembled(launch, GPUTarget("hip", "gfx942", 64)).asm["amdgcn"]
+        assert re.findall(r"vgpr_spill_count: +(\d+)", code) == ["0"]  # scalar registers spill to vector ones
+        assert "_f64" not in code
+        if word.startswith("loss_backward") or "given noise" in word:
+            assert "v_fma" not in code and "v_mad_f32" not in code and "v_fmac" not in code
 
 
 def test_a_sample_of_4096_elements_needs_no_second_kernel():

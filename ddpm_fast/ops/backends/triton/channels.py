@@ -55,6 +55,7 @@ def add_bias(x: Tensor, residual: Tensor | None, bias: Tensor | None, out: Tenso
             CHANNELS=channels,
             LARGE=elements >= 2**31 - _BLOCK,
             BLOCK=_BLOCK,
+            enable_fp_fusion=True,
         )
 
 
@@ -91,7 +92,15 @@ def channel_sums(image: Tensor, out: Tensor) -> None:
     partial = out if parts == 1 else out.new_empty(parts, channels)
     with device_of(image):
         _channel_sums_kernel[(parts * triton.cdiv(channels, width),)](
-            image, partial, pixels, each, parts, CHANNELS=channels, WIDTH=width, HEIGHT=height
+            image,
+            partial,
+            pixels,
+            each,
+            parts,
+            CHANNELS=channels,
+            WIDTH=width,
+            HEIGHT=height,
+            enable_fp_fusion=True,
         )
         if parts > 1:
             launch = RowSums(channels, channels)
@@ -159,4 +168,5 @@ def group_norm_parameters(
             channels,
             WIDTH=width,
             HEIGHT=1024 // width,
+            enable_fp_fusion=True,
         )

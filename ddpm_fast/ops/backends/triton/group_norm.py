@@ -15,22 +15,23 @@ import triton.language as tl
 from torch import Tensor
 
 from ddpm_fast.ops.backends.triton.functions import two_sum
-from ddpm_fast.ops.backends.triton.layout import as_stored, device_of, load, sample_of, store
+from ddpm_fast.ops.backends.triton.layout import device_of, load, sample_of, store, store_and_read
 from ddpm_fast.ops.backends.triton.silu import silu
 from ddpm_fast.ops.backends.triton.slabs import (
     VARYING,
     Slabs,
     affine,
     beside,
-    group_sum,
     lanes_of,
+    of_lanes,
     pixels_of,
     rows,
+    slab_sum,
     vector,
 )
 from ddpm_fast.ops.tensors import Norm
 
-LARGEST = 32768  # elements of a slab: 64 registers a thread
+LARGEST = 16384  # elements of a slab: 32 registers a thread
 STATISTICS = tl.constexpr(3)
 _CHUNKS = tl.constexpr(128)  # whose statistics are added at once
 
@@ -45,8 +46,7 @@ def _sum_of(x, residual, added, added_step, total, sample, pixel, channel, mask,
     if added is not None:
         value += vector(added, added_step, sample, channel, channel < FIRST)
     if total is not None:
-        store(total + at, value, mask)
-        value = as_stored(total, value)
+        value = store_and_read(total + at, value, mask)
     return value
 
 
@@ -72,9 +72,10 @@ def _joined_sum(
 
 
 @triton.jit
-def _applied(value, centre, rest, rstd, factor, offset, SILU: tl.constexpr):
+def _applied(difference, missed, rstd, factor, offset, SILU: tl.constexpr):
+    """y of differences from the mean which all miss it by as much."""
     gain = rstd * factor
-    u = (value - centre[None, :]) * gain[None, :] + (offset - rest * gain)[None, :]
+    u = difference * gain[None, :] + (offset - missed * gain)[None, :]
     if SILU:
         u = silu(u)
     return u
@@ -100,7 +101,7 @@ def _group_norm_kernel(
     sample = sample_of(samples)
     slice_ = tl.program_id(0) % SLICES
     chunk = tl.program_id(0) // SLICES
-    channel, exists, group, inside = lanes_of(slice_, GROUPS, PER_GROUP, LANES, TOGETHER, PARTS)
+    channel, exists, _ = lanes_of(slice_, GROUPS, PER_GROUP, LANES, TOGETHER, PARTS)
     pixel, there = pixels_of(chunk, positions, PIXELS, PARTIAL, LARGE)
     mask = there & exists[None, :]
     start = slice_ * (TOGETHER * PER_GROUP)
@@ -117,25 +118,26 @@ def _group_norm_kernel(
     )  # fmt: skip
     held = tl.minimum(positions - chunk * PIXELS, PIXELS)
     count = (held * tl.minimum(PER_GROUP - slice_ % PARTS * LANES, LANES)).to(tl.float32)
-    mean = tl.div_rn(group_sum(tl.sum(tl.where(mask, value, 0.0), 0), LANES, TOGETHER), count)
-    difference = tl.where(mask, value - mean[None, :], 0.0)
-    missed = tl.div_rn(group_sum(tl.sum(difference, 0), LANES, TOGETHER), count)
-    squares = group_sum(tl.sum(difference * difference, 0), LANES, TOGETHER) - count * missed * missed
+    mean = slab_sum(tl.where(mask, value, 0.0), PIXELS, LANES, TOGETHER) / count
+    difference = tl.where(mask, value - of_lanes(mean, LANES, TOGETHER)[None, :], 0.0)
+    missed = slab_sum(difference, PIXELS, LANES, TOGETHER) / count
+    squares = slab_sum(difference * difference, PIXELS, LANES, TOGETHER) - count * missed * missed
     centre, rest = two_sum(mean, missed)
+    group = slice_ // PARTS * TOGETHER + tl.arange(0, TOGETHER)
     if WHOLE:
         kept = statistics + (sample * GROUPS + group) * STATISTICS
-        third = _reciprocal_deviation(tl.div_rn(squares, count), EPS)
+        third = _reciprocal_deviation(squares / count, EPS)
         factor, offset = affine(weight, bias, scale, shift, scale_step, shift_step, sample, channel, exists)
-        applied = _applied(value, centre, rest, third, factor, offset, SILU)
+        missed, rstd = of_lanes(missed, LANES, TOGETHER), of_lanes(third, LANES, TOGETHER)
+        applied = _applied(difference, missed, rstd, factor, offset, SILU)
         store(y + base * CHANNELS + (pixel * CHANNELS + channel[None, :]), applied, mask)
     else:
         parts = tl.num_programs(0) // SLICES * PARTS
         kept = statistics + ((sample * GROUPS + group) * parts + chunk * PARTS + slice_ % PARTS) * STATISTICS
         third = squares
-    first = exists & (inside % LANES == 0)
-    tl.store(kept, centre, mask=first)
-    tl.store(kept + 1, rest, mask=first)
-    tl.store(kept + 2, third, mask=first)
+    tl.store(kept, centre, mask=group < GROUPS)
+    tl.store(kept + 1, rest, mask=group < GROUPS)
+    tl.store(kept + 2, third, mask=group < GROUPS)
 
 
 @triton.jit
@@ -163,7 +165,7 @@ def _statistics_kernel(
     for i in range(0, chunks * PARTS, _CHUNKS):
         held, centre, _, _ = _statistics_of(partial, i + lane, chunks, positions, PER_GROUP, LANES, PARTS, PIXELS)
         total += held * centre
-    mean = tl.div_rn(tl.sum(total), count)
+    mean = tl.sum(total) / count
     missed = tl.zeros([_CHUNKS], tl.float32)
     squares = tl.zeros([_CHUNKS], tl.float32)
     for i in range(0, chunks * PARTS, _CHUNKS):
@@ -173,12 +175,12 @@ def _statistics_kernel(
         difference = (centre - mean) + rest
         missed += held * difference
         squares += square + held * difference * difference
-    miss = tl.div_rn(tl.sum(missed), count)
+    miss = tl.sum(missed) / count
     centre, rest = two_sum(mean, miss)
     kept = statistics + program * STATISTICS
     tl.store(kept, centre)
     tl.store(kept + 1, rest)
-    tl.store(kept + 2, _reciprocal_deviation(tl.div_rn(tl.sum(squares), count) - miss * miss, EPS))
+    tl.store(kept + 2, _reciprocal_deviation(tl.sum(squares) / count - miss * miss, EPS))
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -193,7 +195,7 @@ def _apply_kernel(
     CHANNELS: tl.constexpr = FIRST + SECOND
     sample = sample_of(samples)
     slice_ = tl.program_id(0) % SLICES
-    channel, exists, group, _ = lanes_of(slice_, GROUPS, CHANNELS // GROUPS, LANES, TOGETHER, PARTS)
+    channel, exists, group = lanes_of(slice_, GROUPS, CHANNELS // GROUPS, LANES, TOGETHER, PARTS)
     pixel, there = pixels_of(tl.program_id(0) // SLICES, positions, PIXELS, PARTIAL, LARGE)
     mask = there & exists[None, :]
     start = slice_ * (TOGETHER * (CHANNELS // GROUPS))
@@ -209,7 +211,7 @@ def _apply_kernel(
     kept = statistics + (sample * GROUPS + group) * STATISTICS
     centre, rest, rstd = load(kept, exists), load(kept + 1, exists), load(kept + 2, exists)
     factor, offset = affine(weight, bias, scale, shift, scale_step, shift_step, sample, channel, exists)
-    applied = _applied(value, centre, rest, rstd, factor, offset, SILU)
+    applied = _applied(value - centre[None, :], rest, rstd, factor, offset, SILU)
     store(y + base * CHANNELS + (pixel * CHANNELS + channel[None, :]), applied, mask)
 
 
@@ -255,6 +257,7 @@ def group_norm(norm: Norm, y: Tensor, total: Tensor | None, statistics: Tensor) 
             LANES=slabs.lanes,
             PARTS=slabs.parts,
             PIXELS=slabs.pixels,
+            enable_fp_fusion=True,
         )
         kept = total is not None
         _apply_kernel[grid](

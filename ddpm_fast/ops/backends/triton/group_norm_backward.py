@@ -43,13 +43,13 @@ def _means(
     of_g = tl.zeros([TOGETHER * LANES], tl.float32)
     of_gn = tl.zeros([TOGETHER * LANES], tl.float32)
     for part in range(PARTS):
-        channel, exists, _, _ = lanes_of(slice_ // PARTS * PARTS + part, GROUPS, PER_GROUP, LANES, TOGETHER, PARTS)
+        channel, exists, _ = lanes_of(slice_ // PARTS * PARTS + part, GROUPS, PER_GROUP, LANES, TOGETHER, PARTS)
         factor, _ = affine(weight, bias, scale, shift, scale_step, shift_step, sample, channel, exists)
         of_g += factor * vector(sums, GROUPS * PER_GROUP, sample, channel, exists)
         of_gn += factor * vector(sums, GROUPS * PER_GROUP, samples + sample, channel, exists)
     return (
-        tl.div_rn(group_sum(of_g, LANES, TOGETHER), count),
-        tl.div_rn(group_sum(of_gn, LANES, TOGETHER), count),
+        group_sum(of_g, LANES, TOGETHER) / count,
+        group_sum(of_gn, LANES, TOGETHER) / count,
     )
 
 
@@ -69,7 +69,7 @@ def _group_norm_backward_kernel(
     sample = sample_of(samples)
     slice_ = tl.program_id(0) % SLICES
     chunk = tl.program_id(0) // SLICES
-    channel, exists, group, _ = lanes_of(slice_, GROUPS, PER_GROUP, LANES, TOGETHER, PARTS)
+    channel, exists, group = lanes_of(slice_, GROUPS, PER_GROUP, LANES, TOGETHER, PARTS)
     pixel, there = pixels_of(chunk, positions, PIXELS, PARTIAL, LARGE)
     mask = there & exists[None, :]
     start = slice_ * (TOGETHER * PER_GROUP)
@@ -101,8 +101,8 @@ def _group_norm_backward_kernel(
         sum_g, sum_gn = tl.sum(g, 0), tl.sum(g * n, 0)
         tl.store(to, sum_g, mask=exists)
         tl.store(to + after, sum_gn, mask=exists)
-        of_g = tl.div_rn(group_sum(factor * sum_g, LANES, TOGETHER), count)
-        of_gn = tl.div_rn(group_sum(factor * sum_gn, LANES, TOGETHER), count)
+        of_g = group_sum(factor * sum_g, LANES, TOGETHER) / count
+        of_gn = group_sum(factor * sum_gn, LANES, TOGETHER) / count
     if STAGE != "sums":
         gradient = (factor[None, :] * g - of_g[None, :] - n * of_gn[None, :]) * rstd[None, :]
         if grad_total is not None:

@@ -26,7 +26,7 @@ WIDE_OFFSETS = 2**29  # elements of a sample from which the last offset, of two 
 MAX_GRID_Y = 65535
 # Arguments that vary without a difference to the code: no kernel is compiled anew for a batch of one.
 VARYING = ("samples", "vectors", "channels", "positions", "stream", "rows")
-_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
 class Launch:
@@ -186,7 +186,7 @@ def load(address, mask):
         value = value.to(tl.float32)
         # The same bits as value / 127.5 - 1 for each of the 256, without a division: the first product is exact.
         return value * 0.0078125 + value * 3.06372573e-05 - 1.0
-    elif _INTERPRETED and address.dtype.element_ty == tl.bfloat16:  # the interpreter would take subnormals for 0
+    elif INTERPRETED and address.dtype.element_ty == tl.bfloat16:  # the interpreter would take subnormals for 0
         return (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     else:
         return value.to(tl.float32)
@@ -204,17 +204,20 @@ def _bf16_bits(value):
 def store(address, value, mask):
     """Rounded once, to nearest even."""
     dtype = address.dtype.element_ty
-    if _INTERPRETED and dtype == tl.bfloat16:
+    if INTERPRETED and dtype == tl.bfloat16:
         tl.store(address, _bf16_bits(value).to(tl.bfloat16, bitcast=True), mask=mask)
     else:
         tl.store(address, value.to(dtype), mask=mask)
 
 
 @triton.jit
-def as_stored(address, value):
-    """The fp32 value of what store() makes of a value."""
+def store_and_read(address, value, mask):
+    """store(), and the fp32 value of what was stored."""
     dtype = address.dtype.element_ty
-    if _INTERPRETED and dtype == tl.bfloat16:
+    if INTERPRETED and dtype == tl.bfloat16:
+        store(address, value, mask)
         return (_bf16_bits(value).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     else:
-        return value.to(dtype).to(tl.float32)
+        stored = value.to(dtype)
+        tl.store(address, stored, mask=mask)
+        return stored.to(tl.float32)

@@ -16,8 +16,11 @@ from ddpm_fast.ops.backends.triton.layout import grid_over, load, store
 from ddpm_fast.ops.tensors import Norm
 
 MAX_LANES = 1024
-LEAST_BYTES = 32  # of a pixel that a program reads: what a GPU fetches from memory at least
+SECTOR = 32  # bytes: what a GPU fetches at least
 LEAST_SLAB = 2048  # elements: small images have several groups in a program
+# Elements up to which two programs or more run on a multiprocessor at once, so that one computes while another reads.
+# Half a sector of each pixel is better than a slab twice as large: the program beside it finds the other half in L2.
+SHARED = 8192
 A_THREAD = 32  # elements: as many registers for each image that is kept
 # Arguments that vary without a difference to the code.
 VARYING = ("samples", "positions", "added_step", "scale_step", "shift_step")
@@ -41,18 +44,14 @@ class Slabs:
         self.per_group = self.channels // self.groups
         self.lanes = min(triton.next_power_of_2(self.per_group), MAX_LANES)
         self.pixels = triton.next_power_of_2(self.positions)
-        together = 1  # groups of a slab
-        while together < self.groups and (
-            together * self.lanes * x.itemsize < LEAST_BYTES or together * self.lanes * self.pixels < LEAST_SLAB
-        ):
-            together *= 2
-        self.together = together
+        self.together = _groups_of_slab(self.groups, self.lanes, self.pixels, largest, x.itemsize)
+        slab = self.together * self.lanes * self.pixels
         self.parts = triton.cdiv(self.per_group, self.lanes)
-        self.whole = self.parts == 1 and together * self.lanes * self.pixels <= largest
+        self.whole = self.parts == 1 and slab <= largest
         if not self.whole:
-            self.pixels = min(self.pixels, max(1, largest // (together * self.lanes)))
+            self.pixels = min(self.pixels, max(1, largest // (self.together * self.lanes)))
         self.chunks = triton.cdiv(self.positions, self.pixels)
-        self.slices = triton.cdiv(self.groups, together) * self.parts
+        self.slices = triton.cdiv(self.groups, self.together) * self.parts
 
     def grid(self, a_sample: int) -> tuple[int, int, int]:
         """Programs [a_sample, samples]."""
@@ -75,8 +74,21 @@ class Slabs:
             "STRADDLED": bool(self.second) and (self.parts > 1 or self.first % width != 0),
             "PARTIAL": self.chunks * self.pixels != self.positions,
             "LARGE": self.positions * self.channels >= 2**31,
+            "enable_fp_fusion": True,
             "num_warps": min(16, max(1, elements // (32 * A_THREAD))),
         }
+
+
+def _groups_of_slab(groups: int, lanes: int, pixels: int, largest: int, itemsize: int) -> int:
+    """How many groups of an image a program has: a power of two."""
+    together = 1
+    while together < groups:
+        read, slab = together * lanes * itemsize, together * lanes * pixels  # bytes of a pixel, elements
+        enough = SECTOR // 2 if SHARED < 2 * slab <= 2 * largest else SECTOR
+        if read >= enough and slab >= LEAST_SLAB:
+            break
+        together *= 2
+    return together
 
 
 def rows(values: Tensor | None) -> tuple[Tensor | None, int]:
@@ -97,7 +109,7 @@ def lanes_of(
     slice_, GROUPS: tl.constexpr, PER_GROUP: tl.constexpr, LANES: tl.constexpr, TOGETHER: tl.constexpr,
     PARTS: tl.constexpr,
 ):  # fmt: skip
-    """(channels [lanes], whether they exist, groups, their places within the groups)"""
+    """(channels [lanes], whether they exist, their groups)"""
     lane = tl.arange(0, TOGETHER * LANES)
     group = slice_ // PARTS * TOGETHER + lane // LANES
     inside = slice_ % PARTS * LANES + lane % LANES
@@ -107,7 +119,7 @@ def lanes_of(
         exists = tl.full([TOGETHER * LANES], True, tl.int1)
     else:
         exists = (group < GROUPS) & (inside < PER_GROUP)
-    return channel, exists, group, inside
+    return channel, exists, group
 
 
 @triton.jit
@@ -163,10 +175,21 @@ def store_two(
 
 
 @triton.jit
+def of_lanes(values, LANES: tl.constexpr, TOGETHER: tl.constexpr):
+    """[groups] as [lanes]"""
+    return tl.reshape(tl.broadcast_to(values[:, None], [TOGETHER, LANES]), [TOGETHER * LANES])
+
+
+@triton.jit
 def group_sum(values, LANES: tl.constexpr, TOGETHER: tl.constexpr):
     """Each lane's group's sum of [lanes]."""
-    total = tl.sum(tl.reshape(values, [TOGETHER, LANES]), 1)
-    return tl.reshape(tl.broadcast_to(total[:, None], [TOGETHER, LANES]), [TOGETHER * LANES])
+    return of_lanes(tl.sum(tl.reshape(values, [TOGETHER, LANES]), 1), LANES, TOGETHER)
+
+
+@triton.jit
+def slab_sum(values, PIXELS: tl.constexpr, LANES: tl.constexpr, TOGETHER: tl.constexpr):
+    """The groups' sums of [pixels, lanes]. The lanes go first, since a thread has several of a group."""
+    return tl.sum(tl.sum(tl.reshape(values, [PIXELS, TOGETHER, LANES]), 2), 0)
 
 
 @triton.jit

@@ -34,7 +34,7 @@ class RowSums:
 
     @property
     def choices(self) -> dict[str, int]:
-        return {"WIDTH": self.width, "HEIGHT": 1024 // self.width}
+        return {"WIDTH": self.width, "HEIGHT": 1024 // self.width, "enable_fp_fusion": True}
 
 
 @triton.jit(do_not_specialize=("count", "columns"))
