@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from ddpm_fast import compat
 from ddpm_fast.nn.block import Block, memory_of
-from ddpm_fast.nn.layers import Attention, ResBlock, TimeEmbedding, Upsample
+from ddpm_fast.nn.layers import Attention, TimeEmbedding, Upsample
 from ddpm_fast.nn.unet import UNet
 
 
@@ -89,7 +89,7 @@ class WorkingWeights:
 
 # Layers whose bias goes to a convolution or a matrix product as it is. That of all others may be added by an op that
 # takes fp32, or to another one first (nn/pending.py).
-_WITH_BIAS = {TimeEmbedding: ("linear1", "linear2"), ResBlock: ("skip",), Attention: ("qkv",), UNet: ("conv_out",)}
+_WITH_BIAS = {TimeEmbedding: ("linear1", "linear2"), Attention: ("qkv",), UNet: ("conv_out",)}
 
 
 def _cast_by_autocast(model: nn.Module) -> Iterator[Tensor]:

@@ -62,21 +62,22 @@ class EMA:
         """
         live = None if self._memory is None else self._parameters_memory()
         if self._memory is not None and live is not None and live.shape == self._memory.shape:
-            self._memory.lerp_(live, self._weight(step, live.device))
+            self._memory.lerp_(live, self._weight(step, keep, live.device))
             return
         weights: dict[torch.device, Tensor] = {}
         for name, average in self._averages.items():
             if average.device not in weights:
-                weight = self._weight(step, average.device)
-                weights[average.device] = weight if keep is None else weight.masked_fill(keep.to(weight.device), 0.0)
+                weights[average.device] = self._weight(step, keep, average.device)
             average.lerp_(self._live[name].detach().float(), weights[average.device])
 
-    def _weight(self, step: int | Tensor, device: torch.device) -> Tensor:
-        """1 - decay_at(step), an fp32 scalar on the device, rounded once."""
-        if not isinstance(step, Tensor):
-            return torch.full((), 1 - self.decay_at(step), dtype=torch.float32, device=device)
-        step = step.to(device).double()
-        return (1 - ((1 + step) / (10 + step)).clamp(max=self.decay)).float()
+    def _weight(self, step: int | Tensor, keep: Tensor | None, device: torch.device) -> Tensor:
+        """1 - decay_at(step), or 0 to keep the averages: an fp32 scalar on the device, rounded once."""
+        if isinstance(step, Tensor):
+            step = step.to(device).double()
+            weight = (1 - ((1 + step) / (10 + step)).clamp(max=self.decay)).float()
+        else:
+            weight = torch.full((), 1 - self.decay_at(step), dtype=torch.float32, device=device)
+        return weight if keep is None else weight.masked_fill(keep.to(device), 0.0)
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
