@@ -245,6 +245,8 @@ class Trainer:
         t, weights, network_t, labels_kept = self.timestep_sampler.sample(draws, self.timesteps, labels)
         x_t = self.diffusion.q_sample(images, t, key)
         with part("forward"), self.autocast():
+            if self._working is not None:  # here, because the weights may also have been changed from outside
+                self._working.refresh()
             output = self._network(x_t, network_t, labels_kept)
         with part("loss"):
             losses = self.diffusion.training_losses(output, images, t, key)
@@ -261,8 +263,6 @@ class Trainer:
         self.timestep_sampler.update(t, losses.detach())
         with part("update"):
             self.loss_scale.step(self.optimizer, gradient)
-            if self._working is not None:
-                self._working.refresh()
         with part("average"):
             self.ema.update(self._step, gradient.overflowed)
         torch.stack([loss.detach(), gradient.norm], out=self._metrics)
@@ -388,8 +388,6 @@ class Trainer:
         # With another batch size the examples go on where they were.
         seen = meta.get("examples", self.step * meta["training"]["batch_size"])
         self._first_example = seen - self.step * self.config.batch_size
-        if self._working is not None:
-            self._working.refresh()
         self._step.fill_(self.step)
         torch.arange(seen, seen + self.config.batch_size, out=self._key.sample_id)
         self._advance = self._repeated()  # a new graph, because the optimiser's state is in new tensors
