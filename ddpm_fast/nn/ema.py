@@ -29,20 +29,20 @@ class EMA:
             raise InputError(f"EMA decay is {decay}; expected a number in [0, 1), such as 0.9999")
         self.decay = decay
         self._live = dict(model.named_parameters())
-        self._memory = self._parameters_memory()
-        if self._memory is None:
+        parameters = list(self._live.values())
+        live = memory_of(parameters)
+        if live is None or live.dtype != torch.float32:
+            self._blocks: tuple[Tensor, Tensor] | None = None
             # clone keeps the memory format; float() alone would share fp32 storage with the model.
             self._averages = {name: p.detach().float().clone() for name, p in self._live.items()}
-        else:  # the averages lie in one block of memory as the parameters do (block.py), and are one operation
-            block = self._memory = self._memory.clone()
-            self._averages = {
-                name: block.as_strided(p.shape, p.stride(), p.storage_offset()) for name, p in self._live.items()
-            }
-
-    def _parameters_memory(self) -> Tensor | None:
-        """The fp32 parameters' memory, if that is one block."""
-        memory = memory_of(list(self._live.values()))
-        return memory if memory is not None and memory.dtype == torch.float32 else None
+            return
+        # The averages lie in one block of memory as the parameters do (block.py), and are updated in one operation.
+        block = live.clone()
+        self._blocks = block, live
+        self._addresses = [p.data_ptr() for p in parameters]
+        self._averages = {
+            name: block.as_strided(p.shape, p.stride(), p.storage_offset()) for name, p in self._live.items()
+        }
 
     def decay_at(self, step: int) -> float:
         """The decay of update number `step`, counted from 0: min(decay, (1 + step) / (10 + step))."""
@@ -60,9 +60,9 @@ class EMA:
             keep: a bool scalar tensor, which is read when the update runs too. Where it is true, the averages stay as
                 they are, bit for bit.
         """
-        live = None if self._memory is None else self._parameters_memory()
-        if self._memory is not None and live is not None and live.shape == self._memory.shape:
-            self._memory.lerp_(live, self._weight(step, keep, live.device))
+        if self._blocks is not None and self._addresses == [p.data_ptr() for p in self._live.values()]:
+            block, live = self._blocks
+            block.lerp_(live, self._weight(step, keep, block.device))
             return
         weights: dict[torch.device, Tensor] = {}
         for name, average in self._averages.items():
