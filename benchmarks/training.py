@@ -2,6 +2,7 @@
 average of their weights and clip the gradient."""
 
 import dataclasses
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -30,9 +31,7 @@ def add_variants(made: Comparison) -> None:
     made.counts["flops"] = n * made.work.training_flops
     made.counts["bytes"] = 3 * made.work.bytes(n, case.torch_dtype.itemsize)
     made.counts["bytes"] += 4 * PASSES_OF_PARAMETERS * made.work.parameters
-    made.counts["normals"] = (
-        2 * n * made.config.in_channels * made.config.image_size**2
-    )  # for x_t, and again for the loss
+    made.counts["normals"] = 2 * math.prod(made.shape)  # for x_t, and again for the loss
     config = TrainConfig(batch_size=n, precision=case.dtype, label_drop=0.0)
     size = (max(IMAGES, 4 * n), *made.shape[1:])
     images = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

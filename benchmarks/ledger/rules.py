@@ -74,10 +74,15 @@ def _convolution(call: Call) -> list[Line]:
     first, x = _as_channels_last("convolution: layout", x, last)
     second, weight = _as_channels_last("convolution: layout", weight, last)
     (y,) = call.results
-    made = [*first, *second, line("convolution", CONVOLUTIONS, [x, weight], [y])]
-    if bias is not None:
-        made.append(line("convolution: bias", ELEMENTWISE, [y, bias], [y], fusable=True))
-    return made
+    if bias is None:
+        return [*first, *second, line("convolution", CONVOLUTIONS, [x, weight], [y])]
+    without = torch.empty(y.shape, dtype=y.dtype, device=META)
+    return [
+        *first,
+        *second,
+        line("convolution", CONVOLUTIONS, [x, weight], [without]),
+        line("convolution: bias", ELEMENTWISE, [without, bias], [y], fusable=True),
+    ]
 
 
 def _convolution_backward(call: Call) -> list[Line]:
