@@ -55,7 +55,13 @@ PYBIND11_MODULE(DDPM_MODULE, m) {
     python::define<Arguments, cuda::Where>(gpu, #name, [](const Arguments& args, const cuda::Where& where) { \
         cuda::call(#name, cuda::name, args, where);                                                          \
     });
-    DDPM_OPS(DDPM_EXPORT)
+    DDPM_CUDA_OPS(DDPM_EXPORT)
+#undef DDPM_EXPORT
+#define DDPM_EXPORT(name, Arguments) \
+    python::define<Arguments>(gpu, #name "_workspace", [](const Arguments& args) { return cuda::workspace(args); });
+    DDPM_EXPORT(group_norm, GroupNormArgs)
+    DDPM_EXPORT(group_norm_backward, GroupNormBackwardArgs)
+    DDPM_EXPORT(channel_sums, ChannelSumsArgs)
 #undef DDPM_EXPORT
 #endif
 }

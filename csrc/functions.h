@@ -16,6 +16,15 @@ DDPM_FN float divide(float a, float b) {
 #endif
 }
 
+// 1 / sqrt(a), of two correctly rounded operations.
+DDPM_FN float inverse_root(float a) {
+#if defined(__CUDA_ARCH__)
+    return __fdiv_rn(1.0f, __fsqrt_rn(a));
+#else
+    return 1.0f / __builtin_sqrtf(a);
+#endif
+}
+
 DDPM_FN float magnitude(float x) { return as_float(as_bits(x) & 0x7FFFFFFFu); }
 DDPM_FN float lesser(float a, float b) { return b < a ? b : a; }  // of a NaN and a number: the first
 DDPM_FN float greater(float a, float b) { return b > a ? b : a; }
@@ -65,6 +74,12 @@ DDPM_FN float logarithm(float x) {
 }
 
 // A sum and a product as two floats: the rounded result and what the rounding lost. fast_two_sum wants |a| >= |b|.
+DDPM_FN void two_sum(float a, float b, float& high, float& low) {
+    high = add(a, b);
+    const float of_b = add(high, -a);
+    low = add(add(a, -add(high, -of_b)), add(b, -of_b));
+}
+
 DDPM_FN void fast_two_sum(float a, float b, float& high, float& low) {
     high = add(a, b);
     low = add(b, -add(high, -a));

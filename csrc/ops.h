@@ -173,6 +173,30 @@ struct GroupNormBackwardArgs {
     float* sums;  // [3, N, C]: over pixels, of g (dL/dy before SiLU), of g times the normalised v, and of dL/dv
 };
 
+struct GroupNormParametersArgs {
+    int64_t samples, channels;
+    const float* sums;         // [2, N, C] at least: those of group_norm_backward
+    Rows weight, bias, scale;  // scale: without data, there is none
+    float *dweight, *dbias;    // [C]
+    float *dscale, *dshift;    // [N, C]; nullptr: not wanted
+};
+
+// out = x + residual + bias, of channels_last images of one dtype.
+struct AddBiasArgs {
+    Shape shape;
+    DType dtype;
+    const void *x, *residual;  // residual: nullptr: none
+    Rows bias;
+    void* out;
+};
+
+struct ChannelSumsArgs {
+    Shape shape;
+    DType dtype;
+    const void* image;  // channels_last
+    float* out;         // [C]: over samples and positions
+};
+
 }  // namespace ddpm
 
 // Every op once: X(name, arguments). The kernels' declarations, the choice of an instruction set and the exports to
@@ -190,9 +214,20 @@ struct GroupNormBackwardArgs {
     X(draw_timesteps, DrawArgs)        \
     X(record_losses, RecordArgs)
 
-// The CPU has those of the network besides. A GPU's convolutions and norms are its libraries'.
+// The network's besides: the CPU's, and the GPU's. A GPU's convolutions are its libraries', and the CPU's sums torch's.
 #define DDPM_CPU_OPS(X)          \
     DDPM_OPS(X)                  \
     X(winograd, WinogradArgs)    \
     X(group_norm, GroupNormArgs) \
     X(group_norm_backward, GroupNormBackwardArgs)
+
+#define DDPM_CUDA_NETWORK_OPS(X)                      \
+    X(group_norm, GroupNormArgs)                      \
+    X(group_norm_backward, GroupNormBackwardArgs)     \
+    X(group_norm_parameters, GroupNormParametersArgs) \
+    X(add_bias, AddBiasArgs)                          \
+    X(channel_sums, ChannelSumsArgs)
+
+#define DDPM_CUDA_OPS(X) \
+    DDPM_OPS(X)          \
+    DDPM_CUDA_NETWORK_OPS(X)

@@ -92,5 +92,11 @@ void define(pybind11::module_& module, const char* name, Run run) {
     });
 }
 
+// Exports a function of the struct's fields alone.
+template <class Struct, class Run>
+void define(pybind11::module_& module, const char* name, Run run) {
+    module.def(name, [run](const pybind11::args& given) { return run(read_fields<Struct>(given.ptr())); });
+}
+
 }  // namespace python
 }  // namespace ddpm

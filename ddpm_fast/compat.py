@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
+from torch.autograd import forward_ad, profiler
 
 _raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 _below_autograd: Any = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
@@ -60,6 +60,20 @@ def changes_of(tensor: Tensor) -> int:
     return getattr(tensor, "_version", 0)
 
 
+def copy_all(to: list[Tensor], given: list[Tensor]) -> None:
+    """Copy tensors, of which all on one side have one dtype, in a few launches.
+
+    Private part: torch._foreach_copy_, seen in torch 2.2 to 2.13; its neighbours are what torch's own optimisers use.
+    Reason: on a GPU a copy of its own for each of some 100 gradients takes two microseconds each.
+    Without it: that.
+    """
+    if hasattr(torch, "_foreach_copy_") and to:
+        torch._foreach_copy_(to, given)
+        return
+    for tensor, source in zip(to, given, strict=True):
+        tensor.copy_(source)
+
+
 def has_forward_hooks(module: nn.Module) -> bool:
     """Whether forward hooks are registered on this module.
 
@@ -88,6 +102,43 @@ def end_failed_capture(device: int, pool: tuple[int, int] | None) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def is_profiling() -> bool:
+    """Whether one of torch's profilers, or emit_nvtx, runs in this process.
+
+    Private part: torch.autograd.profiler._is_profiler_enabled, seen in torch 2.3 to 2.13.
+    Reason: a record_function that nobody looks at takes 5 microseconds on the host, and a small sampling step 100.
+    Without it: True, and these microseconds are lost.
+    """
+    return bool(getattr(profiler, "_is_profiler_enabled", True))
+
+
+def step_unless(optimizer: torch.optim.Optimizer, skip: Tensor, divisor: Tensor) -> None:
+    """Let a fused optimiser take its step with the gradients divided by a number; or none, where `skip` is true.
+
+    Nothing is read from the device, so a CUDA graph can hold this.
+
+    Private part: a fused optimiser's attributes grad_scale and found_inf, which torch.amp.GradScaler sets for one step,
+    and ._step_supports_amp_scaling, which says that they are heard; seen in torch 2.0 to 2.13.
+    Reason: GradScaler itself reads on the host whether it has to do the same, which waits for the device.
+    Without it: RuntimeError, before anything is changed. Training in fp16 is not possible then.
+
+    Args:
+        optimizer: One with fused=True.
+        skip: A bool scalar on the parameters' device.
+        divisor: An fp32 scalar there.
+    """
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        raise RuntimeError(
+            f"{type(optimizer).__name__} of torch {torch.__version__} takes no loss scale: train in fp32"
+        )
+    fused: Any = optimizer
+    fused.grad_scale, fused.found_inf = divisor, skip.float()
+    try:
+        fused.step()
+    finally:
+        del fused.grad_scale, fused.found_inf
 
 
 def cpu_has_bf16() -> bool:

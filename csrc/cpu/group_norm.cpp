@@ -55,16 +55,6 @@ struct Groups {
     Statistics statistics[kNormStrip];
 };
 
-static inline double value_of(const Rows& rows, int64_t sample, int64_t channel) {
-    if (!rows.data) return 0.0;
-    const int64_t index = sample * rows.sample_stride + channel * rows.channel_stride;
-    switch (rows.dtype) {
-        case DType::bf16: return from_bf16(static_cast<const uint16_t*>(rows.data)[index]);
-        case DType::f16: return from_f16(static_cast<const uint16_t*>(rows.data)[index]);
-        default: return static_cast<const float*>(rows.data)[index];
-    }
-}
-
 // The unit's groups; of no statistics as yet.
 static inline Groups groups_of(const GroupNorm& norm, const Unit& unit) {
     const int channels = int(norm.shape.channels / norm.groups);
@@ -278,7 +268,7 @@ static void forward(const GroupNormArgs& args, const Unit& unit) {
             float* const y = out.values;
             const int64_t stride = in.stride;  // of both
             for_each_value(pixels, strip.length, [&](int p, int c) {
-                const float u = add(mul(x[p * stride + c] - centre[c], gain[c]), shift[c]);
+                const float u = fused(x[p * stride + c] - centre[c], gain[c], shift[c]);
                 y[p * stride + c] = kSilu ? silu(u) : u;
             });
             store(norm, args.y, offset, pixels, strip.length, out);
@@ -326,7 +316,7 @@ static void backward(const GroupNormBackwardArgs& args, char* scratch, const Uni
             float* const g = kept + position * width;
             const int64_t stride = image.stride;  // of both
             for_each_value(pixels, strip.length, [&](int p, int c) {
-                const float u = add(mul(x[p * stride + c] - centre[c], gain[c]), shift[c]);
+                const float u = fused(x[p * stride + c] - centre[c], gain[c], shift[c]);
                 g[p * width + c] = mul(dy[p * stride + c], kSilu ? silu_derivative(u) : 1.0f);
             });
             add_pixels(pixels, strip.length, sum_g, [&](int p, int c) { return g[p * width + c]; });
@@ -369,8 +359,8 @@ static void backward(const GroupNormBackwardArgs& args, char* scratch, const Uni
             float* const dx = out.values;
             const int64_t stride = in.stride;  // of both
             for_each_value(pixels, strip.length, [&](int p, int c) {
-                const float through_statistics = add(mul(slope[c], x[p * stride + c] - centre[c]), level[c]);
-                dx[p * stride + c] = mul(gain[c], g[p * width + c]) - through_statistics;
+                const float d = x[p * stride + c] - centre[c];
+                dx[p * stride + c] = norm_gradient(g[p * width + c], d, gain[c], slope[c], level[c]);
             });
             store(norm, args.dx, offset, pixels, strip.length, out);
         });

@@ -9,9 +9,13 @@ namespace cuda {
 
 // How many floats of workspace a loss needs: two sums for each part of a sample that is in several.
 int64_t workspace(const Shape& shape);
+// How many a call of the network's ops needs.
+int64_t workspace(const GroupNormArgs& args);
+int64_t workspace(const GroupNormBackwardArgs& args);
+int64_t workspace(const ChannelSumsArgs& args);
 
 #define DDPM_DECLARE(name, Arguments) int name(const Arguments&, float* workspace, void* stream);
-DDPM_OPS(DDPM_DECLARE)
+DDPM_CUDA_OPS(DDPM_DECLARE)
 #undef DDPM_DECLARE
 
 // Makes `device` current and gives back the one that was; -1 if the runtime cannot.

@@ -103,7 +103,9 @@ def samplers(
     ] = None,
     plot: Annotated[Path | None, path_option("also draw the same samples by each sampler: a .png or .svg")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, bf16, or auto (bf16 where that is faster)")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16, fp16, or auto (bf16 where that is faster, else fp32)")
+    ] = "fp32",
 ) -> None:
     """Compare samplers: time, calls of the network, and how far their images are from a long chain's from the same
     noise.

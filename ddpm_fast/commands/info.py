@@ -10,7 +10,7 @@ import torch
 from rich.markup import escape
 
 from ddpm_fast import __version__, ops
-from ddpm_fast.commands.common import App, console, fast_bf16, plain_errors
+from ddpm_fast.commands.common import App, automatic_precision, console, fast_bf16, plain_errors
 from ddpm_fast.data import BUILTIN
 from ddpm_fast.files.checkpoint import available_models
 from ddpm_fast.ops.backends import cpu, cuda, extension, reference
@@ -23,6 +23,19 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _gpus() -> list[str]:
+    """A line for each GPU: its name, and the precision in which `--precision auto` trains there; or one for none."""
+    kind = "CUDA" if torch.version.hip is None else f"ROCm {torch.version.hip}"
+    if not torch.cuda.is_available():
+        built = torch.version.cuda is not None or torch.version.hip is not None
+        return [f"{kind}: none ({'torch finds no GPU or driver' if built else 'this torch was built without it'})"]
+    lines = []
+    for index in range(torch.cuda.device_count()):
+        trains_in = automatic_precision(torch.device("cuda", index))
+        lines.append(f"{kind}: cuda:{index}, {torch.cuda.get_device_name(index)}; trains in {trains_in} by default")
+    return lines
 
 
 @app.command()
@@ -43,12 +56,8 @@ def main() -> None:
                 f"C++ extension: built; CPU kernels for {cpu.isa()} active{threads}"
                 + (f" (also runnable: {', '.join(idle)}; DDPM_FAST_CPU_ISA chooses)" if idle else "")
             )
-        if torch.cuda.is_available():
-            names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-            console.print(f"CUDA: {', '.join(names)}")
-        else:
-            reason = "this torch was built without it" if torch.version.cuda is None else "torch finds no GPU or driver"
-            console.print(f"CUDA: none ({reason})")
+        for line in _gpus():
+            console.print(escape(line))
         console.print(f"bf16 on this CPU: {'fast' if fast_bf16(torch.device('cpu')) else 'emulated, slower than fp32'}")
 
         console.print("Backends, fastest first:")

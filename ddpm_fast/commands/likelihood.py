@@ -106,7 +106,9 @@ def nll(
     ] = None,
     plot: Annotated[Path | None, path_option("also draw the terms over t: a .png or .svg")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, bf16, or auto (bf16 where that is faster)")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16, fp16, or auto (bf16 where that is faster, else fp32)")
+    ] = "fp32",
 ) -> None:
     """The variational bound on -log p(x_0), in bits per dimension: its total, L_T, the L_{t-1}, and L_0.
 

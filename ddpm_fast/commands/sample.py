@@ -105,7 +105,9 @@ def main(
     ] = None,
     gif: Annotated[Path | None, path_option("also write an animation of the denoising: a .gif")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, bf16, or auto (bf16 where that is faster)")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16, fp16, or auto (bf16 where that is faster, else fp32)")
+    ] = "fp32",
     cuda_graph: Annotated[
         bool | None, typer.Option(help="replay each step from a CUDA graph; if not given, wherever that is possible")
     ] = None,

@@ -225,6 +225,8 @@ def _add_point(writer: SummaryWriter, look: Look, rate: float) -> None:
     """A point of each curve."""
     writer.add_scalar("loss", look.loss, look.step)
     writer.add_scalar("gradient norm", look.norm, look.step)
+    if look.skipped:
+        writer.add_scalar("training steps skipped", look.skipped, look.step)
     writer.add_scalar("images a second", rate, look.step)
 
 

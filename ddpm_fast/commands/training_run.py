@@ -45,7 +45,7 @@ class TrainingRun:
             NonFiniteLoss: At the first training step that is not finite. Nothing after the last good step is saved.
         """
         trainer, arguments, stopping = self.trainer, self.arguments, self._stopping
-        steps, metrics = arguments["steps"], Metrics(trainer.step)
+        steps, metrics = arguments["steps"], Metrics(trainer.step, scaled=trainer.config.precision == "fp16")
         with TrainingLog(trainer, self.out, steps) as log:
             while trainer.step < steps and not stopping:
                 try:

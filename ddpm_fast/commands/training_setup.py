@@ -10,7 +10,7 @@ import torch
 from rich.markup import escape
 from rich.progress import Progress
 
-from ddpm_fast.commands.common import choose_dtype, console
+from ddpm_fast.commands.common import automatic_precision, choose_dtype, console
 from ddpm_fast.commands.stopping import Stopping
 from ddpm_fast.commands.training_log import say, warn
 from ddpm_fast.data import BUILTIN, Dataset, load_dataset
@@ -45,8 +45,9 @@ def choose(arguments: dict[str, Any], device: torch.device) -> None:
 
     They are stored so, because a run that is resumed elsewhere must not change its arithmetic.
     """
-    dtype = choose_dtype(arguments["precision"], device)
-    arguments["precision"] = "bf16" if dtype == torch.bfloat16 else "fp32"
+    if arguments["precision"] == "auto":
+        arguments["precision"] = automatic_precision(device)
+    choose_dtype(arguments["precision"], device)  # which refuses what is unknown
     learned = arguments["variance"] in LEARNED_VARIANCES
     arguments["loss"] = arguments["loss"] or ("hybrid" if learned else "simple")
 

@@ -6,11 +6,15 @@ next one, when they have long arrived, and the training loop does not wait for t
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+# So many halvings lead from the first loss scale, 2^16, to 2^-24, where fp16 itself overflows and not the scaling.
+MOST_SKIPPED = 40
 
 
 class NonFiniteLoss(RuntimeError):
@@ -32,21 +36,31 @@ class Look(NamedTuple):
         step: The number of the last of them.
         steps: How many they are.
         loss: The mean loss.
-        norm: The mean gradient norm.
+        norm: The mean gradient norm; NaN if all of them were skipped.
+        skipped: How many of them changed nothing, because their gradient overflowed fp16.
     """
 
     step: int
     steps: int
     loss: float
     norm: float
+    skipped: int = 0
 
 
 class Metrics:
     """The metrics of the training steps that have not been read yet."""
 
-    def __init__(self, step: int):
-        """step: the number of the training step that was reached before the first one that will be added."""
+    def __init__(self, step: int, scaled: bool = False):
+        """Start with none.
+
+        Args:
+            step: The number of the training step that was reached before the first one that will be added.
+            scaled: Whether the loss is scaled. Then a step whose gradient norm is not finite has changed nothing, and
+                the next one is tried with a smaller scale. More than MOST_SKIPPED such steps in a row are an error.
+        """
         self._step = step  # the last one that was read
+        self._scaled = scaled
+        self._skipped = 0  # consecutive ones, up to the last one that was read
         self._steps: list[tuple[Tensor, Tensor]] = []  # those since the last look, on the device
         self._sent: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()  # [2, steps] each
 
@@ -78,17 +92,25 @@ class Metrics:
         return found
 
     def _read(self, numbers: Tensor) -> Look:
-        finite = numbers.isfinite().all(0).tolist()
         losses, norms = numbers
-        if not all(finite):
-            i = finite.index(False)
-            step = self._step + i + 1
-            raise NonFiniteLoss(
-                f"step {step} gave the loss {losses[i].item()} and the gradient norm {norms[i].item()}.",
-                weights_of=step - 1,
-            )
-        self._step += len(finite)
-        return Look(self._step, len(finite), losses.mean().item(), norms.mean().item())
+        finite = numbers.isfinite()
+        first, skipped = self._step, 0
+        for i, (good_loss, good_norm) in enumerate(zip(*finite.tolist(), strict=True)):
+            self._step = first + i + 1
+            self._skipped = 0 if good_norm else self._skipped + 1
+            skipped += not good_norm
+            if not good_loss or self._skipped > (MOST_SKIPPED if self._scaled else 0):
+                raise self._error(losses[i].item(), norms[i].item())
+        steps = self._step - first
+        return Look(self._step, steps, losses.mean().item(), norms[finite[1]].mean().item(), skipped)
+
+    def _error(self, loss: float, norm: float) -> NonFiniteLoss:
+        more = ""
+        if self._scaled and math.isfinite(loss):
+            more = f", like {self._skipped - 1} training steps before it, with ever smaller loss scales"
+        return NonFiniteLoss(
+            f"step {self._step} gave the loss {loss} and the gradient norm {norm}{more}.", weights_of=self._step - 1
+        )
 
 
 def _send(numbers: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:

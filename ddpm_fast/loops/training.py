@@ -25,15 +25,21 @@ from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
 from ddpm_fast.loops import graphs
 from ddpm_fast.loops.compiled import check_compiler, compiled
+from ddpm_fast.loops.loss_scale import LossScale, Unscaled
 from ddpm_fast.loops.metrics import NonFiniteLoss
+from ddpm_fast.loops.parts import part
 from ddpm_fast.loops.timesteps import TIMESTEP_SAMPLINGS
 from ddpm_fast.loops.training_state import check_network, check_tensors, machine, read_state
+from ddpm_fast.loops.working_weights import WorkingWeights, copies_pay
 from ddpm_fast.nn import EMA, UNet, UNetConfig
+from ddpm_fast.nn.block import lay_out
 from ddpm_fast.noise import NoiseKey, Stream
 from ddpm_fast.ops import LabelDrop
 
 KEEP_CHECKPOINTS = 2
 MODEL_NAME = "model.safetensors"
+# What the network computes in, by the name of the precision; None is the weights' own dtype.
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _GOLDEN = 0x9E3779B97F4A7C15  # spreads the dropout seeds of consecutive training steps
 
 
@@ -52,7 +58,9 @@ class TrainConfig:
         flip: Whether half of the images are mirrored left-right.
         timestep_sampling: "uniform", "stratified" or "loss_second_moment"; see timesteps.py.
         seed: Seed of everything random.
-        precision: "fp32", or "bf16": forward and backward under autocast, with weights and optimiser in fp32.
+        precision: "fp32", or "bf16" or "fp16": forward and backward under autocast, with weights and optimiser in fp32.
+            In fp16 the loss is scaled (loss_scale.py), and a training step whose gradient overflows changes nothing but
+            the scale.
 
     Raises:
         InputError: For a value that is out of range or unknown.
@@ -84,8 +92,8 @@ class TrainConfig:
             raise InputError(
                 f"timestep_sampling is {self.timestep_sampling!r}; expected one of {', '.join(TIMESTEP_SAMPLINGS)}"
             )
-        if self.precision not in ("fp32", "bf16"):
-            raise InputError(f"precision is {self.precision!r}; expected fp32 or bf16")
+        if self.precision not in AUTOCAST:
+            raise InputError(f"precision is {self.precision!r}; expected one of {', '.join(AUTOCAST)}")
 
 
 class Trainer:
@@ -100,6 +108,7 @@ class Trainer:
         ema: The average of its weights.
         optimizer: AdamW.
         timestep_sampler: See timesteps.py.
+        loss_scale: See loss_scale.py.
         step: How many training steps have been taken.
         history: What was changed in the course of the run, one entry for each time: {"step": the steps taken by then,
             the name of what was changed: [before, since then]}.
@@ -139,7 +148,13 @@ class Trainer:
         self.config, self.diffusion, self.dataset, self.device = config, diffusion, dataset, device
         torch.manual_seed(config.seed)
         self.model = UNet(network).to(device)
-        self._network = compiled(self.model) if compile else self.model
+        self._network: Callable[..., Tensor] = compiled(self.model) if compile else self.model
+        self._working: WorkingWeights | None = None
+        if copies_pay(device):
+            lay_out(self.model)
+            dtype = AUTOCAST[config.precision]
+            if dtype is not None and not compile:  # what is compiled casts within its own kernels
+                self._network = self._working = WorkingWeights(self.model, dtype)
         self.ema = EMA(self.model, config.ema_decay)
         self.lr = torch.zeros((), device=device)  # on the device, where a graph reads it
         self.optimizer = torch.optim.AdamW(
@@ -152,6 +167,7 @@ class Trainer:
         )
         self.timesteps = diffusion.schedule.timesteps.to(device)
         self.timestep_sampler = TIMESTEP_SAMPLINGS[config.timestep_sampling](diffusion.num_timesteps, device)
+        self.loss_scale = LossScale(device) if config.precision == "fp16" else Unscaled()
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self._first_example = 0  # the number of the training example that step 0 would have begun with
@@ -188,7 +204,8 @@ class Trainer:
             The loss and the gradient norm, scalars on the device. The loss is an unbiased estimate of its mean over all
             timesteps, however these are drawn.
         """
-        self._load_batch()
+        with part("load"):
+            self._load_batch()
         # For dropout. A graph reads the generator's seed when it is replayed, not when it is captured (PyTorch's
         # CUDAGeneratorImpl.h, "CUDA Graph-safe RNG states").
         torch.manual_seed((self.config.seed * _GOLDEN + self.step) % 2**63)
@@ -227,22 +244,35 @@ class Trainer:
         draws = dataclasses.replace(key, stream=Stream.TIMESTEP)
         t, weights, network_t, labels_kept = self.timestep_sampler.sample(draws, self.timesteps, labels)
         x_t = self.diffusion.q_sample(images, t, key)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with part("forward"), self.autocast():
+            if self._working is not None:  # here, because the weights may also have been changed from outside
+                self._working.refresh()
             output = self._network(x_t, network_t, labels_kept)
-        losses = self.diffusion.training_losses(output, images, t, key)
-        loss = (weights * losses).mean()
+        with part("loss"):
+            losses = self.diffusion.training_losses(output, images, t, key)
+            loss = (weights * losses).mean()
         # To None and not to zeros, so that a graph keeps the gradients in its own memory, where the next step
         # overwrites them.
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
+        with part("backward"):
+            self.loss_scale.backward(loss)
+            if self._working is not None:
+                self._working.take_gradients()
+            gradient = self.loss_scale.clip(self.model.parameters(), config.grad_clip)
         self._before_update()
         self.timestep_sampler.update(t, losses.detach())
-        self.optimizer.step()
-        self.ema.update(self._step)
-        torch.stack([loss.detach(), norm], out=self._metrics)
+        with part("update"):
+            self.loss_scale.step(self.optimizer, gradient)
+        with part("average"):
+            self.ema.update(self._step, gradient.overflowed)
+        torch.stack([loss.detach(), gradient.norm], out=self._metrics)
         self._step.add_(1)
         key.sample_id.add_(config.batch_size)
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the network runs in the run's precision."""
+        dtype = AUTOCAST[self.config.precision]
+        return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
     def averaged_model(self) -> UNet:
         """A copy of the network with the averaged weights, for sampling."""
@@ -287,6 +317,7 @@ class Trainer:
         tensors |= checkpoint.add_prefix("ema.", self.ema.state_dict())
         tensors |= checkpoint.add_prefix("optim.", optimizer)
         tensors |= checkpoint.add_prefix("timesteps.", self.timestep_sampler.state_dict())
+        tensors |= checkpoint.add_prefix("loss_scale.", self.loss_scale.state_dict())
         path = checkpoint.checkpoint_path(folder, self.step)
         meta = {
             "step": self.step,
@@ -346,6 +377,7 @@ class Trainer:
         for prefix, own in (("model.", self.model.state_dict()), ("ema.", self.ema.state_dict())):
             check_tensors(path, checkpoint.take_prefix(prefix, tensors), own)
         self.timestep_sampler.load_state_dict(checkpoint.take_prefix("timesteps.", tensors))
+        self.loss_scale.load_state_dict(checkpoint.take_prefix("loss_scale.", tensors))
         self.model.load_state_dict(checkpoint.take_prefix("model.", tensors))
         self.ema.load_state_dict(checkpoint.take_prefix("ema.", tensors))
         checkpoint.load_optimizer_tensors(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_fast.errors import InputError
+from ddpm_fast.nn.block import memory_of
 
 
 class EMA:
@@ -28,15 +29,27 @@ class EMA:
             raise InputError(f"EMA decay is {decay}; expected a number in [0, 1), such as 0.9999")
         self.decay = decay
         self._live = dict(model.named_parameters())
-        # clone keeps the memory format; float() alone would share fp32 storage with the model.
-        self._averages = {name: p.detach().float().clone() for name, p in self._live.items()}
+        self._memory = self._parameters_memory()
+        if self._memory is None:
+            # clone keeps the memory format; float() alone would share fp32 storage with the model.
+            self._averages = {name: p.detach().float().clone() for name, p in self._live.items()}
+        else:  # the averages lie in one block of memory as the parameters do (block.py), and are one operation
+            block = self._memory = self._memory.clone()
+            self._averages = {
+                name: block.as_strided(p.shape, p.stride(), p.storage_offset()) for name, p in self._live.items()
+            }
+
+    def _parameters_memory(self) -> Tensor | None:
+        """The fp32 parameters' memory, if that is one block."""
+        memory = memory_of(list(self._live.values()))
+        return memory if memory is not None and memory.dtype == torch.float32 else None
 
     def decay_at(self, step: int) -> float:
         """The decay of update number `step`, counted from 0: min(decay, (1 + step) / (10 + step))."""
         return min(self.decay, (1 + step) / (10 + step))
 
     @torch.no_grad()
-    def update(self, step: int | Tensor) -> None:
+    def update(self, step: int | Tensor, keep: Tensor | None = None) -> None:
         """average <- d * average + (1 - d) * parameter, with d = decay_at(step).
 
         Nothing is read back from the device, so a CUDA graph can hold this.
@@ -44,11 +57,18 @@ class EMA:
         Args:
             step: the number of the update, counted from 0: an int, or an int64 scalar tensor, whose value is read when
                 the update runs.
+            keep: a bool scalar tensor, which is read when the update runs too. Where it is true, the averages stay as
+                they are, bit for bit.
         """
+        live = None if self._memory is None else self._parameters_memory()
+        if self._memory is not None and live is not None and live.shape == self._memory.shape:
+            self._memory.lerp_(live, self._weight(step, live.device))
+            return
         weights: dict[torch.device, Tensor] = {}
         for name, average in self._averages.items():
             if average.device not in weights:
-                weights[average.device] = self._weight(step, average.device)
+                weight = self._weight(step, average.device)
+                weights[average.device] = weight if keep is None else weight.masked_fill(keep.to(weight.device), 0.0)
             average.lerp_(self._live[name].detach().float(), weights[average.device])
 
     def _weight(self, step: int | Tensor, device: torch.device) -> Tensor:

@@ -291,6 +291,32 @@ def test_info_says_what_is_active_and_why_the_rest_is_not():
         assert "CUDA: none" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("versions", "has_bf16", "capability", "line"),
+    [
+        ({"hip": "7.0.1", "cuda": None}, True, (9, 4), "ROCm 7.0.1: cuda:0, a GPU; trains in bf16 by default"),
+        ({"hip": None, "cuda": "13.0"}, False, (7, 5), "CUDA: cuda:0, a GPU; trains in fp16 by default"),
+    ],
+    ids=["ROCm", "Turing"],
+)
+def test_info_names_the_gpus_and_what_they_train_in(monkeypatch, versions, has_bf16, capability, line):
+    for name, value in versions.items():
+        monkeypatch.setattr(torch.version, name, value)
+    gpu = {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "get_device_name": lambda index: "a GPU",
+        "get_device_capability": lambda index: capability,
+        "is_bf16_supported": lambda including_emulation: has_bf16,
+    }
+    for name, value in gpu.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    result = run("info")
+    assert result.exit_code == 0, result.stderr
+    assert line in result.stdout and "Active for cuda tensors: " in result.stdout
+
+
 DOORS = ("sample", "train", "info", "evaluate", "plot")
 # What `python -m ddpm_fast.X --help` does, one X after the other: a process each would import torch each time.
 EVERY_HELP = f"""

@@ -189,7 +189,7 @@ def test_a_step_that_cannot_be_captured_goes_on_as_before(recording, monkeypatch
     for _ in range(4):
         eager.train_step()
     update = EMA.update
-    monkeypatch.setattr(EMA, "update", lambda self, step: (waits(self, step), update(self, step)))
+    monkeypatch.setattr(EMA, "update", lambda self, step, keep: (waits(self, step), update(self, step)))
     subject = trainer()
     for _ in range(4):
         subject.train_step()
@@ -210,6 +210,72 @@ def test_a_step_never_waits_for_the_device(monkeypatch, word):
     monkeypatch.setattr(subject, "_load_batch", lambda: None)  # runs on the host
     with NoSync():
         subject.train_step()
+
+
+def overflowing(subject):
+    """Let the next gradient of the trainer overflow fp16, and its loss not."""
+    subject.loss_scale.scale.fill_(2.0**60)
+
+
+def test_a_step_whose_gradient_overflows_changes_nothing_but_the_scale(tmp_path):
+    """Beside a run that sees the same batches without an overflow: what the next step starts from, and what is
+    remembered of the losses."""
+    options = {"precision": "fp16", "diffusion": learned_variance(4), "timestep_sampling": "loss_second_moment"}
+    subject, other = trainer(**options), trainer(**options)
+    for _ in range(3):
+        subject.train_step()
+        other.train_step()
+    before = weights(subject.save(tmp_path / "before", {}))
+    overflowing(subject)
+    loss, norm = subject.train_step()
+    expected, norm_there = other.train_step()
+    assert torch.equal(loss, expected) and loss.isfinite()
+    assert not norm.isfinite() and norm_there.isfinite()
+    after = weights(subject.save(tmp_path / "after", {}))
+    assert subject.step == 4
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed == {"timesteps.history", "timesteps.counts", "loss_scale.scale", "loss_scale.good_steps"}
+    assert after["loss_scale.scale"] == 2.0**59 and after["loss_scale.good_steps"] == 0
+    assert torch.equal(subject.timestep_sampler.history, other.timestep_sampler.history)
+
+
+def test_fp16_is_replayed_and_resumed_bit_for_bit(recording, tmp_path):
+    """As above, with an overflow while a graph is replayed, whose smaller scale the resumed run must begin with."""
+    eager, replayed = trainer(precision="fp16", cuda_graph=False), trainer(precision="fp16")
+    for step in range(5):
+        for subject in (eager, replayed):
+            if step == 3:
+                overflowing(subject)
+        found, expected = replayed.train_step(), eager.train_step()
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    assert (recording.captures, recording.replays) == (1, 3)
+    path = replayed.save(tmp_path, {})
+    resumed = trainer(precision="fp16")
+    resumed.load(path)
+    assert resumed.loss_scale.scale == 2.0**58
+    resumed.loss_scale.scale.mul_(2.0**-44)
+    eager.loss_scale.scale.mul_(2.0**-44)
+    assert all(torch.equal(a, b) for a, b in zip(resumed.train_step(), eager.train_step(), strict=True))
+    for name, value in eager.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_fp16_trains_as_fp32_does_where_nothing_overflows():
+    losses = {}
+    for precision in ("fp32", "fp16"):
+        subject = trainer(precision=precision, lr=1e-3)
+        losses[precision] = torch.stack([torch.stack(subject.train_step()) for _ in range(6)])
+    torch.testing.assert_close(losses["fp16"], losses["fp32"], rtol=2e-2, atol=0)
+
+
+@pytest.mark.parametrize("first", ["fp32", "fp16"])
+def test_a_run_may_change_between_fp32_and_fp16(tmp_path, first):
+    before = trainer(precision=first)
+    before.train_step()
+    subject = trainer(precision={"fp32": "fp16", "fp16": "fp32"}[first])
+    subject.load(before.save(tmp_path, {}))
+    loss, norm = subject.train_step()
+    assert loss.isfinite() and norm.isfinite()
 
 
 def test_command_trains_saves_and_resumes_to_the_same_weights(tmp_path):
@@ -443,7 +509,7 @@ def test_step_matches_the_algorithm_written_out_in_plain_torch():
         ({"lr": float("nan")}, "lr is nan"),
         ({"grad_clip": -1.0}, "grad_clip is -1"),
         ({"label_drop": 1.5}, "label_drop is 1.5"),
-        ({"precision": "fp8"}, "expected fp32 or bf16"),
+        ({"precision": "fp8"}, "expected one of fp32, bf16, fp16"),
         ({"timestep_sampling": "all"}, "'all'; expected one of uniform, stratified, loss_second_moment"),
         ({"seed": -1}, "seed is -1"),
     ],

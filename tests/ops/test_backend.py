@@ -285,6 +285,21 @@ def test_what_a_gpu_needs_of_the_cuda_kernels(monkeypatch, capability, built, re
     assert re.search(reason, found) if reason else found == ""
 
 
+def test_on_rocm_the_cuda_kernels_say_whose_gpus_they_are_for():
+    """Torch calls AMD's GPUs "cuda" too. There Triton's kernels run the ops, or plain torch."""
+    done = in_subprocess(
+        "import torch; torch.version.hip, torch.version.cuda = '7.0.1', None\n"
+        "torch.cuda.is_available = lambda: True\n"
+        "from ddpm_fast import ops; from ddpm_fast.ops.backends import cuda, triton\n"
+        "print(cuda.unavailable); print(triton.refusal(torch.device('cuda', 0)) or 'ready')\n"
+        "print(ops.active_backend('q_sample', 'cuda', torch.float32), ops.active_backend('winograd', 'cuda'))\n"
+        "ops.use_backend('cuda')"
+    )
+    assert "for NVIDIA's GPUs, and this torch computes on AMD's (ROCm 7.0.1)\nready\n" in done.stdout, done.stderr
+    assert done.stdout.splitlines()[-1] in ("triton reference", "reference reference")
+    assert "InputError: backend 'cuda' is not available: its kernels are for NVIDIA's GPUs" in done.stderr
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu_the_cuda_kernels_import_and_say_what_is_missing():
     cuda._driver_refusal.cache_clear()

@@ -14,10 +14,12 @@ from support import sass
 
 from ddpm_fast.noise import NoiseKey
 from ddpm_fast.ops import ReverseStep, VlbTerms
+from ddpm_fast.ops.tensors import Draw, Drawn
 
 pytest.importorskip("triton", reason="the package triton is not installed: pip install triton")
 
-from support.triton_compile import compiled, launches_of
+from support.triton_compile import assembled, compiled, launches_of
+from triton.backends.compiler import GPUTarget
 
 pytestmark = [
     pytest.mark.cross_compile,
@@ -111,9 +113,9 @@ CASES = {
 }
 
 
-def check(ptx: str, code: sass.Kernel) -> None:
+def check(ptx: str, code: sass.Kernel, doubles: int = 0) -> None:
     assert not code.spills, f"{code.registers} registers, {code.stack} bytes of stack, {code.local} of local memory"
-    assert ".f64" not in ptx and code.doubles == 0, "double precision, of a Python float perhaps"
+    assert (".f64" in ptx) == (doubles > 0) and code.doubles <= doubles, "double precision, of a Python float perhaps"
     assert not re.search(r"\bfma\.|\bmad\.(rn\.)?f", ptx), "a fused multiply-add changes the results' bits"
     assert ".approx" not in ptx and "div.full" not in ptx, "a function that is not correctly rounded"
     assert not code.count(r"ATOM|RED\b|REDG"), "a sum in an order of its own"
@@ -139,6 +141,41 @@ def test_compiled(word, capability, tmp_path):
     assert cost <= budget, f"{cost:.1f} instructions for one element, allowed {budget:.1f}"
     for second in others:
         check(*compiled(second, capability, tmp_path))
+
+
+NUMBERS = torch.zeros(N, dtype=torch.float64)
+DRAWN = Drawn(T, LOSS, T, T)
+# A call, its instructions of double precision at most (one product and one quotient a sample), and all of them.
+DRAWS = {
+    "draw_timesteps": (("draw_timesteps", Draw(KEY, 1000, 0, None, None, T, T, 3, 9), DRAWN), 0, 900),
+    "draw_timesteps by importance": (
+        ("draw_timesteps", Draw(KEY, 1000, 0, NUMBERS, NUMBERS, T, T, 3, 9), DRAWN),
+        40,
+        1100,
+    ),
+    "record_losses": (("record_losses", torch.zeros(1000, 10), torch.zeros(1000, dtype=torch.int64), T, LOSS), 0, 440),
+}
+
+
+@pytest.mark.parametrize("word", DRAWS)
+def test_draws_compiled(word, tmp_path):
+    call, doubles, budget = DRAWS[word]
+    (launch,) = launches_of(*call)
+    ptx, code = compiled(launch, 90, tmp_path)
+    check(ptx, code, doubles)
+    assert len(code.instructions) <= budget
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("word", CASES)
+def test_compiled_for_amd(word):
+    """An Instinct MI300: without spills and double precision, and with nothing contracted where no function is."""
+    for launch in launches_of(*CASES[word].call):
+        code = assembled(launch, GPUTarget("hip", "gfx942", 64)).asm["amdgcn"]
+        assert re.findall(r"vgpr_spill_count: +(\d+)", code) == ["0"]  # scalar registers spill to vector ones
+        assert "_f64" not in code
+        if word.startswith("loss_backward") or "given noise" in word:
+            assert "v_fma" not in code and "v_mad_f32" not in code and "v_fmac" not in code
 
 
 def test_a_sample_of_4096_elements_needs_no_second_kernel():

@@ -15,6 +15,7 @@ from triton.compiler import ASTSource
 from ddpm_fast.ops.backends import triton as triton_backend
 
 TYPES = {
+    torch.float64: "*fp64",
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
@@ -52,8 +53,8 @@ def launches_of(name: str, *arguments) -> list[Launch]:
     return launches
 
 
-def compiled(launch: Launch, capability: int, folder: Path) -> tuple[str, sass.Kernel]:
-    """(PTX, machine code) as the launch would have it."""
+def assembled(launch: Launch, target: GPUTarget) -> object:
+    """What Triton compiles of a launch, with the types, constants, alignment and number of warps that it has."""
     signature, constants, alignment = {}, {}, {}
     options = dict(launch.options)
     values = dict(zip(launch.kernel.arg_names, launch.args, strict=False))
@@ -69,7 +70,12 @@ def compiled(launch: Launch, capability: int, folder: Path) -> tuple[str, sass.K
             assert launch.kernel.params[i].do_not_specialize, f"{name} would compile the kernel anew for some values"
             signature[name] = "i32" if value < 2**31 else "i64"
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=alignment)
-    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return triton.compile(source, target=target, options=options)
+
+
+def compiled(launch: Launch, capability: int, folder: Path) -> tuple[str, sass.Kernel]:
+    """(PTX, machine code) as the launch would have it."""
+    kernel = assembled(launch, GPUTarget("cuda", capability, 32))
     (folder / "kernel.cubin").write_bytes(kernel.asm["cubin"])
     (machine_code,) = sass.kernels(folder / "kernel.cubin")
     return kernel.asm["ptx"], machine_code

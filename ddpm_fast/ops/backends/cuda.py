@@ -1,11 +1,13 @@
 """The ops on the CUDA C++ kernels of csrc/cuda/: tensors in, raw pointers and the caller's stream out.
 
-Nothing waits for the GPU, and a call can be captured in a CUDA graph. Where a loss's sample is summed in parts, the
-sums of the parts go through a workspace, which is allocated like any tensor (in the graph's own pool during a capture).
+Nothing waits for the GPU, and a call can be captured in a CUDA graph. Where a sample is summed in parts (by a loss, or by
+the norm of a large image), the sums of the parts go through a workspace, which is allocated like any tensor (in the
+graph's own pool during a capture).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -13,8 +15,18 @@ import torch
 from torch import Tensor
 
 from ddpm_fast import compat
-from ddpm_fast.ops.backends.extension import _C, DTYPES, Kernels, shape_of
+from ddpm_fast.ops.backends.extension import (
+    _C,
+    DTYPES,
+    Kernels,
+    group_norm_backward_of,
+    group_norm_of,
+    pointer_of,
+    rows_of,
+    shape_of,
+)
 from ddpm_fast.ops.backends.extension import unavailable as no_extension
+from ddpm_fast.ops.tensors import Norm
 
 __all__ = ["DTYPES", "OPS", "capabilities", "refusal", "unavailable"]
 
@@ -22,9 +34,18 @@ _SUMS = {"diffusion_loss", "hybrid_loss", "vlb_terms"}
 _REINSTALL = "reinstall with it: pip install --no-build-isolation -e . (DDPM_FAST_CUDA_ARCHS=90 for compute 9.0 alone)"
 
 _kernels: Any = getattr(_C, "cuda", None)
-unavailable = no_extension or (
-    "" if _kernels else f"the C++ extension was built without nvcc. Put CUDA's nvcc on the PATH and {_REINSTALL}"
-)
+
+
+def _missing() -> str:
+    """Why there are no kernels that could run with this torch, or the empty string."""
+    if torch.version.hip is not None:  # whose GPUs torch calls "cuda" as well
+        return f"its kernels are for NVIDIA's GPUs, and this torch computes on AMD's (ROCm {torch.version.hip})"
+    if not _kernels:
+        return f"the C++ extension was built without nvcc. Put CUDA's nvcc on the PATH and {_REINSTALL}"
+    return ""
+
+
+unavailable = no_extension or _missing()
 
 
 def _version(number: int) -> str:
@@ -79,6 +100,66 @@ class _CudaKernels(Kernels):
         if op in _SUMS and (floats := _kernels.workspace(shape)):
             workspace = torch.empty(floats, dtype=torch.float32, device=device)
         getattr(_kernels, op)(shape, *arguments, _where(device, workspace))
+
+    def group_norm(self, norm: Norm, y: Tensor, total: Tensor | None, statistics: Tensor) -> None:
+        """The images are channels_last."""
+        _run("group_norm", norm.x.device, *group_norm_of(norm, y, total, statistics))
+
+    def group_norm_backward(
+        self,
+        norm: Norm,
+        grad: Tensor,
+        grad_total: Tensor | None,
+        statistics: Tensor,
+        dx: Tensor,
+        djoined: Tensor | None,
+        sums: Tensor,
+    ) -> None:
+        """The images are channels_last and of x's dtype. There is no residual: x is the total where one was kept."""
+        arguments = group_norm_backward_of(norm, grad, grad_total, statistics, dx, djoined, sums)
+        _run("group_norm_backward", norm.x.device, *arguments)
+
+    def group_norm_parameters(
+        self,
+        sums: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        scale: Tensor | None,
+        dweight: Tensor,
+        dbias: Tensor,
+        dscale: Tensor | None,
+        dshift: Tensor | None,
+    ) -> None:
+        """sums: at least the first two of group_norm_backward's, contiguous."""
+        vectors = (rows_of(values) for values in (weight, bias, scale))
+        results = (pointer_of(made) for made in (dweight, dbias, dscale, dshift))
+        where = _where(sums.device, None)
+        _kernels.group_norm_parameters(*sums.shape[1:], sums.data_ptr(), *vectors, *results, where)
+
+    def add_bias(self, x: Tensor, residual: Tensor | None, bias: Tensor | None, out: Tensor) -> None:
+        """The images are channels_last and of one dtype; bias is [N, C]."""
+        pointers = x.data_ptr(), pointer_of(residual), rows_of(bias), out.data_ptr()
+        _kernels.add_bias(shape_of(x), DTYPES[x.dtype], *pointers, _where(x.device, None))
+
+    def channel_sums(self, image: Tensor, out: Tensor) -> None:
+        """The image is channels_last."""
+        _run("channel_sums", image.device, shape_of(image), DTYPES[image.dtype], image.data_ptr(), out.data_ptr())
+
+    def table(self) -> dict[str, Callable[..., None]]:
+        return super().table() | {
+            "group_norm": self.group_norm,
+            "group_norm_backward": self.group_norm_backward,
+            "group_norm_parameters": self.group_norm_parameters,
+            "add_bias": self.add_bias,
+            "channel_sums": self.channel_sums,
+        }
+
+
+def _run(op: str, device: torch.device, *arguments: object) -> None:
+    """A call of an op that says itself how much memory it works in: none, where the images fit into registers."""
+    floats = getattr(_kernels, f"{op}_workspace")(*arguments)
+    workspace = torch.empty(floats, dtype=torch.float32, device=device) if floats else None
+    getattr(_kernels, op)(*arguments, _where(device, workspace))
 
 
 def _where(device: torch.device, workspace: Tensor | None) -> tuple[int, int, int]:

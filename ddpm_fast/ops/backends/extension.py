@@ -101,7 +101,7 @@ def rows_of(values: Tensor | None) -> tuple[int, int, int, int]:
     return values.data_ptr(), DTYPES[values.dtype], strides[0] if len(strides) == 2 else 0, strides[-1]
 
 
-def _pointer(tensor: Tensor | None) -> int:
+def pointer_of(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
@@ -115,8 +115,8 @@ def _norm_of(norm: Norm, y: Tensor, statistics: Tensor) -> tuple[object, ...]:
         norm.silu,
         DTYPES[x.dtype],
         x.data_ptr(),
-        _pointer(norm.residual),
-        _pointer(norm.joined),
+        pointer_of(norm.residual),
+        pointer_of(norm.joined),
         rows_of(norm.weight),
         rows_of(norm.bias),
         rows_of(norm.scale),
@@ -128,7 +128,7 @@ def _norm_of(norm: Norm, y: Tensor, statistics: Tensor) -> tuple[object, ...]:
 
 def group_norm_of(norm: Norm, y: Tensor, total: Tensor | None, statistics: Tensor) -> tuple[object, ...]:
     """struct GroupNormArgs"""
-    return _norm_of(norm, y, statistics), norm.eps, y.data_ptr(), _pointer(total)
+    return _norm_of(norm, y, statistics), norm.eps, y.data_ptr(), pointer_of(total)
 
 
 def group_norm_backward_of(
@@ -144,9 +144,9 @@ def group_norm_backward_of(
     return (
         _norm_of(norm, grad, statistics),
         grad.data_ptr(),
-        _pointer(grad_total),
+        pointer_of(grad_total),
         dx.data_ptr(),
-        _pointer(djoined),
+        pointer_of(djoined),
         sums.data_ptr(),
     )
 

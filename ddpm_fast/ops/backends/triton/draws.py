@@ -137,4 +137,5 @@ def record_losses(history: Tensor, counts: Tensor, t: Tensor, losses: Tensor) ->
             losses,
             SLOTS=history.shape[1],
             BLOCK=BLOCK,
+            enable_fp_fusion=False,
         )

@@ -1,0 +1,174 @@
+// Group norm in one pass: a thread keeps its values in registers, as they are stored, from the sums to the result. So
+// the image is read once and written once. Slices that are too large are read twice: group_norm_streamed.cuh.
+#include "group_norm_streamed.cuh"
+#include "kernels.h"
+
+namespace ddpm {
+namespace cuda {
+namespace {
+
+using Call = NormCall<GroupNormArgs>;
+
+// total = x + residual + added, rounded, in place of x: four pixels at a time.
+template <DType kType, int kRows>
+__device__ __forceinline__ void take_total(const Call& call, const Slice& slice, const Place& place, const Cells& cells,
+                                           int count, Cell<kType, 4> (&held)[kRows]) {
+    constexpr int kBatch = kRows < 4 ? kRows : 4;
+    float added[4];
+    read_added<4>(call.args.norm, slice, place, added);
+#pragma unroll
+    for (int first = 0; first < kRows; first += kBatch) {
+        Cell<kType, 4> residual[kBatch] = {};
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i)
+            if (call.args.norm.residual && first + i < count)
+                residual[i].load(call.args.norm.residual, cells.at(first + i));
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) {
+            float v[4];
+            values_of<4>(held[first + i], residual[i], added, v);
+            held[first + i].put(v);
+            if (first + i < count) held[first + i].store(call.args.total, cells.at(first + i));
+        }
+    }
+}
+
+template <bool kSilu, bool kWhole, DType kType, int kRows>
+__device__ __forceinline__ void write_normalised(const Call& call, const Cells& cells, int count,
+                                                 const Channels<4>& channels, const Cell<kType, 4> (&held)[kRows]) {
+    for_each_row<kWhole, kRows>(count, [&](int i) {
+        float y[4];
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+            const float u = channels.mapped(c, channels.difference(c, held[i].get(c)));
+            y[c] = kSilu ? silu(u) : u;
+        }
+        Cell<kType, 4> made;
+        made.put(y);
+        made.store(call.args.y, cells.at(i));
+    });
+}
+
+// kWhole: every lane has kRows pixels.
+template <DType kType, int kRows, bool kWhole>
+__global__ void __launch_bounds__(kNormThreads, kWhole&& kType != DType::f32 ? 2 : 1)
+    group_norm_kernel(const Call call) {
+    __shared__ float sums[kNormThreads], moments[2 * kNormThreads];
+    __shared__ Affine affine;
+    const GroupNorm& norm = call.args.norm;
+    const NormLayout& layout = call.layout;
+    const Slice slice = Slice::of_block(norm, layout);
+    const int columns = layout.columns, group = slice.column / columns;
+    const bool inside = slice.inside && group < slice.groups;
+    const int count = inside ? (int(norm.shape.positions) - slice.lane - 1) / layout.lanes + 1 : 0;
+    const int channel = inside ? 4 * (slice.first * columns + slice.column) : 0;
+
+    Cell<kType, 4> held[kRows] = {};
+    const int row = slice.lane * columns + slice.column % columns, rows = layout.lanes * columns;
+    float sum = 0.0f;
+    {
+        const Place place = Place::of(norm, slice.sample, channel);
+        const Cells cells(place, slice.lane, layout.lanes);
+        const void* const from = place.joined ? norm.joined : norm.x;
+        for_each_row<kWhole, kRows>(count, [&](int i) { held[i].load(from, cells.at(i)); });
+        const bool has_total = call.args.total;
+        affine.read(norm, slice.sample, 4 * slice.first * columns, 4 * slice.groups * columns, !has_total);
+        if (has_total && !place.joined) {
+            take_total(call, slice, place, cells, count, held);
+        } else if (inside && slice.lane == 0) {  // for all lanes
+            float added[4];
+            read_added<4>(norm, slice, place, added);
+            sum = mul(float(norm.shape.positions), sum_cell<4>([&](int c) { return added[c]; }));
+        }
+    }
+
+    // The mean first, to a few roundings. Then the squares about it, and the sum of the differences, which says what the
+    // mean lacks.
+    for_each_row<kWhole, kRows>(count,
+                                [&](int i) { sum = add(sum, sum_cell<4>([&](int c) { return held[i].get(c); })); });
+    if (slice.inside) sums[row * layout.groups + group] = sum;
+    sum_rows(sums, rows, layout.groups);
+    const float about = mul(sums[group], call.inverse_count);
+    Channels<4> channels;
+    float differences = 0.0f, squares = 0.0f;
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+        float lost;
+        two_sum(about, -affine.added[4 * slice.column + c], channels.centre[c], lost);
+        differences = fused(-float(count), lost, differences);
+    }
+    for_each_row<kWhole, kRows>(count, [&](int i) {
+        float d[4];
+#pragma unroll
+        for (int c = 0; c < 4; ++c) d[c] = channels.difference(c, held[i].get(c));
+        differences = add(differences, sum_cell<4>([&](int c) { return d[c]; }));
+        squares = add(squares, add(fused(d[0], d[0], mul(d[1], d[1])), fused(d[2], d[2], mul(d[3], d[3]))));
+    });
+    if (slice.inside) {
+        moments[2 * (row * layout.groups + group)] = differences;
+        moments[2 * (row * layout.groups + group) + 1] = squares;
+    }
+    sum_rows(moments, rows, 2 * layout.groups);
+    if (!inside) return;
+    const NormStatistics made =
+        norm_statistics(about, moments[2 * group], moments[2 * group + 1], call.inverse_count, call.eps);
+    if (row == 0) write_statistics(norm, slice, group, made);
+
+    affine.apply(slice.column, made, channels);
+    const Cells cells(Place::of_y(norm, slice.sample, channel), slice.lane, layout.lanes);
+    if (norm.silu)
+        write_normalised<true, kWhole>(call, cells, count, channels, held);
+    else
+        write_normalised<false, kWhole>(call, cells, count, channels, held);
+}
+
+NormLayout layout_of(const GroupNormArgs& args) {
+    const GroupNorm& norm = args.norm;
+    bool aligned = true;
+    for (const void* image :
+         {norm.x, norm.residual, norm.joined, static_cast<const void*>(args.y), static_cast<const void*>(args.total)})
+        aligned = aligned && in_fours(image, norm.dtype);
+    // A residual of which no total is kept would take registers of its own.
+    const bool registers = !norm.residual || args.total;
+    // Of a CIFAR-10 image: blocks of 512 threads with 64 registers each, two a multiprocessor; in fp32 three of 256
+    // with 80.
+    const bool wide = norm.dtype == DType::f32;
+    return norm_layout(norm, aligned, registers, wide ? 8 : 16, wide ? kNormThreads / 2 : kNormThreads);
+}
+
+template <DType kType, int kRows>
+cudaError_t run(const Call& call, void* stream) {
+    const NormLayout& layout = call.layout;
+    const bool whole = call.args.norm.shape.positions == int64_t(layout.lanes) * kRows;
+    return launch_blocks(whole ? group_norm_kernel<kType, kRows, true> : group_norm_kernel<kType, kRows, false>,
+                         call.args.norm.shape.samples * layout.slices, layout.threads, stream, call);
+}
+
+}  // namespace
+
+int64_t workspace(const GroupNormArgs& args) {
+    const NormLayout layout = layout_of(args);
+    return layout.rows ? 0 : args.norm.shape.samples * args.norm.groups * (2 * layout.chunks + 1);
+}
+
+int group_norm(const GroupNormArgs& args, float* workspace, void* stream) {
+    if (!args.norm.shape.samples) return cudaSuccess;
+    const Call call = norm_call(args, layout_of(args), args.eps);
+    cudaError_t error = cudaSuccess;
+    for_type(args.norm.dtype, [&](auto types) {
+        constexpr DType kType = types.kFirst;
+        constexpr int kMost = kType == DType::f32 ? 8 : 16;
+        switch (call.layout.rows) {
+            case 1: error = run<kType, 1>(call, stream); break;
+            case 4: error = run<kType, 4>(call, stream); break;
+            case kMost: error = run<kType, kMost>(call, stream); break;
+            default:
+                error = call.layout.width == 4 ? run_streamed<kType, 4>(call, workspace, stream)
+                                               : run_streamed<kType, 1>(call, workspace, stream);
+        }
+    });
+    return error;
+}
+
+}  // namespace cuda
+}  // namespace ddpm
