@@ -255,7 +255,7 @@ def test_the_command(tmp_path):
 
 @pytest.mark.parametrize(
     ("work", "batch", "kernels", "gigabytes"),
-    [(cases.FORWARD, 256, 205, 13), (cases.TRAINING, 128, 2564 // 2, 66.8 / 2), (cases.SAMPLING, 1, 175, 0.13)],
+    [(cases.FORWARD, 256, 195, 12.5), (cases.TRAINING, 128, 750, 22), (cases.SAMPLING, 1, 175, 0.13)],
 )
 def test_the_budgets_of_a_step(work, batch, kernels, gigabytes):
     lines = cases.count(cases.Case(work, cases.OURS, "cifar10", batch))
