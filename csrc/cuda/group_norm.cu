@@ -26,7 +26,8 @@ __device__ __forceinline__ void take_total(const Call& call, const Slice& slice,
 #pragma unroll
         for (int i = 0; i < kBatch; ++i) {
             float v[4];
-            values_of<4>(held[first + i], residual[i], added, v);
+#pragma unroll
+            for (int c = 0; c < 4; ++c) v[c] = add(add(held[first + i].get(c), residual[i].get(c)), added[c]);
             held[first + i].put(v);
             if (first + i < count) held[first + i].store(call.args.total, cells.at(first + i));
         }
@@ -82,8 +83,8 @@ __global__ void __launch_bounds__(kNormThreads, kWhole&& kType != DType::f32 ? 2
         }
     }
 
-    // The mean first, to a few roundings. Then the squares about it, and the sum of the differences, which says what the
-    // mean lacks.
+    // The mean first, to a few roundings. Then the squares about it, and the sum of the differences, which says what
+    // the mean lacks.
     for_each_row<kWhole, kRows>(count,
                                 [&](int i) { sum = add(sum, sum_cell<4>([&](int c) { return held[i].get(c); })); });
     if (slice.inside) sums[row * layout.groups + group] = sum;

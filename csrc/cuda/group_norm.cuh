@@ -198,8 +198,8 @@ struct Channels {
     __device__ __forceinline__ float mapped(int c, float d) const { return fused(d, gain[c], offset[c]); }
 };
 
-// Weight and bias of a slice's channels, with scale and shift in them, and what is added: each is read by one thread, and
-// all threads share them. So they take no registers while these hold the image.
+// Weight and bias of a slice's channels, with scale and shift in them, and what is added: each is read by one thread,
+// and all threads share them. So they take no registers while these hold the image.
 struct Affine {
     float factor[4 * kMostColumns], offset[4 * kMostColumns], added[4 * kMostColumns];
 
@@ -234,19 +234,6 @@ __device__ __forceinline__ void for_each_row(int count, Visit visit) {
         if ((!kWhole || i % kBatch == 0) && i >= count) return;
         visit(i);
     }
-}
-
-// v of a cell: what was loaded, plus the residual where there is one, plus what is added.
-template <int kV, class CellType>
-__device__ __forceinline__ void values_of(const CellType& cell, const float (&added)[kV], float (&v)[kV]) {
-#pragma unroll
-    for (int c = 0; c < kV; ++c) v[c] = add(cell.get(c), added[c]);
-}
-template <int kV, class CellType>
-__device__ __forceinline__ void values_of(const CellType& cell, const CellType& residual, const float (&added)[kV],
-                                          float (&v)[kV]) {
-#pragma unroll
-    for (int c = 0; c < kV; ++c) v[c] = add(add(cell.get(c), residual.get(c)), added[c]);
 }
 
 }  // namespace cuda

@@ -70,8 +70,9 @@ struct GradientSums {
 #pragma unroll
         for (int c = 0; c < kV; ++c) {
             const float by_mean = fused(through.slope, d[c], mul(float(shape.positions), through.level[c]));
-            to[c] = g[c], to[all + c] = gn[c];
-            to[2 * all + c] = add(fused(channels.gain[c], g[c], -by_mean), more[c]);
+            const bool some = shape.positions > 0;  // otherwise the statistics are NaN, and the sums 0
+            to[c] = g[c], to[all + c] = some ? gn[c] : 0.0f;
+            to[2 * all + c] = some ? add(fused(channels.gain[c], g[c], -by_mean), more[c]) : 0.0f;
         }
     }
 };

@@ -42,14 +42,12 @@ __device__ __forceinline__ void find_pivots(const GroupNorm& norm, const Slice& 
     __syncthreads();
 }
 
-// Calls visit(pixel, v[kV]) for this thread's pixels of a column in the block's chunk.
+// Calls visit(pixel, (x + residual)[kV]) for this thread's pixels of a column in the block's chunk.
 template <DType kType, int kV, class Visit>
 __device__ __forceinline__ void for_each_pixel(const GroupNorm& norm, const NormLayout& layout, const Slice& slice,
                                                const Place& place, Visit visit) {
     const void* const from = place.joined ? norm.joined : norm.x;
     const void* const residual = place.of_x(norm.residual);
-    float added[kV];
-    read_added<kV>(norm, slice, place, added);
     const int64_t start = slice.chunk * layout.chunk, all = norm.shape.positions;
     const int64_t end = start + layout.chunk < all ? start + layout.chunk : all;
     for (int64_t pixel = start + slice.lane; pixel < end; pixel += kBatch * layout.lanes) {
@@ -66,7 +64,8 @@ __device__ __forceinline__ void for_each_pixel(const GroupNorm& norm, const Norm
         for (int i = 0; i < kBatch; ++i) {
             if (pixel + i * layout.lanes >= end) continue;
             float v[kV];
-            values_of<kV>(x[i], r[i], added, v);
+#pragma unroll
+            for (int c = 0; c < kV; ++c) v[c] = add(x[i].get(c), r[i].get(c));
             visit(pixel + i * layout.lanes, v);
         }
     }
@@ -89,16 +88,23 @@ __global__ void __launch_bounds__(kStreamThreads)
             const Place place = Place::of(norm, slice.sample, channel);
             const float pivot = pivots[column / layout.columns];
             void* const total = place.of_x(call.args.total);
+            // v - pivot is v - added minus these two.
+            float added[kV], base[kV], lost[kV];
+            read_added<kV>(norm, slice, place, added);
+#pragma unroll
+            for (int c = 0; c < kV; ++c) two_sum(pivot, total ? 0.0f : -added[c], base[c], lost[c]);
             for_each_pixel<kType, kV>(norm, layout, slice, place, [&](int64_t pixel, float (&v)[kV]) {
                 if (total) {
                     Cell<kType, kV> rounded;
+#pragma unroll
+                    for (int c = 0; c < kV; ++c) v[c] = add(v[c], added[c]);
                     rounded.put(v);
                     rounded.store(total, place.at(pixel));
 #pragma unroll
                     for (int c = 0; c < kV; ++c) v[c] = rounded.get(c);
                 }
 #pragma unroll
-                for (int c = 0; c < kV; ++c) v[c] = add(v[c], -pivot);
+                for (int c = 0; c < kV; ++c) v[c] = add(add(v[c], -base[c]), -lost[c]);
                 differences = add(differences, sum_cell<kV>([&](int c) { return v[c]; }));
                 squares = add(squares, sum_cell<kV>([&](int c) { return mul(v[c], v[c]); }));
             });
@@ -146,11 +152,12 @@ __global__ void __launch_bounds__(kStreamThreads)
     for (int column = slice.column; column < width; column += layout.across) {
         const int64_t channel = (int64_t(slice.first) * layout.columns + column) * kV;
         const Place place = Place::of(norm, slice.sample, channel);
-        const float none[kV] = {};  // v has what is added
+        float added[kV];
         Channels<kV> channels;
+        read_added<kV>(norm, slice, place, added);
         const Place of_y = Place::of_y(norm, slice.sample, channel);
         read_affine<kV>(norm, slice.sample, channel, channels.gain, channels.offset);
-        channels.apply(statistics[column / layout.columns], none);
+        channels.apply(statistics[column / layout.columns], added);
         for_each_pixel<kType, kV>(norm, layout, slice, place, [&](int64_t pixel, float (&v)[kV]) {
 #pragma unroll
             for (int c = 0; c < kV; ++c) {

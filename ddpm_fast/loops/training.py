@@ -241,10 +241,11 @@ class Trainer:
         labels = None
         if self._labels is not None:
             labels = LabelDrop(self._labels, config.label_drop, self.model.config.num_classes)
-        draws = dataclasses.replace(key, stream=Stream.TIMESTEP)
-        t, weights, network_t, labels_kept = self.timestep_sampler.sample(draws, self.timesteps, labels)
-        x_t = self.diffusion.q_sample(images, t, key)
-        with part("forward"), self.autocast():
+        with part("draw"):
+            draws = dataclasses.replace(key, stream=Stream.TIMESTEP)
+            t, weights, network_t, labels_kept = self.timestep_sampler.sample(draws, self.timesteps, labels)
+            x_t = self.diffusion.q_sample(images, t, key)
+        with part("forward"), self._autocast():
             if self._working is not None:  # here, because the weights may also have been changed from outside
                 self._working.refresh()
             output = self._network(x_t, network_t, labels_kept)
@@ -269,8 +270,8 @@ class Trainer:
         self._step.add_(1)
         key.sample_id.add_(config.batch_size)
 
-    def autocast(self) -> torch.autocast:
-        """The context in which the network runs in the run's precision."""
+    def _autocast(self) -> torch.autocast:
+        """The context in which the network runs in the precision that was asked for."""
         dtype = AUTOCAST[self.config.precision]
         return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 

@@ -116,7 +116,9 @@ def test_more_samples_than_a_grid_has_rows(kernels):
     norms.check(found, norms.in_float64(norm, grad), norms.in_fp32(norm, grad))
 
 
-@pytest.mark.parametrize("options", [{"residual"}, {"added"}, {"residual", "added"}], ids="+".join)
+@pytest.mark.parametrize(
+    "options", [{"residual"}, {"added"}, {"residual", "added"}], ids=lambda options: "+".join(sorted(options))
+)
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
 def test_add_bias_is_the_rounded_sum(kernels, dtype, options):
     for shape in ((64, 128, 32, 32), (3, 5, 7, 9), (70_001, 3, 2, 1)):

@@ -3,6 +3,7 @@
 """
 
 import os
+import re
 from typing import NamedTuple
 
 import pytest
@@ -12,7 +13,8 @@ from support.norms import Norms
 
 pytest.importorskip("triton", reason="the package triton is not installed: pip install triton")
 
-from support.triton_compile import compiled, launches_of
+from support.triton_compile import assembled, compiled, launches_of
+from triton.backends.compiler import GPUTarget
 
 pytestmark = [
     pytest.mark.cross_compile,
@@ -119,3 +121,13 @@ def test_the_small_ops(capability, tmp_path):
             ptx, code = compiled(launch, capability, tmp_path)
             check(ptx, code)
             assert i or code.wide_accesses >= wide
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("word", CASES)
+def test_norms_for_turing_and_amd(word, tmp_path):
+    """A Tesla T4, which has no instructions for bf16, and an Instinct MI300: without spills and double precision."""
+    for launch in launches_of(*CASES[word].call):
+        check(*compiled(launch, 75, tmp_path))
+        code = assembled(launch, GPUTarget("hip", "gfx942", 64)).asm["amdgcn"]
+        assert re.findall(r"vgpr_spill_count: +(\d+)", code) == ["0"] and "_f64" not in code

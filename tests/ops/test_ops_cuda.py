@@ -4,15 +4,14 @@ byte outside an operand is touched. Their numbers are tested with the other back
 test_noise*.py.
 """
 
-import ctypes
 import itertools
 import math
-import mmap
 
 import numpy as np
 import pytest
 import torch
 from support.emulated_cuda import COMPILER, emulated_cuda, kernels
+from support.guarded import Guarded
 
 from ddpm_fast.noise import NoiseKey, normals
 from ddpm_fast.objective import Objective
@@ -164,32 +163,6 @@ def test_an_index_outside_the_table_gives_nan(t):
     for values in made:
         assert values.isnan().tolist() == [False, True]
     assert reverse_step(x, x, STEP_TABLE, t[1], key).x.isnan().all()
-
-
-class Guarded:
-    """Tensors whose last byte is the last before a page that cannot be touched: reading on kills the process, and what
-    was written before the first byte is seen."""
-
-    def __init__(self):
-        self.kept = []
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.contiguous() if x.is_contiguous() else channels_last(x)
-        page, bytes_ = mmap.PAGESIZE, x.numel() * x.itemsize
-        whole = (bytes_ + page - 1) // page * page
-        memory = mmap.mmap(-1, whole + page)
-        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        none = 0  # PROT_NONE: neither read nor written
-        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + whole), ctypes.c_size_t(page), none) == 0
-        flat = torch.frombuffer(memory, dtype=U8, count=whole)
-        flat[: whole - bytes_] = 0xA5
-        placed = flat[whole - bytes_ :].view(x.dtype).as_strided(x.shape, x.stride())
-        placed.copy_(x)
-        self.kept.append((memory, flat[: whole - bytes_]))
-        return placed
-
-    def untouched(self) -> bool:
-        return all(bool((before == 0xA5).all()) for _, before in self.kept)
 
 
 @pytest.mark.pairwise

@@ -1,7 +1,7 @@
 """The ops on the CUDA C++ kernels of csrc/cuda/: tensors in, raw pointers and the caller's stream out.
 
-Nothing waits for the GPU, and a call can be captured in a CUDA graph. Where a sample is summed in parts (by a loss, or by
-the norm of a large image), the sums of the parts go through a workspace, which is allocated like any tensor (in the
+Nothing waits for the GPU, and a call can be captured in a CUDA graph. Where a sample is summed in parts (by a loss, or
+by the norm of a large image), the sums of the parts go through a workspace, which is allocated like any tensor (in the
 graph's own pool during a capture).
 """
 
