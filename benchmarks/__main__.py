@@ -119,7 +119,7 @@ def warm(
     autotuning: Autotune = False,
     size: Sizes = [],  # noqa: B006
 ) -> None:
-    """Compile diffusers' networks for `network` and `loops`, all at once, into the caches on disk."""
+    """Compile the networks of `loops`, all at once, into the caches on disk."""
     with plain_errors():
         warm_.main(Options(Path(), device, only, quick, compiling=True, autotuning=autotuning), size)
 

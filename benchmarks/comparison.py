@@ -23,7 +23,14 @@ MODES: dict[str, str | None] = {
     f"{COMPILED}, max-autotune": "max-autotune",
 }
 # How ours is asked to run a loop, by the kind of device.
-WAYS = {"cpu": {"ddpm_fast": {}}, "cuda": {"graph": {"cuda_graph": True}, "no graph": {"cuda_graph": False}}}
+WAYS: dict[str, dict[str, dict[str, bool]]] = {
+    "cpu": {"ddpm_fast": {}},
+    "cuda": {
+        "graph": {"cuda_graph": True},
+        "graph, compiled": {"cuda_graph": True, "compile": True},
+        "no graph": {"cuda_graph": False},
+    },
+}
 
 
 class Case(NamedTuple):
@@ -80,6 +87,15 @@ class Comparison:
         if reason := peers.absent(peer):
             self.absent(peer, reason)
         return not reason
+
+    def ways(self) -> dict[str, dict[str, bool]]:
+        """How ours is asked to run a loop for this case; the ways that are left out are put down as absent."""
+        found = WAYS[self.device.type]
+        if self.run.options.compiling:
+            return found
+        for label in [label for label, options in found.items() if options.get("compile")]:
+            self.absent(label, "it runs with --compile")
+        return {label: options for label, options in found.items() if not options.get("compile")}
 
     def add_compiled(self, add: Callable[[str, Callable], None]) -> None:
         """Calls add(label, compiled) for each way in which diffusers' network is compiled for this case, and puts down

@@ -81,11 +81,12 @@ class Run:
 
     @contextlib.contextmanager
     def surviving(self, what: str) -> Iterator[None]:
-        """Bad input, a mismatch and a lack of memory inside are put down as a failure, and do not end the run."""
+        """Bad input, a mismatch, a lack of memory and what a GPU or a compiler refuses are put down as a failure, and
+        do not end the run."""
         try:
             yield
-        except (InputError, Mismatch, torch.OutOfMemoryError) as error:
-            message = str(error).splitlines()[0]
+        except (InputError, Mismatch, RuntimeError) as error:
+            message = (str(error).strip() or type(error).__name__).splitlines()[0]
             self.found["failures"].append(message if isinstance(error, Mismatch) else f"{what}: {message}")
         if self.device.type == "cuda":
             with contextlib.suppress(RuntimeError):  # of a GPU that is beyond help: the next case says so

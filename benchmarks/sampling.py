@@ -8,7 +8,7 @@ from torch import Tensor
 
 import ddpm_fast as df
 from benchmarks import peers
-from benchmarks.comparison import WAYS, Comparison
+from benchmarks.comparison import Comparison
 from ddpm_fast.formats.diffusers import same_weights, scheduler
 from ddpm_fast.samplers import SamplerTable, make_table
 from tests.support.diffusers_loops import diffusers_sampling, given_noise
@@ -42,10 +42,12 @@ def add_variants(made: Comparison) -> None:
         return plain_sampling(model, table, start, lambda i: torch.randn(shape, device=device), labels)
 
     truth = plain_sampling(model, table, normals(-1), normals, labels)
-    for label, options in WAYS[device.type].items():
-        made.ours.append(label)
-        made.runs[label] = functools.partial(df.sample, model, diffusion, n, steps=case.steps, labels=labels, **options)
-        made.compare(label, made.runs[label](), truth, TOLERANCE[case.dtype])
+    for label, options in made.ways().items():
+        run = functools.partial(df.sample, model, diffusion, n, steps=case.steps, labels=labels, **options)
+        with made.run.surviving(f"{case}, {label}"):
+            made.compare(label, run(), truth, TOLERANCE[case.dtype])
+            made.ours.append(label)
+            made.runs[label] = run
     made.runs["torch"] = plain
     if made.has(peers.DIFFUSERS):
         _add_diffusers(made, table, truth, normals)

@@ -1,7 +1,7 @@
 """Where the time of a forward and of a training step goes on a GPU: `python -m benchmarks trace`.
 
-The work is what `ledger` counts, of ours and of diffusers', called from Python: torch.profiler's table of each, and
-beside it the kernels that were launched and those that the ledger counts.
+The work is what `ledger` counts, of ours and of diffusers', called from Python: torch.profiler's table of each, under
+the number of kernels that were launched.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import peers
-from benchmarks.ledger.cases import FORWARD, OURS, TRAINING, Case, cases, count, prepared
+from benchmarks.ledger.cases import FORWARD, OURS, TRAINING, Case, cases, prepared
 from benchmarks.runs import Options, say
 from ddpm_fast.files.atomic import atomic_path, check_writable
 
@@ -31,9 +31,8 @@ def trace(case: Case, device: torch.device) -> str:
         if on_gpu:
             torch.cuda.synchronize(device)
     events = [event for event in profiled.events() if event.device_type == DeviceType.CUDA]
-    launched = sum(not event.is_user_annotation for event in events)
-    counted = sum(line.kernels for line in count(case))
-    head = f"{case}: {launched} kernels, copies and fills on the GPU; the ledger counts {counted} kernels"
+    launched = sum(not getattr(event, "is_user_annotation", False) for event in events)
+    head = f"{case}: {launched} kernels, copies and fills on the GPU"
     order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     table = profiled.key_averages().table(sort_by=order, row_limit=ROWS, max_name_column_width=100)
     return f"{head}\n{table}\n"

@@ -2,6 +2,7 @@
 average of their weights and clip the gradient."""
 
 import dataclasses
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import Image
 
 import ddpm_fast as df
 from benchmarks import peers
-from benchmarks.comparison import WAYS, Comparison
+from benchmarks.comparison import Comparison
 from ddpm_fast.data import Dataset, batch_indices
 from ddpm_fast.loops.training import TrainConfig, Trainer
 from tests.support.diffusers_loops import diffusers_step
@@ -27,15 +28,14 @@ PASSES_OF_PARAMETERS = 12
 def add_variants(made: Comparison) -> None:
     """Add the variants of case.steps training steps, compared by the first loss of those with the same weights."""
     case, device, diffusion, n = made.case, made.device, made.diffusion, made.case.batch
-    network = dataclasses.replace(made.config, dropout=0.0)
     made.counts["flops"] = n * made.work.training_flops
     made.counts["bytes"] = 3 * made.work.bytes(n, case.torch_dtype.itemsize)
     made.counts["bytes"] += 4 * PASSES_OF_PARAMETERS * made.work.parameters
-    made.counts["normals"] = 2 * n * network.in_channels * network.image_size**2  # for x_t, and again for the loss
+    made.counts["normals"] = 2 * math.prod(made.shape)  # for x_t, and again for the loss
     config = TrainConfig(batch_size=n, precision=case.dtype, label_drop=0.0)
     size = (max(IMAGES, 4 * n), *made.shape[1:])
     images = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(len(images)) % network.num_classes if network.num_classes else None
+    labels = torch.arange(len(images)) % made.config.num_classes if made.config.num_classes else None
     data = Dataset(images, labels, None, "random pixels")
 
     def several(step: Callable[[], object]) -> Callable[[], None]:
@@ -45,19 +45,14 @@ def add_variants(made: Comparison) -> None:
 
         return run
 
-    trainers = {
-        label: Trainer(network, diffusion, config, data, device, **options)
-        for label, options in WAYS[device.type].items()
-    }
-    for trainer in trainers.values():
-        trainer.model.load_state_dict(made.model.state_dict())
+    trainers = _trainers(made, config, data)
     first = next(iter(trainers.values()))
     plain = {"torch": reference_step(first.model, diffusion, config, data)}
     if made.has(peers.DIFFUSERS):
         plain[peers.DIFFUSERS] = diffusers_step(first.model, diffusion, config, data)
     # The first batch as ours draws it: its timesteps, noise and images.
     key = df.NoiseKey.of(config.seed, n, stream=df.Stream.TRAINING, device=device)
-    t, _ = first.timestep_sampler.sample(dataclasses.replace(key, stream=df.Stream.TIMESTEP))
+    t, *_ = first.timestep_sampler.sample(dataclasses.replace(key, stream=df.Stream.TIMESTEP))
     batch = data.batch(batch_indices(config.seed, 0, n, len(data)))
     pixels, classes = (None if part is None else part.to(device) for part in batch)
     noise = df.ops.normal(key, size[1:])
@@ -76,11 +71,22 @@ def add_variants(made: Comparison) -> None:
     if peers.DIFFUSERS in plain:
         made.add_compiled(add_compiled)
     for label, trainer in trainers.items():  # last, as what is compared is a step that changes the weights
-        made.ours.append(label)
-        made.runs[label] = several(trainer.train_step)
-        made.compare(label, trainer.train_step()[0], truth, TOLERANCE[case.dtype])
+        with made.run.surviving(f"{case}, {label}"):
+            made.compare(label, trainer.train_step()[0], truth, TOLERANCE[case.dtype])
+            made.ours.append(label)
+            made.runs[label] = several(trainer.train_step)
     if made.has(peers.LUCIDRAINS):
         _add_lucidrains(made, config, data)
+
+
+def _trainers(made: Comparison, config: TrainConfig, data: Dataset) -> dict[str, Trainer]:
+    """Ours, by the way in which a step is run, all from the same weights; those that cannot be had are put down."""
+    network, trainers = dataclasses.replace(made.config, dropout=0.0), {}
+    for label, options in made.ways().items():
+        with made.run.surviving(f"{made.case}, {label}"):
+            trainers[label] = Trainer(network, made.diffusion, config, data, made.device, **options)
+            trainers[label].model.load_state_dict(made.model.state_dict())
+    return trainers
 
 
 def _add_lucidrains(made: Comparison, config: TrainConfig, data: Dataset) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from ddpm_fast.loops.guidance import predictor
 from ddpm_fast.loops.state import BatchState, DeviceTable, RowKind
 from ddpm_fast.loops.training import TrainConfig, Trainer
 from ddpm_fast.nn import UNet, UNetConfig
+from ddpm_fast.nn.derived import held
 from ddpm_fast.samplers import make_table
 from tests.support.diffusers_loops import diffusers_step
 
@@ -127,8 +129,14 @@ def _our_sampling(config: UNetConfig, batch: int, device: torch.device) -> Calla
     state = BatchState.of(
         _image(config, batch, torch.float32), DeviceTable.of(table, device, None), key, model_dtype=DTYPE
     )
-    predict = predictor(model, None, learned=False)
-    return torch.no_grad()(lambda: state.advance(predict, RowKind(asks=True)))
+    predict, open_ = predictor(model, None, learned=False), contextlib.ExitStack()
+    open_.enter_context(held(model))  # for as long as the work can be done again
+
+    @torch.no_grad()
+    def run(_: contextlib.ExitStack = open_) -> None:
+        state.advance(predict, RowKind(asks=True))
+
+    return run
 
 
 def _their_sampling(config: UNetConfig, batch: int, device: torch.device) -> Callable[[], object]:

@@ -26,11 +26,11 @@ from benchmarks.ledger.entries import (
     line,
     size,
 )
-from benchmarks.ledger.launches import launches_of_ours, multi_tensor_launches
+from benchmarks.ledger.launches import is_streamed, launches_of_ours, multi_tensor_launches
 from benchmarks.ledger.pretence import META
 
 _COPYING = {"clone", "_to_copy", "copy_", "copy", "cat", "stack", "contiguous", "repeat", "roll", "flip"}
-_PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "dot", "_addmm_activation"}
+_PRODUCTS = {"mm", "bmm", "addmm", "addmm_", "baddbmm", "baddbmm_", "mv", "addmv", "dot", "_addmm_activation"}
 _REDUCING = {"sum", "mean", "amax", "amin", "prod", "linalg_vector_norm", "norm", "var", "var_mean", "std"}
 _RESAMPLING = {"avg_pool2d", "avg_pool2d_backward", "upsample_nearest2d", "upsample_nearest2d_backward"}
 _FILLING = {"fill_", "zero_", "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "arange"}
@@ -74,10 +74,15 @@ def _convolution(call: Call) -> list[Line]:
     first, x = _as_channels_last("convolution: layout", x, last)
     second, weight = _as_channels_last("convolution: layout", weight, last)
     (y,) = call.results
-    made = [*first, *second, line("convolution", CONVOLUTIONS, [x, weight], [y])]
-    if bias is not None:
-        made.append(line("convolution: bias", ELEMENTWISE, [y, bias], [y], fusable=True))
-    return made
+    if bias is None:
+        return [*first, *second, line("convolution", CONVOLUTIONS, [x, weight], [y])]
+    without = torch.empty(y.shape, dtype=y.dtype, device=META)
+    return [
+        *first,
+        *second,
+        line("convolution", CONVOLUTIONS, [x, weight], [without]),
+        line("convolution: bias", ELEMENTWISE, [without, bias], [y], fusable=True),
+    ]
 
 
 def _convolution_backward(call: Call) -> list[Line]:
@@ -205,7 +210,9 @@ def lines_of(call: Call, ours: bool, views: bool) -> list[Line]:
         return []
     if ours:
         written = [t for t in results if all(t is not other for other in inputs)]
-        return [line(name, _OURS.get(name, DIFFUSION), inputs, written, launches_of_ours(name))]
+        twice = [t for t in inputs if t.ndim == 4] if is_streamed(name, call.arguments) else []
+        kernels = launches_of_ours(name, call.arguments)
+        return [line(name, _OURS.get(name, DIFFUSION), [*inputs, *twice], written, kernels)]
     if name in RULES:
         return RULES[name](call)
     if name.startswith("_foreach_"):

@@ -49,6 +49,7 @@ class Drawing:
     Attributes:
         drawn: How many images are finished.
         seconds: How long the drawing took.
+        after_row: Called after each row.
     """
 
     def __init__(self, batch_size: int, keeps_frames: bool = False):
@@ -56,6 +57,7 @@ class Drawing:
         self._rows = self._total = 1
         self._batches = self._n = self.drawn = 0
         self._started = self.seconds = 0.0
+        self.after_row: Callable[[], object] = lambda: None
         self._frames: dict[int, list[Tensor]] = {}
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -106,6 +108,7 @@ class Drawing:
         done = self._batches * self._rows + step.index + 1
         rate = done / self._total * self._n / (time.perf_counter() - self._started)
         self._bar.update(self._task, completed=done, rate=rate)
+        self.after_row()
 
     def frames(self) -> list[Tensor]:
         """The states to be shown one after the other, each of all images."""

@@ -40,7 +40,7 @@ FREE = {
     "compile",
 }
 # Options that say how a command goes on with a run, and not what the run is.
-MODES = {"out", "resume", "auto_resume", "change", "new_data"}
+MODES = {"out", "resume", "auto_resume", "change", "new_data", "profile"}
 # Options that may differ with --change: how the same network learns the same thing.
 CHANGEABLE = {
     "batch_size",

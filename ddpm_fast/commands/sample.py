@@ -27,6 +27,7 @@ from ddpm_fast.commands.common import (
 from ddpm_fast.commands.drawing import Drawable, Drawing, Job, unused_path
 from ddpm_fast.commands.edit import Edit, read_images, round_trip_error
 from ddpm_fast.commands.labels import LABELS_HELP, check_null_class, describe_classes, parse_labels
+from ddpm_fast.commands.profiling import PROFILE_HELP, check_profile, profiling
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
 from ddpm_fast.files.atomic import check_writable, remove_leftovers
@@ -108,6 +109,7 @@ def main(
     precision: Annotated[
         str, typer.Option(help="fp32, bf16, fp16, or auto (bf16 where that is faster, else fp32)")
     ] = "fp32",
+    profile: Annotated[Path | None, path_option(PROFILE_HELP)] = None,
     cuda_graph: Annotated[
         bool | None, typer.Option(help="replay each step from a CUDA graph; if not given, wherever that is possible")
     ] = None,
@@ -127,6 +129,7 @@ def main(
             round_trip=round_trip,
         )
         _check_counts(n, batch_size)
+        check_profile(profile)
         if edit is not None and gif is not None:
             raise InputError("--gif shows how images are drawn from noise: leave it out with --init-image")
         torch_device = choose_device(device)
@@ -185,7 +188,8 @@ def main(
             keeps_all=gif is not None or (edit is not None and edit.round_trip),
             continuable=edit is None or edit.continuable,
         )
-        x = job.run()
+        with profiling(profile, torch_device, console.print) as drawing.after_row:
+            x = job.run()
         how = f"{'' if edit is None else edit.mode + ', '}{prepared.rows} steps of {options.sampler}"
         if drawing.drawn:
             console.print(_summary(loaded, drawing, f"{how}, {DTYPE_NAMES[dtype]}, {torch_device}"))

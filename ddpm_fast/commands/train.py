@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from ddpm_fast.commands import resuming, training_setup
 from ddpm_fast.commands.common import App, choose_device, path_option, plain_errors
+from ddpm_fast.commands.profiling import PROFILE_HELP
 from ddpm_fast.commands.stopping import Stopped, Stopping, stop_signals
 from ddpm_fast.commands.training_log import say
 from ddpm_fast.commands.training_run import TrainingRun
@@ -105,6 +106,7 @@ def main(
         typer.Option(help="replay each training step from a CUDA graph; if not given, wherever that is possible"),
     ] = None,
     compile: Annotated[bool, typer.Option(help="call the network through torch.compile: pays for long runs")] = False,
+    profile: Annotated[str | None, path_option(PROFILE_HELP)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue from the newest checkpoint in --out")] = False,
     auto_resume: Annotated[
         bool,

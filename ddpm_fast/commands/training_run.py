@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ddpm_fast.commands.profiling import profiling
 from ddpm_fast.commands.stopping import Stopped, Stopping
-from ddpm_fast.commands.training_log import TrainingLog, warn
+from ddpm_fast.commands.training_log import TrainingLog, say, warn
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.lock import FolderLock
 from ddpm_fast.loops.metrics import Metrics
@@ -46,12 +47,16 @@ class TrainingRun:
         """
         trainer, arguments, stopping = self.trainer, self.arguments, self._stopping
         steps, metrics = arguments["steps"], Metrics(trainer.step, scaled=trainer.config.precision == "fp16")
-        with TrainingLog(trainer, self.out, steps) as log:
+        with (
+            TrainingLog(trainer, self.out, steps) as log,
+            profiling(arguments["profile"], trainer.device, say) as profiled,
+        ):
             while trainer.step < steps and not stopping:
                 try:
                     metrics.add(*self._step())
                 except Stopped:
                     break
+                profiled()
                 log.advance()
                 saving = _is_due(trainer.step, arguments["save_every"], steps)
                 sampling = _is_due(trainer.step, arguments["sample_every"], steps)

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from ddpm_fast.commands.common import automatic_precision, choose_dtype, console
+from ddpm_fast.commands.profiling import check_profile
 from ddpm_fast.commands.stopping import Stopping
 from ddpm_fast.commands.training_log import say, warn
 from ddpm_fast.data import BUILTIN, Dataset, load_dataset
@@ -34,6 +35,7 @@ def check(arguments: dict[str, Any]) -> None:
     for name, least in (("steps", 1), ("log_every", 1), ("save_every", 1), ("sample_every", 0)):
         if arguments[name] < least:
             raise InputError(f"--{name.replace('_', '-')} is {arguments[name]}; expected at least {least}")
+    check_profile(arguments["profile"])
     integers(arguments["channel_mult"], "--channel-mult")
     integers(arguments["attention"], "--attention")
     if arguments["schedule"] not in SCHEDULES:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import types
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
 import torch
@@ -20,24 +19,30 @@ from ddpm_fast.errors import InputError
 
 Call = Callable[..., Tensor]
 
-KEPT_SHAPES = 8  # for each model; compiling takes from seconds to a minute
 # Dropout draws what it draws in eager mode. Otherwise the compiler has random numbers of its own.
 _OPTIONS: dict[str, str | int | bool | Callable] = {"fallback_random": True}
-_compiled: weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, Call]] = weakref.WeakKeyDictionary()
+# Of each model, by the layout of the arguments. None is forgotten before the model is: a CUDA graph may read the
+# constants of any, and each takes so long to compile that there will be few.
+_compiled: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Call]] = weakref.WeakKeyDictionary()
 
 
 def compiled(model: nn.Module) -> Call:
-    """What is called in place of the model: model(x, t) or model(x, t, labels), compiled at its first call for each
-    layout of the arguments. Raises InputError, when it is called, where it cannot be compiled."""
-    kept = _compiled.setdefault(model, OrderedDict())
+    """What is called in place of a model.
+
+    Args:
+        model: Called as model(x, t) or model(x, t, labels).
+
+    Returns:
+        A function of the same arguments, which compiles the call for each new layout of them (shapes, dtypes and
+        strides). It raises InputError where that fails.
+    """
+    kept = _compiled.setdefault(model, {})
 
     def call(*arguments: Tensor | None) -> Tensor:
         layout = tuple(None if a is None else (a.shape, a.dtype, a.stride()) for a in arguments)
-        function = kept.pop(layout, None) or _compile(_call)
-        kept[layout] = function
-        while len(kept) > KEPT_SHAPES:
-            kept.popitem(last=False)
-        return _run(function, model, *arguments)
+        if layout not in kept:
+            kept[layout] = _compile(_call)
+        return _run(kept[layout], model, *arguments)
 
     return call
 

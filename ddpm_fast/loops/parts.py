@@ -18,5 +18,5 @@ _UNNAMED = contextlib.nullcontext()
 
 
 def part(name: str) -> AbstractContextManager[object]:
-    """A block that a profiler shows as "ddpm_fast: " + name. Without one, it costs a fraction of a microsecond."""
+    """A block that a profiler shows as "ddpm_fast: " + name. Without a profiler it does nothing."""
     return record_function(PREFIX + name) if compat.is_profiling() else _UNNAMED

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ddpm_fast import ops
 from ddpm_fast.loops.guidance import Predict, dynamic_threshold
+from ddpm_fast.loops.parts import part
 from ddpm_fast.noise import NoiseKey, Stream
 from ddpm_fast.samplers import SamplerTable
 
@@ -188,19 +189,20 @@ class BatchState:
         if kind.reports and self.x0 is not None:
             # reverse_step_ adds 0 * x0 for such a table. With x0 = -0 that is -0, and adding -0 changes no bit of x.
             self.x0.fill_(-0.0)
-        # In place: two buffers would need a copy at the end, or two graphs, one for each direction.
-        ops.reverse_step_(
-            self.x,
-            output,
-            self.rows,
-            self.step,
-            key,
-            x0=self.x0,
-            x_model=None if kind.pastes else self.x_model,
-        )
-        if kind.pastes:
-            self._paste(key)
-        self.step.add_(1)
+        with part("step"):
+            # In place: two buffers would need a copy at the end, or two graphs, one for each direction.
+            ops.reverse_step_(
+                self.x,
+                output,
+                self.rows,
+                self.step,
+                key,
+                x0=self.x0,
+                x_model=None if kind.pastes else self.x_model,
+            )
+            if kind.pastes:
+                self._paste(key)
+            self.step.add_(1)
 
     def _asked(self, predict: Predict, threshold: float | None) -> Tensor:
         """What the network answers; with a threshold, the x_0 that follows from it, brought into its range."""
@@ -208,7 +210,8 @@ class BatchState:
         # index_select, because timesteps[step] would read the step back to the host.
         t = self.timesteps.index_select(0, self.step.view(1))
         # Expanded, with the stride 0: the U-Net embeds such a timestep once for all samples.
-        output = predict(x_model, t.expand(x.shape[0]))
+        with part("network"):
+            output = predict(x_model, t.expand(x.shape[0]))
         if threshold is None or self.to_x0 is None:
             return output
         row = self.to_x0.index_select(0, self.step.view(1))[0]

@@ -241,10 +241,13 @@ class Trainer:
         labels = None
         if self._labels is not None:
             labels = LabelDrop(self._labels, config.label_drop, self.model.config.num_classes)
-        draws = dataclasses.replace(key, stream=Stream.TIMESTEP)
-        t, weights, network_t, labels_kept = self.timestep_sampler.sample(draws, self.timesteps, labels)
-        x_t = self.diffusion.q_sample(images, t, key)
-        with part("forward"), self.autocast():
+        with part("draw"):
+            draws = dataclasses.replace(key, stream=Stream.TIMESTEP)
+            t, weights, network_t, labels_kept = self.timestep_sampler.sample(draws, self.timesteps, labels)
+            x_t = self.diffusion.q_sample(images, t, key)
+        with part("forward"), self._autocast():
+            if self._working is not None:  # here, because the weights may also have been changed from outside
+                self._working.refresh()
             output = self._network(x_t, network_t, labels_kept)
         with part("loss"):
             losses = self.diffusion.training_losses(output, images, t, key)
@@ -261,16 +264,14 @@ class Trainer:
         self.timestep_sampler.update(t, losses.detach())
         with part("update"):
             self.loss_scale.step(self.optimizer, gradient)
-            if self._working is not None:
-                self._working.refresh()
         with part("average"):
             self.ema.update(self._step, gradient.overflowed)
         torch.stack([loss.detach(), gradient.norm], out=self._metrics)
         self._step.add_(1)
         key.sample_id.add_(config.batch_size)
 
-    def autocast(self) -> torch.autocast:
-        """The context in which the network runs in the run's precision."""
+    def _autocast(self) -> torch.autocast:
+        """The context in which the network runs in the precision that was asked for."""
         dtype = AUTOCAST[self.config.precision]
         return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
@@ -388,8 +389,6 @@ class Trainer:
         # With another batch size the examples go on where they were.
         seen = meta.get("examples", self.step * meta["training"]["batch_size"])
         self._first_example = seen - self.step * self.config.batch_size
-        if self._working is not None:
-            self._working.refresh()
         self._step.fill_(self.step)
         torch.arange(seen, seen + self.config.batch_size, out=self._key.sample_id)
         self._advance = self._repeated()  # a new graph, because the optimiser's state is in new tensors

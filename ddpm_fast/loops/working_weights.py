@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from ddpm_fast import compat
 from ddpm_fast.nn.block import Block, memory_of
-from ddpm_fast.nn.layers import Attention, ResBlock, TimeEmbedding, Upsample
+from ddpm_fast.nn.layers import Attention, TimeEmbedding, Upsample
 from ddpm_fast.nn.unet import UNet
 
 
@@ -41,6 +41,10 @@ class WorkingWeights:
         """
         self._model = model
         parameters = list(model.parameters())
+        weights = memory_of(parameters)
+        if weights is None:
+            raise ValueError("the model's parameters are not in one block of memory: call lay_out(model) before")
+        self._weights, self._addresses = weights, [parameter.data_ptr() for parameter in parameters]
         # A copy of all, so that they are written in one operation; those that are not used are small.
         self._copies = Block(parameters, dtype)
         self._gradients = Block(parameters, torch.float32)
@@ -60,15 +64,14 @@ class WorkingWeights:
 
     def __call__(self, *arguments: Any) -> Tensor:
         """Run the model with the copies."""
-        return functional_call(self._model, self._leaves, arguments)
+        return functional_call(self._model, self._leaves, arguments, tie_weights=False)
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Write the copies, after the weights have changed."""
-        weights = memory_of(list(self._model.parameters()))
-        if weights is None:
-            raise RuntimeError("the model's parameters were moved: make new copies")
-        self._copies.memory.copy_(weights)
+        """Write the copies, after the weights have changed where they are."""
+        if self._addresses != [parameter.data_ptr() for parameter in self._model.parameters()]:
+            raise RuntimeError("the model's parameters were moved to other memory: make a new Trainer")
+        self._copies.memory.copy_(self._weights)
 
     @torch.no_grad()
     def take_gradients(self) -> None:
@@ -89,7 +92,7 @@ class WorkingWeights:
 
 # Layers whose bias goes to a convolution or a matrix product as it is. That of all others may be added by an op that
 # takes fp32, or to another one first (nn/pending.py).
-_WITH_BIAS = {TimeEmbedding: ("linear1", "linear2"), ResBlock: ("skip",), Attention: ("qkv",), UNet: ("conv_out",)}
+_WITH_BIAS = {TimeEmbedding: ("linear1", "linear2"), Attention: ("qkv",), UNet: ("conv_out",)}
 
 
 def _cast_by_autocast(model: nn.Module) -> Iterator[Tensor]:

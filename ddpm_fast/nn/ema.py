@@ -29,20 +29,20 @@ class EMA:
             raise InputError(f"EMA decay is {decay}; expected a number in [0, 1), such as 0.9999")
         self.decay = decay
         self._live = dict(model.named_parameters())
-        self._memory = self._parameters_memory()
-        if self._memory is None:
+        parameters = list(self._live.values())
+        live = memory_of(parameters)
+        if live is None or live.dtype != torch.float32:
+            self._blocks: tuple[Tensor, Tensor] | None = None
             # clone keeps the memory format; float() alone would share fp32 storage with the model.
             self._averages = {name: p.detach().float().clone() for name, p in self._live.items()}
-        else:  # the averages lie in one block of memory as the parameters do (block.py), and are one operation
-            block = self._memory = self._memory.clone()
-            self._averages = {
-                name: block.as_strided(p.shape, p.stride(), p.storage_offset()) for name, p in self._live.items()
-            }
-
-    def _parameters_memory(self) -> Tensor | None:
-        """The fp32 parameters' memory, if that is one block."""
-        memory = memory_of(list(self._live.values()))
-        return memory if memory is not None and memory.dtype == torch.float32 else None
+            return
+        # The averages lie in one block of memory as the parameters do (block.py), and are updated in one operation.
+        block = live.clone()
+        self._blocks = block, live
+        self._addresses = [p.data_ptr() for p in parameters]
+        self._averages = {
+            name: block.as_strided(p.shape, p.stride(), p.storage_offset()) for name, p in self._live.items()
+        }
 
     def decay_at(self, step: int) -> float:
         """The decay of update number `step`, counted from 0: min(decay, (1 + step) / (10 + step))."""
@@ -60,23 +60,24 @@ class EMA:
             keep: a bool scalar tensor, which is read when the update runs too. Where it is true, the averages stay as
                 they are, bit for bit.
         """
-        live = None if self._memory is None else self._parameters_memory()
-        if self._memory is not None and live is not None and live.shape == self._memory.shape:
-            self._memory.lerp_(live, self._weight(step, live.device))
+        if self._blocks is not None and self._addresses == [p.data_ptr() for p in self._live.values()]:
+            block, live = self._blocks
+            block.lerp_(live, self._weight(step, keep, block.device))
             return
         weights: dict[torch.device, Tensor] = {}
         for name, average in self._averages.items():
             if average.device not in weights:
-                weight = self._weight(step, average.device)
-                weights[average.device] = weight if keep is None else weight.masked_fill(keep.to(weight.device), 0.0)
+                weights[average.device] = self._weight(step, keep, average.device)
             average.lerp_(self._live[name].detach().float(), weights[average.device])
 
-    def _weight(self, step: int | Tensor, device: torch.device) -> Tensor:
-        """1 - decay_at(step), an fp32 scalar on the device, rounded once."""
-        if not isinstance(step, Tensor):
-            return torch.full((), 1 - self.decay_at(step), dtype=torch.float32, device=device)
-        step = step.to(device).double()
-        return (1 - ((1 + step) / (10 + step)).clamp(max=self.decay)).float()
+    def _weight(self, step: int | Tensor, keep: Tensor | None, device: torch.device) -> Tensor:
+        """1 - decay_at(step), or 0 to keep the averages: an fp32 scalar on the device, rounded once."""
+        if isinstance(step, Tensor):
+            step = step.to(device).double()
+            weight = (1 - ((1 + step) / (10 + step)).clamp(max=self.decay)).float()
+        else:
+            weight = torch.full((), 1 - self.decay_at(step), dtype=torch.float32, device=device)
+        return weight if keep is None else weight.masked_fill(keep.to(device), 0.0)
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:

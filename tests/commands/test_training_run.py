@@ -27,7 +27,7 @@ from ddpm_fast.loops.sampling import sample
 from ddpm_fast.loops.state import BatchState
 from ddpm_fast.loops.training import Trainer
 from ddpm_fast.nn import EMA, UNet
-from ddpm_fast.ops import network as network_ops
+from ddpm_fast.ops import norm as norm_ops
 from ddpm_fast.pictures import images
 
 CPU = torch.device("cpu")
@@ -82,7 +82,7 @@ def test_a_signal_is_said_at_once_and_obeyed_after_the_update(tmp_path, data, mo
     [
         (Dataset, "batch", None),
         (UNet, "forward", None),
-        (network_ops, "kernel_for", "group_norm_backward"),
+        (norm_ops, "kernel_for", "group_norm_backward"),
         (torch.nn.utils, "clip_grad_norm_", None),
     ],
     ids=["loading the batch", "before the network", "within the backward pass", "after the backward pass"],

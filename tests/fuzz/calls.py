@@ -290,6 +290,37 @@ def winograd_filters(make: Maker, direct: bool) -> Call:
     return Call("winograd_filters", False, {"weight": make.image(shape)}, wild=make.wild)
 
 
+def draw_timesteps(make: Maker, direct: bool) -> Call:
+    rng = make.rng
+    n, T = rng.choice((0, 1, 5, 33)), rng.choice((1, 2, 10, 1000))
+    key = make.key(n)
+    p = torch.rand(T, dtype=F64) if rng.random() < 0.4 else None
+    names = make.guarded.tensor(torch.arange(T), (rng.choice((1, 2)),)) if rng.random() < 0.5 else None
+    labels = make.timesteps(n, 10) if rng.random() < 0.5 else None
+    parts, share = rng.choice((0, 0, 1, max(1, n), 2**31)), rng.choice((0.0, 0.1, 1.0))
+    if direct:
+        arguments = {"seed": key.seed, "sample_id": key.sample_id, "step_id": key.step, "stream": key.stream}
+        sums = None if p is None else make.plain(p.cumsum(0))
+        arguments |= {"num_timesteps": T, "parts": parts, "probabilities": None if p is None else make.plain(p)}
+        arguments |= {"cumulative": sums, "network_timesteps": names, "labels": labels}
+        return Call("draw_timesteps", True, {**arguments, "dropped": round(share * 2**24), "null_label": 10})
+    drop = None if labels is None else ops.LabelDrop(labels, share, 10)
+    options = {"parts": parts, "probabilities": p, "network_timesteps": names, "label_drop": drop}
+    return Call("draw_timesteps", False, {"key": key, "num_timesteps": T, **options}, 2)
+
+
+def record_losses(make: Maker, direct: bool) -> Call:
+    rng = make.rng
+    n, T, slots = rng.choice((0, 1, 5, 33)), rng.choice((1, 2, 10)), rng.choice((1, 3, 10))
+    arguments = {
+        "history": make.plain(torch.zeros(T, slots)),
+        "counts": make.plain(torch.randint(0, 100, (T,))),
+        "t": make.timesteps(n, T),
+        "losses": make.guarded.tensor(torch.rand(n), (rng.choice((1, 2)),)),
+    }
+    return Call("record_losses", direct, arguments, written=("history", "counts"))
+
+
 MAKERS: dict[str, Callable[[Maker, bool], Call]] = {
     "normal": normal,
     "q_sample": q_sample,
@@ -299,6 +330,8 @@ MAKERS: dict[str, Callable[[Maker, bool], Call]] = {
     "loss_backward": loss_backward,
     "reverse_step": reverse_step,
     "reverse_step_": reverse_step_,
+    "draw_timesteps": draw_timesteps,
+    "record_losses": record_losses,
     "group_norm": group_norm,
     "group_norm_backward": group_norm_backward,
     "winograd": winograd,

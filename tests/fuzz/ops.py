@@ -32,7 +32,7 @@ from tests.fuzz.supervise import Failed, Fuzzer, Notes, limit_memory
 PACKAGE = str(Path(ddpm_fast.__file__).parent)
 NAMES = (*MAKERS, "q_sample", "reverse_step", "reverse_step_", "group_norm")
 # In fp32 these give the same bits on every backend, and the others the same but for rounding.
-EXACT = ("normal", "q_sample", "loss_backward", "reverse_step", "reverse_step_")
+EXACT = ("normal", "q_sample", "loss_backward", "reverse_step", "reverse_step_", "draw_timesteps", "record_losses")
 # What an error may be of the largest value, besides a few times plain torch's own.
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10, torch.float64: 1e-9}
 LOOSE = {"group_norm": 1e-5, "group_norm_backward": 1e-3, "winograd": 3e-5, "hybrid_loss": 1e-4, "vlb_terms": 1e-4}
@@ -283,7 +283,7 @@ def in_float64(call: Call) -> list[Tensor]:
         if isinstance(value, Tensor) and value.is_floating_point():
             if name == "table":
                 value = value.float()
-            return value.detach().clone() if name == "filters" else value.detach().double()
+            return value.detach().clone() if name in ("filters", "statistics") else value.detach().double()
         if isinstance(value, torch.dtype):
             return torch.float64
         if isinstance(value, (tuple, list)) and not isinstance(value, NoiseKey):

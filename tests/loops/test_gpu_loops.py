@@ -11,7 +11,7 @@ from ddpm_fast.data import Dataset
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
-from ddpm_fast.loops import editing, graphs
+from ddpm_fast.loops import editing, graphs, training
 from ddpm_fast.loops.metrics import Metrics
 from ddpm_fast.loops.sampling import sample
 from ddpm_fast.loops.training import TrainConfig, Trainer
@@ -325,6 +325,42 @@ def test_training_a_compiled_network_in_a_graph(replays, precision):
         expected, found = (torch.stack(subject.train_step()) for subject in (plain, compiled))
         torch.testing.assert_close(found, expected, rtol=tolerance, atol=0, msg=f"step {step}: {found}, {expected}")
     assert replays() == 2 * 6
+
+
+def test_training_in_fp16_from_a_graph_skips_an_overflow(no_sync):
+    """Nothing of it waits for the GPU: neither the look for an overflow, nor what follows from it."""
+    subjects = [trainer(cuda_graph, precision="fp16") for cuda_graph in (False, True)]
+    for _ in range(4):
+        [subject.train_step() for subject in subjects]
+    before = [[p.detach().clone() for p in subject.model.parameters()] for subject in subjects]
+    scales = [subject.loss_scale.scale.fill_(2.0**60) for subject in subjects]
+    no_sync()
+    results = [torch.stack(subject.train_step()) for subject in subjects]
+    halved = [scale.clone() for scale in scales]
+    after = [[p.detach().clone() for p in subject.model.parameters()] for subject in subjects]
+    for scale in scales:
+        scale.fill_(1024.0)
+    good = [torch.stack(subject.train_step()) for subject in subjects]
+    torch.cuda.set_sync_debug_mode("default")
+    for (loss, norm), scale in zip(results, halved, strict=True):
+        assert loss.isfinite() and not norm.isfinite() and scale == 2.0**59
+    for old, new in zip(before, after, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(old, new, strict=True))
+    torch.testing.assert_close(good[1], good[0], rtol=1e-2, atol=0)
+    for subject, old in zip(subjects, after, strict=True):
+        assert not torch.equal(next(subject.model.parameters()), old[0])
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_training_with_copies_of_the_weights_is_that_of_autocast(monkeypatch, precision):
+    """But for the order of sums: a library may take another algorithm for a weight that is cast and so packed. On a CPU
+    it is the same bits (test_working_weights.py)."""
+    found = []
+    for copies in (True, False):
+        monkeypatch.setattr(training, "copies_pay", lambda device, copies=copies: copies)
+        subject = trainer(None, precision=precision)
+        found.append(torch.stack([torch.stack(subject.train_step()) for _ in range(6)]))
+    torch.testing.assert_close(*found, rtol=2e-2, atol=1e-4)
 
 
 @pytest.mark.parametrize("word", KINDS)

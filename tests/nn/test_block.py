@@ -70,6 +70,18 @@ def test_an_average_of_a_block_is_that_of_its_tensors():
             assert together.state_dict()[name].stride() == average.stride()
 
 
+def test_an_average_of_a_block_can_be_kept():
+    net = model()
+    lay_out(net)
+    ema = EMA(net, 0.9)
+    before = {name: average.clone() for name, average in ema.state_dict().items()}
+    nn.init.ones_(net[0].weight)
+    ema.update(0, keep=torch.tensor(True))
+    assert all(torch.equal(average, before[name]) for name, average in ema.state_dict().items())
+    ema.update(0, keep=torch.tensor(False))
+    assert not torch.equal(ema.state_dict()["0.weight"], before["0.weight"])
+
+
 def test_a_copied_network_has_memory_of_its_own():
     net = model()
     lay_out(net)

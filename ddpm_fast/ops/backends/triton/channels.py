@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ddpm_fast.ops.backends.triton.layout import device_of, grid_over, load, sample_of, store
+from ddpm_fast.ops.backends.triton.layout import device_of, grid_over, load, sample_of, spare, store
 from ddpm_fast.ops.backends.triton.slabs import beside, rows, vector
 from ddpm_fast.ops.backends.triton.sums import RowSums, sum_rows_kernel
 
@@ -27,7 +27,7 @@ def _add_bias_kernel(
     if LARGE:
         block = block.to(tl.int64)
     element = block * BLOCK + tl.arange(0, BLOCK)
-    mask = element < positions * CHANNELS
+    mask = (element < positions * CHANNELS) & (not spare(samples))  # out may be x
     at = sample * positions * CHANNELS + element
     value = load(x + at, mask)
     if residual is not None:

@@ -49,7 +49,7 @@ class Slabs:
         self.parts = triton.cdiv(self.per_group, self.lanes)
         self.whole = self.parts == 1 and slab <= largest
         if not self.whole:
-            self.pixels = min(self.pixels, max(1, largest // (self.together * self.lanes)))
+            self.pixels = min(self.pixels, max(1, min(largest, SHARED) // (self.together * self.lanes)))
         self.chunks = triton.cdiv(self.positions, self.pixels)
         self.slices = triton.cdiv(self.groups, self.together) * self.parts
 
