@@ -17,13 +17,14 @@ struct Cell {
     static_assert(kV == 4, "");
     static constexpr int kBytes = kType == DType::f32 ? 16 : 8;
     using Access = typename Word<kBytes>::type;
+    using Stored = typename Element<kType>::type;
     alignas(kBytes) uint32_t words[kBytes / 4];
 
     DDPM_METHOD void load(const void* data, int64_t offset) {
-        *reinterpret_cast<Access*>(words) = static_cast<const Access*>(data)[offset / 4];
+        *reinterpret_cast<Access*>(words) = *reinterpret_cast<const Access*>(static_cast<const Stored*>(data) + offset);
     }
     DDPM_METHOD void store(void* data, int64_t offset) const {
-        static_cast<Access*>(data)[offset / 4] = *reinterpret_cast<const Access*>(words);
+        *reinterpret_cast<Access*>(static_cast<Stored*>(data) + offset) = *reinterpret_cast<const Access*>(words);
     }
     DDPM_METHOD float get(int c) const {
         if constexpr (kType == DType::f32) return as_float(words[c]);

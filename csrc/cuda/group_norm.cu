@@ -9,11 +9,12 @@ namespace {
 
 using Call = NormCall<GroupNormArgs>;
 
-// Pixels whose residual a thread loads at a time. Turing rounds to bf16 by integer instructions, which take registers.
+// Pixels whose residual a thread loads at a time, and blocks of a multiprocessor. Turing rounds to bf16 by integer
+// instructions, which take registers.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-constexpr int kResiduals = 2;
+constexpr int kResiduals = 2, kBlocks = 1;
 #else
-constexpr int kResiduals = 4;
+constexpr int kResiduals = 4, kBlocks = 2;
 #endif
 
 // total = x + residual + added, rounded, in place of x.
@@ -61,7 +62,7 @@ __device__ __forceinline__ void write_normalised(const Call& call, const Cells& 
 
 // kWhole: every lane has kRows pixels.
 template <DType kType, int kRows, bool kWhole>
-__global__ void __launch_bounds__(kNormThreads, kWhole&& kType != DType::f32 ? 2 : 1)
+__global__ void __launch_bounds__(kNormThreads, kWhole&& kType != DType::f32 ? kBlocks : 1)
     group_norm_kernel(const Call call) {
     __shared__ float sums[kNormThreads], moments[2 * kNormThreads];
     __shared__ Affine affine;

@@ -12,7 +12,7 @@ using Call = NormCall<GroupNormBackwardArgs>;
 template <bool kSilu, bool kWhole, DType kType, int kRows>
 __device__ __forceinline__ void sum_gradients(int count, const Channels<4>& channels, const Cell<kType, 4> (&x)[kRows],
                                               const Cell<kType, 4> (&grad)[kRows], GradientSums<4>& sums) {
-    for_each_row<kWhole, kRows, 2>(count, [&](int i) {
+    for_each_row<kWhole, kRows, 1>(count, [&](int i) {
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
             const float d = channels.difference(c, x[i].get(c));
@@ -25,7 +25,7 @@ template <bool kSilu, bool kWhole, DType kType, int kRows>
 __device__ __forceinline__ void write_gradients(const Cells& cells, int count, void* to, const void* grad_total,
                                                 const Channels<4>& channels, const Through<4>& through,
                                                 const Cell<kType, 4> (&x)[kRows], const Cell<kType, 4> (&grad)[kRows]) {
-    for_each_row<kWhole, kRows, 2>(count, [&](int i) {
+    for_each_row<kWhole, kRows, 1>(count, [&](int i) {
         Cell<kType, 4> more = {}, made;
         if (grad_total) more.load(grad_total, cells.at(i));
         float dx[4];
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kNormThreads) group_norm_backward_kernel(const
         for_each_row<kWhole, kRows>(count, [&](int i) { grad[i].load(call.args.grad, of_y.at(i)); });
     }
     affine.read(norm, slice.sample, 4 * slice.first * columns, 4 * slice.groups * columns, true);
-    const NormStatistics statistics = read_statistics(norm, slice, inside ? group : 0);
+    NormStatistics statistics = read_statistics(norm, slice, inside ? group : 0);
     __syncthreads();
     Channels<4> channels;
     affine.apply(slice.column, statistics, channels);
@@ -85,6 +85,9 @@ __global__ void __launch_bounds__(kNormThreads) group_norm_backward_kernel(const
     }
     if (slice.inside) sums.write(shared, slice.lane, layout.across, slice.column);
     sum_rows(shared, layout.lanes, kSums * 4 * layout.across);
+    // Once more, because what the sums did not need had no registers in the meantime.
+    statistics = read_statistics(norm, slice, inside ? group : 0);
+    affine.apply(slice.column, statistics, channels);
     sums.read(shared, layout.across, slice.column);
     if (slice.lane == 0) {
         sums.normalise(statistics, channels);
