@@ -189,6 +189,30 @@ def test_instructions_an_element(name, budget, arch):
     assert count / values <= budget
 
 
+# The norms of a CIFAR-10 network in bf16: threads of a block at 32x32 and 16x16, and how many blocks must fit on a
+# multiprocessor beside each other, so that one loads while another one computes.
+@pytest.mark.parametrize(
+    ("name", "threads", "blocks", "budget"),
+    [
+        (f"group_norm_kernel<{BF16}, 16, true>", 512, 2, 3100),
+        (f"group_norm_kernel<{BF16}, 4, true>", 256, 4, 1750),
+        (f"group_norm_kernel<{BF16}, 1, true>", 256, 4, 1250),
+        (f"group_norm_kernel<{F32}, 8, true>", 256, 2, 2250),
+        (f"group_norm_backward_kernel<{BF16}, 16, true>", 256, 2, 4700),
+        (f"group_norm_backward_kernel<{BF16}, 4, true>", 256, 2, 2100),
+        (f"group_norm_backward_kernel<{BF16}, 1, true>", 256, 3, 1300),
+    ],
+)
+def test_blocks_of_a_norm_fit_beside_each_other(name, threads, blocks, budget, arch):
+    if arch == "sm_75":
+        pytest.skip("Turing has half the threads, and integer instructions for rounding to bf16")
+    kernel = find(name, arch)
+    registers = -(-kernel.registers // 8) * 8 * threads
+    assert 65536 // registers >= blocks
+    assert blocks * (kernel.shared + 1024) <= 100 * 1024  # of the smallest multiprocessor from sm_80 on
+    assert len(kernel.instructions) <= budget
+
+
 def test_the_root_is_the_compilers_own_within_its_range(tmp_path):
     """square_root (csrc/portable.h) leaves out what __fsqrt_rn does beyond the range of a radius. What it keeps must be
     what the compiler has there: a reciprocal root, its products with the argument and with 1/2, and two corrections."""
