@@ -69,6 +69,8 @@ def draw_timesteps(
     """
     if not isinstance(key, NoiseKey):
         raise InputError(f"draw_timesteps: key is a {type(key).__name__}; expected a NoiseKey")
+    if label_drop is not None and not isinstance(label_drop, LabelDrop):
+        raise InputError(f"draw_timesteps: label_drop is a {type(label_drop).__name__}; expected a LabelDrop")
     labels, share, null_label = label_drop or (None, 0.0, 0)
     if not 0 <= share <= 1:
         raise InputError(f"draw_timesteps: {share} of the labels are to be dropped; expected a share in [0, 1]")
@@ -79,6 +81,7 @@ def draw_timesteps(
     ):
         if tensor is not None:
             check_tensors("draw_timesteps", **{name: tensor})
+            check_layout("draw_timesteps", name, tensor)
     t, weights, network_t, kept = _ops.draw_timesteps(
         key.seed,
         key.sample_id,
@@ -180,9 +183,26 @@ def _check_record(history, counts, t, losses):
         check_device("record_losses", name, tensor, "history", history)
 
 
+def _check_apart(history, counts, t, losses):
+    """What is written shares memory with nothing else: a t that changed after it was checked could be anything. All are
+    contiguous."""
+    places = [
+        (name, tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes)
+        for name, tensor in (("history", history), ("counts", counts), ("t", t), ("losses", losses))
+    ]
+    for i, (written, start, end) in enumerate(places[:2]):
+        for other, first, last in places[i + 1 :]:
+            if start < last and first < end:
+                raise InputError(
+                    f"record_losses: {other} shares memory with {written}, which is written to: give each its own"
+                )
+
+
 def _record(history, counts, t, losses):
     _check_record(history, counts, t, losses)
-    kernel_for("record_losses", history)(history, counts, t.contiguous(), losses.contiguous())
+    t, losses = t.contiguous(), losses.contiguous()
+    _check_apart(history, counts, t, losses)
+    kernel_for("record_losses", history)(history, counts, t, losses)
     torch.autograd.graph.increment_version([history, counts])  # torch does not see these writes
 
 

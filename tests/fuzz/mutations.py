@@ -74,7 +74,7 @@ def mutate(call: Call, make: Maker) -> str:
         new, how = list(value), "another size"
         if new:
             new[rng.randrange(len(new))] = rng.choice((-1, 0, 1, 2, 5, 2**31, 2**40, 2**62, True, 1.5, None))
-        new = type(value)(new)
+        new = value._make(new) if hasattr(value, "_make") else type(value)(new)
     elif isinstance(value, bool):
         new, how = rng.choice((not value, None, 1, 0.5)), "no bool"
     elif isinstance(value, int):

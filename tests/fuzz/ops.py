@@ -283,7 +283,7 @@ def in_float64(call: Call) -> list[Tensor]:
         if isinstance(value, Tensor) and value.is_floating_point():
             if name == "table":
                 value = value.float()
-            return value.detach().clone() if name == "filters" else value.detach().double()
+            return value.detach().clone() if name in ("filters", "statistics") else value.detach().double()
         if isinstance(value, torch.dtype):
             return torch.float64
         if isinstance(value, (tuple, list)) and not isinstance(value, NoiseKey):

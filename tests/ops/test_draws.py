@@ -152,12 +152,23 @@ LABELS = torch.zeros(2, dtype=torch.int64)
         ({"label_drop": LabelDrop(LABELS.int(), 0.1, 3)}, r"labels is torch.int32"),
         ({"label_drop": LabelDrop(LABELS, 1.5, 3)}, r"1.5 of the labels are to be dropped; expected a share in"),
         ({"label_drop": LabelDrop(LABELS.to("meta"), 0.5, 3)}, r"labels is on meta and the NoiseKey on cpu"),
+        ({"label_drop": LABELS}, r"label_drop is a Tensor; expected a LabelDrop"),
         ({"key": 3}, r"key is a int; expected a NoiseKey"),
     ],
 )
 def test_draws_that_are_refused(options, message):
     with pytest.raises(InputError, match=f"draw_timesteps: {message}"):
         draw_timesteps(**{"key": NoiseKey.of(0, 2), "num_timesteps": 4, **options})
+
+
+def test_memory_that_is_shared_is_refused():
+    numbers, losses = torch.zeros(4, dtype=torch.int64), torch.zeros(8)
+    for counts, t, history, message in (
+        (numbers[:3], numbers[2:], torch.zeros(3, 2), "t shares memory with counts"),
+        (numbers[:3], LABELS, losses[:6].view(3, 2), "losses shares memory with history"),
+    ):
+        with pytest.raises(InputError, match=f"record_losses: {message}, which is written to"):
+            record_losses(history, counts, t, losses[5:7])
 
 
 @pytest.mark.parametrize(
