@@ -111,8 +111,8 @@ def draw(totals: Sequence[Total]) -> Figure:
                     text = f"{left:.3g}" if column else f"{left:.0f}"
                     axes.annotate(text, (left, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
                 axes.set_yticks(range(len(row)), [total.name for total in row])
-                axes.set(xlabel=label, title=row[0].work if not column else "")
-                axes.margins(x=0.12)
+                longest = max(total.bytes / scale if column else total.kernels for total in row)
+                axes.set(xlabel=label, title=row[0].work if not column else "", xlim=(0, 1.15 * longest))
                 axes.grid(axis="y", visible=False)
             pair[0].invert_yaxis()
         handles, labels = panels[0, 0].get_legend_handles_labels()

@@ -343,8 +343,8 @@ class UNet(Derives):
 
     def _embedding(self, t: Tensor, labels: Tensor | None, fuses: bool) -> Embedding:
         """The embedding of timesteps and labels. A loop gives all samples one timestep, as an expanded tensor: it is
-        embedded once."""
-        emb = self.time_embedding(t[:1] if t.stride() == (0,) else t)
+        embedded once on a GPU. A CPU would round one row otherwise than several, for which it would save nothing."""
+        emb = self.time_embedding(t[:1] if fuses and t.stride() == (0,) else t)
         if self.config.num_classes:
             table = self.label_embedding.weight
             emb = emb + (table[-1] if labels is None else F.embedding(labels, table))

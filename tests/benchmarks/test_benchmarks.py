@@ -253,6 +253,26 @@ def test_what_is_not_compiled(monkeypatch):
         assert ("gradients are wrong" in comparison.uncompiled(case, CPU, compiling)) is is_wrong
 
 
+@pytest.mark.skipif(bool(peers.absent(peers.DIFFUSERS)), reason="diffusers is not installed")
+@pytest.mark.parametrize("layer", ["sampling", "training", "unet forward"])
+def test_every_way_of_compiling_is_a_variant_and_one_that_fails_is_absent(layer, monkeypatch):
+    """As on a GPU, with a compiler that does nothing, or raises."""
+
+    def compiled(function, mode):
+        if mode == "max-autotune":
+            raise RuntimeError("no kernel\nfits")
+        return function
+
+    monkeypatch.setattr(comparison, "compiled_labels", lambda device: tuple(comparison.MODES))
+    monkeypatch.setattr(peers, "compiled", compiled)
+    started = Run(Options(Path(), quick=True, compiling=True, autotuning=True), {})
+    made = layers.compared(comparison.Case(layer, "quick", "fp32", 2, steps=2), started)
+    default, graphs_, tuned = comparison.MODES
+    assert {default, graphs_} <= set(made.runs) and tuned not in made.runs
+    assert f"{tuned}: RuntimeError: no kernel" in started.found["absent"] and not started.found["failures"]
+    made.runs[graphs_]()
+
+
 def test_only_what_matches_is_timed_and_the_steps_count(tmp_path):
     case = comparison.Case("sampling", "quick", "fp32", 4, steps=2)
     started = Run(Options(tmp_path / "r.json", rounds=3), {})

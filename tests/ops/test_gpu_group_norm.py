@@ -19,6 +19,7 @@ CASES = {
     "128 channels 32x32": Norms((4, 128, 32, 32), 32, options=EVERYTHING, dtype=BF16),
     "128 channels 32x32, far from zero": Norms((4, 128, 32, 32), 32, options={"silu"}, dtype=BF16, mean=MEANS[BF16]),
     "128 channels 32x32 in fp32, far from zero": Norms((4, 128, 32, 32), 32, options={"silu"}, mean=MEANS[F32]),
+    "128 channels 32x32 in fp32, around zero": Norms((4, 128, 32, 32), 32, options={"silu", "grad_total"}),
     "256 channels 16x16 in fp16": Norms((4, 256, 16, 16), 32, options=EVERYTHING, dtype=F16, mean=MEANS[F16]),
     "256 channels 8x8": Norms((4, 256, 8, 8), 32, options={"silu", "added"}, dtype=BF16),
     "256 channels 4x4": Norms((4, 256, 4, 4), 32, options={"silu", "added", "scale"}, dtype=BF16),

@@ -37,13 +37,13 @@ else:
         vlb_terms,
         loss_backward,
         reverse_step,
+        draw_timesteps,
+        record_losses,
         group_norm,
         group_norm_backward,
         group_norm_parameters,
         add_bias,
         channel_sums,
-        draw_timesteps,
-        record_losses,
     )
     OPS = {kernel.__name__: kernel for kernel in kernels}
 
