@@ -9,27 +9,36 @@ namespace {
 
 using Call = NormCall<GroupNormArgs>;
 
-// total = x + residual + added, rounded, in place of x: four pixels at a time.
+// Pixels whose residual a thread loads at a time. Turing rounds to bf16 by integer instructions, which take registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int kResiduals = 2;
+#else
+constexpr int kResiduals = 4;
+#endif
+
+// total = x + residual + added, rounded, in place of x.
 template <DType kType, int kRows>
 __device__ __forceinline__ void take_total(const Call& call, const Slice& slice, const Place& place, const Cells& cells,
                                            int count, Cell<kType, 4> (&held)[kRows]) {
-    constexpr int kBatch = kRows < 4 ? kRows : 4;
+    constexpr int kBatch = kRows < kResiduals ? kRows : kResiduals;
     float added[4];
     read_added<4>(call.args.norm, slice, place, added);
 #pragma unroll
     for (int first = 0; first < kRows; first += kBatch) {
         Cell<kType, 4> residual[kBatch] = {};
+        if (call.args.norm.residual) {
 #pragma unroll
-        for (int i = 0; i < kBatch; ++i)
-            if (call.args.norm.residual && first + i < count)
-                residual[i].load(call.args.norm.residual, cells.at(first + i));
+            for (int i = 0; i < kBatch; ++i)
+                if (first + i < count) residual[i].load(call.args.norm.residual, cells.at(first + i));
+        }
 #pragma unroll
         for (int i = 0; i < kBatch; ++i) {
+            if (first + i >= count) return;
             float v[4];
 #pragma unroll
             for (int c = 0; c < 4; ++c) v[c] = add(add(held[first + i].get(c), residual[i].get(c)), added[c]);
             held[first + i].put(v);
-            if (first + i < count) held[first + i].store(call.args.total, cells.at(first + i));
+            held[first + i].store(call.args.total, cells.at(first + i));
         }
     }
 }
@@ -37,7 +46,7 @@ __device__ __forceinline__ void take_total(const Call& call, const Slice& slice,
 template <bool kSilu, bool kWhole, DType kType, int kRows>
 __device__ __forceinline__ void write_normalised(const Call& call, const Cells& cells, int count,
                                                  const Channels<4>& channels, const Cell<kType, 4> (&held)[kRows]) {
-    for_each_row<kWhole, kRows>(count, [&](int i) {
+    for_each_row<kWhole, kRows, 1>(count, [&](int i) {
         float y[4];
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
@@ -98,7 +107,7 @@ __global__ void __launch_bounds__(kNormThreads, kWhole&& kType != DType::f32 ? 2
         two_sum(about, -affine.added[4 * slice.column + c], channels.centre[c], lost);
         differences = fused(-float(count), lost, differences);
     }
-    for_each_row<kWhole, kRows>(count, [&](int i) {
+    for_each_row<kWhole, kRows, 2>(count, [&](int i) {
         float d[4];
 #pragma unroll
         for (int c = 0; c < 4; ++c) d[c] = channels.difference(c, held[i].get(c));
@@ -140,8 +149,8 @@ NormLayout layout_of(const GroupNormArgs& args) {
 template <DType kType, int kRows>
 cudaError_t run(const Call& call, void* stream) {
     const NormLayout& layout = call.layout;
-    const bool whole = call.args.norm.shape.positions == int64_t(layout.lanes) * kRows;
-    return launch_blocks(whole ? group_norm_kernel<kType, kRows, true> : group_norm_kernel<kType, kRows, false>,
+    const bool whole = kRows == 1 || call.args.norm.shape.positions == int64_t(layout.lanes) * kRows;
+    return launch_blocks(whole ? group_norm_kernel<kType, kRows, true> : group_norm_kernel<kType, kRows, kRows == 1>,
                          call.args.norm.shape.samples * layout.slices, layout.threads, stream, call);
 }
 

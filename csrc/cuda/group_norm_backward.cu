@@ -124,9 +124,9 @@ NormLayout layout_of(const GroupNormBackwardArgs& args) {
 template <DType kType, int kRows>
 cudaError_t run(const Call& call, void* stream) {
     const NormLayout& layout = call.layout;
-    const bool whole = call.args.norm.shape.positions == int64_t(layout.lanes) * kRows;
+    const bool whole = kRows == 1 || call.args.norm.shape.positions == int64_t(layout.lanes) * kRows;
     return launch_blocks(
-        whole ? group_norm_backward_kernel<kType, kRows, true> : group_norm_backward_kernel<kType, kRows, false>,
+        whole ? group_norm_backward_kernel<kType, kRows, true> : group_norm_backward_kernel<kType, kRows, kRows == 1>,
         call.args.norm.shape.samples * layout.slices, layout.threads, stream, call);
 }
 

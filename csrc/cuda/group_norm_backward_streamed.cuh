@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(kGroupThreads)
 }
 
 template <DType kType, int kV>
-__global__ void __launch_bounds__(kStreamThreads)
+__global__ void __launch_bounds__(kStreamThreads, 2)
     gradient_apply_kernel(const NormCall<GroupNormBackwardArgs> call, const float* workspace) {
     const GroupNorm& norm = call.args.norm;
     const NormLayout& layout = call.layout;

@@ -73,7 +73,7 @@ __device__ __forceinline__ void for_each_pixel(const GroupNorm& norm, const Norm
 
 // workspace: [N, groups, chunks, 2], and then the pivots [N, groups].
 template <DType kType, int kV>
-__global__ void __launch_bounds__(kStreamThreads)
+__global__ void __launch_bounds__(kStreamThreads, 2)
     group_norm_parts_kernel(const NormCall<GroupNormArgs> call, float* workspace) {
     __shared__ float pivots[kStreamThreads], sums[2 * kStreamThreads];
     const GroupNorm& norm = call.args.norm;
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kStreamThreads)
 }
 
 template <DType kType, int kV>
-__global__ void __launch_bounds__(kStreamThreads)
+__global__ void __launch_bounds__(kStreamThreads, 2)
     group_norm_apply_kernel(const NormCall<GroupNormArgs> call, const float* workspace) {
     __shared__ NormStatistics statistics[kStreamThreads];
     const GroupNorm& norm = call.args.norm;

@@ -57,7 +57,11 @@ def arch(request):
 
 def plain(kernel: sass.Kernel) -> str:
     """reverse_step_kernel<Flat, 1, (ddpm::DType)1, (ddpm::DType)1>"""
-    return re.sub(r"\(anonymous namespace\)::|ddpm::cuda::|^void |\(ddpm::\w+Args.*$", "", kernel.name)
+    return re.sub(
+        r"\(anonymous namespace\)::|ddpm::cuda::|^void |\((ddpm::\w+Args|ddpm::cuda::NormCall|float const\*).*$",
+        "",
+        kernel.name,
+    )
 
 
 def find(name: str, arch: str) -> sass.Kernel:
@@ -78,6 +82,17 @@ def test_every_op_is_there(arch):
         "reverse_step_kernel",
         "draw_timesteps_kernel",
         "record_losses_kernel",
+        "group_norm_kernel",
+        "group_norm_parts_kernel",
+        "group_norm_apply_kernel",
+        "group_norm_backward_kernel",
+        "gradient_parts_kernel",
+        "gradient_finish_kernel",
+        "gradient_apply_kernel",
+        "group_norm_parameters_kernel",
+        "add_bias_kernel",
+        "channel_sums_kernel",
+        "add_parts_kernel",
     }
 
 

@@ -31,6 +31,16 @@ SIZES = {
     (2, 3, 2, 3, 5): BOTH[:1],  # a volume
     (0, 3, 4, 4): BOTH[1:],  # no sample
 }
+NETWORK_SIZES = {  # with the number of groups, and the channels of a joined image
+    (2, 8, 1, 1): (2, 0),  # one pixel
+    (2, 12, 5, 3): (3, 6),  # a group across the border, and no whole warps
+    (3, 64, 8, 8): (8, 64),
+    (1, 128, 32, 32): (32, 0),  # all registers full
+    (2, 24, 17, 19): (6, 0),  # the last lanes have fewer pixels
+    (2, 5, 9, 7): (5, 0),  # one channel a group
+    (1, 8, 53, 61): (1, 4),  # several chunks of pixels
+    (0, 8, 4, 4): (2, 0),  # no sample
+}
 T = 10  # timesteps of the schedule
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -80,6 +90,32 @@ def run_all(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, dev
         ops.reverse_step(image().float(), image(groups), table, step, image(), **options)
 
 
+def run_network(shape: tuple[int, ...], groups: int, joined: int, dtype: torch.dtype, device: torch.device) -> None:
+    """The ops of a network at one size, with their gradients; joined: the channels of an image beside."""
+
+    def image(channels: int) -> torch.Tensor:
+        x = torch.randn((shape[0], channels, *shape[2:]), device=device).to(dtype)
+        return x.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+    def rows(channels: int) -> torch.Tensor:
+        return torch.randn(shape[0], channels, device=device, requires_grad=True)
+
+    own, channels = shape[1], shape[1] + joined
+    weight, bias = torch.ones(channels, device=device), torch.zeros(channels, device=device)
+    scale_shift = (rows(channels), rows(channels))
+    addends = ops.Addends(image(own), image(own), rows(own))
+    beside = image(joined) if joined else None
+    total, y = ops.add_group_norm(
+        addends, weight, bias, groups, 1e-5, scale_shift=scale_shift, joined=beside, silu=True
+    )
+    torch.autograd.grad([total, y], [*addends, *scale_shift], [torch.ones_like(total), torch.ones_like(y)])
+    if not joined:
+        y = ops.group_norm(addends.image, weight, bias, groups, 1e-5, added=addends.added)
+        torch.autograd.grad(y.sum(), addends.image)
+    leaves = addends.image, torch.zeros(own, device=device, requires_grad=True), addends.residual
+    torch.autograd.grad(ops.add_bias(*leaves).sum(), leaves)
+
+
 @app.command()
 def main(
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
@@ -102,9 +138,12 @@ def main(
                     formats = (False, True) if len(shape) > 3 else (False,)
                     for dtype, channels_last in itertools.product(dtypes, formats):
                         run_all(shape, dtype, channels_last, place)
+                for shape, (groups, joined) in NETWORK_SIZES.items():
+                    for dtype in BOTH:
+                        run_network(shape, groups, joined, dtype, place)
             if place.type == "cuda":
                 torch.cuda.synchronize(place)
-            console.print(f"{name}: ran {len(SIZES)} shapes")
+            console.print(f"{name}: ran {len(SIZES) + len(NETWORK_SIZES)} shapes")
             ran += 1
         if not ran:
             raise InputError("no backend could run: see the reasons above, and python -m ddpm_fast.info")
