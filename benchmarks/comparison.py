@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import networks, peers, timing
+from benchmarks.machine import DTYPES
 from benchmarks.rows import Row, Subject, rows
 from benchmarks.runs import Options, Run
-from ddpm_fast.commands.common import DTYPE_NAMES
 from ddpm_fast.errors import InputError
 from ddpm_fast.nn.work import parameters, work
 
@@ -45,7 +45,7 @@ class Case(NamedTuple):
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        return next(dtype for dtype, name in DTYPE_NAMES.items() if name == self.dtype)
+        return DTYPES[self.dtype]
 
     @property
     def subject(self) -> Subject:

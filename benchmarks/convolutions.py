@@ -18,7 +18,7 @@ from benchmarks import machine, timing
 from benchmarks.rows import duration
 from benchmarks.runs import Options, Run, say
 
-ROUNDS, QUICK_ROUNDS = 3, 1
+ROUNDS, QUICK_ROUNDS = 5, 1
 DTYPE = torch.bfloat16
 FORWARD_BATCHES, BACKWARD_BATCHES = (256, 1), (128,)
 

@@ -7,9 +7,9 @@ from torch import Tensor
 
 import ddpm_fast as df
 from benchmarks import networks
+from benchmarks.machine import DTYPES
 from benchmarks.rows import duration
 from benchmarks.runs import Options, Run, say
-from ddpm_fast.commands.common import DTYPE_NAMES
 from ddpm_fast.errors import InputError
 from ddpm_fast.metrics.two_sample import deviations, two_sample_p
 from ddpm_fast.pictures.images import to_uint8
@@ -33,7 +33,7 @@ def main(options: Options, n: int = 500, steps: int = 50) -> None:
 
     with df.use_backend("reference"):
         exact, _ = drawn(torch.float32, seed=0)
-    for dtype, mode in DTYPE_NAMES.items():
+    for mode, dtype in DTYPES.items():
         same, seconds = drawn(dtype, seed=0)
         other, _ = drawn(dtype, seed=1)
         found, p = deviations(to_uint8(same), to_uint8(exact)), two_sample_p(other, exact)

@@ -16,9 +16,9 @@ import torch
 
 import ddpm_fast as df
 from benchmarks import machine, networks, timing
+from benchmarks.machine import DTYPES
 from benchmarks.rows import duration
 from benchmarks.runs import Options, Run, say
-from ddpm_fast.commands.common import DTYPE_NAMES
 from ddpm_fast.data import Dataset
 from ddpm_fast.errors import InputError
 from ddpm_fast.loops.training import TrainConfig, Trainer
@@ -92,7 +92,7 @@ def work(point: Point, device: torch.device) -> Callable[[], object]:
         options = TrainConfig(batch_size=point.batch, precision=point.dtype)
         return Trainer(config, diffusion, options, Dataset(images, None, None, "random pixels"), device).train_step
     if point.task == "sampling":
-        dtype = next(dtype for dtype, name in DTYPE_NAMES.items() if name == point.dtype)
+        dtype = DTYPES[point.dtype]
         model = df.UNet(config).to(device, dtype).eval()
         return lambda: df.sample(model, diffusion, point.batch, steps=point.steps)
     model = random_unet(**config.to_dict()).train().to(device) if point.task == "step" else None

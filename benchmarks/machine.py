@@ -15,9 +15,9 @@ import torch.nn.functional as F
 
 import ddpm_fast as df
 from benchmarks import peers, timing
-from ddpm_fast.commands.common import DTYPE_NAMES
 from ddpm_fast.ops.backends import cpu as cpu_kernels
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # those that are measured
 SCHEDULERS = 4  # of an SM, on every generation since 2017; each issues one warp instruction a clock
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**26}  # many times the L2, or the caches of most CPUs
 COPY_ROUNDS = 20
@@ -115,7 +115,7 @@ def ceilings(device: torch.device, matrices: bool) -> dict[str, float]:
     if device.type == "cuda" and (rate := issue_rate(gpu(device))):
         found["instructions"] = rate
     if matrices:
-        found |= {f"flops {name}": matrix_rate(device, dtype) for dtype, name in DTYPE_NAMES.items()}
+        found |= {f"flops {name}": matrix_rate(device, dtype) for name, dtype in DTYPES.items()}
     return found
 
 

@@ -16,7 +16,6 @@ from ddpm_fast.files.atomic import atomic_path, check_writable
 from ddpm_fast.pictures.canvas import check_picture, save_figure
 
 EAGER, FUSED = "eager", "fused"
-WIDTH = 100  # of a table at least, in characters: a narrower one would leave numbers out
 
 
 def totals(size: str, only: str = "") -> list[Total]:
@@ -44,7 +43,7 @@ def main(size: str, only: str, out: Path | None, figure: Path | None) -> None:
         check_picture(figure)
     made = totals(size, only)
     for group in groups(made):
-        console.print(table(group), width=max(console.width, WIDTH), crop=False)
+        console.print(table(group))
     if out is not None:
         found: dict[str, Any] = machine.environment(META)
         found |= {"device": "meta", "size": size, "ledger": [total.to_dict() for total in made]}

@@ -72,16 +72,16 @@ def _unit(totals: Sequence[Total]) -> tuple[float, str]:
 
 
 def table(totals: Sequence[Total]) -> Table:
-    """Kernels and bytes by kind, a pair of columns for each of the totals, which are of the same work."""
+    """Kernels and bytes by kind, a column for each of the totals, all of the same work: 80 characters for four."""
     (scale, unit), kinds = _unit(totals), [kind for kind in KINDS if any(kind in total.kinds for total in totals)]
     made = Table(title=totals[0].work, title_justify="left")
     made.add_column("\n\nkind", no_wrap=True)
     for total in totals:
-        made.add_column(f"{total.case.side}\n{total.variant}\nkernels", justify="right", no_wrap=True)
-        made.add_column(f"\n\n{unit}", justify="right", no_wrap=True)
+        heading = f"{total.case.side}\n{total.variant}\nkernels{unit:>5}"
+        made.add_column(heading, justify="right", no_wrap=True)
 
     def cells(found: list[tuple[int, int] | None]) -> list[str]:
-        return [text for pair in found for text in ((str(pair[0]), f"{pair[1] / scale:.2f}") if pair else ("", ""))]
+        return [f"{pair[0]} {pair[1] / scale:6.2f}" if pair else "" for pair in found]
 
     for kind in kinds:
         made.add_row(kind, *cells([total.kinds.get(kind) for total in totals]))

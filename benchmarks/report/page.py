@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from benchmarks.convolutions import Shape
 from benchmarks.report import drawings
 from benchmarks.report.results import QUANTITIES, Curve, Result, fixed_name
 from benchmarks.rows import CEILING, Row, by_variant, duration
@@ -74,7 +75,9 @@ def _section(result: Result, page: Path, pictures: dict[Path, Figure]) -> str:
             figure = drawings.draw_growth(curves, name, f"Growth of {name} on {result.device}", result.quick)
             picture(f"Growth of {name}", figure)
             parts.append(_growth_table(curves, name))
-    return "\n".join(filter(None, [*parts, _noise(result), _fidelity(result), _left_out(result)]))
+    return "\n".join(
+        filter(None, [*parts, _convolutions(result), _noise(result), _fidelity(result), _left_out(result)])
+    )
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
@@ -167,6 +170,23 @@ def _growth_table(curves: Sequence[Curve], name: str) -> str:
         x, y = ", ".join(f"{x:g}" for x in curve.x), ", ".join(f"{y:.4g}" for y in curve.y)
         lines.append([curve.name, curve.against, x, y, "-" if curve.exponent is None else f"{curve.exponent:.2f}"])
     return markdown_table(["of ours", "against", "at", name, "exponent"], lines)
+
+
+def _convolutions(result: Result) -> str:
+    """Tables of the library's convolutions: a line for each shape and batch, a column for each pass."""
+    groups: dict[tuple, dict[str, dict]] = {}
+    for line in result.found.get("convolutions", []):
+        shape = Shape(**{name: line[name] for name in Shape._fields})
+        groups.setdefault((shape, line["batch"], line["cudnn_benchmark"]), {})[line["pass"]] = line
+    tables: dict[tuple[str, ...], list[list[str]]] = {}
+    for (shape, batch, benchmark), passes in groups.items():
+        cells = [str(shape), str(shape.count), str(batch), "on" if benchmark else "off"]
+        for line in passes.values():
+            rate = f", {line['flops_per_second'] / 1e12:.3g} TFLOP/s" if "flops_per_second" in line else ""
+            cells.append(f"{duration(line['seconds'])}{rate}")
+        tables.setdefault(tuple(passes), []).append(cells)
+    header = ["bf16, channels_last", "in the network", "batch", "cudnn.benchmark"]
+    return "\n".join(markdown_table([*header, *passes], lines) for passes, lines in tables.items())
 
 
 def _noise(result: Result) -> str:

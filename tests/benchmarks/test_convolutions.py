@@ -41,6 +41,11 @@ def test_the_command(tmp_path):
         pixels = (line["height"] // line["stride"]) ** 2 * 2
         work = 2 * pixels * line["channels"] * line["out_channels"] * 9
         assert line["flops_per_second"] * line["seconds"] == pytest.approx(work)
+    page = tmp_path / "page.md"
+    drawn = CliRunner().invoke(app, ["report", "draw", str(out), "--out", str(page)])
+    assert drawn.exit_code == 0, drawn.output
+    text = page.read_text()
+    assert "| 3x3 8->16 at 8 | 1 | 2 | off |" in text and "gradient of the weight" in text and "transposed 4x4" in text
     assert {line["pass"] for line in found if "gradient" in line["pass"]} == {
         f"gradient of the {name}" for name in ("input", "weight", "bias")
     }

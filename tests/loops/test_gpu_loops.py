@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from support.networks import random_unet
 
+from ddpm_fast.commands.training_log import TrainingLog
 from ddpm_fast.data import Dataset
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
@@ -361,6 +362,22 @@ def test_training_with_copies_of_the_weights_is_that_of_autocast(monkeypatch, pr
         subject = trainer(None, precision=precision)
         found.append(torch.stack([torch.stack(subject.train_step()) for _ in range(6)]))
     torch.testing.assert_close(*found, rtol=2e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_grids_of_a_run_are_drawn_from_one_graph(replays, tmp_path, precision):
+    subject = trainer(None, precision=precision)
+    with TrainingLog(subject, tmp_path, steps=10) as log:
+        for grid, count in enumerate((2 + 48, 2 + 48 + 4 + 50)):  # 50 rows each, of which the first two warm up
+            for _ in range(4):
+                subject.train_step()
+            log.draw_grid(lambda: None)
+            assert replays() == count
+            assert len(list(tmp_path.glob("samples-*.png"))) == grid + 1
+    memory = torch.cuda.memory_allocated(CUDA)
+    del log
+    gc.collect()
+    assert torch.cuda.memory_allocated(CUDA) < memory, "the network of the grids outlives the log"
 
 
 @pytest.mark.parametrize("word", KINDS)

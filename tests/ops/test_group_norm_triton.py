@@ -9,6 +9,7 @@ import os
 import pytest
 import torch
 from support import norm_runs, norms
+from support.guarded import Guarded
 from support.norm_runs import composed_total
 from support.norms import MEANS, Norms
 
@@ -138,6 +139,41 @@ def test_images_without_pixels(shape):
     _, found, statistics = run(norm, grad, None, keep_total=False)
     assert statistics.isnan().all()
     assert all(found[name].count_nonzero() == 0 for name in ("sum_g", "sum_gn", "sum_dx", "dweight", "dbias"))
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan], ids=str)
+def test_what_is_not_finite_spoils_its_group_alone(value):
+    norm, grad, _ = norms.operands(Norms((2, 16, 4, 4), 2, options={"silu"}))
+    norm.x[1, 1, 2, 3] = value
+    _, found, statistics = run(norm, grad, None, keep_total=False)
+    for name in ("y", "dx"):
+        by_group = found[name].unflatten(1, (2, -1)).isnan().flatten(2)
+        assert by_group.all(2).tolist() == by_group.any(2).tolist() == [[False, False], [True, False]], name
+    assert statistics.isnan().any(2).tolist() == [[False, False], [True, False]]
+
+
+@pytest.mark.parametrize("word", ["a group across the border of x and joined", "12 channels a group"])
+def test_nothing_outside_an_operand_is_touched(word, request):
+    shape, groups, joined = SIZES[word]
+    if joined:
+        request.getfixturevalue("cut")
+    guard = Guarded()
+    norm, grad, grad_total = norms.operands(Norms((1, *shape), groups, joined, EVERYTHING, BF16))
+    norm = norm._replace(
+        **{name: guard(getattr(norm, name)) for name in ("x", "residual", "weight", "bias")},
+        **{name: guard(getattr(norm, name).contiguous()) for name in ("scale", "shift", "added")},
+        joined=guard(norm.joined) if joined else None,
+    )
+    y, total, dx, djoined = guard(grad), guard(norm.x), guard(norm.x), guard(norm.joined) if joined else None
+    statistics, sums = guard(torch.empty(1, groups, 3)), guard(torch.empty(3, 1, len(norm.weight)))
+    OPS["group_norm"](norm, y, total, statistics)
+    gradients = guard(grad), guard(grad_total), statistics, dx, djoined, sums
+    OPS["group_norm_backward"](norms.of_total(norm, total), *gradients)
+    rows = [guard(torch.empty_like(norm.weight)) for _ in range(2)] + [guard(norm.scale) for _ in range(2)]
+    OPS["group_norm_parameters"](sums, norm.weight, norm.bias, norm.scale, *rows)
+    OPS["add_bias"](norm.x, norm.residual, norm.added, dx)
+    OPS["channel_sums"](norm.x, guard(torch.empty(norm.x.shape[1])))
+    assert guard.untouched()
 
 
 @pytest.mark.parametrize("scale", [False, True])

@@ -150,7 +150,7 @@ DRAWS = {
     "draw_timesteps": (("draw_timesteps", Draw(KEY, 1000, 0, None, None, T, T, 3, 9), DRAWN), 0, 900),
     "draw_timesteps by importance": (
         ("draw_timesteps", Draw(KEY, 1000, 0, NUMBERS, NUMBERS, T, T, 3, 9), DRAWN),
-        40,
+        48,
         1100,
     ),
     "record_losses": (("record_losses", torch.zeros(1000, 10), torch.zeros(1000, dtype=torch.int64), T, LOSS), 0, 440),
