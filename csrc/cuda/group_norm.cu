@@ -9,13 +9,7 @@ namespace {
 
 using Call = NormCall<GroupNormArgs>;
 
-// Pixels whose residual a thread loads at a time, and blocks of a multiprocessor. Turing rounds to bf16 by integer
-// instructions, which take registers.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-constexpr int kResiduals = 2, kBlocks = 1;
-#else
-constexpr int kResiduals = 4, kBlocks = 2;
-#endif
+constexpr int kResiduals = 4;  // pixels whose residual a thread loads at a time
 
 // total = x + residual + added, rounded, in place of x.
 template <DType kType, int kRows>
@@ -47,7 +41,7 @@ __device__ __forceinline__ void take_total(const Call& call, const Slice& slice,
 template <bool kSilu, bool kWhole, DType kType, int kRows>
 __device__ __forceinline__ void write_normalised(const Call& call, const Cells& cells, int count,
                                                  const Channels<4>& channels, const Cell<kType, 4> (&held)[kRows]) {
-    for_each_row<kWhole, kRows, 1>(count, [&](int i) {
+    for_each_row<kWhole, kRows, 2>(count, [&](int i) {
         float y[4];
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
@@ -62,20 +56,22 @@ __device__ __forceinline__ void write_normalised(const Call& call, const Cells& 
 
 // kWhole: every lane has kRows pixels.
 template <DType kType, int kRows, bool kWhole>
-__global__ void __launch_bounds__(kNormThreads, kWhole&& kType != DType::f32 ? kBlocks : 1)
-    group_norm_kernel(const Call call) {
+__global__ void __launch_bounds__(kNormThreads) group_norm_kernel(const Call call) {
     __shared__ float sums[kNormThreads], moments[2 * kNormThreads];
     __shared__ Affine affine;
     const GroupNorm& norm = call.args.norm;
     const NormLayout& layout = call.layout;
     const Slice slice = Slice::of_block(norm, layout);
     const int columns = layout.columns, group = slice.column / columns;
-    const bool inside = slice.inside && group < slice.groups;
-    const int count = inside ? (int(norm.shape.positions) - slice.lane - 1) / layout.lanes + 1 : 0;
+    const int count =
+        slice.inside && group < slice.groups ? (int(norm.shape.positions) - slice.lane - 1) / layout.lanes + 1 : 0;
+    const bool inside = count > 0;
     const int channel = inside ? 4 * (slice.first * columns + slice.column) : 0;
 
     Cell<kType, 4> held[kRows] = {};
-    const int row = slice.lane * columns + slice.column % columns, rows = layout.lanes * columns;
+    // Where the thread's sums go: [lanes, columns of a group, groups].
+    const int at = (slice.lane * columns + slice.column % columns) * layout.groups + group;
+    const int rows = layout.lanes * columns;
     float sum = 0.0f;
     {
         const Place place = Place::of(norm, slice.sample, channel);
@@ -97,7 +93,7 @@ __global__ void __launch_bounds__(kNormThreads, kWhole&& kType != DType::f32 ? k
     // the mean lacks.
     for_each_row<kWhole, kRows>(count,
                                 [&](int i) { sum = add(sum, sum_cell<4>([&](int c) { return held[i].get(c); })); });
-    if (slice.inside) sums[row * layout.groups + group] = sum;
+    if (inside) sums[at] = sum;
     sum_rows(sums, rows, layout.groups);
     const float about = mul(sums[group], call.inverse_count);
     Channels<4> channels;
@@ -115,15 +111,15 @@ __global__ void __launch_bounds__(kNormThreads, kWhole&& kType != DType::f32 ? k
         differences = add(differences, sum_cell<4>([&](int c) { return d[c]; }));
         squares = add(squares, add(fused(d[0], d[0], mul(d[1], d[1])), fused(d[2], d[2], mul(d[3], d[3]))));
     });
-    if (slice.inside) {
-        moments[2 * (row * layout.groups + group)] = differences;
-        moments[2 * (row * layout.groups + group) + 1] = squares;
+    if (inside) {
+        moments[2 * at] = differences;
+        moments[2 * at + 1] = squares;
     }
     sum_rows(moments, rows, 2 * layout.groups);
     if (!inside) return;
     const NormStatistics made =
         norm_statistics(about, moments[2 * group], moments[2 * group + 1], call.inverse_count, call.eps);
-    if (row == 0) write_statistics(norm, slice, group, made);
+    if (at == group) write_statistics(norm, slice.sample * norm.groups + channel / (4 * columns), made);
 
     affine.apply(slice.column, made, channels);
     const Cells cells(Place::of_y(norm, slice.sample, channel), slice.lane, layout.lanes);
@@ -141,10 +137,8 @@ NormLayout layout_of(const GroupNormArgs& args) {
         aligned = aligned && in_fours(image, norm.dtype);
     // A residual of which no total is kept would take registers of its own.
     const bool registers = !norm.residual || args.total;
-    // Of a CIFAR-10 image: blocks of 512 threads with 64 registers each, two a multiprocessor; in fp32 three of 256
-    // with 80.
-    const bool wide = norm.dtype == DType::f32;
-    return norm_layout(norm, aligned, registers, wide ? 8 : 16, wide ? kNormThreads / 2 : kNormThreads);
+    // Of a CIFAR-10 image: blocks of 256 threads with up to 80 registers each, three a multiprocessor.
+    return norm_layout(norm, aligned, registers, norm.dtype == DType::f32 ? 8 : 16, kNormThreads / 2);
 }
 
 template <DType kType, int kRows>

@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
         if (lane > 0) continue;
         const float pivot = workspace[2 * norm.shape.samples * norm.groups * layout.chunks + index];
         statistics[group] = norm_statistics(pivot, differences, squares, call.inverse_count, call.eps);
-        if (slice.chunk == 0) write_statistics(norm, slice, group, statistics[group]);
+        if (slice.chunk == 0) write_statistics(norm, index, statistics[group]);
     }
     __syncthreads();
     const int width = slice.groups * layout.columns;
