@@ -56,7 +56,7 @@ __device__ __forceinline__ void write_normalised(const Call& call, const Cells& 
 
 // kWhole: every lane has kRows pixels.
 template <DType kType, int kRows, bool kWhole>
-__global__ void __launch_bounds__(kNormThreads) group_norm_kernel(const Call call) {
+__global__ void __launch_bounds__(kNormThreads, 1) group_norm_kernel(const Call call) {
     __shared__ float sums[kNormThreads], moments[2 * kNormThreads];
     __shared__ Affine affine;
     const GroupNorm& norm = call.args.norm;

@@ -42,7 +42,7 @@ __device__ __forceinline__ void write_gradients(const Cells& cells, int count, v
 
 // kWhole: every lane has kRows pixels.
 template <DType kType, int kRows, bool kWhole>
-__global__ void __launch_bounds__(kNormThreads) group_norm_backward_kernel(const Call call) {
+__global__ void __launch_bounds__(kNormThreads, 1) group_norm_backward_kernel(const Call call) {
     __shared__ float shared[kSums * 4 * kNormThreads];
     __shared__ float of_columns[2 * kNormThreads];
     __shared__ Affine affine;
