@@ -55,7 +55,9 @@ inline NormLayout norm_layout(const GroupNorm& norm, bool aligned, bool register
     layout.width = aligned && channels % 4 == 0 && norm.x_channels % 4 == 0 ? 4 : 1;
     layout.columns = int(channels / layout.width);
     const int bytes = layout.width * size_of(norm.dtype);
-    for (int rows = positions >= 256 ? most : positions >= 64 ? 4 : 1; rows <= most; rows *= rows < 4 ? 4 : most / 4) {
+    // So many pixels a thread that 256 images of 256 channels are one wave of blocks at 8x8 and at 4x4.
+    const int fewest = positions >= 256 ? most : positions >= 64 ? most / 2 : 2;
+    for (int rows = fewest; rows <= most; rows = rows < most / 2 ? most / 2 : 2 * rows) {
         const int64_t lanes = (positions + rows - 1) / rows;
         if (!registers || layout.width == 1 || lanes < 1 || lanes > kNormThreads / 4) continue;
         if (layout.columns > kMostColumns || lanes * layout.columns > kNormThreads) continue;

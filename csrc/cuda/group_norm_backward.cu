@@ -127,9 +127,9 @@ NormLayout layout_of(const GroupNormBackwardArgs& args) {
 template <DType kType, int kRows>
 cudaError_t run(const Call& call, void* stream) {
     const NormLayout& layout = call.layout;
-    const bool whole = kRows == 1 || call.args.norm.shape.positions == int64_t(layout.lanes) * kRows;
+    const bool whole = call.args.norm.shape.positions == int64_t(layout.lanes) * kRows;
     return launch_blocks(
-        whole ? group_norm_backward_kernel<kType, kRows, true> : group_norm_backward_kernel<kType, kRows, kRows == 1>,
+        whole ? group_norm_backward_kernel<kType, kRows, true> : group_norm_backward_kernel<kType, kRows, false>,
         call.args.norm.shape.samples * layout.slices, layout.threads, stream, call);
 }
 
@@ -149,8 +149,8 @@ int group_norm_backward(const GroupNormBackwardArgs& args, float* workspace, voi
         constexpr DType kType = types.kFirst;
         constexpr int kMost = kType == DType::f32 ? 8 : 16;
         switch (call.layout.rows) {
-            case 1: error = run<kType, 1>(call, stream); break;
-            case 4: error = run<kType, 4>(call, stream); break;
+            case 2: error = run<kType, 2>(call, stream); break;
+            case kMost / 2: error = run<kType, kMost / 2>(call, stream); break;
             case kMost: error = run<kType, kMost>(call, stream); break;
             default:
                 error = call.layout.width == 4 ? run_streamed<kType, 4>(call, workspace, stream)
