@@ -72,8 +72,8 @@ __device__ __forceinline__ void for_each_pixel(const GroupNorm& norm, const Norm
 }
 
 // Blocks of a multiprocessor. On an H200 four of 64 registers a thread are 1.25 times as fast as three of 72, which the
-// compiler makes where it is free to. fp32 takes more registers, and so does rounding to bf16 on Turing; with 64 the one
-// for compute 12.0 spills.
+// compiler makes where it is free to. fp32 takes more registers, and so does rounding to bf16 on Turing; with 64 the
+// one for compute 12.0 spills.
 #if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 800 || __CUDA_ARCH__ >= 1200)
 template <DType kType, int kV>
 constexpr int kStreamBlocks = 2;
