@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ddpm_fast import compat
 from ddpm_fast.errors import InputError
-from ddpm_fast.ops.backends import reference
+from ddpm_fast.ops.backends import reference_network
 from ddpm_fast.ops.checks import check_device, check_dtype, check_layout, check_like, check_tensors
 from ddpm_fast.ops.declare import Gradient, declare, kernel_for
 from ddpm_fast.ops.dispatch import has_kernel
@@ -40,7 +40,7 @@ def add_bias(x: Tensor, bias: Tensor | None = None, residual: Tensor | None = No
         or not has_kernel("add_bias", x.device, x.dtype, *dtypes)
     ):
         _add_bias_empty(x, residual, bias)
-        return reference.plain_add_bias(x, residual, bias)
+        return reference_network.plain_add_bias(x, residual, bias)
     return _ops.add_bias(x, residual, bias)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ddpm_fast.errors import InputError, check_integer
-from ddpm_fast.ops.backends import reference
+from ddpm_fast.ops.backends import reference_network
 from ddpm_fast.ops.checks import check_device, check_dtype, check_image, check_layout, check_tensors
 from ddpm_fast.ops.declare import declare, kernel_for
 from ddpm_fast.ops.tensors import channels_last
@@ -35,7 +35,7 @@ def winograd_filters(weight: Tensor) -> Tensor:
         raise InputError(
             f"winograd_filters: weight has shape {tuple(weight.shape)}; expected [K, C, 3, 3] of at least one channel"
         )
-    to_points, _, _ = reference.winograd_matrices(weight.device)
+    to_points, _, _ = reference_network.winograd_matrices(weight.device)
     both = (to_points[:, None, :, None] * to_points[None, :, None, :]).reshape(36, 9)
     k, c = weight.shape[:2]
     filters = weight.new_zeros(-(-k // _PANEL), 36, c, _PANEL, dtype=torch.float32)

@@ -13,15 +13,14 @@ from torch import Tensor
 
 from ddpm_fast import compat
 from ddpm_fast.errors import InputError, check_integer, check_number
-from ddpm_fast.ops.backends import reference
+from ddpm_fast.ops.backends import reference_network
 from ddpm_fast.ops.checks import check_device, check_dtype, check_layout, check_like, check_tensors
 from ddpm_fast.ops.declare import Gradient, declare, kernel_for
 from ddpm_fast.ops.dispatch import has_kernel
-from ddpm_fast.ops.tensors import FLOATS, Norm, channels_last
+from ddpm_fast.ops.norm_checks import check_kernel_norm, check_norm
+from ddpm_fast.ops.tensors import Norm, channels_last
 
 _ops = torch.ops.ddpm_fast
-_VECTORS = ("weight", "bias", "scale", "shift", "added")
-_IMAGES = ("residual", "joined")
 
 
 class Addends(NamedTuple):
@@ -76,8 +75,8 @@ def group_norm(
         check_tensors("group_norm", x=x, weight=weight, bias=bias)
     norm = _norm_of("group_norm", Addends(x, None, added), None, (weight, bias, groups, eps), scale_shift, silu)
     if _is_plain(norm):
-        _check_norm(norm)
-        return reference.plain_group_norm(norm)
+        check_norm(norm)
+        return reference_network.plain_group_norm(norm)
     return _of_op(norm, keep=False)[0]
 
 
@@ -121,9 +120,9 @@ def add_group_norm(
     check_tensors("add_group_norm", image=addends.image, weight=weight, bias=bias)
     norm = _norm_of("add_group_norm", addends, joined, (weight, bias, groups, eps), scale_shift, silu)
     if _is_plain(norm):
-        _check_norm(norm, "add_group_norm")
-        total = reference.added_up(norm).to(norm.x.dtype)
-        return total, reference.plain_group_norm(norm._replace(x=total, residual=None, added=None))
+        check_norm(norm, "add_group_norm")
+        total = reference_network.added_up(norm).to(norm.x.dtype)
+        return total, reference_network.plain_group_norm(norm._replace(x=total, residual=None, added=None))
     y, total, _ = _of_op(norm, keep=True)
     return total, y
 
@@ -175,81 +174,6 @@ def _of_all_samples(values: Tensor | None, shape: tuple[int, int]) -> Tensor | N
     return values.expand(shape)
 
 
-def _check_norm(norm: Norm, op: str = "group_norm") -> None:
-    """Names are looked for only where something does not fit: a tiny norm takes 20 us."""
-    x, groups = norm.x, norm.groups
-    if len(x.shape) < 2:
-        raise InputError(f"{op}: x has shape {tuple(x.shape)}; expected [N, C, ...]")
-    device, strided = x.device, torch.strided
-    for i, values in enumerate(norm[:8]):
-        if values is None:
-            if i < 3:
-                check_tensors(op, **{norm._fields[i]: values})
-            continue
-        if values.dtype not in FLOATS or values.device != device or values.layout is not strided:
-            check_dtype(op, norm._fields[i], values.dtype)
-            check_device(op, norm._fields[i], values, "x", x)
-            check_layout(op, norm._fields[i], values)
-    if norm.residual is not None or norm.joined is not None:
-        _check_images(norm, op)
-    _check_vectors(norm, op)
-    if (norm.scale is None) != (norm.shift is None):
-        raise InputError(f"{op}: scale and shift belong together; give both, or neither")
-    channels = norm.weight.shape[0]
-    if groups < 1 or channels % groups:
-        raise InputError(f"{op}: {groups} groups do not divide x's {channels} channels")
-
-
-def _check_images(norm: Norm, op: str) -> None:
-    """residual has x's shape, joined has it but for the channels, and all have one dtype."""
-    x = norm.x
-    for name in _IMAGES:
-        image = getattr(norm, name)
-        if image is None:
-            continue
-        check_dtype(op, name, image.dtype, (x.dtype,))
-        expected = (x.shape[0], image.shape[1] if image.ndim > 1 else 1, *x.shape[2:])
-        if name == "residual":
-            check_like(op, name, image, "x", x)
-        elif tuple(image.shape) != expected:
-            raise InputError(
-                f"{op}: joined has shape {tuple(image.shape)} and x {tuple(x.shape)}; expected the same but for the "
-                "number of channels"
-            )
-
-
-def _check_vectors(norm: Norm, op: str) -> None:
-    """weight and bias have a number for each channel, the others for each sample and channel."""
-    n, own = norm.x.shape[:2]
-    channels = own if norm.joined is None else own + norm.joined.shape[1]
-    for name in _VECTORS:
-        values = getattr(norm, name)
-        if values is None:
-            continue
-        width = own if name == "added" else channels
-        if name in ("weight", "bias"):
-            if values.shape != (width,):
-                raise InputError(
-                    f"{op}: {name} has shape {tuple(values.shape)} and x {width} channels; expected [{width}]"
-                )
-        elif values.shape not in ((n, width), (1, width)):
-            raise InputError(
-                f"{op}: {name} has shape {tuple(values.shape)} and x {tuple(norm.x.shape)}; "
-                f"expected {(n, width)}, or {(1, width)} for all samples"
-            )
-
-
-def _check_kernel_norm(norm: Norm, op: str = "group_norm") -> None:
-    """What a kernel wants besides: images, and numbers for every sample."""
-    _check_norm(norm, op)
-    x = norm.x
-    if x.ndim != 4:
-        raise InputError(f"{op}: x has shape {tuple(x.shape)}; expected [N, C, H, W]")
-    for values in (norm.scale, norm.shift):
-        if values is not None and values.shape[0] != x.shape[0]:
-            raise InputError(f"{op}: scale and shift are of {values.shape[0]} samples and x of {x.shape[0]}")
-
-
 def _like(image: Tensor, channels: int | None = None) -> Tensor:
     """An image to be written, channels_last."""
     shape = (image.shape[0], image.shape[1] if channels is None else channels, *image.shape[2:])
@@ -264,7 +188,7 @@ def _group_norm_empty(*inputs):
     1 / sqrt(variance + eps))"""
     *fields, keep = inputs
     norm = Norm(*fields)
-    _check_kernel_norm(norm)
+    check_kernel_norm(norm)
     if not keep and (norm.residual is not None or norm.joined is not None):
         raise InputError("group_norm: residual and joined need keep=True, because their sum is what the gradient reads")
     x = norm.x
@@ -350,7 +274,7 @@ def _group_norm_backward_empty(grad, grad_total, x, joined, *rest):
     *vectors, statistics, silu = rest
     groups = statistics.shape[1] if statistics.ndim == 3 else 0
     norm = Norm(x, *vectors, residual=None, joined=joined, groups=groups, eps=0.0, silu=silu)
-    _check_kernel_norm(norm, op)
+    check_kernel_norm(norm, op)
     if statistics.dtype != torch.float32 or tuple(statistics.shape) != (x.shape[0], groups, 3):
         raise InputError(
             f"{op}: statistics are {statistics.dtype} of shape {tuple(statistics.shape)}; expected float32 "

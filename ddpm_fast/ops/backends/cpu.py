@@ -18,7 +18,7 @@ from ddpm_fast.ops.backends.extension import (
     shape_of,
     unavailable,
 )
-from ddpm_fast.ops.backends.reference import added_up
+from ddpm_fast.ops.backends.reference_network import added_up
 from ddpm_fast.ops.tensors import Norm, channels_last
 
 __all__ = ["DTYPES", "OPS", "has_matrix_units", "isa", "isas", "refusal", "unavailable", "use_isa"]
