@@ -195,12 +195,12 @@ def test_instructions_an_element(name, budget, arch):
     ("name", "threads", "blocks", "budget"),
     [
         (f"group_norm_kernel<{BF16}, 16, true>", 256, 3, 3100),
-        (f"group_norm_kernel<{BF16}, 4, true>", 256, 4, 1750),
-        (f"group_norm_kernel<{BF16}, 1, true>", 256, 4, 1250),
+        (f"group_norm_kernel<{BF16}, 8, true>", 256, 4, 2100),
+        (f"group_norm_kernel<{BF16}, 2, true>", 256, 4, 1400),
         (f"group_norm_kernel<{F32}, 8, true>", 256, 2, 2250),
         (f"group_norm_backward_kernel<{BF16}, 16, true>", 256, 2, 4700),
-        (f"group_norm_backward_kernel<{BF16}, 4, true>", 256, 2, 2100),
-        (f"group_norm_backward_kernel<{BF16}, 1, true>", 256, 2, 1300),
+        (f"group_norm_backward_kernel<{BF16}, 8, true>", 256, 2, 2900),
+        (f"group_norm_backward_kernel<{BF16}, 2, true>", 256, 2, 1450),
     ],
 )
 def test_blocks_of_a_norm_fit_beside_each_other(name, threads, blocks, budget, arch):
