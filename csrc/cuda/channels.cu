@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kChannelThreads) add_bias_kernel(const AddBias
 
 // Grid: slices, chunks. Writes the sums of a chunk, [chunks, channels].
 template <DType kType, int kV>
-__global__ void __launch_bounds__(kChannelThreads, kType == DType::f32 ? 4 : 6)  // without them fp32 spills for 10.0
+__global__ void __launch_bounds__(kChannelThreads, 4)  // without the 4, fp32 spills for 10.0
     channel_sums_kernel(const ChannelSumsArgs args, const Cut cut, float* parts) {
     __shared__ float shared[kChannelThreads * kV];
     const unsigned slices = unsigned(cut.slices);
