@@ -83,7 +83,7 @@ ops() {
     measure ops "${options[@]}"
 }
 
-# What the README claims, first: sampling and training of CIFAR-10's network in bf16.
+# First what matters most: sampling and training of CIFAR-10's network in bf16.
 headline() {
     if [[ ${#quick[@]} == 0 ]]; then need_gpu; fi
     local cases=(--size cifar10 --only bf16)

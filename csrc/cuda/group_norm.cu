@@ -138,7 +138,7 @@ NormLayout layout_of(const GroupNormArgs& args) {
     // A residual of which no total is kept would take registers of its own.
     const bool registers = !norm.residual || args.total;
     // Of a CIFAR-10 image: blocks of 256 threads with up to 80 registers each, three a multiprocessor.
-    return norm_layout(norm, aligned, registers, norm.dtype == DType::f32 ? 8 : 16, kNormThreads / 2);
+    return norm_layout(norm, aligned, registers);
 }
 
 template <DType kType, int kRows>
@@ -160,18 +160,12 @@ int group_norm(const GroupNormArgs& args, float* workspace, void* stream) {
     if (!args.norm.shape.samples) return cudaSuccess;
     const Call call = norm_call(args, layout_of(args), args.eps);
     cudaError_t error = cudaSuccess;
-    for_type(args.norm.dtype, [&](auto types) {
-        constexpr DType kType = types.kFirst;
-        constexpr int kMost = kType == DType::f32 ? 8 : 16;
-        switch (call.layout.rows) {
-            case 2: error = run<kType, 2>(call, stream); break;
-            case kMost / 2: error = run<kType, kMost / 2>(call, stream); break;
-            case kMost: error = run<kType, kMost>(call, stream); break;
-            default:
-                error = call.layout.width == 4 ? run_streamed<kType, 4>(call, workspace, stream)
-                                               : run_streamed<kType, 1>(call, workspace, stream);
-        }
-    });
+    for_layout(
+        call.layout, args.norm.dtype,
+        [&](auto types, auto rows) { error = run<types.kFirst, decltype(rows)::value>(call, stream); },
+        [&](auto types, auto width) {
+            error = run_streamed<types.kFirst, decltype(width)::value>(call, workspace, stream);
+        });
     return error;
 }
 

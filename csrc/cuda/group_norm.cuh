@@ -20,6 +20,9 @@ constexpr int kEnoughBlocks = 256;   // about two a multiprocessor: from there o
 constexpr int kLineBytes = 128;      // the widest slice's row
 constexpr int kMostColumns = 64;     // of a group that is in registers
 
+// Pixels that a thread can hold.
+constexpr int most_rows(DType dtype) { return dtype == DType::f32 ? 8 : 16; }
+
 struct NormLayout {
     int width;              // channels of a column: 4 or 1
     int columns;            // of a group
@@ -48,8 +51,10 @@ inline void widen_slice(NormLayout& layout, int64_t samples, int64_t groups, int
     layout.across = layout.groups * layout.columns;
 }
 
-// aligned: columns of four may be used. most: pixels a thread can hold. threads: of a block, where a group is no wider.
-inline NormLayout norm_layout(const GroupNorm& norm, bool aligned, bool registers, int most, int threads) {
+// aligned: columns of four may be used. registers: a slice may be held in them. A block has half of the most threads
+// unless a group is wider, so that several fit on a multiprocessor.
+inline NormLayout norm_layout(const GroupNorm& norm, bool aligned, bool registers) {
+    const int most = most_rows(norm.dtype);
     const int64_t positions = norm.shape.positions, channels = norm.shape.channels / norm.groups;
     NormLayout layout = {};
     layout.width = aligned && channels % 4 == 0 && norm.x_channels % 4 == 0 ? 4 : 1;
@@ -63,7 +68,7 @@ inline NormLayout norm_layout(const GroupNorm& norm, bool aligned, bool register
         if (layout.columns > kMostColumns || lanes * layout.columns > kNormThreads) continue;
         if (norm.shape.elements() > 0x3FFFFFFF) continue;  // offsets within a sample have 32 bits
         layout.rows = rows, layout.lanes = int(lanes), layout.chunk = positions, layout.chunks = 1;
-        widen_slice(layout, norm.shape.samples, norm.groups, bytes, kLineBytes, threads, true);
+        widen_slice(layout, norm.shape.samples, norm.groups, bytes, kLineBytes, kNormThreads / 2, true);
         layout.threads = threads_for(layout.across * layout.lanes);
         return layout;
     }
@@ -77,6 +82,20 @@ inline NormLayout norm_layout(const GroupNorm& norm, bool aligned, bool register
     layout.chunks = positions ? (positions + layout.chunk - 1) / layout.chunk : 1;
     layout.threads = threads_for(layout.across * layout.lanes);
     return layout;
+}
+
+// Calls in_registers(type, rows) or streamed(type, channels of a column), as was decided; the numbers are types.
+template <class InRegisters, class Streamed>
+void for_layout(const NormLayout& layout, DType dtype, InRegisters in_registers, Streamed streamed) {
+    for_type(dtype, [&](auto types) {
+        constexpr int kMost = most_rows(types.kFirst);
+        switch (layout.rows) {
+            case 2: return in_registers(types, Width<2>{});
+            case kMost / 2: return in_registers(types, Width<kMost / 2>{});
+            case kMost: return in_registers(types, Width<kMost>{});
+        }
+        return layout.width == 4 ? streamed(types, Width<4>{}) : streamed(types, Width<1>{});
+    });
 }
 
 // The arguments of a launch: in single precision, and with what was decided.

@@ -121,7 +121,7 @@ NormLayout layout_of(const GroupNormBackwardArgs& args) {
                               static_cast<const void*>(args.djoined)})
         aligned = aligned && in_fours(image, norm.dtype);
     // Blocks of 256 threads with 128 registers each, two a multiprocessor.
-    return norm_layout(norm, aligned, true, norm.dtype == DType::f32 ? 8 : 16, kNormThreads / 2);
+    return norm_layout(norm, aligned, true);
 }
 
 template <DType kType, int kRows>
@@ -145,18 +145,12 @@ int group_norm_backward(const GroupNormBackwardArgs& args, float* workspace, voi
     if (!args.norm.shape.samples) return cudaSuccess;
     const Call call = norm_call(args, layout_of(args), 0.0);
     cudaError_t error = cudaSuccess;
-    for_type(args.norm.dtype, [&](auto types) {
-        constexpr DType kType = types.kFirst;
-        constexpr int kMost = kType == DType::f32 ? 8 : 16;
-        switch (call.layout.rows) {
-            case 2: error = run<kType, 2>(call, stream); break;
-            case kMost / 2: error = run<kType, kMost / 2>(call, stream); break;
-            case kMost: error = run<kType, kMost>(call, stream); break;
-            default:
-                error = call.layout.width == 4 ? run_streamed<kType, 4>(call, workspace, stream)
-                                               : run_streamed<kType, 1>(call, workspace, stream);
-        }
-    });
+    for_layout(
+        call.layout, args.norm.dtype,
+        [&](auto types, auto rows) { error = run<types.kFirst, decltype(rows)::value>(call, stream); },
+        [&](auto types, auto width) {
+            error = run_streamed<types.kFirst, decltype(width)::value>(call, workspace, stream);
+        });
     return error;
 }
 

@@ -114,7 +114,7 @@ def main(
         bool | None, typer.Option(help="replay each step from a CUDA graph; if not given, wherever that is possible")
     ] = None,
     compile: Annotated[
-        bool, typer.Option("--compile", help="call the network through torch.compile: pays for many images")
+        bool, typer.Option("--compile", help="call the network through torch.compile: may pay for many images on a CPU")
     ] = False,
 ) -> None:
     """Draw images from a diffusion model, or edit a picture with it."""

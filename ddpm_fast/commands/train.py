@@ -105,7 +105,9 @@ def main(
         bool | None,
         typer.Option(help="replay each training step from a CUDA graph; if not given, wherever that is possible"),
     ] = None,
-    compile: Annotated[bool, typer.Option(help="call the network through torch.compile: pays for long runs")] = False,
+    compile: Annotated[
+        bool, typer.Option(help="call the network through torch.compile: may pay for long runs")
+    ] = False,
     profile: Annotated[str | None, path_option(PROFILE_HELP)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue from the newest checkpoint in --out")] = False,
     auto_resume: Annotated[

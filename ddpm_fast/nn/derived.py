@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 
@@ -22,12 +23,12 @@ _holders: Counter[int] = Counter()  # by id: how many blocks hold a layer's tens
 _lock = threading.Lock()
 
 
-class Derives(nn.Module):
+class Derives(nn.Module, ABC):
     """A layer that derives tensors from its weights."""
 
+    @abstractmethod
     def derive(self) -> tuple[Tensor, ...]:
         """Compute them, differentiably."""
-        raise NotImplementedError
 
     def derived(self) -> tuple[Tensor, ...]:
         """Those that are held, or new ones."""

@@ -349,8 +349,10 @@ class UNet(Derives):
             table = self.label_embedding.weight
             emb = emb + (table[-1] if labels is None else F.embedding(labels, table))
         emb = F.silu(emb)
+        if not fuses:
+            return Embedding(emb)
         blocks = self._blocks()
-        if not fuses or not all(_is_as_it_was_made(block) for block in blocks):
+        if not all(_is_as_it_was_made(block) for block in blocks):
             return Embedding(emb)
         weight, bias, *added = self.derived()
         rows = F.linear(emb, weight, bias)
