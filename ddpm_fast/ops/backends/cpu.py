@@ -116,11 +116,43 @@ class _CpuKernels(Kernels):
             torch.get_num_threads(),
         )
 
+    def winograd_filters(self, weight: Tensor, flipped: bool, out: Tensor) -> None:
+        """The weight has any strides; out is contiguous fp32."""
+        k, channels = weight.shape[:2]
+        _C.winograd_filters(
+            k,
+            channels,
+            DTYPES[weight.dtype],
+            weight.data_ptr(),
+            *weight.stride(),
+            flipped,
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+
+    def winograd_weight_gradient(self, x: Tensor, grad: Tensor, out: Tensor) -> None:
+        """All are channels_last; x and grad of one dtype, out fp32."""
+        n, channels, height, width = x.shape
+        _C.winograd_weight_gradient(
+            n,
+            height,
+            width,
+            channels,
+            grad.shape[1],
+            DTYPES[x.dtype],
+            x.data_ptr(),
+            grad.data_ptr(),
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+
     def table(self) -> dict[str, Callable[..., None]]:
         return super().table() | {
             "group_norm": self.group_norm,
             "group_norm_backward": self.group_norm_backward,
             "winograd": self.winograd,
+            "winograd_filters": self.winograd_filters,
+            "winograd_weight_gradient": self.winograd_weight_gradient,
         }
 
 
