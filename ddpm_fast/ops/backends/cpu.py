@@ -116,22 +116,31 @@ class _CpuKernels(Kernels):
             torch.get_num_threads(),
         )
 
-    def winograd_filters(self, weight: Tensor, flipped: bool, out: Tensor) -> None:
-        """The weight has any strides; out is contiguous fp32."""
-        k, channels = weight.shape[:2]
+    def winograd_filters(self, weight: Tensor, flipped: bool, filters: Tensor) -> None:
+        """weight may have any strides; filters are contiguous fp32."""
+        out_channels, channels = weight.shape[:2]
+        out_stride, channel_stride, row_stride, column_stride = weight.stride()
+        start = weight.data_ptr()
+        if flipped:  # the kernel begins at the last tap and goes back
+            start += 2 * (row_stride + column_stride) * weight.element_size()
+            row_stride, column_stride = -row_stride, -column_stride
+            out_channels, channels = channels, out_channels
+            out_stride, channel_stride = channel_stride, out_stride
         _C.winograd_filters(
-            k,
+            out_channels,
             channels,
             DTYPES[weight.dtype],
-            weight.data_ptr(),
-            *weight.stride(),
-            flipped,
-            out.data_ptr(),
+            start,
+            out_stride,
+            channel_stride,
+            row_stride,
+            column_stride,
+            filters.data_ptr(),
             torch.get_num_threads(),
         )
 
     def winograd_weight_gradient(self, x: Tensor, grad: Tensor, out: Tensor) -> None:
-        """All are channels_last; x and grad of one dtype, out fp32."""
+        """x and grad are channels_last and of one dtype; out [K, C, 3, 3] is channels_last fp32."""
         n, channels, height, width = x.shape
         _C.winograd_weight_gradient(
             n,
