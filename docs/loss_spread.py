@@ -1,9 +1,9 @@
-"""Trains the digits' network on a CPU with our kernels and with plain torch, from two seeds each, and says how far apart
-the loss curves are: python docs/loss_spread.py OUT.png [--steps 500] [--batch-size 64]
+"""Trains the digits' network on a CPU with our kernels and with plain torch, from two seeds each, and says how far the
+loss curves are apart: python docs/loss_spread.py OUT.png [--steps 500] [--batch-size 64]
 
-What is compared: for each stretch of 50 steps the mean loss of ours less that of plain torch, from the same seed, and as
-a measure that of plain torch from the two seeds. Both see the same images and noise, so what differs is rounding: that
-of Winograd's convolutions, and of the fused norms and losses.
+For each stretch of 50 steps it compares the mean loss of ours with that of plain torch, from the same seed. The measure
+is how far plain torch's are apart from two seeds. Ours and plain torch see the same images and noise, so they differ by
+rounding only: that of Winograd's convolutions, and of the fused norms and losses.
 """
 
 import argparse

@@ -116,8 +116,8 @@ class _CpuKernels(Kernels):
             torch.get_num_threads(),
         )
 
-    def winograd_filters(self, weight: Tensor, flipped: bool, filters: Tensor) -> None:
-        """weight may have any strides; filters are contiguous fp32."""
+    def winograd_filters(self, weight: Tensor, flipped: bool, out: Tensor) -> None:
+        """The weight may have any strides; out is contiguous fp32."""
         out_channels, channels = weight.shape[:2]
         out_stride, channel_stride, row_stride, column_stride = weight.stride()
         start = weight.data_ptr()
@@ -135,7 +135,7 @@ class _CpuKernels(Kernels):
             channel_stride,
             row_stride,
             column_stride,
-            filters.data_ptr(),
+            out.data_ptr(),
             torch.get_num_threads(),
         )
 
