@@ -147,8 +147,7 @@ struct Rows {
 };
 
 // What a group norm's forward and backward have in common. Images are channels_last and of one dtype; data of those
-// that are missing is nullptr. The norm is of v = x + residual + added, and behind it of the channels of joined. The
-// CPU's kernels take x and added alone; the others are composed before.
+// that are missing is nullptr. The norm is of v = x + residual + added, and behind it of the channels of joined.
 struct GroupNorm {
     Shape shape;         // of y: with the channels of joined
     int64_t x_channels;  // the first of them, which are x's
@@ -215,11 +214,12 @@ struct ChannelSumsArgs {
     X(record_losses, RecordArgs)
 
 // The network's besides: the CPU's, and the GPU's. A GPU's convolutions are its libraries', and the CPU's sums torch's.
-#define DDPM_CPU_OPS(X)          \
-    DDPM_OPS(X)                  \
-    X(winograd, WinogradArgs)    \
-    X(group_norm, GroupNormArgs) \
-    X(group_norm_backward, GroupNormBackwardArgs)
+#define DDPM_CPU_OPS(X)                           \
+    DDPM_OPS(X)                                   \
+    X(winograd, WinogradArgs)                     \
+    X(group_norm, GroupNormArgs)                  \
+    X(group_norm_backward, GroupNormBackwardArgs) \
+    X(group_norm_parameters, GroupNormParametersArgs)
 
 #define DDPM_CUDA_NETWORK_OPS(X)                      \
     X(group_norm, GroupNormArgs)                      \
