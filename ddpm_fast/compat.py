@@ -166,6 +166,16 @@ def cpu_has_bf16() -> bool:
     return bool(is_supported and is_supported())
 
 
+def cpu_has_fp16() -> bool:
+    """Whether the CPU multiplies fp16 matrices itself, with AVX-512's instructions or AMX.
+
+    Private part: none. torch.cpu.get_capabilities(), which says so, is missing in torch 2.10.
+    Without it: False. Products of fp16 are then computed in fp32.
+    """
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(found.get("avx512_fp16", False) or found.get("amx_fp16", False))
+
+
 def is_compile_error(error: RuntimeError) -> bool:
     """Whether torch.compile raised this because it could not compile.
 
