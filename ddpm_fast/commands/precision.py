@@ -20,8 +20,9 @@ from ddpm_fast.loops.options import SamplingOptions
 
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
-# What comparing the precisions may take: a second, or this share of the work that is expected.
-_SECONDS, _SHARE = 1.0, 0.03
+# What comparing the precisions may take: a second, or this share of the work that is expected. Work of fewer seconds
+# than the last number is done before a comparison could pay.
+_SECONDS, _SHARE, _LEAST = 1.0, 0.03, 10.0
 # bf16 rounds more, so it has to save more than the clock's own noise.
 _PAYS = 0.95
 
@@ -123,8 +124,8 @@ def bf16_share(
     one = _seconds(exact, 1)
     work = calls * batch * one / 2  # in a batch an image takes about half as long
     budget = max(_SECONDS, _SHARE * work)
-    measured = min(batch, int(budget / (6 * one)))  # by a first call and two others in each precision
-    if work < 2 * _SECONDS or not measured:
+    measured = min(batch, int(budget / (8 * one)))  # by a first call and two or three others in each precision
+    if work < _LEAST or not measured:
         return None
     rounded(1)
     if (other := _seconds(rounded, 1)) > 2 * one:

@@ -112,7 +112,7 @@ def clock(monkeypatch):
 @pytest.mark.parametrize("each", [0.008, 0.012])
 def test_a_small_batch_is_measured_as_it_will_be_called(clock, each):
     share = precision.bf16_share(
-        clock.network("fp32", 0.001, 0.01, first=5), clock.network("bf16", 0.001, each, first=5), batch=8, calls=100
+        clock.network("fp32", 0.001, 0.01, first=5), clock.network("bf16", 0.001, each, first=5), batch=8, calls=300
     )
     assert share == pytest.approx((0.001 + 8 * each) / 0.081)
     assert {n for _, n in clock.log} == {1, 8} and clock.now < 2 * 5 + 1.1  # a second, besides what is made once
