@@ -331,7 +331,7 @@ def _group_norm_parameters_empty(sums, weight, bias, scale):
         ("bias", bias, (channels,)),
         ("scale", scale, (n, channels)),
     ):
-        if values is None:
+        if values is None and name == "scale":
             continue
         if tuple(values.shape) != shape:
             raise InputError(f"{op}: {name} has shape {tuple(values.shape)}; expected {shape}")
