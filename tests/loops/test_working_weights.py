@@ -13,7 +13,7 @@ from ddpm_fast.data import Dataset
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.loops import training
 from ddpm_fast.loops.training import TrainConfig, Trainer
-from ddpm_fast.nn import UNetConfig
+from ddpm_fast.nn import UNetConfig, products
 from ddpm_fast.nn.block import memory_of
 from ddpm_fast.nn.convolution import Conv2d
 from ddpm_fast.nn.layers import Upsample
@@ -27,6 +27,12 @@ CONFIGS = {
     "resampling residual blocks": {"resample": "resblock", "num_classes": 3, "attention_resolutions": ()},
 }
 PATHS = {"the CPU's path": contextlib.nullcontext, "a GPU's path": fused}
+
+
+@pytest.fixture(autouse=True)
+def bf16_products(monkeypatch):
+    """Products in bf16 on any CPU: where it lacks the instructions, they would be computed of the weights in fp32."""
+    monkeypatch.setitem(products._IS_NATIVE, torch.bfloat16, True)
 
 
 def trainer(copies, name="as Nichol and Dhariwal", precision="bf16", cuda_graph=None):
