@@ -210,8 +210,10 @@ def _check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     op = "convolve"
     check_image(op, "x", x)
     _check_weight(op, weight)
-    if x.ndim != 4 or x.shape[1] != weight.shape[1]:
-        raise InputError(f"{op}: x has shape {tuple(x.shape)}; expected [N, {weight.shape[1]}, H, W] for this weight")
+    if x.ndim != 4 or x.shape[1] != weight.shape[1] or not (x.shape[2] and x.shape[3]):
+        raise InputError(
+            f"{op}: x has shape {tuple(x.shape)}; expected [N, {weight.shape[1]}, H, W] for this weight, with pixels"
+        )
     check_device(op, "weight", weight, "x", x)
     if bias is not None:
         if bias.shape != weight.shape[:1]:
