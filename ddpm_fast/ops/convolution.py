@@ -235,7 +235,7 @@ def _convolve(x, weight, bias):
 
 
 def _convolve_save(ctx, inputs, output):
-    of_x, of_weight, _ = ctx.needs_input_grad
+    of_x, of_weight = ctx.needs_input_grad[:2]
     ctx.save_for_backward(inputs.x if of_weight else None, inputs.weight if of_x else None)
     ctx.weight_dtype = inputs.weight.dtype
     ctx.bias_dtype = None if inputs.bias is None else inputs.bias.dtype
