@@ -34,6 +34,7 @@ NETWORK_OPS = (
     "winograd_filters",
     "winograd_weight_gradient",
 )
+_USUAL_ON_CPU = (None, "cpu")
 _MODULES = {"cuda": cuda, "cpu": cpu, "reference": reference}
 
 
@@ -208,6 +209,11 @@ def active_backend(op: str, device: torch.device | str = "cpu", *dtypes: torch.d
             return "reference"
         raise InputError(f"backend {chosen!r} cannot run {op}: {reason}")
     return chosen
+
+
+def is_usual_on_cpu() -> bool:
+    """Whether the C++ kernels run what is on the CPU, here and now."""
+    return not cpu.unavailable and _chosen() in _USUAL_ON_CPU
 
 
 def has_kernel(op: str, device: torch.device, *dtypes: torch.dtype) -> bool:
