@@ -237,31 +237,33 @@ inline PyObject* reverse_step_in_place(Given given) {
     Py_RETURN_TRUE;
 }
 
-// x, weight, bias, groups, eps, scale, shift, added, silu
+// x, weight, bias, groups, eps, scale_shift, added, silu
 inline PyObject* group_norm(Given given) {
     const Operands operands(given[0]);
     const Shape shape = operands.shape();
     const dlpack::Tensor seen = operands.tensor(given[0]);
     const Image x = operands.image(given[0]);
-    // The result is channels_last: a copy of the strides serves if they are exactly that.
+    // The result is channels_last: x's strides serve if they are exactly that.
     need(seen.ndim == 4 && seen.strides[1] == 1 && seen.strides[3] == seen.shape[1]);
     need(seen.strides[2] == seen.shape[3] * seen.strides[3] && seen.strides[0] == seen.shape[2] * seen.strides[2]);
+    need(PyLong_CheckExact(given[3]) && PyFloat_CheckExact(given[4]) && PyBool_Check(given[7]));
     const int64_t groups = integer(given[3]);
-    need(groups > 0 && shape.channels % groups == 0 && PyFloat_CheckExact(given[4]));
-    need((given[5] == Py_None) == (given[6] == Py_None) && PyBool_Check(given[8]));
+    need(groups > 0 && shape.channels % groups == 0);
+    const bool is_scaled = given[5] != Py_None;
+    need(!is_scaled || (PyTuple_CheckExact(given[5]) && PyTuple_GET_SIZE(given[5]) == 2));
     GroupNormArgs args{};
     args.norm.shape = shape;
     args.norm.x_channels = shape.channels;
     args.norm.groups = groups;
-    args.norm.silu = given[8] == Py_True;
+    args.norm.silu = given[7] == Py_True;
     args.norm.dtype = x.dtype;
     args.norm.x = x.data;
     args.norm.weight = operands.rows(given[1], shape.channels, false);
     args.norm.bias = operands.rows(given[2], shape.channels, false);
-    args.norm.scale = operands.rows(given[5], shape.channels, true);
-    args.norm.shift = operands.rows(given[6], shape.channels, true);
-    args.norm.added = operands.rows(given[7], shape.channels, true);
-    need(args.norm.weight.data && args.norm.bias.data);
+    args.norm.scale = operands.rows(is_scaled ? PyTuple_GET_ITEM(given[5], 0) : Py_None, shape.channels, true);
+    args.norm.shift = operands.rows(is_scaled ? PyTuple_GET_ITEM(given[5], 1) : Py_None, shape.channels, true);
+    args.norm.added = operands.rows(given[6], shape.channels, true);
+    need(args.norm.weight.data && args.norm.bias.data && !args.norm.scale.data == !args.norm.shift.data);
     std::vector<float> statistics(3 * shape.samples * groups);
     args.norm.statistics = statistics.data();
     args.eps = PyFloat_AS_DOUBLE(given[4]);
@@ -331,7 +333,7 @@ inline void define_direct(pybind11::module_& module) {
         DDPM_ENTRY("vlb_terms", vlb_terms, 5),
         DDPM_ENTRY("reverse_step", reverse_step, 8),
         DDPM_ENTRY("reverse_step_", reverse_step_in_place, 7),
-        DDPM_ENTRY("group_norm", group_norm, 9),
+        DDPM_ENTRY("group_norm", group_norm, 8),
         {"is_plain", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&is_plain)), METH_FASTCALL, nullptr},
         {nullptr, nullptr, 0, nullptr},
     };
