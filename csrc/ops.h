@@ -139,6 +139,25 @@ struct WinogradArgs {
     void* out;
 };
 
+// The filters as WinogradArgs takes them. The strides are those of the weight [out_channels, channels, 3, 3], in
+// elements; those of the rows and columns are negative, and `weight` points at the last tap, where filters are turned.
+struct WinogradFiltersArgs {
+    int64_t out_channels, channels;
+    DType dtype;
+    const void* weight;
+    int64_t out_stride, channel_stride, row_stride, column_stride;
+    float* filters;
+};
+
+// The gradient by the weight of the same convolution. Images are those of WinogradArgs.
+struct WinogradWeightArgs {
+    int64_t samples, height, width, channels, out_channels;
+    DType dtype;  // of image and grad
+    const void* image;
+    const void* grad;
+    float* weight;  // [out_channels, 3, 3, channels]
+};
+
 // A number for each sample and channel [N, C], or (with the first stride 0) for each channel; data == nullptr: none.
 struct Rows {
     const void* data;
@@ -215,10 +234,12 @@ struct ChannelSumsArgs {
     X(record_losses, RecordArgs)
 
 // The network's besides: the CPU's, and the GPU's. A GPU's convolutions are its libraries', and the CPU's sums torch's.
-#define DDPM_CPU_OPS(X)          \
-    DDPM_OPS(X)                  \
-    X(winograd, WinogradArgs)    \
-    X(group_norm, GroupNormArgs) \
+#define DDPM_CPU_OPS(X)                             \
+    DDPM_OPS(X)                                     \
+    X(winograd, WinogradArgs)                       \
+    X(winograd_filters, WinogradFiltersArgs)        \
+    X(winograd_weight_gradient, WinogradWeightArgs) \
+    X(group_norm, GroupNormArgs)                    \
     X(group_norm_backward, GroupNormBackwardArgs)
 
 #define DDPM_CUDA_NETWORK_OPS(X)                      \

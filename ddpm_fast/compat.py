@@ -96,6 +96,18 @@ def tensor_exchange() -> object | None:
     return getattr(Tensor, "__dlpack_c_exchange_api__", None)
 
 
+def in_functorch() -> bool:
+    """Whether one of torch.func's transforms (vmap, grad, jvp) is entered.
+
+    Private part: torch._C._are_functorch_transforms_active, seen in torch 2.13, whose autograd.Function asks it itself.
+    Reason: the fused ops have no rules for these transforms, and a tensor within one looks like any other. A layer that
+    is torch's own in all else must not fail there.
+    Without it: False. Such a layer then raises within a transform, and says that its op does not support it.
+    """
+    is_active = getattr(torch._C, "_are_functorch_transforms_active", None)
+    return bool(is_active and is_active())
+
+
 def changes_of(tensor: Tensor) -> int:
     """How often the tensor has been written to in place.
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../ops.h"
+#include "winograd_layout.h"
 
 namespace ddpm {
 
@@ -15,29 +16,6 @@ inline int64_t loss_chunks(const Shape& shape) {
     const int64_t planar = (shape.positions + kRun - 1) / kRun;
     const int64_t contiguous = (shape.elements() + kChunk - 1) / kChunk;
     return planar > contiguous ? planar : contiguous;
-}
-
-// How Winograd's convolution is cut: tiles (4x4 outputs) into blocks, their channels into strips, output channels into
-// panels. Blocks of 14 tiles take as long (with 1 MiB of L2 cache a core), of 42 up to 8% longer, of 56 up to 23%.
-constexpr int kWinogradTiles = 28, kWinogradStrip = 64, kWinogradPanel = 32;
-// Floats from a strip's tiles at one point to those at the next. It is 64 bytes more than they take: otherwise the 36
-// points would compete for a few sets of the cache.
-constexpr int64_t kWinogradPoint = kWinogradTiles * kWinogradStrip + 16;
-
-inline int64_t winograd_tiles(const WinogradArgs& args) {
-    return args.samples * ((args.height + 3) / 4) * ((args.width + 3) / 4);
-}
-inline int64_t winograd_blocks(const WinogradArgs& args) {
-    return (winograd_tiles(args) + kWinogradTiles - 1) / kWinogradTiles;
-}
-inline int64_t winograd_strips(const WinogradArgs& args) {
-    return (args.channels + kWinogradStrip - 1) / kWinogradStrip;
-}
-
-// Room for the transformed tiles of a block a thread, in floats: [blocks, strips, 36, kWinogradPoint].
-inline int64_t winograd_floats(const WinogradArgs& args, int threads) {
-    const int64_t blocks = winograd_blocks(args);
-    return (blocks < threads ? blocks : threads) * winograd_strips(args) * 36 * kWinogradPoint;
 }
 
 // The channels of a sample that a group norm handles at a time, its strip: whole groups, up to kNormStrip channels
@@ -64,7 +42,6 @@ inline int64_t workspace_bytes(const LossArgs& args, int) { return 8 * args.shap
 inline int64_t workspace_bytes(const BoundArgs& args, int) {
     return 2 * 8 * args.shape.samples * loss_chunks(args.shape);
 }
-inline int64_t workspace_bytes(const WinogradArgs& args, int threads) { return 4 * winograd_floats(args, threads); }
 // For each thread two double sums a channel of the strip, and then fp32 [positions, group_norm_width]; in bytes, and a
 // multiple of a cache line.
 inline int64_t group_norm_scratch(const GroupNorm& norm, int threads) {

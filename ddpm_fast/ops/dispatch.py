@@ -24,7 +24,16 @@ from ddpm_fast.ops.backends import cpu, cuda, reference
 
 NAMES = ("cuda", "cpu", "triton", "reference")  # fastest first
 # What torch has as well, and kernels do faster.
-NETWORK_OPS = ("group_norm", "group_norm_backward", "group_norm_parameters", "add_bias", "channel_sums", "winograd")
+NETWORK_OPS = (
+    "group_norm",
+    "group_norm_backward",
+    "group_norm_parameters",
+    "add_bias",
+    "channel_sums",
+    "winograd",
+    "winograd_filters",
+    "winograd_weight_gradient",
+)
 _USUAL_ON_CPU = (None, "cpu")
 _MODULES = {"cuda": cuda, "cpu": cpu, "reference": reference}
 

@@ -116,11 +116,52 @@ class _CpuKernels(Kernels):
             torch.get_num_threads(),
         )
 
+    def winograd_filters(self, weight: Tensor, flipped: bool, out: Tensor) -> None:
+        """The weight may have any strides; out is contiguous fp32."""
+        out_channels, channels = weight.shape[:2]
+        out_stride, channel_stride, row_stride, column_stride = weight.stride()
+        start = weight.data_ptr()
+        if flipped:  # the kernel begins at the last tap and goes back
+            start += 2 * (row_stride + column_stride) * weight.element_size()
+            row_stride, column_stride = -row_stride, -column_stride
+            out_channels, channels = channels, out_channels
+            out_stride, channel_stride = channel_stride, out_stride
+        _C.winograd_filters(
+            out_channels,
+            channels,
+            DTYPES[weight.dtype],
+            start,
+            out_stride,
+            channel_stride,
+            row_stride,
+            column_stride,
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+
+    def winograd_weight_gradient(self, x: Tensor, grad: Tensor, out: Tensor) -> None:
+        """x and grad are channels_last and of one dtype; out [K, C, 3, 3] is channels_last fp32."""
+        n, channels, height, width = x.shape
+        _C.winograd_weight_gradient(
+            n,
+            height,
+            width,
+            channels,
+            grad.shape[1],
+            DTYPES[x.dtype],
+            x.data_ptr(),
+            grad.data_ptr(),
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+
     def table(self) -> dict[str, Callable[..., None]]:
         return super().table() | {
             "group_norm": self.group_norm,
             "group_norm_backward": self.group_norm_backward,
             "winograd": self.winograd,
+            "winograd_filters": self.winograd_filters,
+            "winograd_weight_gradient": self.winograd_weight_gradient,
         }
 
 
