@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "cpu/calls.h"
-#include "direct.h"
+#include "direct_exports.h"
 #include "python.h"
 #if defined(DDPM_CUDA_ARCHS)
 #include "cuda/calls.h"

@@ -42,8 +42,8 @@ inline float* floats(const Operands& operands, const Ref& made) {
 }
 
 // x0, t, table, noise, dtype
-inline PyObject* q_sample(Given given) {
-    const Operands operands(given[0]);
+inline PyObject* q_sample(Operands& operands, Given given) {
+    operands.set_image(given[0]);
     const Shape shape = operands.shape();
     const Image x0 = operands.pixels(given[0]);
     const bool is_u8 = x0.dtype == DType::u8;
@@ -57,13 +57,16 @@ inline PyObject* q_sample(Given given) {
 }
 
 // key, shape, dtype, memory_format
-inline PyObject* normal(Given given) {
+inline PyObject* normal(Operands& operands, Given given) {
     const Known& torch = known();
-    const Operands operands;
     need(reinterpret_cast<PyObject*>(Py_TYPE(given[0])) == torch.noise_key && PyTuple_CheckExact(given[1]));
     float_of(given[2]);
     const Ref ids(PyObject_GetAttr(given[0], torch.sample_id));
-    const dlpack::Tensor seen = operands.tensor(ids.object);
+    dlpack::Tensor seen;
+    if (!look(ids.object, false, seen) || seen.device_type != dlpack::kCpu) {
+        PyErr_Clear();
+        Py_RETURN_NONE;
+    }
     need(seen.ndim == 1);
     const Py_ssize_t dimensions = PyTuple_GET_SIZE(given[1]);
     const Ref full(PyTuple_New(dimensions + 1));
@@ -79,15 +82,15 @@ inline PyObject* normal(Given given) {
     PyObject* const arguments[] = {full.object, given[2], given[3]};
     PyObject* const keywords = contiguous ? torch.dtype_keyword : torch.dtype_and_format_keywords;
     Ref out(PyObject_Vectorcall(torch.empty, arguments, 1, keywords));
-    const Operands made(out.object);
-    const Noise noise = operands.key(given[0], made.shape().samples);
-    run(&Kernels::normal, NormalArgs{made.shape(), noise, made.image(out.object)});
+    operands.set_image(out.object);
+    const Noise noise = operands.noise(given[0]);
+    run(&Kernels::normal, NormalArgs{operands.shape(), noise, operands.image(out.object)});
     return out.release();
 }
 
 // output, x0, t, table, noise
-inline PyObject* diffusion_loss(Given given) {
-    const Operands operands(given[0]);
+inline PyObject* diffusion_loss(Operands& operands, Given given) {
+    operands.set_image(given[0]);
     const Shape shape = operands.shape();
     LossArgs args{shape,
                   operands.image(given[0]),
@@ -119,8 +122,8 @@ inline BoundArgs bound_of(const Operands& operands, Given given, int64_t groups,
 }
 
 // output, x0, t, table, noise
-inline PyObject* hybrid_loss(Given given) {
-    const Operands operands(given[1]);
+inline PyObject* hybrid_loss(Operands& operands, Given given) {
+    operands.set_image(given[1]);
     BoundArgs args = bound_of(operands, given, 2, 11);
     Ref loss = new_floats(args.shape.samples);
     std::vector<float> factors(2 * args.shape.samples);
@@ -131,8 +134,8 @@ inline PyObject* hybrid_loss(Given given) {
 }
 
 // output, x0, t, table, noise
-inline PyObject* vlb_terms(Given given) {
-    const Operands operands(given[1]);
+inline PyObject* vlb_terms(Operands& operands, Given given) {
+    operands.set_image(given[1]);
     BoundArgs args = bound_of(operands, given, operands.groups(given[0]), 9);
     const Ref bits = new_floats(args.shape.samples), mse_x0 = new_floats(args.shape.samples);
     std::vector<float> factors(args.groups * args.shape.samples);
@@ -144,8 +147,8 @@ inline PyObject* vlb_terms(Given given) {
 }
 
 // x_t, output, x0_previous, table, step, noise, return_x0, model_dtype
-inline PyObject* reverse_step(Given given) {
-    const Operands operands(given[0]);
+inline PyObject* reverse_step(Operands& operands, Given given) {
+    operands.set_image(given[0]);
     const int64_t groups = operands.groups(given[1]);
     const bool with_x0 = given[6] == Py_True;
     need(with_x0 || given[6] == Py_False);
@@ -219,8 +222,8 @@ inline void need_apart(const Operands& operands, Given given, const ReverseStepA
 }
 
 // x, output, x0, x_model, table, step, noise. Returns True; torch has to be told of the writes.
-inline PyObject* reverse_step_in_place(Given given) {
-    const Operands operands(given[0]);
+inline PyObject* reverse_step_in_place(Operands& operands, Given given) {
+    operands.set_image(given[0]);
     ReverseStepArgs args{};
     args.shape = operands.shape();
     args.groups = operands.groups(given[1]);
@@ -237,31 +240,34 @@ inline PyObject* reverse_step_in_place(Given given) {
     Py_RETURN_TRUE;
 }
 
-// x, weight, bias, groups, eps, scale, shift, added, silu
-inline PyObject* group_norm(Given given) {
-    const Operands operands(given[0]);
+// x, weight, bias, groups, eps, scale_shift, added, silu
+inline PyObject* group_norm(Operands& operands, Given given) {
+    operands.set_image(given[0]);
     const Shape shape = operands.shape();
     const dlpack::Tensor seen = operands.tensor(given[0]);
     const Image x = operands.image(given[0]);
-    // The result is channels_last: a copy of the strides serves if they are exactly that.
-    need(seen.ndim == 4 && seen.strides[1] == 1 && seen.strides[3] == seen.shape[1]);
-    need(seen.strides[2] == seen.shape[3] * seen.strides[3] && seen.strides[0] == seen.shape[2] * seen.strides[2]);
+    // The result is channels_last: x's strides serve if they are exactly that.
+    if (seen.ndim != 4 || seen.strides[1] != 1 || seen.strides[3] != seen.shape[1] ||
+        seen.strides[2] != seen.shape[3] * seen.strides[3] || seen.strides[0] != seen.shape[2] * seen.strides[2])
+        Py_RETURN_NONE;
+    need(PyLong_CheckExact(given[3]) && PyFloat_CheckExact(given[4]) && PyBool_Check(given[7]));
     const int64_t groups = integer(given[3]);
-    need(groups > 0 && shape.channels % groups == 0 && PyFloat_CheckExact(given[4]));
-    need((given[5] == Py_None) == (given[6] == Py_None) && PyBool_Check(given[8]));
+    need(groups > 0 && shape.channels % groups == 0);
+    const bool is_scaled = given[5] != Py_None;
+    need(!is_scaled || (PyTuple_CheckExact(given[5]) && PyTuple_GET_SIZE(given[5]) == 2));
     GroupNormArgs args{};
     args.norm.shape = shape;
     args.norm.x_channels = shape.channels;
     args.norm.groups = groups;
-    args.norm.silu = given[8] == Py_True;
+    args.norm.silu = given[7] == Py_True;
     args.norm.dtype = x.dtype;
     args.norm.x = x.data;
     args.norm.weight = operands.rows(given[1], shape.channels, false);
     args.norm.bias = operands.rows(given[2], shape.channels, false);
-    args.norm.scale = operands.rows(given[5], shape.channels, true);
-    args.norm.shift = operands.rows(given[6], shape.channels, true);
-    args.norm.added = operands.rows(given[7], shape.channels, true);
-    need(args.norm.weight.data && args.norm.bias.data);
+    args.norm.scale = operands.rows(is_scaled ? PyTuple_GET_ITEM(given[5], 0) : Py_None, shape.channels, true);
+    args.norm.shift = operands.rows(is_scaled ? PyTuple_GET_ITEM(given[5], 1) : Py_None, shape.channels, true);
+    args.norm.added = operands.rows(given[6], shape.channels, true);
+    need(args.norm.weight.data && args.norm.bias.data && !args.norm.scale.data == !args.norm.shift.data);
     std::vector<float> statistics(3 * shape.samples * groups);
     args.norm.statistics = statistics.data();
     args.eps = PyFloat_AS_DOUBLE(given[4]);
@@ -269,79 +275,6 @@ inline PyObject* group_norm(Given given) {
     args.y = operands.tensor(y.object).data;
     run(&Kernels::group_norm, args);
     return y.release();
-}
-
-// Of a tensor on another device, without the time that an exception takes.
-inline bool is_elsewhere(PyObject* object) {
-    dlpack::Tensor seen;
-    return is_tensor(object) && (known().exchange->view(object, &seen) != 0 || seen.device_type != dlpack::kCpu);
-}
-
-// A function of so many arguments, as Python calls it.
-template <PyObject* (*kBody)(Given), Py_ssize_t kCount>
-PyObject* entry(PyObject*, PyObject* const* given, Py_ssize_t count) {
-    if (count != kCount || !known().exchange) Py_RETURN_NONE;
-    try {
-        if (!is_elsewhere(given[0])) return kBody(given);
-    } catch (const Otherwise&) {
-    } catch (const std::out_of_range&) {  // an index outside of a table: the long way says which
-    } catch (const std::bad_alloc&) {
-    }
-    PyErr_Clear();
-    Py_RETURN_NONE;
-}
-
-// Whether all tensors among the arguments, on whatever device, may do without torch's dispatch.
-inline PyObject* is_plain(PyObject*, PyObject* const* given, Py_ssize_t count) {
-    const Known& torch = known();
-    bool plain = torch.exchange != nullptr;
-    try {
-        const bool with_grad = plain && is_true(torch.is_grad_enabled);
-        const auto look_at = [&](PyObject* object) {
-            dlpack::Tensor seen;
-            return look(object, with_grad, seen);
-        };
-        for (Py_ssize_t i = 0; plain && i < count; ++i) {
-            PyObject* const object = given[i];
-            if (reinterpret_cast<PyObject*>(Py_TYPE(object)) == torch.noise_key)
-                for (PyObject* const name : {torch.seed, torch.sample_id, torch.step})
-                    plain = plain && look_at(Ref(PyObject_GetAttr(object, name)).object);
-            else if (object != Py_None && !PyLong_Check(object) && !PyFloat_Check(object) &&
-                     Py_TYPE(object) != Py_TYPE(torch.dtypes[0]))
-                plain = look_at(object);
-        }
-    } catch (const Otherwise&) {
-        plain = false;
-    }
-    if (!plain) PyErr_Clear();
-    return PyBool_FromLong(plain);
-}
-
-// Adds a submodule `direct` and in it what is above. Nothing of it is taken before `know` was called.
-inline void define_direct(pybind11::module_& module) {
-#define DDPM_ENTRY(name, body, count)                                                                             \
-    {                                                                                                             \
-        name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&entry<body, count>)), METH_FASTCALL, nullptr \
-    }
-    static PyMethodDef methods[] = {
-        DDPM_ENTRY("q_sample", q_sample, 5),
-        DDPM_ENTRY("normal", normal, 4),
-        DDPM_ENTRY("diffusion_loss", diffusion_loss, 5),
-        DDPM_ENTRY("hybrid_loss", hybrid_loss, 5),
-        DDPM_ENTRY("vlb_terms", vlb_terms, 5),
-        DDPM_ENTRY("reverse_step", reverse_step, 8),
-        DDPM_ENTRY("reverse_step_", reverse_step_in_place, 7),
-        DDPM_ENTRY("group_norm", group_norm, 9),
-        {"is_plain", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&is_plain)), METH_FASTCALL, nullptr},
-        {nullptr, nullptr, 0, nullptr},
-    };
-#undef DDPM_ENTRY
-    pybind11::module_ direct = module.def_submodule("direct", "The ops on torch's tensors. Use ddpm_fast.ops.");
-    if (PyModule_AddFunctions(direct.ptr(), methods) < 0) throw pybind11::error_already_set();
-    direct.def("know", [](const pybind11::object& exchange, const pybind11::tuple& types,
-                          const pybind11::tuple& functions, const pybind11::tuple& constants) {
-        return know(exchange.ptr(), types.ptr(), functions.ptr(), constants.ptr());
-    });
 }
 
 }  // namespace python

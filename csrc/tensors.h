@@ -156,15 +156,30 @@ inline DType float_of(PyObject* dtype) {
 
 inline PyObject* object_of(DType dtype) { return known().dtypes[int(dtype)]; }
 
-// The tensors of one call on the CPU.
+// The arguments of one call on the CPU.
 class Operands {
    public:
     static constexpr Image kNoImage{nullptr, DType::f32, false};
+    static constexpr Py_ssize_t kMost = 8;  // arguments
 
-    Operands() : with_grad_(is_true(known().is_grad_enabled)) {}
+    Operands(PyObject* const* given, Py_ssize_t count)
+        : given_(given), count_(count), with_grad_(is_true(known().is_grad_enabled)) {}
 
-    // Other images have the shape of this one, [N, C, ...].
-    explicit Operands(PyObject* image) : Operands() {
+    // Looks at the tensors. Returns whether they are as usual; what is often not is found here, without an exception
+    // (which takes longer than all the rest): a gradient, another device, float64, an image that is not dense.
+    bool are_usual() {
+        for (Py_ssize_t i = 0; i < count_; ++i) {
+            dlpack::Tensor& seen = seen_[i];
+            if (!is_tensor(given_[i])) continue;
+            if (!look(given_[i], with_grad_, seen) || seen.device_type != dlpack::kCpu) return false;
+            if (is_float(seen.dtype) && seen.dtype.bits > 32) return false;
+            if (seen.ndim > 2 && !is_contiguous(seen) && !is_channels_last(seen)) return false;
+        }
+        return true;
+    }
+
+    // From now on, images have the shape of this one, [N, C, ...].
+    void set_image(PyObject* image) {
         image_ = tensor(image);
         need(image_.ndim >= 2);
         shape_ = Shape{image_.shape[0], image_.shape[1], 1};
@@ -174,9 +189,13 @@ class Operands {
 
     const Shape& shape() const { return shape_; }
 
+    // One of the arguments, or another tensor.
     dlpack::Tensor tensor(PyObject* object) const {
-        dlpack::Tensor seen;
-        need(look(object, with_grad_, seen) && seen.device_type == dlpack::kCpu);
+        dlpack::Tensor seen{};
+        for (Py_ssize_t i = 0; i < count_; ++i)
+            if (given_[i] == object) seen = seen_[i];
+        need(seen.data || look(object, with_grad_, seen));
+        need(seen.device_type == dlpack::kCpu);
         return seen;
     }
 
@@ -257,7 +276,10 @@ class Operands {
         return seen;
     }
 
+    PyObject* const* given_;
+    Py_ssize_t count_;
     bool with_grad_;
+    dlpack::Tensor seen_[kMost] = {};
     dlpack::Tensor image_{};
     Shape shape_{};
 };

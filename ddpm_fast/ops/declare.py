@@ -81,7 +81,7 @@ def declare(
     torch.library.register_fake(f"ddpm_fast::{name}", shapes, lib=_library)
     if gradient is not None:
         _register_gradient(name, arguments, at, gradient)
-    op = getattr(torch.ops.ddpm_fast, name)
+    op = getattr(torch.ops.ddpm_fast, name).default  # a microsecond faster than without the name of the overload
 
     def call(*given):
         parts = () if at is None else unpack_noise(given[at], name)

@@ -16,6 +16,7 @@ from ddpm_fast.errors import InputError, check_integer, check_number
 from ddpm_fast.ops.backends import reference_network
 from ddpm_fast.ops.checks import check_device, check_dtype, check_layout, check_like, check_tensors
 from ddpm_fast.ops.declare import Gradient, declare, kernel_for
+from ddpm_fast.ops.direct import on_cpu
 from ddpm_fast.ops.dispatch import has_kernel
 from ddpm_fast.ops.norm_checks import check_kernel_norm, check_norm
 from ddpm_fast.ops.tensors import Norm, channels_last
@@ -71,6 +72,10 @@ def group_norm(
     Raises:
         InputError: shapes, dtypes or devices do not fit.
     """
+    if (direct := on_cpu()) is not None:
+        y = direct.group_norm(x, weight, bias, groups, eps, scale_shift, added, silu)
+        if y is not None:
+            return y
     if not (isinstance(x, Tensor) and isinstance(weight, Tensor) and isinstance(bias, Tensor)):
         check_tensors("group_norm", x=x, weight=weight, bias=bias)
     norm = _norm_of("group_norm", Addends(x, None, added), None, (weight, bias, groups, eps), scale_shift, silu)
@@ -164,7 +169,7 @@ def _of_op(norm: Norm, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     n, channels = norm.x.shape[:2]
     width = channels if norm.joined is None else channels + norm.joined.shape[1]
     scale, shift = (_of_all_samples(values, (n, width)) for values in (norm.scale, norm.shift))
-    return _ops.group_norm.default(*norm._replace(scale=scale, shift=shift), keep)
+    return _call_group_norm(*norm._replace(scale=scale, shift=shift), keep)
 
 
 def _of_all_samples(values: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
@@ -250,7 +255,7 @@ def _of_rows(sums: Tensor, rows: int) -> Tensor:
     return sums if rows == sums.shape[0] else sums.sum(0, keepdim=True)
 
 
-declare(
+_call_group_norm = declare(
     "group_norm(Tensor x, Tensor weight, Tensor bias, Tensor? scale, Tensor? shift, Tensor? added, Tensor? residual, "
     "Tensor? joined, int groups, float eps, bool silu, bool keep) -> (Tensor, Tensor, Tensor)",
     run=_group_norm,
