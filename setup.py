@@ -33,7 +33,7 @@ ONCE = "dispatch"  # of csrc/cpu; its other files are compiled for each instruct
 CPU_KERNELS = sorted(path.stem for path in ROOT.glob("csrc/cpu/*.cpp") if path.stem != ONCE)
 CUDA_KERNELS = sorted(path.stem for path in ROOT.glob("csrc/cuda/*.cu"))
 # Its sums of products are not promised to be the same bits everywhere; contracted they take half the instructions.
-CONTRACTED = {"winograd": ["-ffp-contract=fast"]}
+CONTRACTED = {name: ["-ffp-contract=fast"] for name in ("winograd", "winograd_filters", "winograd_weight_gradient")}
 # Turing, Ampere, Hopper and both Blackwells; machine code for one runs on later minor versions, so 80 serves 86 and 89
 # too. What an nvcc does not know (not yet, or no longer) is left out; the PTX that goes with them serves what comes
 # after the newest.

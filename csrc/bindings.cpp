@@ -1,6 +1,6 @@
 // Exports to Python, and nothing else. The CPU's kernels are the module's functions, the GPU's (where they were built)
 // those of its submodule `cuda`. An op takes the fields of its struct in ops.h and then where to run: a number of
-// threads, or a GPU's (device, stream, workspace).
+// threads, or a GPU's (device, stream, workspace). The submodule `direct` has the CPU's once more, on torch's tensors.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/calls.h"
+#include "direct.h"
 #include "python.h"
 #if defined(DDPM_CUDA_ARCHS)
 #include "cuda/calls.h"
@@ -42,6 +43,7 @@ PYBIND11_MODULE(DDPM_MODULE, m) {
                                    [](const Arguments& args, int threads) { call(&Kernels::name, args, threads); });
     DDPM_CPU_OPS(DDPM_EXPORT)
 #undef DDPM_EXPORT
+    python::define_direct(m);
 
 #if defined(DDPM_CUDA_ARCHS)
     py::module_ gpu = m.def_submodule("cuda", "The same on a GPU. Use ddpm_fast.ops.");

@@ -139,6 +139,25 @@ struct WinogradArgs {
     void* out;
 };
 
+// The filters as WinogradArgs takes them. The strides are those of the weight [out_channels, channels, 3, 3], in
+// elements; those of the rows and columns are negative, and `weight` points at the last tap, where filters are turned.
+struct WinogradFiltersArgs {
+    int64_t out_channels, channels;
+    DType dtype;
+    const void* weight;
+    int64_t out_stride, channel_stride, row_stride, column_stride;
+    float* filters;
+};
+
+// The gradient by the weight of the same convolution. Images are those of WinogradArgs.
+struct WinogradWeightArgs {
+    int64_t samples, height, width, channels, out_channels;
+    DType dtype;  // of image and grad
+    const void* image;
+    const void* grad;
+    float* weight;  // [out_channels, 3, 3, channels]
+};
+
 // A number for each sample and channel [N, C], or (with the first stride 0) for each channel; data == nullptr: none.
 struct Rows {
     const void* data;
@@ -147,8 +166,7 @@ struct Rows {
 };
 
 // What a group norm's forward and backward have in common. Images are channels_last and of one dtype; data of those
-// that are missing is nullptr. The norm is of v = x + residual + added, and behind it of the channels of joined. The
-// CPU's kernels take x and added alone; the others are composed before.
+// that are missing is nullptr. The norm is of v = x + residual + added, and behind it of the channels of joined.
 struct GroupNorm {
     Shape shape;         // of y: with the channels of joined
     int64_t x_channels;  // the first of them, which are x's
@@ -215,11 +233,14 @@ struct ChannelSumsArgs {
     X(record_losses, RecordArgs)
 
 // The network's besides: the CPU's, and the GPU's. A GPU's convolutions are its libraries', and the CPU's sums torch's.
-#define DDPM_CPU_OPS(X)          \
-    DDPM_OPS(X)                  \
-    X(winograd, WinogradArgs)    \
-    X(group_norm, GroupNormArgs) \
-    X(group_norm_backward, GroupNormBackwardArgs)
+#define DDPM_CPU_OPS(X)                             \
+    DDPM_OPS(X)                                     \
+    X(winograd, WinogradArgs)                       \
+    X(winograd_filters, WinogradFiltersArgs)        \
+    X(winograd_weight_gradient, WinogradWeightArgs) \
+    X(group_norm, GroupNormArgs)                    \
+    X(group_norm_backward, GroupNormBackwardArgs)   \
+    X(group_norm_parameters, GroupNormParametersArgs)
 
 #define DDPM_CUDA_NETWORK_OPS(X)                      \
     X(group_norm, GroupNormArgs)                      \

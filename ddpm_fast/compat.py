@@ -14,6 +14,9 @@ from torch.autograd import forward_ad, profiler
 _raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 _below_autograd: Any = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
 
+_included: Any = getattr(torch._C, "_dispatch_tls_local_include_set", None)
+_function_modes: Any = getattr(torch._C, "_len_torch_function_stack", None)
+
 # Whether an op's gradient can be registered without torch.library.register_autograd. See below_autograd().
 HAS_BELOW_AUTOGRAD = _below_autograd is not None
 
@@ -48,6 +51,61 @@ def in_forward_mode() -> bool:
     Without it: False. In forward mode an op's result then has the tangent 0.
     """
     return getattr(forward_ad, "_current_level", -1) >= 0
+
+
+def in_functorch() -> bool:
+    """Whether one of torch.func's transforms (vmap, grad, jvp) is entered.
+
+    Private part: torch._C._are_functorch_transforms_active, seen in torch 2.13, whose autograd.Function asks it itself.
+    Reason: the fused ops have no rules for these transforms, and a tensor within one looks like any other. A layer that
+    is torch's own in all else must not fail there.
+    Without it: False. Such a layer then raises within a transform, and says that its op does not support it.
+    """
+    is_active = getattr(torch._C, "_are_functorch_transforms_active", None)
+    return bool(is_active and is_active())
+
+
+def _usual_keys() -> tuple[object, ...]:
+    """What a thread adds to every call's dispatch keys while nothing special goes on, outside of inference mode and in
+    it."""
+    keys, key = getattr(torch._C, "DispatchKeySet", None), getattr(torch._C, "DispatchKey", None)
+    if keys is None or key is None or _included is None or _function_modes is None:
+        return ()
+    inference = keys(key.BackendSelect)
+    return inference.add(key.ADInplaceOrView), inference
+
+
+_USUAL_KEYS = _usual_keys()
+
+
+def is_watched() -> bool:
+    """Whether something of torch may want to see a call of an op: a TorchDispatchMode or TorchFunctionMode, tracing, a
+    transform of torch.func, forward-mode differentiation, or a profiler. A call that nothing sees need not go through
+    torch's dispatch.
+
+    Private part: torch._C._dispatch_tls_local_include_set with DispatchKeySet and DispatchKey, which tell of all but
+    function modes, torch.compile, forward mode and profilers; torch._C._len_torch_function_stack;
+    torch.autograd.profiler._is_profiler_enabled; torch.autograd.forward_ad._current_level; seen in torch 2.13.
+    Reason: torch's two dispatches of an op written in Python take two fifths of the time of a small call.
+    Without it: True, and every call is dispatched. So too with a version that adds other keys.
+    """
+    return (
+        torch.compiler.is_dynamo_compiling()
+        or is_profiling()
+        or in_forward_mode()
+        or _included is None
+        or _included() not in _USUAL_KEYS
+        or _function_modes() > 0
+    )
+
+
+def tensor_exchange() -> object | None:
+    """The capsule by which C code sees what a tensor is (DLPack's exchange, version 1), or None where torch has none.
+
+    Not private, but new: torch.Tensor.__dlpack_c_exchange_api__, seen in torch 2.13.
+    Without it: a call reads tensors by their Python attributes, and goes through torch's dispatch.
+    """
+    return getattr(Tensor, "__dlpack_c_exchange_api__", None)
 
 
 def changes_of(tensor: Tensor) -> int:
@@ -152,6 +210,16 @@ def cpu_has_bf16() -> bool:
         return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
     is_supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(is_supported and is_supported())
+
+
+def cpu_has_fp16() -> bool:
+    """Whether the CPU multiplies fp16 matrices itself, with AVX-512's instructions or AMX.
+
+    Private part: none. torch.cpu.get_capabilities(), which says so, is missing in torch 2.10.
+    Without it: False. Products of fp16 are then computed in fp32.
+    """
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(found.get("avx512_fp16", False) or found.get("amx_fp16", False))
 
 
 def is_compile_error(error: RuntimeError) -> bool:

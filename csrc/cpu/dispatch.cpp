@@ -5,6 +5,10 @@
 #include <cpuid.h>
 #endif
 
+#if defined(__linux__)
+#include <unistd.h>
+#endif
+
 #include "kernels.h"
 
 namespace ddpm {
@@ -77,6 +81,17 @@ bool has_matrix_units() {
 #else
     return true;  // AArch64's bf16 products have not been measured: they are left to the library
 #endif
+}
+
+int64_t cache_bytes() {
+    static const int64_t bytes = [] {
+        int64_t found = 0;
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+        found = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+        return found > 0 ? found : int64_t(512) << 10;  // unknown where a container hides it: what most cores have
+    }();
+    return bytes;
 }
 
 bool use_isa(const char* name) {

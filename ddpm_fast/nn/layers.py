@@ -17,6 +17,7 @@ from ddpm_fast.errors import InputError
 from ddpm_fast.nn.convolution import Conv2d
 from ddpm_fast.nn.derived import Derives
 from ddpm_fast.nn.pending import Pending, convolved, is_fused, whole
+from ddpm_fast.nn.products import Linear, computed
 from ddpm_fast.ops import add_group_norm, group_norm
 
 
@@ -82,8 +83,8 @@ class TimeEmbedding(nn.Module):
         self.denominator = self.count if denominator == "half" else self.count - 1
         self.order = order
         self.register_buffer("frequencies", self._table(), persistent=False)
-        self.linear1 = nn.Linear(channels, 4 * channels)
-        self.linear2 = nn.Linear(4 * channels, 4 * channels)
+        self.linear1 = Linear(channels, 4 * channels)
+        self.linear2 = Linear(4 * channels, 4 * channels)
 
     def _table(self) -> Tensor:
         i = torch.arange(self.count, dtype=torch.float64, device="cpu")
@@ -142,7 +143,7 @@ class ResBlock(nn.Module):
         self.norm1 = GroupNorm(groups, in_channels, eps)
         self.resample = {None: nn.Identity, "down": MeanDown, "up": NearestUp}[resample]()
         self.conv1 = Conv2d(in_channels, out_channels)
-        self.emb = nn.Linear(emb_channels, 2 * out_channels if scale_shift else out_channels)
+        self.emb = Linear(emb_channels, 2 * out_channels if scale_shift else out_channels)
         self.norm2 = GroupNorm(groups, out_channels, eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zeroed(Conv2d(out_channels, out_channels))
@@ -204,8 +205,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = GroupNorm(groups, channels, eps, silu=False)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = zeroed(nn.Linear(channels, channels))
+        self.qkv = Linear(channels, 3 * channels)
+        self.proj = zeroed(Linear(channels, channels))
 
     def forward(self, x: Tensor | Pending) -> Tensor | Pending:
         image = x if isinstance(x, Pending) else Pending(x)
@@ -214,9 +215,9 @@ class Attention(nn.Module):
         pixels = h.permute(0, 2, 3, 1).reshape(n, height * width, c)
         qkv = self.qkv(pixels).view(n, height * width, 3, self.heads, c // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, height * width, c)
+        h = computed(F.scaled_dot_product_attention, q, k, v).transpose(1, 2).reshape(n, height * width, c)
         bias = None
-        if type(self.proj) is nn.Linear and is_fused(h):
+        if type(self.proj) is Linear and is_fused(h):
             h, bias = F.linear(h, self.proj.weight), self.proj.bias
         else:
             h = self.proj(h)

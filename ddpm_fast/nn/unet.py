@@ -35,6 +35,7 @@ from ddpm_fast.nn.layers import (
     zeroed,
 )
 from ddpm_fast.nn.pending import Pending, convolved, is_fused, unfused, whole
+from ddpm_fast.nn.products import Linear
 from ddpm_fast.objective import output_channels
 
 # The least and the largest value of each integer. Nobody needs a larger network, and a file may ask for anything.
@@ -401,4 +402,4 @@ class UNet(Derives):
 
 def _is_as_it_was_made(block: ResBlock) -> bool:
     """Whether the block's projection and first convolution have all that is joined with those of other blocks."""
-    return type(block.emb) is nn.Linear and block.emb.bias is not None and block.conv1.bias is not None
+    return type(block.emb) is Linear and block.emb.bias is not None and block.conv1.bias is not None

@@ -13,7 +13,7 @@ are in backends/, and dispatch.py chooses among them.
 from __future__ import annotations
 
 from ddpm_fast.ops.channels import add_bias
-from ddpm_fast.ops.convolution import winograd, winograd_filters
+from ddpm_fast.ops.convolution import convolve, winograd, winograd_filters
 from ddpm_fast.ops.dispatch import active_backend, backend_status, cannot_run_on, has_kernel, use_backend
 from ddpm_fast.ops.drawing import LabelDrop, draw_timesteps, record_losses
 from ddpm_fast.ops.losses import diffusion_loss, hybrid_loss, vlb_terms
@@ -33,6 +33,7 @@ __all__ = [
     "add_group_norm",
     "backend_status",
     "cannot_run_on",
+    "convolve",
     "diffusion_loss",
     "draw_timesteps",
     "group_norm",

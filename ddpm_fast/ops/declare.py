@@ -19,8 +19,9 @@ from torch import Tensor
 from ddpm_fast import compat
 from ddpm_fast.errors import InputError
 from ddpm_fast.noise import NoiseKey
+from ddpm_fast.ops.direct import is_plain
 from ddpm_fast.ops.dispatch import current_block, kernel, within
-from ddpm_fast.ops.tensors import pack_noise
+from ddpm_fast.ops.tensors import pack_noise, unpack_noise
 
 # A schema says NOISE where the op takes noise: a tensor, or the parts of a NoiseKey. The functions of a declaration get
 # it as one argument.
@@ -49,7 +50,9 @@ class Gradient(NamedTuple):
     instead: str = ""
 
 
-def declare(schema: str, run: Callable[..., Any], shapes: Callable[..., Any], gradient: Gradient | None = None) -> None:
+def declare(
+    schema: str, run: Callable[..., Any], shapes: Callable[..., Any], gradient: Gradient | None = None
+) -> Callable[..., Any]:
     """Defines torch.ops.ddpm_fast.<name>.
 
     Args:
@@ -58,7 +61,11 @@ def declare(schema: str, run: Callable[..., Any], shapes: Callable[..., Any], gr
             calling `shapes`.
         shapes: likewise; checks the arguments, and gives empty results of the right shapes, dtypes and memory formats.
         gradient: None for an op without one.
+
+    Returns:
+        A function that calls the op, or just `run` where that is the same (direct.py). It takes what `run` takes.
     """
+    own = run
     schema = schema.replace("NOISE", NOISE)
     name, _, rest = schema.partition("(")
     arguments = [argument.split()[-1] for argument in rest[: rest.index(") ->")].split(", ")]
@@ -74,6 +81,15 @@ def declare(schema: str, run: Callable[..., Any], shapes: Callable[..., Any], gr
     torch.library.register_fake(f"ddpm_fast::{name}", shapes, lib=_library)
     if gradient is not None:
         _register_gradient(name, arguments, at, gradient)
+    op = getattr(torch.ops.ddpm_fast, name)
+
+    def call(*given):
+        parts = () if at is None else unpack_noise(given[at], name)
+        if is_plain(*given):
+            return own(*given)
+        return op(*given) if at is None else op(*given[:at], *parts, *given[at + 1 :])
+
+    return call
 
 
 def kernel_for(op: str, image: Tensor, *others: Tensor | NoiseKey | None) -> Callable[..., None]:

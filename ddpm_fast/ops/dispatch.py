@@ -24,7 +24,17 @@ from ddpm_fast.ops.backends import cpu, cuda, reference
 
 NAMES = ("cuda", "cpu", "triton", "reference")  # fastest first
 # What torch has as well, and kernels do faster.
-NETWORK_OPS = ("group_norm", "group_norm_backward", "group_norm_parameters", "add_bias", "channel_sums", "winograd")
+NETWORK_OPS = (
+    "group_norm",
+    "group_norm_backward",
+    "group_norm_parameters",
+    "add_bias",
+    "channel_sums",
+    "winograd",
+    "winograd_filters",
+    "winograd_weight_gradient",
+)
+_USUAL_ON_CPU = (None, "cpu")
 _MODULES = {"cuda": cuda, "cpu": cpu, "reference": reference}
 
 
@@ -199,6 +209,11 @@ def active_backend(op: str, device: torch.device | str = "cpu", *dtypes: torch.d
             return "reference"
         raise InputError(f"backend {chosen!r} cannot run {op}: {reason}")
     return chosen
+
+
+def is_usual_on_cpu() -> bool:
+    """Whether the C++ kernels run what is on the CPU, here and now."""
+    return not cpu.unavailable and _chosen() in _USUAL_ON_CPU
 
 
 def has_kernel(op: str, device: torch.device, *dtypes: torch.dtype) -> bool:

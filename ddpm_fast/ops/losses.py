@@ -23,7 +23,8 @@ from ddpm_fast.ops.checks import (
     check_timesteps,
 )
 from ddpm_fast.ops.declare import Gradient, declare, kernel_for
-from ddpm_fast.ops.tensors import VlbTerms, coefficients, dense, dense_noise, like, unpack_noise, working_dtype
+from ddpm_fast.ops.direct import on_cpu
+from ddpm_fast.ops.tensors import VlbTerms, coefficients, dense, dense_noise, like, working_dtype
 
 _ops = torch.ops.ddpm_fast
 
@@ -111,9 +112,12 @@ def diffusion_loss(output: Tensor, x0: Tensor, t: Tensor, table: Tensor, noise: 
     Raises:
         InputError: shapes, dtypes or devices do not fit; on the CPU also for t outside 0..T-1.
     """
+    if (direct := on_cpu()) is not None:
+        loss = direct.diffusion_loss(output, x0, t, table, noise)
+        if loss is not None:
+            return loss
     with_residual = _wants_gradient("diffusion_loss", output, x0, t, table)
-    parts = unpack_noise(noise, "diffusion_loss")
-    loss, _ = _ops.diffusion_loss(output, x0, t, table, *parts, with_residual)
+    loss, _ = _call_diffusion_loss(output, x0, t, table, noise, with_residual)
     return loss
 
 
@@ -146,7 +150,7 @@ def _diffusion_loss_backward(ctx, grad_loss, _):
     return {"output": _ops.loss_backward(residual, scale[:, None])}
 
 
-declare(
+_call_diffusion_loss = declare(
     "diffusion_loss(Tensor output, Tensor x0, Tensor t, Tensor table, NOISE, bool with_residual) -> (Tensor, Tensor)",
     run=_diffusion_loss,
     shapes=_diffusion_loss_empty,
@@ -178,8 +182,12 @@ def hybrid_loss(output: Tensor, x0: Tensor, t: Tensor, table: Tensor, noise: Ten
     Raises:
         InputError: shapes, dtypes or devices do not fit; on the CPU also for t outside 0..T-1.
     """
+    if (direct := on_cpu()) is not None:
+        loss = direct.hybrid_loss(output, x0, t, table, noise)
+        if loss is not None:
+            return loss
     with_gradient = _wants_gradient("hybrid_loss", output, x0, t, table)
-    loss, *_ = _ops.hybrid_loss(output, x0, t, table, *unpack_noise(noise, "hybrid_loss"), with_gradient)
+    loss, *_ = _call_hybrid_loss(output, x0, t, table, noise, with_gradient)
     return loss
 
 
@@ -203,8 +211,12 @@ def vlb_terms(output: Tensor, x0: Tensor, t: Tensor, table: Tensor, noise: Tenso
     Raises:
         InputError: shapes, dtypes or devices do not fit; on the CPU also for t outside 0..T-1.
     """
+    if (direct := on_cpu()) is not None:
+        terms = direct.vlb_terms(output, x0, t, table, noise)
+        if terms is not None:
+            return VlbTerms(*terms)
     with_gradient = _wants_gradient("vlb_terms", output, x0, t, table)
-    bits, mse_x0, *_ = _ops.vlb_terms(output, x0, t, table, *unpack_noise(noise, "vlb_terms"), with_gradient)
+    bits, mse_x0, *_ = _call_vlb_terms(output, x0, t, table, noise, with_gradient)
     return VlbTerms(bits, mse_x0.detach())
 
 
@@ -261,14 +273,14 @@ def _bound_backward(ctx, grad_loss, *_):
     return {"output": _ops.loss_backward(gradient, grad_loss[:, None] * factors)}
 
 
-declare(
+_call_hybrid_loss = declare(
     "hybrid_loss(Tensor output, Tensor x0, Tensor t, Tensor table, NOISE, bool with_gradient) "
     "-> (Tensor, Tensor, Tensor)",
     run=_hybrid_loss,
     shapes=_hybrid_loss_empty,
     gradient=Gradient(("output",), _bound_save, _bound_backward, _INSTEAD),
 )
-declare(
+_call_vlb_terms = declare(
     "vlb_terms(Tensor output, Tensor x0, Tensor t, Tensor table, NOISE, bool with_gradient) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     run=_vlb_terms,

@@ -17,6 +17,7 @@ from ddpm_fast.ops.checks import (
     check_timesteps,
 )
 from ddpm_fast.ops.declare import Gradient, declare, kernel_for
+from ddpm_fast.ops.direct import on_cpu
 from ddpm_fast.ops.tensors import (
     coefficients,
     dense,
@@ -24,7 +25,6 @@ from ddpm_fast.ops.tensors import (
     like,
     pack_noise,
     per_sample,
-    unpack_noise,
     working_dtype,
 )
 
@@ -57,6 +57,10 @@ def normal(
     """
     if not isinstance(key, NoiseKey):
         raise InputError(f"normal: key is a {type(key).__name__}; expected a NoiseKey")
+    if (direct := on_cpu()) is not None:
+        z = direct.normal(key, shape, dtype, memory_format)
+        if z is not None:
+            return z
     channels_last = memory_format in (torch.channels_last, torch.channels_last_3d)
     full = [key.sample_id.shape[0], *shape]
     return _ops.normal(key.seed, key.sample_id, key.step, key.stream, full, dtype, channels_last)
@@ -118,8 +122,12 @@ def q_sample(
     """
     if not (isinstance(x0, Tensor) and isinstance(t, Tensor) and isinstance(table, Tensor)):
         check_tensors("q_sample", x0=x0, t=t, table=table)
+    if (direct := on_cpu()) is not None:
+        x_t = direct.q_sample(x0, t, table, noise, dtype)
+        if x_t is not None:
+            return x_t
     dtype = dtype or (torch.float32 if x0.dtype == torch.uint8 else x0.dtype)
-    return _ops.q_sample(x0, t, table, *unpack_noise(noise, "q_sample"), dtype)
+    return _call_q_sample(x0, t, table, noise, dtype)
 
 
 def _q_sample_empty(x0, t, table, noise, dtype):
@@ -153,7 +161,7 @@ def _q_sample_backward(ctx, grad):
     }
 
 
-declare(
+_call_q_sample = declare(
     "q_sample(Tensor x0, Tensor t, Tensor table, NOISE, ScalarType dtype) -> Tensor",
     run=_q_sample,
     shapes=_q_sample_empty,

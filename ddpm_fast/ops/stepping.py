@@ -17,6 +17,7 @@ from ddpm_fast.ops.checks import (
     check_tensors,
 )
 from ddpm_fast.ops.declare import Gradient, declare, kernel_for
+from ddpm_fast.ops.direct import on_cpu
 from ddpm_fast.ops.tensors import (
     FLOATS,
     ReverseStep,
@@ -27,11 +28,8 @@ from ddpm_fast.ops.tensors import (
     like,
     pack_noise,
     row_of,
-    unpack_noise,
     working_dtype,
 )
-
-_ops = torch.ops.ddpm_fast
 
 
 def _check_step(
@@ -86,12 +84,15 @@ def reverse_step(
     Raises:
         InputError: shapes, dtypes or devices do not fit; on the CPU also for a step outside the table.
     """
+    if (direct := on_cpu()) is not None:
+        done = direct.reverse_step(x_t, output, x0_previous, table, step, noise, return_x0, model_dtype)
+        if done is not None:
+            return ReverseStep(*done)
     if not all(isinstance(given, Tensor) for given in (x_t, output, table, step)):
         check_tensors("reverse_step", x_t=x_t, output=output, table=table, step=step)
     if x0_previous is not None and not isinstance(x0_previous, Tensor):
         check_tensors("reverse_step", x0_previous=x0_previous)
-    parts = unpack_noise(noise, "reverse_step")
-    x, x0, x_model = _ops.reverse_step(x_t, output, x0_previous, table, step, *parts, return_x0, model_dtype)
+    x, x0, x_model = _call_reverse_step(x_t, output, x0_previous, table, step, noise, return_x0, model_dtype)
     return ReverseStep(x, x0 if return_x0 else None, x_model if model_dtype is not None else None)
 
 
@@ -163,7 +164,7 @@ def _reverse_step_backward(ctx, grad_x, grad_x0, grad_model):
     }
 
 
-declare(
+_call_reverse_step = declare(
     "reverse_step(Tensor x_t, Tensor output, Tensor? x0_previous, Tensor table, Tensor step, NOISE, bool with_x0, "
     "ScalarType? model_dtype) -> (Tensor, Tensor, Tensor)",
     run=_reverse_step,
@@ -202,6 +203,9 @@ def reverse_step_(
         InputError: where reverse_step raises it; for an x, x0 or x_model that is neither contiguous nor channels_last;
             and where a gradient would be lost.
     """
+    if (direct := on_cpu()) is not None and direct.reverse_step_(x, output, x0, x_model, table, step, noise):
+        _tell_of_writes(x, x0, x_model)
+        return
     if not all(isinstance(given, Tensor) for given in (x, output, table, step)):
         check_tensors("reverse_step_", x=x, output=output, table=table, step=step)
     given = [x, output, *(tensor for tensor in (x0, x_model) if tensor is not None)]
@@ -209,7 +213,12 @@ def reverse_step_(
         check_tensors("reverse_step_", **{k: v for k, v in (("x0", x0), ("x_model", x_model)) if v is not None})
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
         raise InputError("reverse_step_ has no gradient: use reverse_step, or torch.no_grad()")
-    _ops.reverse_step_(x, output, x0, x_model, table, step, *unpack_noise(noise, "reverse_step_"))
+    _call_reverse_step_in_place(x, output, x0, x_model, table, step, noise)
+
+
+def _tell_of_writes(*written: Tensor | None) -> None:
+    """torch does not see the kernels' writes. A backward that saved one of the tensors before has to."""
+    torch.autograd.graph.increment_version([tensor for tensor in written if tensor is not None])
 
 
 def _check_reverse_step_in_place(x, output, x0, x_model, table, step, noise):
@@ -263,11 +272,10 @@ def _reverse_step_in_place(x, output, x0, x_model, table, step, noise):
     _check_apart({"x": x, "x0": x0, "x_model": x_model}, {"output": output, "table": table, "step": step, **noises})
     run = kernel_for("reverse_step", x, output, x0, noise, x_model)
     run(x, output, x0, table, step, noise, ReverseStep(x, x0, x_model))
-    # torch does not see these writes. A backward that saved one of the tensors before has to.
-    torch.autograd.graph.increment_version([tensor for tensor in (x, x0, x_model) if tensor is not None])
+    _tell_of_writes(x, x0, x_model)
 
 
-declare(
+_call_reverse_step_in_place = declare(
     "reverse_step_(Tensor(a!) x, Tensor output, Tensor(b!)? x0, Tensor(c!)? x_model, Tensor table, Tensor step, NOISE) "
     "-> ()",
     run=_reverse_step_in_place,

@@ -286,8 +286,31 @@ def winograd(make: Maker, direct: bool) -> Call:
 
 
 def winograd_filters(make: Maker, direct: bool) -> Call:
-    shape = (make.rng.choice((1, 3, 33)), make.rng.choice((1, 4)), 3, 3)
-    return Call("winograd_filters", False, {"weight": make.image(shape)}, wild=make.wild)
+    shape = (make.rng.choice((1, 3, 33)), make.rng.choice((1, 4, 35)), 3, 3)
+    arguments: dict[str, Any] = {"weight": make.image(shape, wild=False)}
+    if direct:
+        arguments["flipped"] = make.rng.random() < 0.5
+    return Call("winograd_filters", direct, arguments)
+
+
+def winograd_weight_gradient(make: Maker, direct: bool) -> Call:
+    rng = make.rng
+    n, size = rng.choice((0, 1, 2, 9)), (rng.choice((1, 2, 4, 5, 9)), rng.choice((1, 3, 8)))
+    channels, dtype = [rng.choice((1, 3, 8, 33, 65)) for _ in range(2)], rng.choice(FLOATS)
+    x, grad = (make.image((n, c, *size), dtype, wild=False) for c in channels)
+    return Call("winograd_weight_gradient", True, {"x": x, "grad": grad})
+
+
+def convolve(make: Maker, direct: bool) -> Call:
+    rng = make.rng
+    shape = (rng.choice((0, 1, 2)), rng.choice((1, 3, 8, 33)), rng.choice((1, 2, 4, 5, 9)), rng.choice((1, 3, 8)))
+    k = rng.choice((1, 2, 31, 32, 33))
+    arguments = {
+        "x": make.image(shape, wild=False),
+        "weight": make.image((k, shape[1], 3, 3), wild=False),
+        "bias": make.image((k,), wild=False) if rng.random() < 0.5 else None,
+    }
+    return Call("convolve", direct, arguments)
 
 
 def draw_timesteps(make: Maker, direct: bool) -> Call:
@@ -336,4 +359,6 @@ MAKERS: dict[str, Callable[[Maker, bool], Call]] = {
     "group_norm_backward": group_norm_backward,
     "winograd": winograd,
     "winograd_filters": winograd_filters,
+    "winograd_weight_gradient": winograd_weight_gradient,
+    "convolve": convolve,
 }

@@ -41,7 +41,8 @@ NORM = (image(), torch.ones(4), torch.zeros(4), *(uniform(2, 4, seed=i) for i in
 WIDER = (torch.ones(6), torch.zeros(6), *(uniform(2, 6, seed=i) for i in range(2)))
 STATISTICS = torch.ones(2, 2, 3)
 P = torch.tensor([0.1, 0.3, 0.0, 0.2, 0.4], dtype=torch.float64)
-FILTERS = winograd_filters(torch.randn(3, 4, 3, 3, generator=torch.Generator().manual_seed(1)))
+WEIGHT = torch.randn(3, 4, 3, 3, generator=torch.Generator().manual_seed(1))
+FILTERS = winograd_filters(WEIGHT)
 CALLS = {
     "normal": (*DRAWN[1:], [*SHAPE], torch.float32, False),
     "q_sample": (image(), T, table(2), *DRAWN, torch.float32),
@@ -61,6 +62,9 @@ CALLS = {
     "draw_timesteps": (*DRAWN[1:], 5, 3, P, P.cumsum(0), torch.arange(0, 50, 10), torch.tensor([2, 0]), 2**23, 7),
     "record_losses": (uniform(5, 3), torch.arange(5), T, uniform(2)),
     "winograd": (image(), FILTERS, uniform(3), 3),
+    "winograd_filters": (WEIGHT, True),
+    "winograd_weight_gradient": (image(), image(1, 3)),
+    "convolve": (image(), WEIGHT, uniform(3)),
 }
 WRITTEN = {"reverse_step_": 4, "record_losses": 2}  # how many of the first arguments an op writes to
 

@@ -177,7 +177,7 @@ REFUSED = {
     "winograd's bias": (lambda: ops.winograd(X, FILTERS, W, 5), r"bias has shape \(12,\); expected \[5\]"),
     "a gradient": (
         lambda: ops.winograd(X, FILTERS, draw(5).requires_grad_(), 5),
-        r"winograd has no gradient: use torch.nn.functional.conv2d, or torch.no_grad\(\)",
+        r"winograd has no gradient: use convolve, or torch.no_grad\(\)",
     ),
     "a 5x5 convolution": (lambda: ops.winograd_filters(draw(4, 3, 5, 5)), r"expected \[K, C, 3, 3\]"),
 }

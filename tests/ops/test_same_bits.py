@@ -40,10 +40,15 @@ def norm(n, layout):
 
 
 def convolution(n, layout):
-    filters = ops.winograd_filters(randn(48, 64, 3, 3, seed=7))
-    sizes = ((28, 28), (8, 8), (5, 13))
-    images = (randn(N, 64, *size, seed=8)[:n].contiguous(memory_format=layout) for size in sizes)
-    return [ops.winograd(x, filters, randn(48, seed=9), 48) for x in images], []
+    weight, bias = randn(48, 64, 3, 3, seed=7).requires_grad_(), randn(48, seed=9).requires_grad_()
+    of_samples, of_weights = [], []
+    for size in ((28, 28), (8, 8), (5, 13)):
+        x = randn(N, 64, *size, seed=8)[:n].contiguous(memory_format=layout).requires_grad_()
+        y = ops.convolve(x, weight, bias)
+        by_x, *by_weights = torch.autograd.grad(y.square().sum(), (x, weight, bias))
+        of_samples += [y.detach(), by_x]
+        of_weights += by_weights
+    return of_samples, of_weights
 
 
 def losses(n, layout):

@@ -281,5 +281,7 @@ OPS = {
     "add_bias": reference_network.add_bias,
     "channel_sums": reference_network.channel_sums,
     "winograd": reference_network.winograd,
+    "winograd_filters": reference_network.winograd_filters,
+    "winograd_weight_gradient": reference_network.winograd_weight_gradient,
     **reference_draws.OPS,
 }

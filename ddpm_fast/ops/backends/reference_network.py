@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from ddpm_fast.ops.tensors import Norm, per_channel, working_dtype
 
@@ -151,6 +152,23 @@ def winograd_matrices(device: torch.device | str = "cpu") -> tuple[Tensor, Tenso
     rows = [*filters, [0.0, 0.0, 1.0]], [*image, list(np.poly(points)[::-1])], outputs
     g, b_t, a_t = (torch.tensor(matrix, dtype=torch.float64, device=device) for matrix in rows)
     return g, b_t, a_t
+
+
+def winograd_filters(weight: Tensor, flipped: bool, out: Tensor) -> None:
+    """F = G g G^T at the 36 points, in float64. flipped: of weight.transpose(0, 1).flip(2, 3)."""
+    to_points, _, _ = winograd_matrices(weight.device)
+    both = (to_points[:, None, :, None] * to_points[None, :, None, :]).reshape(36, 9)
+    weight = weight.transpose(0, 1).flip(2, 3) if flipped else weight
+    out.zero_()
+    for panel, part in zip(out, weight.split(out.shape[3]), strict=True):
+        taps = part.permute(2, 3, 1, 0).double().reshape(9, -1)
+        panel[..., : len(part)] = (both @ taps).view(36, weight.shape[1], -1)
+
+
+def winograd_weight_gradient(x: Tensor, grad: Tensor, out: Tensor) -> None:
+    """By the definition, without Winograd's algorithm."""
+    dtype = working_dtype(x)
+    out.copy_(conv2d_weight(x.to(dtype), out.shape, grad.to(dtype), padding=1))
 
 
 def winograd(x: Tensor, filters: Tensor, bias: Tensor | None, out: Tensor) -> None:
