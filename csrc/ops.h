@@ -166,8 +166,7 @@ struct Rows {
 };
 
 // What a group norm's forward and backward have in common. Images are channels_last and of one dtype; data of those
-// that are missing is nullptr. The norm is of v = x + residual + added, and behind it of the channels of joined. The
-// CPU's kernels take x and added alone; the others are composed before.
+// that are missing is nullptr. The norm is of v = x + residual + added, and behind it of the channels of joined.
 struct GroupNorm {
     Shape shape;         // of y: with the channels of joined
     int64_t x_channels;  // the first of them, which are x's
@@ -240,7 +239,8 @@ struct ChannelSumsArgs {
     X(winograd_filters, WinogradFiltersArgs)        \
     X(winograd_weight_gradient, WinogradWeightArgs) \
     X(group_norm, GroupNormArgs)                    \
-    X(group_norm_backward, GroupNormBackwardArgs)
+    X(group_norm_backward, GroupNormBackwardArgs)   \
+    X(group_norm_parameters, GroupNormParametersArgs)
 
 #define DDPM_CUDA_NETWORK_OPS(X)                      \
     X(group_norm, GroupNormArgs)                      \

@@ -39,15 +39,21 @@ DDPM_FN void philox4x32_10(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c
     }
 }
 
+// What the two formulas below ask of a number beside arithmetic. They are templates, so that cpu/philox_block.h can
+// apply them to several registers at a time; here a Word is a uint32_t and a Real a float.
+DDPM_FN float signed_to_real(uint32_t word) { return float(int32_t(word)); }
+DDPM_FN uint32_t signed_shift_right(uint32_t word, int by) { return uint32_t(int32_t(word) >> by); }
+DDPM_FN float if_negative(uint32_t word, float yes, float no) { return int32_t(word) < 0 ? yes : no; }
+
 // -2 ln u for u = (bits >> 8 + 1) / 2^24 in (0, 1], then its square root: the radius of Box-Muller.
-DDPM_FN float box_muller_radius(uint32_t bits) {
+template <class Word, class Real>
+DDPM_FN void box_muller_radius(const Word& bits, Real& radius) {
     // Split u = m * 2^-n with m in [sqrt(1/2), sqrt(2)), so that f = m - 1 is small on both sides of zero.
-    const uint32_t shifted = as_bits(float(int32_t((bits >> 8) + 1))) + (0x3F800000u - 0x3F3504F3u);
-    const float n = float(24 + 127 - int32_t(shifted >> 23));
-    const float f = add(as_float((shifted & 0x007FFFFFu) + 0x3F3504F3u), -1.0f);
+    const Word shifted = as_bits(signed_to_real((bits >> 8) + 1u)) + (0x3F800000u - 0x3F3504F3u);
+    const Real n = signed_to_real((24u + 127u) - (shifted >> 23));
+    const Real f = add(as_float((shifted & 0x007FFFFFu) + 0x3F3504F3u), -1.0f);
     // -2 ln(1 + f) = f (-2 + f (1 + f q(f))), q minimax of degree 6: 3.4e-8 relative to f.
-    float q = -0.178547591f;
-    q = add(mul(q, f), 0.286895365f);
+    Real q = add(mul(f, -0.178547591f), 0.286895365f);
     q = add(mul(q, f), -0.297421604f);
     q = add(mul(q, f), 0.331324518f);
     q = add(mul(q, f), -0.399321407f);
@@ -55,25 +61,27 @@ DDPM_FN float box_muller_radius(uint32_t bits) {
     q = add(mul(q, f), -0.666676760f);
     q = add(mul(q, f), 1.0f);
     q = add(mul(q, f), -2.0f);
-    return square_root(add(mul(n, 1.38629436f), mul(q, f)));
+    radius = square_root(add(mul(n, 1.38629436f), mul(q, f)));
 }
 
 // One pair of normals: `bits0` gives the radius, `bits1` the angle. The top two bits of the angle choose the
 // quadrant, the next 24 the angle within it, in (-pi/4, pi/4): no range reduction is ever needed.
-DDPM_FN void normal_pair(uint32_t bits0, uint32_t bits1, float& z0, float& z1) {
-    const float radius = box_muller_radius(bits0);
-    const int32_t steps = int32_t(bits1 << 2) >> 8;              // signed, 24 bits
-    const float x = mul(float(2 * steps + 1), 4.68133798e-08f);  // pi/4 * 2^-24
-    const float x2 = mul(x, x);
-    float sine = add(mul(add(mul(x2, -0.000195175919f), 0.00833218079f), x2), -0.166666552f);
+template <class Word, class Real>
+DDPM_FN void normal_pair(const Word& bits0, const Word& bits1, Real& z0, Real& z1) {
+    Real radius;
+    box_muller_radius(bits0, radius);
+    const Word steps = signed_shift_right(bits1 << 2, 8);                     // 24 bits
+    const Real x = mul(signed_to_real(steps + steps + 1u), 4.68133798e-08f);  // pi/4 * 2^-24
+    const Real x2 = mul(x, x);
+    Real sine = add(mul(add(mul(x2, -0.000195175919f), 0.00833218079f), x2), -0.166666552f);
     sine = add(mul(mul(sine, x2), x), x);
-    float cosine = add(mul(add(mul(x2, 2.44385519e-05f), -0.00138873688f), x2), 0.0416666456f);
+    Real cosine = add(mul(add(mul(x2, 2.44385519e-05f), -0.00138873688f), x2), 0.0416666456f);
     cosine = add(mul(add(mul(cosine, x2), -0.5f), x2), 1.0f);
     // Quadrants 0..3 turn (cos, sin) by quarter turns: (c, s), (-s, c), (-c, -s), (s, -c).
-    const bool odd = bits1 & 0x40000000u;
-    const float first = odd ? sine : cosine;
-    const float second = odd ? cosine : sine;
-    z0 = mul(radius, as_float(as_bits(first) ^ ((bits1 ^ (bits1 << 1)) & 0x80000000u)));
+    const Word odd = bits1 << 1;  // its sign
+    const Real first = if_negative(odd, sine, cosine);
+    const Real second = if_negative(odd, cosine, sine);
+    z0 = mul(radius, as_float(as_bits(first) ^ ((bits1 ^ odd) & 0x80000000u)));
     z1 = mul(radius, as_float(as_bits(second) ^ (bits1 & 0x80000000u)));
 }
 

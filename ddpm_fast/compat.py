@@ -53,6 +53,18 @@ def in_forward_mode() -> bool:
     return getattr(forward_ad, "_current_level", -1) >= 0
 
 
+def in_functorch() -> bool:
+    """Whether one of torch.func's transforms (vmap, grad, jvp) is entered.
+
+    Private part: torch._C._are_functorch_transforms_active, seen in torch 2.13, whose autograd.Function asks it itself.
+    Reason: the fused ops have no rules for these transforms, and a tensor within one looks like any other. A layer that
+    is torch's own in all else must not fail there.
+    Without it: False. Such a layer then raises within a transform, and says that its op does not support it.
+    """
+    is_active = getattr(torch._C, "_are_functorch_transforms_active", None)
+    return bool(is_active and is_active())
+
+
 def _usual_keys() -> tuple[object, ...]:
     """What a thread adds to every call's dispatch keys while nothing special goes on, outside of inference mode and in
     it."""
@@ -94,18 +106,6 @@ def tensor_exchange() -> object | None:
     Without it: a call reads tensors by their Python attributes, and goes through torch's dispatch.
     """
     return getattr(Tensor, "__dlpack_c_exchange_api__", None)
-
-
-def in_functorch() -> bool:
-    """Whether one of torch.func's transforms (vmap, grad, jvp) is entered.
-
-    Private part: torch._C._are_functorch_transforms_active, seen in torch 2.13, whose autograd.Function asks it itself.
-    Reason: the fused ops have no rules for these transforms, and a tensor within one looks like any other. A layer that
-    is torch's own in all else must not fail there.
-    Without it: False. Such a layer then raises within a transform, and says that its op does not support it.
-    """
-    is_active = getattr(torch._C, "_are_functorch_transforms_active", None)
-    return bool(is_active and is_active())
 
 
 def changes_of(tensor: Tensor) -> int:
@@ -210,6 +210,16 @@ def cpu_has_bf16() -> bool:
         return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
     is_supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(is_supported and is_supported())
+
+
+def cpu_has_fp16() -> bool:
+    """Whether the CPU multiplies fp16 matrices itself, with AVX-512's instructions or AMX.
+
+    Private part: none. torch.cpu.get_capabilities(), which says so, is missing in torch 2.10.
+    Without it: False. Products of fp16 are then computed in fp32.
+    """
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(found.get("avx512_fp16", False) or found.get("amx_fp16", False))
 
 
 def is_compile_error(error: RuntimeError) -> bool:

@@ -64,18 +64,18 @@ static void bound(const BoundArgs& args, double* partial, int threads) {
         const BlockKey key = key_of(args.noise, sample);
         const float shrink = divide(1.0f, error_scale(row));
         double squares = 0.0, nats = 0.0;
+        Buffer output_buffer, x0_buffer, z_buffer, gradient_buffer;
         for_each_run(args.shape, planar, sample, chunk, [&](const Run& run) {
-            alignas(64) float output_buffer[kRun], v_buffer[kRun], x0_buffer[kRun];
-            alignas(64) float error[kRun], term[kRun], by_output_buffer[kRun], by_v_buffer[kRun];
-            NoiseBuffer z_buffer;
+            alignas(64) float error[kRun], term[kRun], by_v_unused[kRun];
             const Run second = second_group(args.shape, run);
             const bool stored = args.gradient.data;
             float* const by_output =
-                stored ? destination(args.gradient, wide, run, by_output_buffer) : by_output_buffer;
-            float* const by_v = stored && learned ? destination(args.gradient, wide, second, by_v_buffer) : by_v_buffer;
+                stored ? destination(args.gradient, wide, run, gradient_buffer) : gradient_buffer.values;
+            float* const by_v =
+                stored && learned ? destination(args.gradient, wide, second, gradient_buffer) : by_v_unused;
             Inputs in;
             in.output = load(args.output, wide, run, output_buffer);
-            in.v = learned ? load(args.output, wide, second, v_buffer) : kNothing;
+            in.v = learned ? load(args.output, wide, second, output_buffer) : kNothing;
             in.x0 = load(args.x0, args.shape, run, x0_buffer);
             in.z = noise_of(args.noise, key, args.shape, run, z_buffer);
             const float slope = learned ? row.slope : 0.0f;

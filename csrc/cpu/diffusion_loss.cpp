@@ -24,15 +24,14 @@ void diffusion_loss(const LossArgs& args, void* workspace, int threads) {
         const LossRow row{entry[0], entry[1], entry[2]};
         const BlockKey key = key_of(args.noise, sample);
         double sum = 0.0;
+        Buffer output_buffer, x0_buffer, z_buffer, residual_buffer;
         for_each_run(args.shape, planar, sample, chunk, [&](const Run& run) {
-            alignas(64) float output_buffer[kRun], x0_buffer[kRun], residual_buffer[kRun];
-            NoiseBuffer z_buffer;
             const float* const output = load(args.output, args.shape, run, output_buffer);
             const float* const x0 = load(args.x0, args.shape, run, x0_buffer);
             const float* const z = noise_of(args.noise, key, args.shape, run, z_buffer);
             const bool stored = args.residual.data;
             float* const residual =
-                stored ? destination(args.residual, args.shape, run, residual_buffer) : residual_buffer;
+                stored ? destination(args.residual, args.shape, run, residual_buffer) : residual_buffer.values;
             for (int i = 0; i < run.length; ++i) residual[i] = loss_residual(row, output[i], x0[i], z[i]);
             if (stored) store(args.residual, args.shape, run, residual);
             sum += sum_run(run.length, [&](int i) { return mul(residual[i], residual[i]); });

@@ -18,18 +18,18 @@ inline int64_t loss_chunks(const Shape& shape) {
     return planar > contiguous ? planar : contiguous;
 }
 
-// The channels of a sample that a group norm handles at a time, its strip: whole groups, up to kNormStrip channels
-// where groups are narrow enough. Of 32x32 fp32 pixels that is 256 KiB, which stays in the L2 cache from pass to pass.
-// A multiple of 16 channels if the groups allow it; fewer where there would be fewer units of work than threads. No
-// result depends on it.
-constexpr int64_t kNormStrip = 64;
+// The channels of a sample that a group norm handles at a time, whole groups: all of them, or as few parts as give
+// every thread its share. A multiple of 16 channels if the groups allow it, so that no two threads write to one cache
+// line. No result depends on it.
+constexpr int64_t kNormStrip = 64;  // channels whose pixels are converted to fp32 together
 inline int64_t group_norm_width(const GroupNorm& norm, int threads) {
-    const int64_t channels = norm.shape.channels, group = channels / norm.groups;
+    const int64_t channels = norm.shape.channels, group = channels / norm.groups, samples = norm.shape.samples;
     int64_t least = group;
     while (least % 16 && least + group <= kNormStrip) least += group;
-    int64_t count = least < kNormStrip ? kNormStrip / least : 1;
-    while (count > 1 && norm.shape.samples * ((channels + count * least - 1) / (count * least)) < threads) count /= 2;
-    return count * least < channels ? count * least : channels;
+    const int64_t most = (channels + least - 1) / least;
+    int64_t parts = 1;
+    while (parts < most && samples * parts % threads && samples * parts < 8 * int64_t(threads)) ++parts;
+    return (most + parts - 1) / parts * least;
 }
 
 // The memory that a kernel works in, in bytes: none, or the overload for its arguments. It is aligned to 64 bytes.
@@ -42,13 +42,19 @@ inline int64_t workspace_bytes(const LossArgs& args, int) { return 8 * args.shap
 inline int64_t workspace_bytes(const BoundArgs& args, int) {
     return 2 * 8 * args.shape.samples * loss_chunks(args.shape);
 }
-// For each thread two double sums a channel of the strip, and then fp32 [positions, group_norm_width]; in bytes, and a
+// For each thread what it keeps of each of a unit's channels, and floats of each of its pixels; in bytes, and a
 // multiple of a cache line.
-inline int64_t group_norm_scratch(const GroupNorm& norm, int threads) {
-    return (group_norm_width(norm, threads) * (16 + 4 * norm.shape.positions) + 63) / 64 * 64;
+constexpr int64_t kNormKept = 4 * 8 + 3 * 8 + 4 * 4;
+inline int64_t group_norm_scratch(const GroupNorm& norm, int threads, int64_t floats) {
+    return (group_norm_width(norm, threads) * (kNormKept + 4 * floats) + 63) / 64 * 64;
+}
+// How many for the gradient by what SiLU is given: dx holds it where that is fp32.
+inline int64_t group_norm_kept_g(const GroupNorm& norm) { return norm.dtype == DType::f32 ? 0 : norm.shape.positions; }
+inline int64_t workspace_bytes(const GroupNormArgs& args, int threads) {
+    return threads * group_norm_scratch(args.norm, threads, 0);
 }
 inline int64_t workspace_bytes(const GroupNormBackwardArgs& args, int threads) {
-    return threads * group_norm_scratch(args.norm, threads);
+    return threads * group_norm_scratch(args.norm, threads, group_norm_kept_g(args.norm));
 }
 
 // The kernels for one instruction set.

@@ -21,8 +21,8 @@ void loss_backward(const LossBackwardArgs& args, void*, int threads) {
             alignas(64) float pattern[kRun + kPattern];
             const int64_t period = args.groups == 1 ? 1 : shape.channels;
             for (int64_t i = 0; i < kRun + period; ++i) pattern[i] = factor(sample, i % period);
+            Buffer buffer, grad_buffer;
             for_each_run(shape, false, sample, chunk, [&](const Run& run) {
-                alignas(64) float buffer[kRun], grad_buffer[kRun];
                 const float* const stored = load(from, shape, run, buffer);
                 float* const grad = destination(to, shape, run, grad_buffer);
                 const float* const scale = pattern + run.element % period;
@@ -38,9 +38,9 @@ void loss_backward(const LossBackwardArgs& args, void*, int threads) {
         shape.channels = per_group;
     }
     parallel_chunks(shape, planar, threads, [&](int64_t sample, int64_t chunk) {
+        Buffer buffer, grad_buffer;
         for_each_run(shape, planar, sample, chunk, [&](const Run& run) {
             const float scale = planar ? factor(sample, run.channel) : args.scale[sample];
-            alignas(64) float buffer[kRun], grad_buffer[kRun];
             const float* const stored = load(from, shape, run, buffer);
             float* const grad = destination(to, shape, run, grad_buffer);
             for (int i = 0; i < run.length; ++i) grad[i] = mul(stored[i], scale);

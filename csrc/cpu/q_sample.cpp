@@ -12,9 +12,8 @@ void q_sample(const QSampleArgs& args, void*, int threads) {
         const float* const entry = args.table.entries + 2 * args.t[sample];
         const QSampleRow row{entry[0], entry[1]};
         const BlockKey key = key_of(args.noise, sample);
+        Buffer x0_buffer, x_t_buffer, z_buffer;
         for_each_run(args.shape, planar, sample, chunk, [&](const Run& run) {
-            alignas(64) float x0_buffer[kRun], x_t_buffer[kRun];
-            NoiseBuffer z_buffer;
             const float* const x0 = load(args.x0, args.shape, run, x0_buffer);
             const float* const z = noise_of(args.noise, key, args.shape, run, z_buffer);
             float* const x_t = destination(args.out, args.shape, run, x_t_buffer);

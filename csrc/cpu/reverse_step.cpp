@@ -17,10 +17,12 @@ void reverse_step(const ReverseStepArgs& args, void*, int threads) {
     const Shape wide = widened(args.shape, args.groups);
     parallel_chunks(args.shape, planar, threads, [&](int64_t sample, int64_t chunk) {
         const BlockKey key = noisy ? key_of(args.noise, sample) : BlockKey{};
+        Buffer x_buffer, output_buffer, previous_buffer, z_buffer, x0_buffer, next_buffer;
         for_each_run(args.shape, planar, sample, chunk, [&](const Run& run) {
-            alignas(64) float x_buffer[kRun], output_buffer[kRun], x0[kRun], next_buffer[kRun];
-            NoiseBuffer extra;
-            float* const next = destination(args.x_next, args.shape, run, next_buffer);
+            float* const x0 = row_of(args.x0, args.shape, run, x0_buffer);
+            float* const next = is_colour(args.x_model, args.shape)
+                                    ? row_of(args.x_model, args.shape, run, next_buffer)
+                                    : destination(args.x_next, args.shape, run, next_buffer);
             const float* const x = load(args.x, args.shape, run, x_buffer);
             const float* const output = load(args.output, wide, run, output_buffer);
             for (int i = 0; i < run.length; ++i) {
@@ -28,15 +30,15 @@ void reverse_step(const ReverseStepArgs& args, void*, int threads) {
                 next[i] = step_mean(row, x[i], x0[i]);
             }
             if (args.x0_previous.data) {
-                const float* const previous = load(args.x0_previous, args.shape, run, extra.values);
+                const float* const previous = load(args.x0_previous, args.shape, run, previous_buffer);
                 for (int i = 0; i < run.length; ++i) next[i] = add(next[i], mul(row.b_previous, previous[i]));
             }
             if (learned) {
                 const float* const v = load(args.output, wide, second_group(args.shape, run), output_buffer);
-                const float* const z = noise_of(args.noise, key, args.shape, run, extra);
+                const float* const z = noise_of(args.noise, key, args.shape, run, z_buffer);
                 for (int i = 0; i < run.length; ++i) next[i] = add(next[i], mul(step_deviation(row, v[i]), z[i]));
             } else if (noisy) {
-                const float* const z = noise_of(args.noise, key, args.shape, run, extra);
+                const float* const z = noise_of(args.noise, key, args.shape, run, z_buffer);
                 for (int i = 0; i < run.length; ++i) next[i] = add(next[i], mul(row.sigma, z[i]));
             }
             store(args.x_next, args.shape, run, next);

@@ -4,6 +4,7 @@
 // storing take a fraction of the noise's time, so one loop per op serves every dtype and both memory formats.
 #pragma once
 
+#include "colour.h"
 #include "kernels.h"
 #include "philox_block.h"
 
@@ -16,6 +17,7 @@ struct Run {
     int64_t sample, element;  // the first element, as a logical NCHW index within the sample
     int64_t channel, position;
     int length;
+    int group;  // of channels, of an output [N, 2C, ...]
 };
 
 // Where a run starts in an operand, and the distance between its elements in memory.
@@ -31,7 +33,7 @@ static inline Place place_of(const Image& image, const Shape& shape, const Run& 
 
 // The same run in the second group of channels of an output [N, 2C, ...].
 static inline Run second_group(const Shape& shape, const Run& run) {
-    return Run{run.sample, run.element + shape.elements(), run.channel + shape.channels, run.position, run.length};
+    return Run{run.sample, run.element + shape.elements(), run.channel + shape.channels, run.position, run.length, 1};
 }
 
 static inline int64_t bytes_of(DType dtype) { return dtype == DType::f32 ? 4 : dtype == DType::u8 ? 1 : 2; }
@@ -43,8 +45,21 @@ static inline void prefetch_next(const void* run, int64_t bytes) {
     for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(next + line);
 }
 
-// The compiler knows the distances of one (contiguous), three and six (channels_last colour, without or with a learned
-// variance). For these it loads whole registers and shuffles them; for any other it loads every element by itself.
+// What a run of an image is worked on in, where it is not in the image itself: a row for each channel of colour, which
+// lies there from the first channel's run to the last one's of the same positions, or for each group of channels.
+struct Buffer {
+    alignas(64) float values[kTile * kRun];
+};
+
+static inline bool is_colour(const Image& image, const Shape& shape) {
+    return image.channels_last && (shape.channels == 3 || shape.channels == 6);
+}
+
+static inline float* row_of(const Image& image, const Shape& shape, const Run& run, Buffer& buffer) {
+    return buffer.values + kRun * (is_colour(image, shape) ? run.channel : run.group);
+}
+
+// The compiler vectorises a loop over neighbours; numbers at any other distance it takes one by one.
 template <int kStride, class T, class Convert>
 static inline void load_every(const T* from, int64_t stride, int length, float* to, Convert convert) {
     for (int i = 0; i < length; ++i) to[i] = convert(from[i * (kStride ? kStride : stride)]);
@@ -52,11 +67,24 @@ static inline void load_every(const T* from, int64_t stride, int length, float* 
 
 template <class T, class Convert>
 static inline void load_as(const T* from, int64_t stride, int length, float* to, Convert convert) {
-    switch (stride) {
-        case 1: return load_every<1>(from, stride, length, to, convert);
-        case 3: return load_every<3>(from, stride, length, to, convert);
-        case 6: return load_every<6>(from, stride, length, to, convert);
-        default: return load_every<0>(from, stride, length, to, convert);
+    stride == 1 ? load_every<1>(from, stride, length, to, convert) : load_every<0>(from, stride, length, to, convert);
+}
+
+// Numbers of any dtype, `stride` apart, as fp32.
+static inline void load_numbers(const Image& image, const Place& w, int length, float* to) {
+    switch (image.dtype) {
+        case DType::u8:
+            return load_as(static_cast<const uint8_t*>(image.data) + w.offset, w.stride, length, to,
+                           [](uint8_t v) { return from_u8(v); });
+        case DType::f32:
+            return load_as(static_cast<const float*>(image.data) + w.offset, w.stride, length, to,
+                           [](float v) { return v; });
+        case DType::bf16:
+            return load_as(static_cast<const uint16_t*>(image.data) + w.offset, w.stride, length, to,
+                           [](uint16_t v) { return from_bf16(v); });
+        case DType::f16:
+            return load_as(static_cast<const uint16_t*>(image.data) + w.offset, w.stride, length, to,
+                           [](uint16_t v) { return from_f16(v); });
     }
 }
 
@@ -67,104 +95,96 @@ static inline void store_every(T* to, int64_t stride, int length, const float* f
 
 template <class T, class Convert>
 static inline void store_as(T* to, int64_t stride, int length, const float* from, Convert convert) {
-    switch (stride) {
-        case 1: return store_every<1>(to, stride, length, from, convert);
-        case 3: return store_every<3>(to, stride, length, from, convert);
-        case 6: return store_every<6>(to, stride, length, from, convert);
-        default: return store_every<0>(to, stride, length, from, convert);
+    stride == 1 ? store_every<1>(to, stride, length, from, convert) : store_every<0>(to, stride, length, from, convert);
+}
+
+static inline void store_numbers(const Image& image, const Place& w, int length, const float* from) {
+    switch (image.dtype) {
+        case DType::f32:
+            return store_as(static_cast<float*>(image.data) + w.offset, w.stride, length, from,
+                            [](float v) { return v; });
+        case DType::bf16:
+            return store_as(static_cast<uint16_t*>(image.data) + w.offset, w.stride, length, from,
+                            [](float v) { return to_bf16(v); });
+        case DType::f16:
+            return store_as(static_cast<uint16_t*>(image.data) + w.offset, w.stride, length, from,
+                            [](float v) { return to_f16(v); });
+        case DType::u8: return;  // images are only ever read as uint8: the bindings refuse it for outputs
     }
 }
 
-// One channel of channels_last colour.
-static inline void store_colour(float* to, int length, const float* from) {
-    int stored = 0;
-#if defined(__AVX512F__)
-    // Sixteen values are spread over three registers, of which a mask stores every third word. One at a time, as
-    // the compiler has it, they take 1.0 cycles each and so 0.4 (Zen 4).
-    typedef int32_t Index __attribute__((vector_size(64)));
-    const Index place[3] = {{0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5},
-                            {5, 5, 6, 6, 6, 7, 7, 7, 8, 8, 8, 9, 9, 9, 10, 10},
-                            {10, 11, 11, 11, 12, 12, 12, 13, 13, 13, 14, 14, 14, 15, 15, 15}};
-    constexpr uint16_t kThird[3] = {0x9249, 0x4924, 0x2492};
-    for (; stored + 16 <= length; stored += 16) {
-        const __m512 values = _mm512_loadu_ps(from + stored);
-        for (int word = 0; word < 3; ++word)
-            _mm512_mask_storeu_ps(to + 3 * stored + 16 * word, kThird[word],
-                                  _mm512_permutexvar_ps((__m512i)place[word], values));
-    }
-#endif
-    for (; stored < length; ++stored) to[3 * stored] = from[stored];
+// All channels of the run's pixels, to rows and from them. Numbers that are not fp32 are converted in a buffer.
+template <int kChannels>
+static inline void load_colour(const Image& image, const Place& w, int length, float* rows) {
+    if (image.dtype == DType::f32)
+        return split_pixels<kChannels>(static_cast<const float*>(image.data) + w.offset, length, rows);
+    Buffer pixels;
+    load_numbers(image, Place{w.offset, 1}, kChannels * length, pixels.values);
+    split_pixels<kChannels>(pixels.values, length, rows);
 }
 
-// The run's elements in fp32: `buffer`, or the operand itself where it is already contiguous fp32.
-static inline const float* load(const Image& image, const Shape& shape, const Run& run, float* buffer) {
+template <int kChannels>
+static inline void store_colour(const Image& image, const Place& w, int length, const float* rows) {
+    if (image.dtype == DType::f32)
+        return join_pixels<kChannels>(rows, length, static_cast<float*>(image.data) + w.offset);
+    Buffer pixels;
+    join_pixels<kChannels>(rows, length, pixels.values);
+    store_numbers(image, Place{w.offset, 1}, kChannels * length, pixels.values);
+}
+
+// The run's elements in fp32: in `buffer`, or the operand itself where it is already contiguous fp32. Of colour the
+// first channel's run has to be loaded first.
+static inline const float* load(const Image& image, const Shape& shape, const Run& run, Buffer& buffer) {
     const Place w = place_of(image, shape, run);
     const int64_t size = bytes_of(image.dtype);
     // Where channels are few, they are all in the same cache lines: prefetch once, with the first channel.
     if ((w.stride == 1 || run.channel == 0) && w.stride <= 8)
         prefetch_next(static_cast<const char*>(image.data) + w.offset * size, run.length * w.stride * size);
-    switch (image.dtype) {
-        case DType::u8:
-            load_as(static_cast<const uint8_t*>(image.data) + w.offset, w.stride, run.length, buffer,
-                    [](uint8_t v) { return from_u8(v); });
-            break;
-        case DType::f32: {
-            const float* data = static_cast<const float*>(image.data) + w.offset;
-            if (w.stride == 1) return data;
-            load_as(data, w.stride, run.length, buffer, [](float v) { return v; });
-            break;
+    float* const row = row_of(image, shape, run, buffer);
+    if (is_colour(image, shape)) {
+        if (run.channel == 0) {
+            if (shape.channels == 3)
+                load_colour<3>(image, w, run.length, row);
+            else
+                load_colour<6>(image, w, run.length, row);
         }
-        case DType::bf16:
-            load_as(static_cast<const uint16_t*>(image.data) + w.offset, w.stride, run.length, buffer,
-                    [](uint16_t v) { return from_bf16(v); });
-            break;
-        case DType::f16:
-            load_as(static_cast<const uint16_t*>(image.data) + w.offset, w.stride, run.length, buffer,
-                    [](uint16_t v) { return from_f16(v); });
-            break;
+        return row;
     }
-    return buffer;
+    if (image.dtype == DType::f32 && w.stride == 1) return static_cast<const float*>(image.data) + w.offset;
+    load_numbers(image, w, run.length, row);
+    return row;
 }
 
 // Where to compute a run of an output: in the output itself where that is contiguous fp32, which spares store() a
-// copy, otherwise in `buffer`.
-static inline float* destination(const Image& image, const Shape& shape, const Run& run, float* buffer) {
+// copy, otherwise in its row of `buffer`.
+static inline float* destination(const Image& image, const Shape& shape, const Run& run, Buffer& buffer) {
     const Place w = place_of(image, shape, run);
-    return image.dtype == DType::f32 && w.stride == 1 ? static_cast<float*>(image.data) + w.offset : buffer;
+    if (image.dtype == DType::f32 && w.stride == 1) return static_cast<float*>(image.data) + w.offset;
+    return row_of(image, shape, run, buffer);
 }
 
+// Stores the run's values. Those of colour have to be in their row of a buffer, and are stored with the last channel's.
 static inline void store(const Image& image, const Shape& shape, const Run& run, const float* values) {
     const Place w = place_of(image, shape, run);
-    switch (image.dtype) {
-        case DType::f32: {
-            float* const to = static_cast<float*>(image.data) + w.offset;
-            if (w.stride == 3)
-                store_colour(to, run.length, values);
-            else if (to != values)
-                store_as(to, w.stride, run.length, values, [](float v) { return v; });
-            break;
-        }
-        case DType::bf16:
-            store_as(static_cast<uint16_t*>(image.data) + w.offset, w.stride, run.length, values,
-                     [](float v) { return to_bf16(v); });
-            break;
-        case DType::f16:
-            store_as(static_cast<uint16_t*>(image.data) + w.offset, w.stride, run.length, values,
-                     [](float v) { return to_f16(v); });
-            break;
-        case DType::u8: break;  // images are only ever read as uint8: the bindings refuse it for outputs
+    if (is_colour(image, shape)) {
+        if (run.channel != shape.channels - 1) return;
+        const Place first{w.offset - run.channel, w.stride};
+        const float* const rows = values - run.channel * kRun;
+        if (shape.channels == 3)
+            store_colour<3>(image, first, run.length, rows);
+        else
+            store_colour<6>(image, first, run.length, rows);
+        return;
     }
+    if (image.dtype == DType::f32 && static_cast<float*>(image.data) + w.offset == values) return;
+    store_numbers(image, w, run.length, values);
 }
-
-// Room for a run's normals: it may start at any lane of a counter and is drawn in whole blocks.
-struct NoiseBuffer {
-    alignas(64) float values[kRun + 4 * kCounters];
-};
 
 // Whether a run's normals fill whole blocks, so that they can be drawn into their place.
 static inline bool whole_blocks(const Run& run) { return run.element % 4 == 0 && run.length % (4 * kCounters) == 0; }
 
-// Draws a run's normals, `values` having room for whole blocks of them, and says where the first one is.
+// Draws a run's normals and says where the first one is. It may start at any lane of a counter, and they are drawn in
+// whole blocks, which `values` has room for.
 static inline const float* draw(const BlockKey& key, const Run& run, float* values) {
     const uint32_t first = uint32_t(run.element / 4);
     const int lane = int(run.element % 4);
@@ -181,8 +201,8 @@ static inline BlockKey key_of(const Noise& noise, int64_t sample) {
 }
 
 static inline const float* noise_of(const Noise& noise, const BlockKey& key, const Shape& shape, const Run& run,
-                                    NoiseBuffer& buffer) {
-    return noise.given.data ? load(noise.given, shape, run, buffer.values) : draw(key, run, buffer.values);
+                                    Buffer& buffer) {
+    return noise.given.data ? load(noise.given, shape, run, buffer) : draw(key, run, buffer.values);
 }
 
 static inline int64_t chunks_of(const Shape& shape, bool planar) {
@@ -199,11 +219,11 @@ static inline void for_each_run(const Shape& shape, bool planar, int64_t sample,
         const int64_t left = shape.positions - position;
         const int length = int(left < kRun ? left : kRun);
         for (int64_t c = 0; c < shape.channels; ++c)
-            visit(Run{sample, c * shape.positions + position, c, position, length});
+            visit(Run{sample, c * shape.positions + position, c, position, length, 0});
     } else {
         const int64_t end = (chunk + 1) * kChunk < shape.elements() ? (chunk + 1) * kChunk : shape.elements();
         for (int64_t e = chunk * kChunk; e < end; e += kRun)
-            visit(Run{sample, e, 0, 0, int(end - e < kRun ? end - e : kRun)});
+            visit(Run{sample, e, 0, 0, int(end - e < kRun ? end - e : kRun), 0});
     }
 }
 

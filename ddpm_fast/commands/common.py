@@ -15,13 +15,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ddpm_fast import compat, starting
+from ddpm_fast import starting
 from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files.memory import is_out_of_memory
 from ddpm_fast.ops.backends import extension
-
-DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-
 
 # The terminal
 
@@ -179,35 +176,3 @@ def choose_device(name: str) -> torch.device:
         first_line = str(error).splitlines()[0]
         raise InputError(f"device {name!r} cannot be used here ({first_line}); expected auto, cpu or cuda") from None
     return device
-
-
-def fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 is faster than fp32 on this device: on a GPU or a CPU with bf16 instructions."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return "AVX512" in torch.backends.cpu.get_cpu_capability() and compat.cpu_has_bf16()
-
-
-def fast_fp16(device: torch.device) -> bool:
-    """Whether fp16 is faster than fp32 on this device: on a GPU that has units of their own for its products."""
-    if device.type != "cuda" or torch.version.hip is not None:  # where bf16 is as fast
-        return False
-    return torch.cuda.get_device_capability(device) >= (7, 0)
-
-
-def automatic_precision(device: torch.device) -> str:
-    """What `--precision auto` trains in on this device: the fastest of "fp32", "bf16" and "fp16".
-
-    The loss scale keeps the gradients of fp16 in its range. Nothing does so for samples, where fp16 must be asked for.
-    """
-    return "bf16" if fast_bf16(device) else "fp16" if fast_fp16(device) else "fp32"
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of that name; "auto" is bf16 where that is faster, else fp32. Raises InputError for an unknown name."""
-    choices = {name: dtype for dtype, name in DTYPE_NAMES.items()}
-    if name == "auto":
-        return torch.bfloat16 if fast_bf16(device) else torch.float32
-    if name not in choices:
-        raise InputError(f"precision {name!r} is unknown; expected auto, {', '.join(choices)}")
-    return choices[name]

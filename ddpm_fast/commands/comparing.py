@@ -15,10 +15,8 @@ import typer
 from rich.markup import escape
 
 from ddpm_fast.commands.common import (
-    DTYPE_NAMES,
     ModelOption,
     choose_device,
-    choose_dtype,
     console,
     path_option,
     plain_errors,
@@ -27,6 +25,7 @@ from ddpm_fast.commands.common import (
 from ddpm_fast.commands.drawing import Drawing, partial_path, unused_path
 from ddpm_fast.commands.fitting import is_training_set, load_fitting, say_training_set
 from ddpm_fast.commands.labels import LABELS_HELP, check_null_class, describe_classes, parse_labels
+from ddpm_fast.commands.precision import DTYPE_NAMES, choose_dtype
 from ddpm_fast.commands.report import check_report_path, write_report
 from ddpm_fast.commands.stopping import Stopped, stop_signals
 from ddpm_fast.data import Dataset

@@ -10,7 +10,8 @@ import torch
 from rich.markup import escape
 
 from ddpm_fast import __version__, ops
-from ddpm_fast.commands.common import App, automatic_precision, console, fast_bf16, plain_errors
+from ddpm_fast.commands.common import App, console, plain_errors
+from ddpm_fast.commands.precision import automatic_precision, fast_bf16
 from ddpm_fast.data import BUILTIN
 from ddpm_fast.files.checkpoint import available_models
 from ddpm_fast.ops.backends import cpu, cuda, extension, reference

@@ -16,10 +16,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ddpm_fast.commands.common import (
-    DTYPE_NAMES,
     ModelOption,
     choose_device,
-    choose_dtype,
     console,
     path_option,
     plain_errors,
@@ -28,6 +26,7 @@ from ddpm_fast.commands.common import (
 from ddpm_fast.commands.drawing import partial_path, unused_path
 from ddpm_fast.commands.fitting import is_training_set, load_fitting, say_training_set
 from ddpm_fast.commands.labels import check_null_class
+from ddpm_fast.commands.precision import DTYPE_NAMES, choose_dtype
 from ddpm_fast.commands.report import check_report_path, write_report
 from ddpm_fast.commands.stopping import Stopped, stop_signals
 from ddpm_fast.data import BUILTIN, Dataset

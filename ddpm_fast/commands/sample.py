@@ -14,11 +14,9 @@ import typer
 from rich.markup import escape
 
 from ddpm_fast.commands.common import (
-    DTYPE_NAMES,
     App,
     ModelOption,
     choose_device,
-    choose_dtype,
     console,
     path_option,
     plain_errors,
@@ -27,6 +25,7 @@ from ddpm_fast.commands.common import (
 from ddpm_fast.commands.drawing import Drawable, Drawing, Job, unused_path
 from ddpm_fast.commands.edit import Edit, read_images, round_trip_error
 from ddpm_fast.commands.labels import LABELS_HELP, check_null_class, describe_classes, parse_labels
+from ddpm_fast.commands.precision import DTYPE_NAMES, choose_dtype, settle
 from ddpm_fast.commands.profiling import PROFILE_HELP, check_profile, profiling
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
@@ -35,7 +34,7 @@ from ddpm_fast.loops.network import Network
 from ddpm_fast.loops.options import SamplingOptions
 from ddpm_fast.loops.sampling import prepare
 from ddpm_fast.pictures import images
-from ddpm_fast.pictures.folder import SampleFolder
+from ddpm_fast.pictures.folder import SampleFolder, recorded
 from ddpm_fast.respacing import SPACINGS
 from ddpm_fast.samplers import SAMPLERS
 
@@ -107,7 +106,12 @@ def main(
     gif: Annotated[Path | None, path_option("also write an animation of the denoising: a .gif")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     precision: Annotated[
-        str, typer.Option(help="fp32, bf16, fp16, or auto (bf16 where that is faster, else fp32)")
+        str,
+        typer.Option(
+            "--precision",
+            "--dtype",
+            help="fp32, bf16, fp16, or auto (bf16 where that is faster, else fp32; a CPU may be measured for a second)",
+        ),
     ] = "fp32",
     profile: Annotated[Path | None, path_option(PROFILE_HELP)] = None,
     cuda_graph: Annotated[
@@ -133,7 +137,7 @@ def main(
         if edit is not None and gif is not None:
             raise InputError("--gif shows how images are drawn from noise: leave it out with --init-image")
         torch_device = choose_device(device)
-        dtype = choose_dtype(precision, torch_device)
+        dtype = torch.float32 if precision == "auto" else choose_dtype(precision, torch_device)
         loaded = checkpoint.load_model(model, device=torch_device, dtype=dtype)
         pictures = torch.empty(0) if edit is None else read_images(edit.init_image, loaded, "--init-image")
         count = n or (64 if edit is None else edit.default_count(pictures))
@@ -159,14 +163,17 @@ def main(
             compile=compile,
         )
         # Everything that can be wrong is found here, before the sampling.
-        if edit is None:
-            prepared: Drawable = prepare(Network.of(loaded.model), loaded.diffusion, count, options)
-        else:
-            prepared = edit.prepare(loaded, pictures, count, options)
+        prepared = _prepare(edit, loaded, pictures, count, options)
         target = str(unused_path(Path("samples.png"))) if out is None else out
         _check_outputs(target, gif, loaded.model.config.in_channels)
+        is_folder = images.output_kind(target) == "folder"
+        if precision == "auto":
+            before = recorded(target).get("precision") if is_folder else None
+            loaded = settle(loaded, options, count, prepared.rows, before)
+            dtype = Network.of(loaded.model).dtype or torch.float32
+            prepared = _prepare(edit, loaded, pictures, count, options)
         folder = None
-        if images.output_kind(target) == "folder":
+        if is_folder:
             settings = _settings(loaded, options, DTYPE_NAMES[dtype])
             settings |= {} if edit is None else edit.settings(pictures, count)
             folder = SampleFolder(target, settings, ids, classes, loaded.label_names)
@@ -196,6 +203,15 @@ def main(
         if edit is not None and edit.round_trip:
             console.print(round_trip_error(x, pictures))
         say_written(target, gif)
+
+
+def _prepare(
+    edit: Edit | None, loaded: checkpoint.LoadedModel, pictures: torch.Tensor, n: int, options: SamplingOptions
+) -> Drawable:
+    """The n images, ready to be drawn: edits of these pictures, or new ones. Raises InputError."""
+    if edit is None:
+        return prepare(Network.of(loaded.model), loaded.diffusion, n, options)
+    return edit.prepare(loaded, pictures, n, options)
 
 
 def _settings(loaded: checkpoint.LoadedModel, options: SamplingOptions, precision: str) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from ddpm_fast.commands.common import choose_dtype, console
+from ddpm_fast.commands.common import console
+from ddpm_fast.commands.precision import choose_dtype
 from ddpm_fast.commands.stopping import Stopped
 from ddpm_fast.errors import InputError
 from ddpm_fast.loops.metrics import Look

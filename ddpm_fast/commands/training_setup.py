@@ -10,7 +10,8 @@ import torch
 from rich.markup import escape
 from rich.progress import Progress
 
-from ddpm_fast.commands.common import automatic_precision, choose_dtype, console
+from ddpm_fast.commands.common import console
+from ddpm_fast.commands.precision import automatic_precision, choose_dtype
 from ddpm_fast.commands.profiling import check_profile
 from ddpm_fast.commands.stopping import Stopping
 from ddpm_fast.commands.training_log import say, warn

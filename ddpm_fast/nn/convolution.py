@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_fast import compat
+from ddpm_fast.nn.products import computed
 from ddpm_fast.ops import active_backend, convolve, winograd, winograd_filters
 from ddpm_fast.ops.backends import cpu
 
@@ -77,6 +78,10 @@ class Conv2d(nn.Conv2d):
         if self._keeps_filters(x):
             return winograd(x, self._filters(), bias, self.weight.shape[0])
         return convolve(x, self.weight, bias)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What forward() of torch's own layer computes."""
+        return computed(super()._conv_forward, input, weight, bias)
 
     def takes_winograd(self, x: Tensor) -> bool:
         """Whether this image, here and now, goes through Winograd's algorithm."""

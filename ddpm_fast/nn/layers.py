@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ddpm_fast.errors import InputError
 from ddpm_fast.nn.convolution import Conv2d
 from ddpm_fast.nn.derived import Derives
-from ddpm_fast.nn.pending import Pending, convolved, is_fused, whole
+from ddpm_fast.nn.pending import Pending, convolved, is_added_by_norms, is_fused, whole
+from ddpm_fast.nn.products import Linear, computed
 from ddpm_fast.ops import add_group_norm, group_norm
 
 
@@ -82,8 +83,8 @@ class TimeEmbedding(nn.Module):
         self.denominator = self.count if denominator == "half" else self.count - 1
         self.order = order
         self.register_buffer("frequencies", self._table(), persistent=False)
-        self.linear1 = nn.Linear(channels, 4 * channels)
-        self.linear2 = nn.Linear(4 * channels, 4 * channels)
+        self.linear1 = Linear(channels, 4 * channels)
+        self.linear2 = Linear(4 * channels, 4 * channels)
 
     def _table(self) -> Tensor:
         i = torch.arange(self.count, dtype=torch.float64, device="cpu")
@@ -142,7 +143,7 @@ class ResBlock(nn.Module):
         self.norm1 = GroupNorm(groups, in_channels, eps)
         self.resample = {None: nn.Identity, "down": MeanDown, "up": NearestUp}[resample]()
         self.conv1 = Conv2d(in_channels, out_channels)
-        self.emb = nn.Linear(emb_channels, 2 * out_channels if scale_shift else out_channels)
+        self.emb = Linear(emb_channels, 2 * out_channels if scale_shift else out_channels)
         self.norm2 = GroupNorm(groups, out_channels, eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zeroed(Conv2d(out_channels, out_channels))
@@ -151,7 +152,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor | Pending, emb: Tensor | Embedding, joined: Tensor | None = None) -> Tensor | Pending:
         image = x if isinstance(x, Pending) else Pending(x)
-        if not is_fused(image.image):
+        if not is_added_by_norms(image.image):
             one = image.total() if joined is None else torch.cat([image.total(), joined], dim=1)
             image, joined = Pending(one), None
         h = self.norm1(image.image if image.is_added_up and joined is None else image, joined=joined)
@@ -178,7 +179,7 @@ class ResBlock(nn.Module):
     def _with_skip(self, h: Pending, x: Tensor, joined: Tensor | None) -> Pending:
         """h with the skip as its residual. A 1x1 convolution of two images is a matrix product of each."""
         x = self.resample(x)
-        if not isinstance(self.skip, Conv2d) or not is_fused(x):
+        if not isinstance(self.skip, Conv2d) or not is_added_by_norms(x):
             return h.plus(self.skip(x if joined is None else torch.cat([x, joined], dim=1)))
         bias = self.skip.bias
         if torch.is_grad_enabled() and bias is not None and h.bias is not None:
@@ -186,10 +187,14 @@ class ResBlock(nn.Module):
             h, bias = Pending(h.image, bias=h.bias + bias), None
         n, channels, height, width = x.shape
         own, others = self.skip.weight.flatten(1).split((channels, self.skip.in_channels - channels), dim=1)
-        y = F.linear(_pixels(x), own, bias)
-        if joined is not None:
-            y.addmm_(_pixels(joined), others.t().to(y.dtype))
-        return h.plus(y.view(n, height, width, -1).permute(0, 3, 1, 2))
+        y = computed(_product, _pixels(x), None if joined is None else _pixels(joined), own, others, bias)
+        return h.plus(y.view(n, height, width, self.skip.out_channels).permute(0, 3, 1, 2))
+
+
+def _product(x: Tensor, joined: Tensor | None, own: Tensor, others: Tensor, bias: Tensor | None) -> Tensor:
+    """F.linear of [x, joined] side by side, whose weight is [own, others]."""
+    y = F.linear(x, own, bias)
+    return y if joined is None else y.addmm_(joined, others.t().to(y.dtype))
 
 
 def _pixels(x: Tensor) -> Tensor:
@@ -204,19 +209,19 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = GroupNorm(groups, channels, eps, silu=False)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = zeroed(nn.Linear(channels, channels))
+        self.qkv = Linear(channels, 3 * channels)
+        self.proj = zeroed(Linear(channels, channels))
 
     def forward(self, x: Tensor | Pending) -> Tensor | Pending:
         image = x if isinstance(x, Pending) else Pending(x)
-        h = self.norm(image if is_fused(image.image) else image.total())
+        h = self.norm(image if is_added_by_norms(image.image) else image.total())
         n, c, height, width = h.shape
         pixels = h.permute(0, 2, 3, 1).reshape(n, height * width, c)
         qkv = self.qkv(pixels).view(n, height * width, 3, self.heads, c // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, height * width, c)
+        h = computed(F.scaled_dot_product_attention, q, k, v).transpose(1, 2).reshape(n, height * width, c)
         bias = None
-        if type(self.proj) is nn.Linear and is_fused(h):
+        if type(self.proj) is Linear and is_fused(h):
             h, bias = F.linear(h, self.proj.weight), self.proj.bias
         else:
             h = self.proj(h)

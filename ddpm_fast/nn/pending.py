@@ -1,6 +1,6 @@
 """Images that are not added up yet. On a GPU each pass over an image costs as much as a convolution's share of it, so
 the bias of a convolution and the residual of a block are not added where they arise: the next group norm reads all of
-them at once, and writes their sum beside its own result.
+them at once, and writes their sum beside its own result. On a CPU that is so of residuals.
 """
 
 from __future__ import annotations
@@ -20,11 +20,19 @@ _unfused: ContextVar[bool] = ContextVar("ddpm_fast_unfused", default=False)
 
 
 def is_fused(x: Tensor) -> bool:
-    """Whether additions are left to the ops that read their results: on a GPU, and on the meta device, which stands for
-    one. On a CPU a library's convolution adds its bias for nothing, and torch.compile fuses by itself."""
+    """Whether all additions are left to the ops that read their results: on a GPU, and on the meta device, which stands
+    for one. On a CPU a library's convolution adds its bias for nothing, and torch.compile fuses by itself."""
     if torch.compiler.is_compiling() or compat.in_forward_mode() or _unfused.get():
         return False
     return has_kernel("add_bias", x.device, x.dtype)
+
+
+def is_added_by_norms(x: Tensor) -> bool:
+    """Whether residuals are left to the next group norm, and the channels of joined images to their readers: wherever
+    there are kernels for it."""
+    if torch.compiler.is_compiling() or compat.in_forward_mode() or _unfused.get():
+        return False
+    return has_kernel("group_norm", x.device, x.dtype)
 
 
 @contextlib.contextmanager

@@ -34,7 +34,8 @@ from ddpm_fast.nn.layers import (
     Upsample,
     zeroed,
 )
-from ddpm_fast.nn.pending import Pending, convolved, is_fused, unfused, whole
+from ddpm_fast.nn.pending import Pending, convolved, is_added_by_norms, is_fused, unfused, whole
+from ddpm_fast.nn.products import Linear
 from ddpm_fast.objective import output_channels
 
 # The least and the largest value of each integer. Nobody needs a larger network, and a file may ask for anything.
@@ -320,18 +321,18 @@ class UNet(Derives):
         """
         self._check(x, t, labels)
         x = x.to(self.conv_in.weight.dtype, memory_format=torch.channels_last)
-        fuses = is_fused(x)
-        if fuses and any(compat.has_forward_hooks(module) for module in self.modules()):
+        pends = is_added_by_norms(x)
+        if pends and any(compat.has_forward_hooks(module) for module in self.modules()):
             with unfused():  # a hook is given whole images
                 return self._run(x, t, labels, False)
-        return self._run(x, t, labels, fuses)
+        return self._run(x, t, labels, pends)
 
-    def _run(self, x: Tensor, t: Tensor, labels: Tensor | None, fuses: bool) -> Tensor:
-        emb = self._embedding(t, labels, fuses)
+    def _run(self, x: Tensor, t: Tensor, labels: Tensor | None, pends: bool) -> Tensor:
+        emb = self._embedding(t, labels, is_fused(x))
         first = convolved(self.conv_in, x)
         # With one input channel x fits any memory format, and the convolution may choose the wrong one.
         first.image = first.image.contiguous(memory_format=torch.channels_last)
-        h: Tensor | Pending = first if fuses else first.image
+        h: Tensor | Pending = first if pends else first.image
         skips = [h]
         for stage in self.encoder:
             h = stage(h, emb)
@@ -401,4 +402,4 @@ class UNet(Derives):
 
 def _is_as_it_was_made(block: ResBlock) -> bool:
     """Whether the block's projection and first convolution have all that is joined with those of other blocks."""
-    return type(block.emb) is nn.Linear and block.emb.bias is not None and block.conv1.bias is not None
+    return type(block.emb) is Linear and block.emb.bias is not None and block.conv1.bias is not None

@@ -210,8 +210,10 @@ def _check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     op = "convolve"
     check_image(op, "x", x)
     _check_weight(op, weight)
-    if x.ndim != 4 or x.shape[1] != weight.shape[1]:
-        raise InputError(f"{op}: x has shape {tuple(x.shape)}; expected [N, {weight.shape[1]}, H, W] for this weight")
+    if x.ndim != 4 or x.shape[1] != weight.shape[1] or not (x.shape[2] and x.shape[3]):
+        raise InputError(
+            f"{op}: x has shape {tuple(x.shape)}; expected [N, {weight.shape[1]}, H, W] for this weight, with pixels"
+        )
     check_device(op, "weight", weight, "x", x)
     if bias is not None:
         if bias.shape != weight.shape[:1]:
@@ -233,7 +235,7 @@ def _convolve(x, weight, bias):
 
 
 def _convolve_save(ctx, inputs, output):
-    of_x, of_weight, _ = ctx.needs_input_grad
+    of_x, of_weight = ctx.needs_input_grad[:2]
     ctx.save_for_backward(inputs.x if of_weight else None, inputs.weight if of_x else None)
     ctx.weight_dtype = inputs.weight.dtype
     ctx.bias_dtype = None if inputs.bias is None else inputs.bias.dtype

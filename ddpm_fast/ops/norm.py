@@ -219,10 +219,9 @@ def _readable(norm: Norm) -> Norm:
 def _group_norm_save(ctx, inputs, outputs):
     _, total, statistics = outputs
     x, added = (total, None) if inputs.keep else (inputs.x, inputs.added)
-    ctx.save_for_backward(
-        x, inputs.weight, inputs.bias, inputs.scale, inputs.shift, added, inputs.residual, inputs.joined, statistics
-    )
-    ctx.silu, ctx.is_kept = inputs.silu, inputs.keep
+    vectors = inputs.weight, inputs.bias, inputs.scale, inputs.shift, added
+    ctx.save_for_backward(x, *vectors, inputs.joined, statistics)
+    ctx.silu, ctx.is_kept, ctx.has_residual = inputs.silu, inputs.keep, inputs.residual is not None
     ctx.added = None if inputs.added is None else inputs.added.shape[0]  # rows
     ctx.mark_non_differentiable(statistics)
     ctx.set_materialize_grads(False)
@@ -232,10 +231,10 @@ def _group_norm_gradients(ctx, grad, grad_total, _):
     grad_total = grad_total if ctx.is_kept else None
     if grad is None and grad_total is None:
         return {}
-    x, weight, bias, scale, shift, added, residual, joined, statistics = ctx.saved_tensors
+    x, weight, bias, scale, shift, added, joined, statistics = ctx.saved_tensors
     if grad is None:  # y was not used
         rows = None if ctx.added is None else _of_rows(grad_total.flatten(2).sum(2), ctx.added)
-        return {"x": grad_total, "residual": None if residual is None else grad_total, "added": rows}
+        return {"x": grad_total, "residual": grad_total if ctx.has_residual else None, "added": rows}
     vectors = (weight, bias, scale, shift, added)
     dx, djoined, sums = _ops.group_norm_backward(grad, grad_total, x, joined, *vectors, statistics, ctx.silu)
     dweight, dbias, dscale, dshift = _ops.group_norm_parameters(sums, weight, bias, scale)
@@ -246,7 +245,7 @@ def _group_norm_gradients(ctx, grad, grad_total, _):
         "scale": None if scale is None else dscale,
         "shift": None if shift is None else dshift,
         "added": None if ctx.added is None else _of_rows(sums[2, :, : x.shape[1]], ctx.added),
-        "residual": None if residual is None else dx,
+        "residual": dx if ctx.has_residual else None,
         "joined": None if joined is None else djoined,
     }
 
@@ -337,7 +336,7 @@ def _group_norm_parameters_empty(sums, weight, bias, scale):
         ("bias", bias, (channels,)),
         ("scale", scale, (n, channels)),
     ):
-        if values is None:
+        if values is None and name == "scale":
             continue
         if tuple(values.shape) != shape:
             raise InputError(f"{op}: {name} has shape {tuple(values.shape)}; expected {shape}")

@@ -16,6 +16,7 @@ from ddpm_fast.files.atomic import atomic_path, check_writable_folder
 from ddpm_fast.pictures import images
 
 RECORD = "samples.json"
+_ADVICE = "give another folder to --out, or remove the images"
 
 
 class SampleFolder:
@@ -63,30 +64,23 @@ class SampleFolder:
     def _check(self) -> None:
         """Raises InputError for samples of other settings."""
         record, settings = self._folder / RECORD, self._settings
-        advice = "give another folder to --out, or remove the images"
         if not record.exists():
             names = [path.name for path in self._folder.glob("*.png")]
             samples = [name for name in names if re.fullmatch(r"\d{6,}(_label.*)?\.png", name)]
             if samples:
                 raise InputError(
                     f"{self._folder} holds {len(samples)} samples such as {printable(min(samples))}, but no {RECORD} "
-                    f"that says how they were drawn, so they cannot be continued: {advice}"
+                    f"that says how they were drawn, so they cannot be continued: {_ADVICE}"
                 )
             return
-        try:
-            before = json.loads(record.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{record}, which says how the samples were drawn, cannot be read ({error}): {advice}"
-            ) from error
-        before = before if isinstance(before, dict) else {}
+        before = recorded(self._folder)
         changes = [
             f"{name} {_text(before.get(name))} instead of {_text(settings.get(name))}"
             for name in sorted({*before, *settings})
             if before.get(name) != settings.get(name)
         ]
         if changes:
-            raise InputError(f"{self._folder} holds samples drawn with {', '.join(changes)}: {advice}")
+            raise InputError(f"{self._folder} holds samples drawn with {', '.join(changes)}: {_ADVICE}")
 
     def missing(self, part: slice) -> bool:
         """Whether some of these samples have no picture yet."""
@@ -103,6 +97,20 @@ class SampleFolder:
             self._write_record()
         labels = None if self._labels is None else self._labels[part]
         images.save_images(self._folder, x, self._ids[part].start, labels, self._names, keep=True)
+
+
+def recorded(folder: str | os.PathLike) -> dict[str, Any]:
+    """What the samples in a folder were drawn with; nothing if it has none. Raises InputError for a broken record."""
+    record = Path(folder) / RECORD
+    if not record.exists():
+        return {}
+    try:
+        before = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{record}, which says how the samples were drawn, cannot be read ({error}): {_ADVICE}"
+        ) from error
+    return before if isinstance(before, dict) else {}
 
 
 def _text(value: Any) -> str:

@@ -17,7 +17,7 @@ from PIL import Image
 from support.train_command import SMALL, command, meta, pictures, start, weights
 
 from ddpm_fast.commands import training_log
-from ddpm_fast.commands.common import choose_dtype
+from ddpm_fast.commands.precision import choose_dtype
 from ddpm_fast.commands.training_log import TrainingLog, duration
 from ddpm_fast.data import Dataset, reading
 from ddpm_fast.files import checkpoint

@@ -13,6 +13,7 @@ import ddpm_fast as df
 from ddpm_fast.nn import derived, pending
 from ddpm_fast.nn.layers import Downsample, ResBlock, Upsample
 from ddpm_fast.ops import channels, norm
+from ddpm_fast.ops.backends import cpu
 from tests.support.networks import random_unet
 
 SMALL = {"image_size": 8, "model_channels": 16, "channel_mult": (1, 2), "num_res_blocks": 1, "norm_groups": 8}
@@ -50,15 +51,16 @@ def exactly(model: df.UNet) -> df.UNet:
     return copy.deepcopy(model).double()
 
 
+@pytest.mark.parametrize("taken", [fused, contextlib.nullcontext], ids=["a GPU's path", "a CPU's path"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_output_and_gradients_are_those_of_plain_torch(name):
+def test_output_and_gradients_are_those_of_plain_torch(name, taken):
     model = network(name)
     x, t, labels = batch(model)
     twin = exactly(model)
     expected = twin(x.double(), t, labels)
     probe = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     (expected * probe).sum().backward()
-    with fused():
+    with taken():
         output = model(x, t, labels)
         (output * probe.float()).sum().backward()
     assert torch.linalg.vector_norm(output - expected) <= 2e-6 * torch.linalg.vector_norm(expected)
@@ -198,7 +200,27 @@ def test_where_it_is_taken():
     with df.use_backend("reference"):
         assert not pending.is_fused(on_meta)
     with pending.unfused():
-        assert not pending.is_fused(on_meta)
+        assert not pending.is_fused(on_meta) and not pending.is_added_by_norms(on_meta)
+
+
+@pytest.mark.skipif(not cpu.isas(), reason=cpu.unavailable)
+def test_where_norms_add_residuals():
+    image = torch.empty(1, 4, 2, 2)
+    assert pending.is_added_by_norms(image) and not pending.is_added_by_norms(image.double())
+    with df.use_backend("reference"):
+        assert not pending.is_added_by_norms(image)
+
+
+@pytest.mark.skipif(not cpu.isas(), reason=cpu.unavailable)
+def test_a_cpu_joins_no_images_side_by_side():
+    model = network("as Ho et al.").eval()
+    x, t, _ = batch(model)
+    with torch.no_grad(), mock.patch.object(torch, "cat", wraps=torch.cat) as cat:
+        model(x, t)
+        assert all(call.args[0][0].ndim == 2 for call in cat.call_args_list)  # the embedding's halves
+        with df.use_backend("reference"):
+            model(x, t)
+    assert any(call.args[0][0].ndim == 4 for call in cat.call_args_list)
 
 
 def test_a_block_with_an_edited_projection_is_projected_by_itself():

@@ -134,7 +134,7 @@ def test_golden_diffusers_ddpm():
     net = UNet(config)
     net.load_state_dict(from_diffusers(state, config), strict=True)
     with torch.no_grad():
-        for mode in (net.train(), net.eval()):  # plain convolutions; Winograd's where it is faster
+        for mode in (net.train(), net.eval()):  # Winograd's filters made at each call; and kept
             output = mode(tensors["input.sample"], tensors["input.timestep"])
             torch.testing.assert_close(output, tensors["output"], rtol=0, atol=1e-5)
 

@@ -162,7 +162,7 @@ def test_the_parameters_gradients_of_many_samples(scale):
 
 @pytest.mark.parametrize("shape", [(3, 24, 9, 11), (2, 5, 3, 7)], ids=["in fours", "one by one"])
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
-@pytest.mark.parametrize("options", [{"residual"}, {"added"}, {"residual", "added"}], ids="+".join)
+@pytest.mark.parametrize("options", [("residual",), ("added",), ("residual", "added")], ids="+".join)
 def test_add_bias_is_the_rounded_sum(options, dtype, shape):
     norm, _, _ = norms.operands(Norms(shape, 1, options=options, dtype=dtype, mean=1.0))
     norm = norm if norm.added is None else norm._replace(added=norm.added[:1].expand(shape[:2]))

@@ -15,11 +15,12 @@ from ddpm_fast.ops.backends.extension import (
     Kernels,
     group_norm_backward_of,
     group_norm_of,
+    pointer_of,
+    rows_of,
     shape_of,
     unavailable,
 )
-from ddpm_fast.ops.backends.reference_network import added_up
-from ddpm_fast.ops.tensors import Norm, channels_last
+from ddpm_fast.ops.tensors import Norm
 
 __all__ = ["DTYPES", "OPS", "has_matrix_units", "isa", "isas", "refusal", "unavailable", "use_isa"]
 
@@ -38,7 +39,7 @@ def isa() -> str:
 
 
 def use_isa(name: str) -> None:
-    """Chooses another one. The results are the same bits, except a convolution's; the speed differs."""
+    """Chooses another one. The results are the same bits, except a convolution's and a norm's; the speed differs."""
     if not _C.use_isa(name):
         raise InputError(f"instruction set {name!r}: this machine runs {', '.join(_C.isas())}")
 
@@ -53,13 +54,6 @@ def refusal(device: torch.device) -> str:
     return "" if device.type == "cpu" else f"its kernels are for CPU tensors and these are on {device}"
 
 
-def _side_by_side(norm: Norm) -> Norm:
-    """The norm of one image, with the joined channels in it."""
-    if norm.joined is None:
-        return norm
-    return norm._replace(x=channels_last(torch.cat([norm.x, norm.joined], 1)), joined=None)
-
-
 class _CpuKernels(Kernels):
     """The ops that a GPU has too, and those of the network."""
 
@@ -71,10 +65,7 @@ class _CpuKernels(Kernels):
 
     def group_norm(self, norm: Norm, y: Tensor, total: Tensor | None, statistics: Tensor) -> None:
         """The images are channels_last."""
-        if total is not None:  # the kernels read one image
-            total.copy_(added_up(norm))
-            norm = _side_by_side(norm._replace(x=total, residual=None, added=None))
-        _C.group_norm(*group_norm_of(norm, y, None, statistics), torch.get_num_threads())
+        _C.group_norm(*group_norm_of(norm, y, total, statistics), torch.get_num_threads())
 
     def group_norm_backward(
         self,
@@ -86,18 +77,25 @@ class _CpuKernels(Kernels):
         djoined: Tensor | None,
         sums: Tensor,
     ) -> None:
-        """The images are channels_last; grad is of x's dtype."""
-        d_both = dx if djoined is None else torch.empty_like(grad)
-        norm = _side_by_side(norm)  # alive for as long as the kernel reads it
-        arguments = group_norm_backward_of(norm, grad, None, statistics, d_both, None, sums)
+        """The images are channels_last and of x's dtype. There is no residual: x is the total where one was kept."""
+        arguments = group_norm_backward_of(norm, grad, grad_total, statistics, dx, djoined, sums)
         _C.group_norm_backward(*arguments, torch.get_num_threads())
-        own = dx.shape[1]
-        if djoined is not None:
-            dx.copy_(d_both[:, :own])
-            djoined.copy_(d_both[:, own:])
-        if grad_total is not None:
-            dx += grad_total
-            sums[2, :, :own] += grad_total.flatten(2).sum(2, dtype=torch.float64)
+
+    def group_norm_parameters(
+        self,
+        sums: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        scale: Tensor | None,
+        dweight: Tensor,
+        dbias: Tensor,
+        dscale: Tensor | None,
+        dshift: Tensor | None,
+    ) -> None:
+        """sums: at least the first two of group_norm_backward's, contiguous."""
+        vectors = (rows_of(values) for values in (weight, bias, scale))
+        results = (pointer_of(made) for made in (dweight, dbias, dscale, dshift))
+        _C.group_norm_parameters(*sums.shape[1:], sums.data_ptr(), *vectors, *results, torch.get_num_threads())
 
     def winograd(self, x: Tensor, filters: Tensor, bias: Tensor | None, out: Tensor) -> None:
         """x and out are channels_last; filters and bias fp32."""
@@ -159,6 +157,7 @@ class _CpuKernels(Kernels):
         return super().table() | {
             "group_norm": self.group_norm,
             "group_norm_backward": self.group_norm_backward,
+            "group_norm_parameters": self.group_norm_parameters,
             "winograd": self.winograd,
             "winograd_filters": self.winograd_filters,
             "winograd_weight_gradient": self.winograd_weight_gradient,
