@@ -39,7 +39,7 @@ def load_fitting(source: str, loaded: LoadedModel) -> Dataset:
     shape = f"{config.in_channels}x{config.image_size}x{config.image_size}"
     if has_files:
         console.print(f"Pictures that are not {shape} are scaled, cut and converted to it, as in training.")
-    found = "x".join(map(str, dataset.images.shape[1:]))
+    found = "x".join(map(str, dataset.shape))
     if found != shape:
         raise InputError(
             f"{dataset.name} has images of {found}, but the model was trained on {shape}: a likelihood is one of exact "

@@ -112,7 +112,7 @@ def make_network(arguments: dict[str, Any], dataset: Dataset, diffusion: Gaussia
     """The network that the arguments ask for, for these images."""
     return UNetConfig(
         image_size=dataset.square_side(),
-        in_channels=dataset.images.shape[1],
+        in_channels=dataset.shape[0],
         model_channels=arguments["model_channels"],
         channel_mult=integers(arguments["channel_mult"], "--channel-mult"),
         num_res_blocks=arguments["num_res_blocks"],
@@ -144,7 +144,7 @@ def description(trainer: Trainer) -> str:
     dataset, classes = trainer.dataset, trainer.model.config.num_classes
     parameters = sum(p.numel() for p in trainer.model.parameters())
     return (
-        f"{len(dataset)} images {'x'.join(map(str, dataset.images.shape[1:]))} from {dataset.name}"
+        f"{len(dataset)} images {'x'.join(map(str, dataset.shape))} from {dataset.name}"
         f"{f', {classes} classes' if classes else ''}; "
         f"{parameters / 1e6:.2f}M parameters; {trainer.config.precision} on {trainer.device}"
     )

@@ -7,8 +7,18 @@ training example.
 """
 
 from ddpm_fast.data.dataset import Dataset
+from ddpm_fast.data.examples import Examples
 from ddpm_fast.data.files import natural_key
 from ddpm_fast.data.load import BUILTIN, load_dataset, read_picture
 from ddpm_fast.data.order import batch_indices, flip_mask
 
-__all__ = ["BUILTIN", "Dataset", "batch_indices", "flip_mask", "load_dataset", "natural_key", "read_picture"]
+__all__ = [
+    "BUILTIN",
+    "Dataset",
+    "Examples",
+    "batch_indices",
+    "flip_mask",
+    "load_dataset",
+    "natural_key",
+    "read_picture",
+]

@@ -36,6 +36,17 @@ class Dataset:
         return len(self.images)
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """The channels, height and width of each image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the images."""
+        return self.images.dtype
+
+    @property
     def num_classes(self) -> int | None:
         """The number of classes, including named ones that have no image. None without labels."""
         if self.labels is None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_fast.data import Dataset, batch_indices, flip_mask
+from ddpm_fast.data import Dataset, Examples
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
@@ -176,8 +176,8 @@ class Trainer:
         self._key = dataclasses.replace(
             NoiseKey.of(config.seed, config.batch_size, stream=Stream.TRAINING, device=device)
         )
-        pixels = dataset.images
-        self._images = torch.empty((config.batch_size, *pixels.shape[1:]), dtype=pixels.dtype, device=device)
+        self._examples = Examples(dataset, config.seed, config.flip)
+        self._images = torch.empty((config.batch_size, *dataset.shape), dtype=dataset.dtype, device=device)
         self._labels = torch.empty(config.batch_size, dtype=torch.int64, device=device) if network.num_classes else None
         self._metrics = torch.empty(2, device=device)
         self._before_update: Callable[[], object] = lambda: None
@@ -222,12 +222,9 @@ class Trainer:
 
     def _load_batch(self) -> None:
         """Copy the images and labels of the next training step to where the device reads them."""
-        config, size = self.config, self.config.batch_size
+        size = self.config.batch_size
         first = self._first_example + self.step * size  # examples are numbered from the start of training
-        images, labels = self.dataset.batch(batch_indices(config.seed, first, size, len(self.dataset)))
-        if config.flip:
-            mirrored = flip_mask(config.seed, first, size)
-            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        images, labels = self._examples.take(first, size, [first + size])
         for batch, place in ((images, self._images), (labels, self._labels)):
             if place is None or batch is None:
                 continue
@@ -396,7 +393,7 @@ class Trainer:
 
 def _check_fit(network: UNetConfig, diffusion: GaussianDiffusion, dataset: Dataset) -> None:
     """Raises InputError if the dataset does not fit the network, or the network's output the diffusion's variance."""
-    channels, height, width = dataset.images.shape[1:]
+    channels, height, width = dataset.shape
     if (channels, height, width) != (network.in_channels, network.image_size, network.image_size):
         raise InputError(
             f"{dataset.name} has images of shape {channels}x{height}x{width} and the network takes "

@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from ddpm_fast.commands import train, training_setup
 from ddpm_fast.data import Dataset, batch_indices, flip_mask, load_dataset
+from ddpm_fast.data import examples as examples_module
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
 from ddpm_fast.loops import metrics as metrics_module
-from ddpm_fast.loops import training as training_module
 from ddpm_fast.loops.metrics import Look, Metrics, NonFiniteLoss
 from ddpm_fast.loops.timesteps import TIMESTEP_SAMPLINGS
 from ddpm_fast.loops.training import TrainConfig, Trainer
@@ -376,7 +376,7 @@ def test_with_another_batch_size_the_examples_and_the_noise_go_on_where_they_wer
     second = trainer(batch_size=5)
     second.load(path)
     asked = []
-    monkeypatch.setattr(training_module, "batch_indices", lambda *of: (asked.append(of[1:3]), batch_indices(*of))[1])
+    monkeypatch.setattr(examples_module, "batch_indices", lambda *of: (asked.append(of[1:3]), batch_indices(*of))[1])
     keys = []
     q_sample = second.diffusion.q_sample
     monkeypatch.setattr(
