@@ -1,15 +1,20 @@
 """Which of several processes this one is, as the program that started them says in the environment.
 
-torchrun and `accelerate launch` set RANK, WORLD_SIZE and LOCAL_RANK; srun sets names of its own. A command whose
-processes have nothing to tell each other divides its work by these numbers alone, without a process group.
+torchrun and `accelerate launch` set RANK, WORLD_SIZE and LOCAL_RANK; srun sets names of its own. A command divides its
+work by these numbers; a process group is only made where one process must be told what the others have found.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from ddpm_fast.errors import InputError
 
@@ -19,6 +24,9 @@ _LAUNCHERS = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
 )
+
+# How long one rank may wait for the slowest one. A rank that died is noticed at once.
+_LONGEST = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,42 @@ def device_of_rank(name: str, ranks: Ranks) -> torch.device:
         torch.cuda.set_device(device)  # where what names no device goes
         return device
     return torch.device(name)
+
+
+@contextlib.contextmanager
+def group_of(ranks: Ranks) -> Iterator[Callable[[Any], list[Any]]]:
+    """Inside, the processes can tell the first of them something.
+
+    Yields:
+        gather(value), which every process calls: the values of all, by rank, in the first one, and nothing in the
+        others. A value is what can be pickled.
+
+    Raises:
+        InputError: If the processes cannot find each other.
+    """
+    if ranks.world_size == 1:
+        yield lambda value: [value]
+        return
+    if not dist.is_available():
+        raise InputError("this build of torch lacks torch.distributed: start one process instead of several")
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise InputError(
+            f"{ranks.world_size} ranks were started, but {' and '.join(missing)} are not set, by which they find each "
+            "other: start them by torchrun, or set both to a machine and a free port of the first rank"
+        )
+    dist.init_process_group("gloo", rank=ranks.rank, world_size=ranks.world_size)
+    try:
+        group = dist.new_group(backend="gloo", timeout=_LONGEST)
+
+        def gather(value: Any) -> list[Any]:
+            values: list[Any] = [None] * ranks.world_size if ranks.is_first else []
+            dist.gather_object(value, values if ranks.is_first else None, dst=0, group=group)
+            return values
+
+        yield gather
+    finally:
+        dist.destroy_process_group()
 
 
 def _number(name: str) -> int:
