@@ -28,6 +28,7 @@ from ddpm_fast.loops.compiled import check_compiler, compiled
 from ddpm_fast.loops.loss_scale import LossScale, Unscaled
 from ddpm_fast.loops.metrics import NonFiniteLoss
 from ddpm_fast.loops.parts import part
+from ddpm_fast.loops.snapshot import KEEP_CHECKPOINTS, MODEL_NAME, Snapshot
 from ddpm_fast.loops.timesteps import TIMESTEP_SAMPLINGS
 from ddpm_fast.loops.training_state import check_network, check_tensors, machine, read_state
 from ddpm_fast.loops.working_weights import WorkingWeights, copies_pay
@@ -36,8 +37,6 @@ from ddpm_fast.nn.block import lay_out
 from ddpm_fast.noise import NoiseKey, Stream
 from ddpm_fast.ops import LabelDrop
 
-KEEP_CHECKPOINTS = 2
-MODEL_NAME = "model.safetensors"
 # What the network computes in, by the name of the precision; None is the weights' own dtype.
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _GOLDEN = 0x9E3779B97F4A7C15  # spreads the dropout seeds of consecutive training steps
@@ -295,6 +294,32 @@ class Trainer:
             "training": training | ({"history": self.history} if self.history else {}),
         }
 
+    def snapshot(self, arguments: dict[str, Any]) -> Snapshot:
+        """What the training has reached, to be written now or, once copied, while it goes on.
+
+        Args:
+            arguments: Kept in the training state, for resuming.
+
+        Raises:
+            NonFiniteLoss: If a weight is not finite.
+        """
+        self._check_weights()
+        optimizer = checkpoint.optimizer_to_tensors(self.optimizer, self.model.named_parameters())
+        tensors = checkpoint.add_prefix("model.", self.model.state_dict())
+        tensors |= checkpoint.add_prefix("ema.", self.ema.state_dict())
+        tensors |= checkpoint.add_prefix("optim.", optimizer)
+        tensors |= checkpoint.add_prefix("timesteps.", self.timestep_sampler.state_dict())
+        tensors |= checkpoint.add_prefix("loss_scale.", self.loss_scale.state_dict())
+        config = self.model_config()
+        meta = {
+            "step": self.step,
+            "examples": self._first_example + self.step * self.config.batch_size,
+            "arguments": arguments,
+            "machine": machine(self.device),
+            **config,
+        }
+        return Snapshot(tensors, meta, config)
+
     def save(self, folder: Path, arguments: dict[str, Any]) -> Path:
         """Write a training state, and the averaged weights as model.safetensors. Then remove all but the newest states.
 
@@ -309,34 +334,13 @@ class Trainer:
             NonFiniteLoss: If a weight is not finite; nothing is written.
             InputError: If they cannot be written.
         """
-        self._check_weights()
-        optimizer = checkpoint.optimizer_to_tensors(self.optimizer, self.model.named_parameters())
-        tensors = checkpoint.add_prefix("model.", self.model.state_dict())
-        tensors |= checkpoint.add_prefix("ema.", self.ema.state_dict())
-        tensors |= checkpoint.add_prefix("optim.", optimizer)
-        tensors |= checkpoint.add_prefix("timesteps.", self.timestep_sampler.state_dict())
-        tensors |= checkpoint.add_prefix("loss_scale.", self.loss_scale.state_dict())
-        path = checkpoint.checkpoint_path(folder, self.step)
-        meta = {
-            "step": self.step,
-            "examples": self._first_example + self.step * self.config.batch_size,
-            "arguments": arguments,
-            "machine": machine(self.device),
-            **self.model_config(),
-        }
-        checkpoint.save_training(path, tensors, meta)
-        self._save_model(folder)
-        checkpoint.prune_checkpoints(folder, KEEP_CHECKPOINTS)
-        return path
+        return self.snapshot(arguments).write(folder)
 
     def _check_weights(self) -> None:
         """Raises NonFiniteLoss if a weight, or the average of one, is not finite."""
         for name, tensor in (*self.model.named_parameters(), *self.ema.state_dict().items()):
             if not tensor.isfinite().all():
                 raise NonFiniteLoss(f"step {self.step} gave weights that are not finite ({name}).", self.step)
-
-    def _save_model(self, folder: Path) -> None:
-        checkpoint.save_model(folder / MODEL_NAME, self.ema.state_dict(), self.model_config())
 
     def complete(self, folder: Path) -> bool:
         """Finish what a process that was killed after it had written the training state of this step left undone.
@@ -360,7 +364,7 @@ class Trainer:
         )
         same = same and config["training"]["steps"] == self.step
         if not same:
-            self._save_model(folder)
+            checkpoint.save_model(folder / MODEL_NAME, averages, self.model_config())
         checkpoint.prune_checkpoints(folder, KEEP_CHECKPOINTS)
         return not same
 
