@@ -40,6 +40,11 @@ class Snapshot:
     meta: dict[str, Any]
 
     @property
+    def nbytes(self) -> int:
+        """The size of the tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
     def step(self) -> int:
         """How many training steps had been taken."""
         return self.meta["step"]
@@ -66,10 +71,15 @@ class Snapshot:
         Raises:
             InputError: If they cannot be written.
         """
-        path = checkpoint.checkpoint_path(folder, self.step)
-        checkpoint.save_training(path, self.tensors, self.meta)
+        path = self.write_state(folder)
         self.write_model(folder)
         checkpoint.prune_checkpoints(folder, KEEP_CHECKPOINTS)
+        return path
+
+    def write_state(self, folder: Path) -> Path:
+        """Write the training state alone. Returns its path. Raises InputError if it cannot be written."""
+        path = checkpoint.checkpoint_path(folder, self.step)
+        checkpoint.save_training(path, self.tensors, self.meta)
         return path
 
     def write_model(self, folder: Path) -> None:

@@ -346,22 +346,23 @@ class Trainer:
             "training": training | ({"history": self.history} if self.history else {}),
         }
 
-    def snapshot(self, arguments: dict[str, Any]) -> Snapshot | None:
-        """What a save writes, as it is now: a copy on the CPU, which another thread may write while the training goes
-        on. Where several processes train together all of them must call it, and the first one gets it.
+    def snapshot(self, arguments: dict[str, Any]) -> Snapshot:
+        """What a save writes: the training's own tensors, to be written or copied before the next step.
+
+        Where several processes train together all of them must call it.
 
         Args:
             arguments: Kept in the training state, for resuming.
-
-        Returns:
-            The copy, or None in the other processes.
 
         Raises:
             NonFiniteLoss: If a weight is not finite.
             RanksDiffer: If the processes differ in what they would save.
         """
-        now = self._checked(arguments)
-        return now.copy() if distributed.rank() == 0 else None
+        now = self._state(arguments)
+        if distributed.world_size() > 1:
+            distributed.check_same(f"the state of step {self.step}", distributed.of_each_process(now.checksum()))
+        now.check_finite()
+        return now
 
     def save(self, folder: Path | str, arguments: dict[str, Any] | None = None) -> Path:
         """Write a training state, and the averaged weights as model.safetensors. Then remove all but the newest states.
@@ -380,7 +381,7 @@ class Trainer:
             RanksDiffer: If the processes differ in what they would save; nothing is written.
             InputError: If they cannot be written.
         """
-        now, problem = self._checked(arguments or {}), None
+        now, problem = self.snapshot(arguments or {}), None
         if distributed.rank() == 0:
             try:
                 now.write(Path(folder))
@@ -389,14 +390,6 @@ class Trainer:
         if problem := distributed.of_first_process(problem):
             raise problem
         return checkpoint.checkpoint_path(folder, self.step)
-
-    def _checked(self, arguments: dict[str, Any]) -> Snapshot:
-        """What a save writes, not copied. Raises as snapshot does."""
-        now = self._state(arguments)
-        if distributed.world_size() > 1:
-            distributed.check_same(f"the state of step {self.step}", distributed.of_each_process(now.checksum()))
-        now.check_finite()
-        return now
 
     def _state(self, arguments: dict[str, Any]) -> Snapshot:
         optimizer = checkpoint.optimizer_to_tensors(self.optimizer, self.model.named_parameters())
