@@ -46,7 +46,7 @@ class Snapshot:
 
     @property
     def nbytes(self) -> int:
-        """The size of the tensors."""
+        """The size of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def copied(self) -> Snapshot:
@@ -70,11 +70,10 @@ class Snapshot:
         """
         path = self.write_state(folder)
         self.write_model(folder)
-        checkpoint.prune_checkpoints(folder, KEEP_CHECKPOINTS)
         return path
 
     def write_state(self, folder: Path) -> Path:
-        """Write the training state alone. Returns its path. Raises InputError if it cannot be written."""
+        """Write the training state. Returns its path. Raises InputError if it cannot be written."""
         path = checkpoint.checkpoint_path(folder, self.step)
         checkpoint.save_training(path, self.tensors, self.meta)
         return path
