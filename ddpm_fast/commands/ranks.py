@@ -6,15 +6,10 @@ work by these numbers; a process group is only made where one process must be to
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from ddpm_fast.errors import InputError
 
@@ -24,9 +19,6 @@ _LAUNCHERS = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
 )
-
-# How long one rank may wait for the slowest one. A rank that died is noticed at once.
-_LONGEST = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -52,6 +44,16 @@ class Ranks:
         """Whether the batch of this number, from 0, is for this process: each batch is for exactly one."""
         return batch % self.world_size == self.rank
 
+    def device_name(self, name: str) -> str:
+        """The name of the device that is meant by "auto" or "cuda": of several ranks of a machine, each gets a GPU.
+
+        The one of local rank k gets cuda:k, and again cuda:0 where there are fewer GPUs than ranks, or where the
+        launcher lets each of them see only its own. Any other name stays.
+        """
+        if self.world_size > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
+            return f"cuda:{self.local_rank % torch.cuda.device_count()}"
+        return name
+
     def refuse_several(self, what: str) -> None:
         """Raises InputError if there are several processes. what: what one process has to do, and how to do it."""
         if self.world_size > 1:
@@ -74,59 +76,6 @@ def ranks_of_environment() -> Ranks:
                 )
             return Ranks(rank, world_size, _number(local_name) if local_name in os.environ else rank)
     return Ranks()
-
-
-def device_of_rank(name: str, ranks: Ranks) -> torch.device:
-    """The device of that name; of several processes of a machine, each gets a GPU of its own.
-
-    Args:
-        name: "auto" is the GPU if there is one, else the CPU. "cuda" names no GPU, and so means the rank's own too.
-        ranks: This process. The one of local rank k gets cuda:k, and again cuda:0 where there are fewer GPUs than
-            processes, or where the launcher lets each of them see only its own.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and ranks.world_size > 1 and torch.cuda.is_available():
-        device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
-        torch.cuda.set_device(device)  # where what names no device goes
-        return device
-    return torch.device(name)
-
-
-@contextlib.contextmanager
-def group_of(ranks: Ranks) -> Iterator[Callable[[Any], list[Any]]]:
-    """Inside, the processes can tell the first of them something.
-
-    Yields:
-        gather(value), which every process calls: the values of all, by rank, in the first one, and nothing in the
-        others. A value is what can be pickled.
-
-    Raises:
-        InputError: If the processes cannot find each other.
-    """
-    if ranks.world_size == 1:
-        yield lambda value: [value]
-        return
-    if not dist.is_available():
-        raise InputError("this build of torch lacks torch.distributed: start one process instead of several")
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise InputError(
-            f"{ranks.world_size} ranks were started, but {' and '.join(missing)} are not set, by which they find each "
-            "other: start them by torchrun, or set both to a machine and a free port of the first rank"
-        )
-    dist.init_process_group("gloo", rank=ranks.rank, world_size=ranks.world_size)
-    try:
-        group = dist.new_group(backend="gloo", timeout=_LONGEST)
-
-        def gather(value: Any) -> list[Any]:
-            values: list[Any] = [None] * ranks.world_size if ranks.is_first else []
-            dist.gather_object(value, values if ranks.is_first else None, dst=0, group=group)
-            return values
-
-        yield gather
-    finally:
-        dist.destroy_process_group()
 
 
 def _number(name: str) -> int:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from support.commands import run, save_small_model
 
-from ddpm_fast.commands import everywhere
+from ddpm_fast.commands import everywhere, precision
 from ddpm_fast.commands.likelihood import finished_part
-from ddpm_fast.commands.ranks import Ranks, device_of_rank, ranks_of_environment
+from ddpm_fast.commands.ranks import Ranks, ranks_of_environment
 from ddpm_fast.errors import InputError
 from ddpm_fast.loops.likelihood import BitsPerDim
 
@@ -76,18 +76,14 @@ def test_each_batch_is_for_exactly_one_rank(world):
 
 
 def test_each_rank_of_a_machine_has_a_gpu_of_its_own(monkeypatch):
-    chosen = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     third = Ranks(rank=6, world_size=8, local_rank=2)
-    assert device_of_rank("auto", third) == device_of_rank("cuda", third) == torch.device("cuda", 2)
-    assert chosen == [torch.device("cuda", 2)] * 2
-    assert device_of_rank("cuda:1", third) == torch.device("cuda", 1)
-    assert device_of_rank("cpu", third) == torch.device("cpu")
-    assert device_of_rank("auto", Ranks()) == torch.device("cuda")
+    assert third.device_name("auto") == third.device_name("cuda") == "cuda:2"
+    assert third.device_name("cuda:1") == "cuda:1" and third.device_name("cpu") == "cpu"
+    assert Ranks().device_name("auto") == "auto"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # as srun --gpus-per-task=1 shows them
-    assert device_of_rank("auto", third) == torch.device("cuda", 0)
+    assert third.device_name("auto") == "cuda:0"
 
 
 # Sampling
@@ -153,8 +149,6 @@ def test_the_first_rank_does_not_wait_for_ever(environment, small, tmp_path, mon
 
 
 def test_precision_is_not_measured_by_each_rank_for_itself(environment, small, tmp_path, monkeypatch):
-    from ddpm_fast.commands import precision
-
     monkeypatch.setattr(precision, "fast_bf16", lambda device: True)
     monkeypatch.setattr(precision, "bf16_share", lambda *_: pytest.fail("ranks may measure different things"))
     environment(RANK=1, WORLD_SIZE=2)
@@ -184,9 +178,13 @@ def test_comparing_samplers_is_for_one_process(environment, small, tmp_path):
 def test_likelihoods_need_a_way_for_the_ranks_to_find_each_other(environment, small, tmp_path, monkeypatch):
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     np.savez(tmp_path / "data.npz", images=np.zeros((4, 8, 8, 3), np.uint8))
+    arguments = ("nll", "--model", small, "--data", tmp_path / "data.npz", "--out", tmp_path / "n.json")
     environment(RANK=1, WORLD_SIZE=2)
-    result = run("evaluate", "nll", "--model", small, "--data", tmp_path / "data.npz", "--out", tmp_path / "n.json")
+    result = run("evaluate", *arguments)
     assert result.exit_code == 2 and "MASTER_ADDR" in result.stderr and "torchrun" in result.stderr
+    environment(SLURM_PROCID=0, SLURM_STEP_NUM_TASKS=2)
+    result = run("evaluate", *arguments)
+    assert result.exit_code == 2 and "2 ranks were started, but not by torchrun" in result.stderr
 
 
 # Two real processes at once
