@@ -163,7 +163,7 @@ def remove_leftovers(folder: str | os.PathLike) -> None:
     """Remove the temporary files of writers that were killed. Those that a living process writes stay."""
     # Not by Path.glob, which makes a list of all names: 270 bytes for each of a million samples.
     leftovers: list[Path] = []
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(Path(folder)) as entries:
         leftovers += [Path(e) for e in entries if e.name.startswith(_PREFIX) and e.name.endswith(_SUFFIX)]
     for path in leftovers:
         with contextlib.suppress(OSError):  # it is gone already, or another user's
