@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_fast.data import Dataset, Examples
+from ddpm_fast.data import Examples, ImageSet
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
@@ -39,6 +39,7 @@ from ddpm_fast.noise import NoiseKey, Stream
 from ddpm_fast.ops import LabelDrop
 
 # They spread the dropout seeds of training steps, and of the micro-batches of one.
+_AHEAD = 4  # micro-batches whose images are read before they are needed
 _GOLDEN, _SILVER = 0x9E3779B97F4A7C15, 0xD1342543DE82EF95
 
 
@@ -67,7 +68,7 @@ class Trainer:
         network: UNetConfig,
         diffusion: GaussianDiffusion,
         config: TrainConfig,
-        dataset: Dataset,
+        dataset: ImageSet,
         device: torch.device | str = "auto",
         cuda_graph: bool | None = None,
         compile: bool = False,
@@ -151,7 +152,7 @@ class Trainer:
         self._places = torch.arange(size, device=device)
         # Its sample ids are the numbers of the training examples.
         self._key = dataclasses.replace(NoiseKey.of(config.seed, size, stream=Stream.TRAINING, device=device))
-        self._examples = Examples(self.dataset, config.seed, config.flip)
+        self._examples = Examples(self.dataset, config.seed, config.flip, config.order, config.crop)
         self._images = torch.empty((size, *self.dataset.shape), dtype=self.dataset.dtype, device=device)
         classes = self.model.config.num_classes
         self._labels = torch.empty(size, dtype=torch.int64, device=device) if classes else None
@@ -233,7 +234,7 @@ class Trainer:
     def _load_batch(self, number: int) -> None:
         """Copy the images and labels of a micro-batch to where the device reads them."""
         count = self._share.count
-        upcoming = [divmod(self.step * count + number + ahead, count) for ahead in range(1, count + 1)]
+        upcoming = [divmod(self.step * count + number + ahead, count) for ahead in range(1, max(count, _AHEAD) + 1)]
         images, labels = self._examples.take(
             self._first(self.step, number), self._share.size, [self._first(step, which) for step, which in upcoming]
         )
@@ -466,7 +467,7 @@ class Trainer:
         self._advance = self._repeated()  # a new graph, because the optimiser's state is in new tensors
 
 
-def _check_fit(network: UNetConfig, diffusion: GaussianDiffusion, dataset: Dataset) -> None:
+def _check_fit(network: UNetConfig, diffusion: GaussianDiffusion, dataset: ImageSet) -> None:
     """Raises InputError if the dataset does not fit the network, or the network's output the diffusion's variance."""
     channels, height, width = dataset.shape
     if (channels, height, width) != (network.in_channels, network.image_size, network.image_size):
