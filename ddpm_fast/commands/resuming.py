@@ -25,7 +25,7 @@ from ddpm_fast.files import checkpoint
 from ddpm_fast.files.atomic import check_writable_folder
 from ddpm_fast.files.lock import FolderLock
 from ddpm_fast.loops.metrics import NonFiniteLoss
-from ddpm_fast.loops.training import MODEL_NAME
+from ddpm_fast.loops.snapshot import MODEL_NAME
 from ddpm_fast.loops.training_state import machine, read_state
 
 # Options that may differ between a run and its continuation, because they do not affect the weights, or by no more

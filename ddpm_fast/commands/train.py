@@ -20,9 +20,11 @@ from ddpm_fast.commands.stopping import Stopped, Stopping, stop_signals
 from ddpm_fast.commands.training_log import say
 from ddpm_fast.commands.training_run import TrainingRun
 from ddpm_fast.data import BUILTIN
+from ddpm_fast.files.checkpoint import checkpoint_path
 from ddpm_fast.loops.metrics import NonFiniteLoss
+from ddpm_fast.loops.snapshot import MODEL_NAME
 from ddpm_fast.loops.timesteps import TIMESTEP_SAMPLINGS
-from ddpm_fast.loops.training import MODEL_NAME, Trainer
+from ddpm_fast.loops.training import Trainer
 from ddpm_fast.loops.training_state import check_network
 from ddpm_fast.objective import LOSSES, PREDICTIONS, VARIANCES, WEIGHTINGS
 from ddpm_fast.schedule import SCHEDULES
@@ -190,9 +192,10 @@ def _train(run: TrainingRun) -> None:
         say(f"[bold red]Stopped:[/] {escape(resuming.set_diverged_aside(run.out, error, run.arguments))}")
         raise typer.Exit(1) from None
     step, out = run.trainer.step, escape(shlex.quote(str(run.out)))
-    if run.saved_step < step:
-        saved = escape(str(run.saved or "none"))
-        say(f"[bold red]Stopped at step {step}, which could not be saved.[/] The last saved state is {saved}.")
+    if run.saver.saved_step < step:
+        saved, last = escape(str(run.saver.saved or "none")), checkpoint_path(run.out, step)
+        what = "whose model could not be written" if run.saver.saved == last else "which could not be saved"
+        say(f"[bold red]Stopped at step {step}, {what}.[/] The last saved state is {saved}.")
         raise typer.Exit(1)
     if step < run.arguments["steps"]:
         say(f"Stopped at step {step}, saved. Continue with: python -m ddpm_fast.train --out {out} --resume")

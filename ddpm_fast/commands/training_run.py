@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ddpm_fast.commands.profiling import profiling
+from ddpm_fast.commands.saving import Saver
 from ddpm_fast.commands.stopping import Stopped, Stopping
-from ddpm_fast.commands.training_log import TrainingLog, say, warn
-from ddpm_fast.errors import InputError
+from ddpm_fast.commands.training_log import TrainingLog, say
 from ddpm_fast.files.lock import FolderLock
 from ddpm_fast.loops.metrics import Metrics
-from ddpm_fast.loops.training import MODEL_NAME, Trainer
+from ddpm_fast.loops.training import Trainer
 
 
 class TrainingRun:
-    """A run in its folder. A state that cannot be saved does not end it: it is saved at the next occasion.
+    """A run in its folder.
 
     Attributes:
         trainer: What is trained.
         arguments: The command's.
         out: The folder.
-        saved: The newest training state, or None.
-        saved_step: How many training steps it has taken.
+        saver: What saves its states.
     """
 
     def __init__(
@@ -33,10 +31,10 @@ class TrainingRun:
     ):
         """saved: the state that the run was resumed from."""
         self.trainer, self.arguments, self.out = trainer, arguments, Path(arguments["out"])
-        self._stopping, self._lock = stopping, lock
-        self.saved, self.saved_step = saved, trainer.step
+        self.saver = Saver(trainer, arguments, stopping, lock, saved)
+        self._stopping = stopping
         stopping.first = "saving, then stopping; Ctrl-C again to abort"
-        stopping.abort = lambda: f"aborted; the last saved state is {self.saved or 'none'}"
+        stopping.abort = lambda: f"aborted; the last saved state is {self.saver.newest or 'none'}"
 
     def train(self) -> None:
         """Train up to the last step or until a signal arrives, and save.
@@ -45,19 +43,21 @@ class TrainingRun:
             Stopped: If a signal arrived before the first step was over.
             NonFiniteLoss: At the first training step that is not finite. Nothing after the last good step is saved.
         """
-        trainer, arguments, stopping = self.trainer, self.arguments, self._stopping
+        trainer, arguments, stopping, saver = self.trainer, self.arguments, self._stopping, self.saver
         steps, metrics = arguments["steps"], Metrics(trainer.step, scaled=trainer.config.precision == "fp16")
         with (
             TrainingLog(trainer, self.out, steps) as log,
             profiling(arguments["profile"], trainer.device, say) as profiled,
+            saver,
         ):
-            while trainer.step < steps and not stopping:
+            while trainer.step < steps and not stopping and not saver.disk_full:
                 try:
                     metrics.add(*self._step())
                 except Stopped:
                     break
                 profiled()
                 log.advance()
+                saver.poll()
                 saving = _is_due(trainer.step, arguments["save_every"], steps)
                 sampling = _is_due(trainer.step, arguments["sample_every"], steps)
                 # Before anything is saved it must be known to be good. Otherwise nothing waits for the device.
@@ -66,12 +66,13 @@ class TrainingRun:
                     log.report(metrics.look(wait=waiting))
                 with log.paused():
                     if saving:
-                        self._save()
+                        saver.save()
                     if sampling and not stopping:
                         log.draw_grid(stopping.check)
-            if stopping and self.saved_step < trainer.step:
+            saver.finish()
+            if stopping and saver.saved_step < trainer.step:
                 metrics.look(wait=True)
-                self._save()
+                saver.save()
         if trainer.step == 0:
             stopping.check()
 
@@ -85,30 +86,6 @@ class TrainingRun:
             return self.trainer.train_step()
         with self._stopping.anywhere():
             return self.trainer.train_step(self._stopping.hold)
-
-    def _save(self) -> None:
-        step = self.trainer.step
-        try:
-            self._hold_folder()
-            self.saved = self.trainer.save(self.out, self.arguments)
-            self.saved_step = step
-        except (InputError, OSError) as error:
-            now = f"the last saved state is {self.saved or 'none'}"
-            if step == self.arguments["steps"]:
-                with suppress(InputError, OSError):
-                    self.trainer.complete(self.out)
-                    now += f"; the finished model, which is much smaller, is in {self.out / MODEL_NAME}"
-            elif not self._stopping:
-                now = f"the training goes on and will be saved at the next occasion; until then {now}"
-            warn(f"the state of step {step} could not be saved: {error}. {now[0].upper()}{now[1:]}")
-
-    def _hold_folder(self) -> None:
-        """Make and lock the folder again if it was deleted."""
-        if self._lock.is_lost():
-            warn(f"{self.out} was deleted or moved during the training; what is saved goes to a new folder there")
-            self.out.mkdir(parents=True, exist_ok=True)
-            self._lock.release()
-            self._lock.acquire()
 
 
 def _is_due(step: int, every: int, last: int) -> bool:
