@@ -70,14 +70,14 @@ def plain_errors(says_missing_kernels: bool = True) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            what = _in_words(error)
+            what = in_words(error)
             if not what:
                 raise
             errors.print(f"[bold red]Error:[/] {escape(what)}")
             raise typer.Exit(2) from None
 
 
-def _in_words(error: Exception) -> str:
+def in_words(error: Exception) -> str:
     """What to say of an error that is not the package's fault; the empty string for one that may be."""
     if isinstance(error, InputError):
         return str(error)

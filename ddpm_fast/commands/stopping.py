@@ -32,6 +32,7 @@ class Stopping:
     Attributes:
         first: What is said at the first signal. It may be changed as the work goes on.
         abort: Gives what is said at a second Ctrl-C. It may be changed as the work goes on.
+        silent: Whether signals are not answered on the terminal, because another process does so.
         at_once: Whether a signal raises Stopped wherever the main thread is; see `anywhere`.
         signal: The first signal that arrived, or None.
     """
@@ -39,6 +40,7 @@ class Stopping:
     def __init__(self, first: str, abort: Callable[[], str]):
         """See stop_signals."""
         self.first, self.abort = first, abort
+        self.silent = False
         self.at_once = False
         self.signal: signal.Signals | None = None
 
@@ -81,12 +83,16 @@ class Stopping:
         """The signal handler."""
         if self.signal is None:
             self.signal = signal.Signals(number)
-            _say(f"{self.signal.name}: {self.first}")
+            self._say(f"{self.signal.name}: {self.first}")
             if self.at_once:
                 raise Stopped
         elif number == signal.SIGINT:
-            _say(self.abort())
+            self._say(self.abort())
             raise KeyboardInterrupt
+
+    def _say(self, text: str) -> None:
+        if not self.silent:
+            _say(text)
 
 
 def _say(text: str) -> None:

@@ -402,10 +402,14 @@ class Trainer:
             "step": self.step,
             "examples": self._first_example + self.step * self.config.batch_size,
             "arguments": arguments,
-            "machine": machine(self.device),
+            "machine": self.machine(),
             **self.model_config(),
         }
         return Snapshot(tensors, meta)
+
+    def machine(self) -> dict[str, Any]:
+        """What the bits of a training step depend on besides its config: kept in the training states."""
+        return {**machine(self.device), "ranks": distributed.world_size(), "micro_batch": self._share.size}
 
     def complete(self, folder: Path) -> bool:
         """Finish what a process that was killed after it had written the training state of this step left undone.
