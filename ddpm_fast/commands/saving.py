@@ -16,12 +16,11 @@ from ddpm_fast.commands.stopping import Stopped, Stopping
 from ddpm_fast.commands.training_log import warn
 from ddpm_fast.data.bounds import available_memory
 from ddpm_fast.errors import InputError
-from ddpm_fast.files import checkpoint
 from ddpm_fast.files.atomic import is_full_disk
 from ddpm_fast.files.lock import FolderLock
 from ddpm_fast.files.memory import is_out_of_memory
 from ddpm_fast.loops.distributed import of_first_process, rank
-from ddpm_fast.loops.snapshot import KEEP_CHECKPOINTS, MODEL_NAME, Snapshot
+from ddpm_fast.loops.snapshot import MODEL_NAME, Snapshot
 from ddpm_fast.loops.training import Trainer
 
 
@@ -49,7 +48,6 @@ class _Write:
         try:
             self.path = self._snapshot.write_state(self._folder)
             self._snapshot.write_model(self._folder)
-            checkpoint.prune_checkpoints(self._folder, KEEP_CHECKPOINTS)
         except Exception as error:  # whatever it is, it is raised in the main thread
             self.error = error
         self._snapshot = None  # its memory is free for the next one
@@ -160,7 +158,7 @@ class Saver:
         available = available_memory()
         if available is None or snapshot.nbytes < available:
             try:
-                return snapshot.copy()
+                return snapshot.copied()
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise

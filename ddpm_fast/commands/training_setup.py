@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +25,9 @@ from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.loops.distributed import of_each_process, of_first_process, rank, world_size
 from ddpm_fast.loops.snapshot import MODEL_NAME
-from ddpm_fast.loops.train_config import DROPOUTS, ORDERS, TrainConfig, divided
+from ddpm_fast.loops.train_config import TrainConfig, divided
 from ddpm_fast.loops.training import Trainer
-from ddpm_fast.loops.training_state import check_network
+from ddpm_fast.loops.training_state import check_network, versions
 from ddpm_fast.nn import UNetConfig
 from ddpm_fast.objective import LEARNED_VARIANCES
 from ddpm_fast.schedule import SCHEDULES
@@ -56,8 +57,7 @@ def prepare(options: Options, device: torch.device, stopping: Stopping) -> tuple
     found = of_each_process((len(parts.dataset), parts.dataset.digest if world_size() > 1 else ""))
     in_all(lambda: check_same_images(found))
     # Making it waits for other processes, so that only what goes wrong in all of them can be told by one.
-    trainer = in_all(lambda: Trainer(*parts, device, arguments["cuda_graph"], arguments["compile"]), InputError)
-    trainer.model.recompute = arguments["grad_checkpoint"]
+    trainer = in_all(lambda: _make_trainer(parts, arguments, device), InputError)
     if state is not None:
         _resume(trainer, state, options.out, changes | differing)
     say(escape(description(trainer)))
@@ -103,6 +103,19 @@ def _make_parts(arguments: dict[str, Any], state: State | None, stopping: Stoppi
     if state is not None:
         check_network(state.path, state.meta, network)  # before it is built
     return Parts(network, diffusion, config, dataset), differing
+
+
+def _make_trainer(parts: Parts, arguments: dict[str, Any], device: torch.device) -> Trainer:
+    return Trainer(
+        parts.network,
+        parts.diffusion,
+        parts.config,
+        parts.dataset,
+        device,
+        arguments["cuda_graph"],
+        arguments["compile"],
+        arguments["grad_checkpoint"],
+    )
 
 
 def check_same_images(found: Sequence[tuple[int, str]]) -> None:
@@ -189,8 +202,7 @@ def make_diffusion(arguments: dict[str, Any]) -> GaussianDiffusion:
 
 def make_config(arguments: dict[str, Any], state: State | None) -> TrainConfig:
     """How the arguments ask to train, with the versions that a run began with. state: what it is resumed from."""
-    versions = state.meta["training"] if state is not None else {"order": ORDERS[-1], "dropout_version": DROPOUTS[-1]}
-    return TrainConfig(
+    config = TrainConfig(
         batch_size=arguments["batch_size"],
         lr=arguments["lr"],
         warmup=arguments["warmup"],
@@ -206,9 +218,8 @@ def make_config(arguments: dict[str, Any], state: State | None) -> TrainConfig:
         lr_schedule=arguments["lr_schedule"],
         lr_steps=arguments["lr_steps"],
         betas=(arguments["beta1"], arguments["beta2"]),
-        order=versions.get("order", 1),  # states that do not say so are older than the second version
-        dropout_version=versions.get("dropout_version", 1),
     )
+    return replace(config, **versions(state.meta)) if state is not None else config
 
 
 def make_network(arguments: dict[str, Any], dataset: Dataset, diffusion: GaussianDiffusion) -> UNetConfig:
