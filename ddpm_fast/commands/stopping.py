@@ -30,9 +30,8 @@ class Stopping:
     """Whether a signal has asked the command to stop.
 
     Attributes:
-        first: What is said at the first signal. It may be changed as the work goes on.
+        first: What is said at the first signal; the empty string for nothing. It may be changed as the work goes on.
         abort: Gives what is said at a second Ctrl-C. It may be changed as the work goes on.
-        silent: Whether signals are not answered on the terminal, because another process does so.
         at_once: Whether a signal raises Stopped wherever the main thread is; see `anywhere`.
         signal: The first signal that arrived, or None.
     """
@@ -40,7 +39,6 @@ class Stopping:
     def __init__(self, first: str, abort: Callable[[], str]):
         """See stop_signals."""
         self.first, self.abort = first, abort
-        self.silent = False
         self.at_once = False
         self.signal: signal.Signals | None = None
 
@@ -83,16 +81,14 @@ class Stopping:
         """The signal handler."""
         if self.signal is None:
             self.signal = signal.Signals(number)
-            self._say(f"{self.signal.name}: {self.first}")
+            if self.first:
+                _say(f"{self.signal.name}: {self.first}")
             if self.at_once:
                 raise Stopped
         elif number == signal.SIGINT:
-            self._say(self.abort())
+            if self.first:
+                _say(self.abort())
             raise KeyboardInterrupt
-
-    def _say(self, text: str) -> None:
-        if not self.silent:
-            _say(text)
 
 
 def _say(text: str) -> None:
@@ -108,7 +104,8 @@ def stop_signals(first: str, abort: Callable[[], str]) -> Iterator[Stopping]:
     A signal that the process ignores, such as SIGHUP under nohup, stays ignored.
 
     Args:
-        first: What to say at the first signal, such as "saving after this step; Ctrl-C again to abort".
+        first: What to say at the first signal, such as "saving after this step; Ctrl-C again to abort"; the empty
+            string for a process that says nothing, because another one does.
         abort: Called at a second Ctrl-C; gives what to say before the command ends.
 
     Raises:

@@ -1,18 +1,16 @@
-"""What the processes of one training do as one: they speak with one voice, and what goes wrong in one of them, or stops
-it, stops all of them, with the same exit status.
+"""What the processes of one training do as one: what goes wrong in one of them, or stops it, stops all of them, with the
+same exit status, and is told once. (That only the first one prints is plain_errors' doing, see common.py.)
 
 In one process alone, everything here does nothing more than to call what it is given.
 """
 
 from __future__ import annotations
 
-import contextlib
 import signal
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
-from ddpm_fast.commands.common import console, errors, in_words
+from ddpm_fast.commands.common import errors, in_words
 from ddpm_fast.commands.stopping import Stopped, Stopping
 from ddpm_fast.errors import InputError
 from ddpm_fast.loops.distributed import of_each_process, of_first_process, rank, world_size
@@ -25,20 +23,6 @@ class _Outcome(NamedTuple):
 
     error: str = ""
     stopped: bool = False
-
-
-@contextlib.contextmanager
-def one_voice() -> Iterator[None]:
-    """Inside, only the first process prints lines and warnings. An error of one process alone is printed by it."""
-    before = console.quiet, errors.quiet
-    with warnings.catch_warnings():
-        if rank() > 0:
-            console.quiet = True
-            warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            console.quiet, errors.quiet = before
 
 
 def in_all(act: Callable[[], T], expected: type[Exception] = Exception) -> T:

@@ -20,7 +20,7 @@ from ddpm_fast.commands import resuming, training_setup
 from ddpm_fast.commands.common import App, path_option, plain_errors
 from ddpm_fast.commands.profiling import PROFILE_HELP
 from ddpm_fast.commands.stopping import Stopped, stop_signals
-from ddpm_fast.commands.together import in_all, in_first, one_voice, share_signal
+from ddpm_fast.commands.together import in_all, in_first, share_signal
 from ddpm_fast.commands.training_log import say
 from ddpm_fast.commands.training_run import TrainingRun
 from ddpm_fast.data import BUILTIN
@@ -159,9 +159,9 @@ def main(
     """Train a diffusion model on your images."""
     arguments = {**context.params, "out": str(out), "data": data and training_setup.absolute(data)}
     options = resuming.Options.of(context, arguments)
-    with plain_errors(says_missing_kernels=False):
+    with plain_errors():
         place = local_device(device)
-        with join(place), one_voice(), plain_errors():
+        with join(place):
             _main(options.of_the_first(), place)
 
 
@@ -171,7 +171,8 @@ def _main(options: resuming.Options, device: torch.device) -> None:
         stop_signals("stopping, before the first step", lambda: "aborted, before the first step") as stopping,
         contextlib.ExitStack() as stack,
     ):
-        stopping.silent = rank() > 0
+        if rank() > 0:
+            stopping.first = ""  # the first process speaks
         try:
             lock = in_all(lambda: stack.enter_context(resuming.locked_folder(options.out)) if rank() == 0 else None)
             trainer, state = training_setup.prepare(options, device, stopping)

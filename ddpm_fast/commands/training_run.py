@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ddpm_fast.commands.together import share_signal
 from ddpm_fast.commands.training_grid import Grids
 from ddpm_fast.commands.training_log import TrainingLog, say, warn
 from ddpm_fast.files.lock import FolderLock
-from ddpm_fast.loops.distributed import world_size
+from ddpm_fast.loops.distributed import rank, world_size
 from ddpm_fast.loops.metrics import Look, Metrics, NonFiniteLoss
 from ddpm_fast.loops.training import Trainer
 
@@ -42,7 +43,8 @@ class TrainingRun:
         self.saver = Saver(trainer, arguments, stopping, lock, saved)
         self._stopping = stopping
         self._diverged: NonFiniteLoss | None = None
-        stopping.first = "saving, then stopping; Ctrl-C again to abort"
+        if rank() == 0:
+            stopping.first = "saving, then stopping; Ctrl-C again to abort"
         stopping.abort = lambda: f"aborted; the last saved state is {self.saver.newest or 'none'}"
 
     def train(self) -> None:
@@ -57,6 +59,7 @@ class TrainingRun:
         with (
             TrainingLog(trainer, self.out, arguments["steps"]) as log,
             profiling(arguments["profile"], trainer.device, say) as profiled,
+            contextlib.closing(trainer),
             saver,
         ):
             grids = Grids(trainer, self.out, warn)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +26,7 @@ from ddpm_fast.loops.distributed import of_each_process, of_first_process, rank,
 from ddpm_fast.loops.snapshot import MODEL_NAME
 from ddpm_fast.loops.train_config import TrainConfig, divided
 from ddpm_fast.loops.training import Trainer
-from ddpm_fast.loops.training_state import check_network, versions
+from ddpm_fast.loops.training_state import check_network
 from ddpm_fast.nn import UNetConfig
 from ddpm_fast.objective import LEARNED_VARIANCES
 from ddpm_fast.schedule import SCHEDULES
@@ -93,7 +92,7 @@ def _make_parts(arguments: dict[str, Any], state: State | None, stopping: Stoppi
     Returns:
         The parts, and what differs from the images that the run was trained on until here.
     """
-    diffusion, config = make_diffusion(arguments), make_config(arguments, state)
+    diffusion, config = make_diffusion(arguments), make_config(arguments)
     divided(config, world_size())
     dataset = load_images(arguments, stopping)
     differing: dict[str, Any] = {}
@@ -200,9 +199,9 @@ def make_diffusion(arguments: dict[str, Any]) -> GaussianDiffusion:
     )
 
 
-def make_config(arguments: dict[str, Any], state: State | None) -> TrainConfig:
-    """How the arguments ask to train, with the versions that a run began with. state: what it is resumed from."""
-    config = TrainConfig(
+def make_config(arguments: dict[str, Any]) -> TrainConfig:
+    """How the arguments ask to train."""
+    return TrainConfig(
         batch_size=arguments["batch_size"],
         lr=arguments["lr"],
         warmup=arguments["warmup"],
@@ -219,7 +218,6 @@ def make_config(arguments: dict[str, Any], state: State | None) -> TrainConfig:
         lr_steps=arguments["lr_steps"],
         betas=(arguments["beta1"], arguments["beta2"]),
     )
-    return replace(config, **versions(state.meta)) if state is not None else config
 
 
 def make_network(arguments: dict[str, Any], dataset: Dataset, diffusion: GaussianDiffusion) -> UNetConfig:

@@ -19,7 +19,7 @@ from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
 from ddpm_fast.loops import distributed
 from ddpm_fast.loops.running import train
-from ddpm_fast.loops.snapshot import MODEL_NAME, Snapshot
+from ddpm_fast.loops.snapshot import KEEP_CHECKPOINTS, MODEL_NAME, Snapshot
 from ddpm_fast.loops.train_config import TrainConfig
 from ddpm_fast.loops.training_state import check_network, check_tensors, machine, read_state, versions
 from ddpm_fast.loops.training_step import TrainingStep
@@ -209,6 +209,7 @@ class Trainer(TrainingStep):
         same = same and config["training"]["steps"] == self.step
         if not same:
             self._state({}).write_model(folder)
+        checkpoint.prune_checkpoints(folder, KEEP_CHECKPOINTS)
         return not same
 
     def load(self, path: Path) -> None:
