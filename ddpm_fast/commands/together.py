@@ -1,5 +1,5 @@
-"""What the processes of one training do as one: what goes wrong in one of them, or stops it, stops all of them, with the
-same exit status, and is told once. (That only the first one prints is plain_errors' doing, see common.py.)
+"""What the processes of one training do as one: what goes wrong in one of them, or stops it, stops all of them, with
+the same exit status, and is told once. (That only the first one prints is plain_errors' doing, see common.py.)
 
 In one process alone, everything here does nothing more than to call what it is given.
 """
