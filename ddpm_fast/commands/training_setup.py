@@ -38,7 +38,7 @@ class Parts(NamedTuple):
     network: UNetConfig
     diffusion: GaussianDiffusion
     config: TrainConfig
-    dataset: Dataset
+    dataset: ImageSet
 
 
 def prepare(options: Options, device: torch.device, stopping: Stopping) -> tuple[Trainer, State | None]:
