@@ -9,9 +9,8 @@ uninterrupted one. (Importance sampling also uses the losses so far; those are s
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_fast.data import Dataset, Examples
+from ddpm_fast.data import Examples, ImageSet
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
-from ddpm_fast.loops import graphs
+from ddpm_fast.loops import distributed, graphs
 from ddpm_fast.loops.compiled import check_compiler, compiled
 from ddpm_fast.loops.loss_scale import LossScale, Unscaled
-from ddpm_fast.loops.metrics import NonFiniteLoss
+from ddpm_fast.loops.metrics import send
 from ddpm_fast.loops.parts import part
+from ddpm_fast.loops.snapshot import KEEP_CHECKPOINTS, MODEL_NAME, Snapshot
+from ddpm_fast.loops.summing import Flat, Overlapped, Share
 from ddpm_fast.loops.timesteps import TIMESTEP_SAMPLINGS
+from ddpm_fast.loops.train_config import AUTOCAST, TrainConfig
 from ddpm_fast.loops.training_state import check_network, check_tensors, machine, read_state
 from ddpm_fast.loops.working_weights import WorkingWeights, copies_pay
 from ddpm_fast.nn import EMA, UNet, UNetConfig
@@ -36,64 +38,9 @@ from ddpm_fast.nn.block import lay_out
 from ddpm_fast.noise import NoiseKey, Stream
 from ddpm_fast.ops import LabelDrop
 
-KEEP_CHECKPOINTS = 2
-MODEL_NAME = "model.safetensors"
-# What the network computes in, by the name of the precision; None is the weights' own dtype.
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-_GOLDEN = 0x9E3779B97F4A7C15  # spreads the dropout seeds of consecutive training steps
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """What determines the trained weights, apart from the data, the network and the diffusion.
-
-    Attributes:
-        batch_size: Images in a training step.
-        lr: Learning rate after the warm-up.
-        warmup: Training steps over which the learning rate rises linearly.
-        weight_decay: AdamW's weight decay.
-        grad_clip: Largest gradient norm. A longer gradient is scaled down to it.
-        ema_decay: Decay of the averaged weights, after its own warm-up.
-        label_drop: Share of the labels that are replaced by the null class, so that the model can be guided.
-        flip: Whether half of the images are mirrored left-right.
-        timestep_sampling: "uniform", "stratified" or "loss_second_moment"; see timesteps.py.
-        seed: Seed of everything random.
-        precision: "fp32", or "bf16" or "fp16": forward and backward under autocast, with weights and optimiser in fp32.
-            In fp16 the loss is scaled (loss_scale.py), and a training step whose gradient overflows changes nothing but
-            the scale.
-
-    Raises:
-        InputError: For a value that is out of range or unknown.
-    """
-
-    batch_size: int = 64
-    lr: float = 2e-4
-    warmup: int = 500
-    weight_decay: float = 0.0
-    grad_clip: float = 1.0
-    ema_decay: float = 0.9999
-    label_drop: float = 0.1
-    flip: bool = False
-    timestep_sampling: str = "uniform"
-    seed: int = 0
-    precision: str = "fp32"
-
-    def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("warmup", 0), ("weight_decay", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least {least}")
-        for name in ("lr", "grad_clip"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise InputError(f"{name} is {value}; expected a positive number")
-        if not 0 <= self.label_drop <= 1:
-            raise InputError(f"label_drop is {self.label_drop}; expected a share in [0, 1]")
-        if self.timestep_sampling not in TIMESTEP_SAMPLINGS:
-            raise InputError(
-                f"timestep_sampling is {self.timestep_sampling!r}; expected one of {', '.join(TIMESTEP_SAMPLINGS)}"
-            )
-        if self.precision not in AUTOCAST:
-            raise InputError(f"precision is {self.precision!r}; expected one of {', '.join(AUTOCAST)}")
+# They spread the dropout seeds of training steps, and of the micro-batches of one.
+_AHEAD = 4  # micro-batches whose images are read before they are needed
+_GOLDEN, _SILVER = 0x9E3779B97F4A7C15, 0xD1342543DE82EF95
 
 
 class Trainer:
@@ -110,6 +57,8 @@ class Trainer:
         timestep_sampler: See timesteps.py.
         loss_scale: See loss_scale.py.
         step: How many training steps have been taken.
+        wants_stop: Set it, at any moment, to end the training: in one process, and all stop after the same step.
+        stopping: Whether the training is to end: the same in all processes after each training step.
         history: What was changed in the course of the run, one entry for each time: {"step": the steps taken by then,
             the name of what was changed: [before, since then]}.
     """
@@ -119,19 +68,19 @@ class Trainer:
         network: UNetConfig,
         diffusion: GaussianDiffusion,
         config: TrainConfig,
-        dataset: Dataset,
-        device: torch.device,
+        dataset: ImageSet,
+        device: torch.device | str = "auto",
         cuda_graph: bool | None = None,
         compile: bool = False,
     ):
-        """Start from new weights.
+        """Start from new weights. Where several processes train together, each makes a Trainer of the same arguments.
 
         Args:
             network: The network to build.
             diffusion: The diffusion to train it for.
             config: How to train it.
             dataset: The images.
-            device: Where to train.
+            device: Where to train; a name is as for distributed.local_device.
             cuda_graph: Whether a training step is replayed from a CUDA graph, with the same weights bit for bit. None:
                 from the third step on, wherever that is possible (where it is not, the logger "ddpm_fast.graphs" says
                 why). True: where it is not possible, raise InputError. False: never.
@@ -140,58 +89,89 @@ class Trainer:
 
         Raises:
             InputError: If the dataset does not fit the network (size, channels, classes), or the network's output the
-                diffusion's variance, or if torch.compile was asked for and does not work here.
+                diffusion's variance, if the batch does not divide among the processes, or if torch.compile was asked
+                for and does not work here.
         """
         _check_fit(network, diffusion, dataset)
+        self._share = Share.of(config)
+        device = distributed.local_device(device) if isinstance(device, str) else device
         if compile:
             check_compiler(device)
         self.config, self.diffusion, self.dataset, self.device = config, diffusion, dataset, device
+        self.cuda_graph = cuda_graph
+        self.step, self.wants_stop, self.stopping = 0, False, False
+        self.history: list[dict[str, Any]] = []
         torch.manual_seed(config.seed)
         self.model = UNet(network).to(device)
-        self._network: Callable[..., Tensor] = compiled(self.model) if compile else self.model
-        self._working: WorkingWeights | None = None
-        if copies_pay(device):
-            lay_out(self.model)
-            dtype = AUTOCAST[config.precision]
-            if dtype is not None and not compile:  # what is compiled casts within its own kernels
-                self._network = self._working = WorkingWeights(self.model, dtype)
+        self._sums = self._prepare_network(compile)
         self.ema = EMA(self.model, config.ema_decay)
         self.lr = torch.zeros((), device=device)  # on the device, where a graph reads it
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=self.lr,
             weight_decay=config.weight_decay,
-            betas=(0.9, 0.999),
+            betas=config.betas,
             fused=True,
             capturable=device.type == "cuda",  # costs time in AdamW's foreach form, but not in its fused one
         )
         self.timesteps = diffusion.schedule.timesteps.to(device)
-        self.timestep_sampler = TIMESTEP_SAMPLINGS[config.timestep_sampling](diffusion.num_timesteps, device)
-        self.loss_scale = LossScale(device) if config.precision == "fp16" else Unscaled()
-        self.step = 0
-        self.history: list[dict[str, Any]] = []
-        self._first_example = 0  # the number of the training example that step 0 would have begun with
-        self._step = torch.zeros((), dtype=torch.int64, device=device)  # the same number, where the arithmetic is
-        # That of the training step that comes next: its sample ids, the numbers of its examples, advance in place.
-        self._key = dataclasses.replace(
-            NoiseKey.of(config.seed, config.batch_size, stream=Stream.TRAINING, device=device)
+        self.timestep_sampler = TIMESTEP_SAMPLINGS[config.timestep_sampling](
+            diffusion.num_timesteps, device, config.batch_size
         )
-        self._examples = Examples(dataset, config.seed, config.flip)
-        self._images = torch.empty((config.batch_size, *dataset.shape), dtype=dataset.dtype, device=device)
-        self._labels = torch.empty(config.batch_size, dtype=torch.int64, device=device) if network.num_classes else None
-        self._metrics = torch.empty(2, device=device)
+        self.loss_scale = LossScale(device) if config.precision == "fp16" else Unscaled()
+        self._prepare_batch()
         self._before_update: Callable[[], object] = lambda: None
-        self.cuda_graph = cuda_graph
         self._advance = self._repeated()
 
-    def _repeated(self) -> Callable[[Callable[[], None]], None]:
-        """What calls _compute at each training step: a graph that replays it, or Python itself."""
+    def _prepare_network(self, compile: bool) -> Flat | Overlapped | None:
+        """Make what is called in place of the network, and what adds up gradients if there are several to add."""
+        call: Callable[..., Tensor] = compiled(self.model) if compile else self.model
+        self._working: WorkingWeights | None = None
+        share, learns = self._share, TIMESTEP_SAMPLINGS[self.config.timestep_sampling].learns
+        is_repeated = self.cuda_graph is not False and not graphs.cannot_capture(self.device)
+        overlaps = distributed.world_size() > 1 and not is_repeated
+        if copies_pay(self.device):
+            lay_out(self.model)
+            dtype = AUTOCAST[self.config.precision]
+            # What is compiled casts within its own kernels, and gradients are only overlapped where they are the
+            # parameters' own.
+            if dtype is not None and not compile and not overlaps:
+                call = self._working = WorkingWeights(self.model, dtype)
+        self._network = call
+        if overlaps:
+            overlapped = Overlapped(self.model, call, share, learns)
+            self._network = overlapped.network
+            return overlapped
+        return Flat(list(self.model.parameters()), share, learns) if share.total > 1 else None
+
+    def _prepare_batch(self) -> None:
+        """Make the tensors in which a micro-batch, and what identifies its noise, is given to the arithmetic."""
+        config, device, size = self.config, self.device, self._share.size
+        self._first_example = 0  # the number of the training example that step 0 would have begun with
+        self._step = torch.zeros((), dtype=torch.int64, device=device)  # the training step, where the arithmetic is
+        self._places = torch.arange(size, device=device)
+        # Its sample ids are the numbers of the training examples.
+        self._key = dataclasses.replace(NoiseKey.of(config.seed, size, stream=Stream.TRAINING, device=device))
+        self._examples = Examples(self.dataset, config.seed, config.flip, config.order, config.crop)
+        self._images = torch.empty((size, *self.dataset.shape), dtype=self.dataset.dtype, device=device)
+        classes = self.model.config.num_classes
+        self._labels = torch.empty(size, dtype=torch.int64, device=device) if classes else None
+        self._metrics = torch.empty(2, device=device)
+        self._stop_flags: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+
+    def _repeated(self) -> list[Callable[[Callable[[], None]], None]]:
+        """What calls each part of a training step: graphs that replay them, or Python itself.
+
+        The parts are the first micro-batch, the others, and the update; or, if there is one micro-batch, the whole.
+        """
+        parts = 3 if self._sums is not None else 1
         if self.cuda_graph is not False:
             reason = graphs.cannot_capture(self.device)
             if not reason:
-                return partial(graphs.Repeated(graphs.Pool(self.device)), asked=self.cuda_graph)
+                pool = graphs.Pool(self.device)
+                return [partial(graphs.Repeated(pool), asked=self.cuda_graph) for _ in range(parts)]
             graphs.refuse(reason, self.cuda_graph)
-        return lambda run: run()
+        return [lambda run: run()] * parts
 
     def train_step(self, before_update: Callable[[], object] = lambda: None) -> tuple[Tensor, Tensor]:
         """Take one training step on the next batch, without waiting for the device.
@@ -199,41 +179,106 @@ class Trainer:
         Args:
             before_update: Called when the gradient is there and nothing has been updated yet. An exception before that,
                 or from it, leaves everything as it was before the step. A graph that is replayed does not call it.
+                Where several processes train together it must not raise, or the others wait for this one.
 
         Returns:
-            The loss and the gradient norm, scalars on the device. The loss is an unbiased estimate of its mean over all
-            timesteps, however these are drawn.
+            The loss and the gradient norm of the whole batch, scalars on the device. The loss is an unbiased estimate
+            of its mean over all timesteps, however these are drawn.
         """
-        with part("load"):
-            self._load_batch()
-        # For dropout. A graph reads the generator's seed when it is replayed, not when it is captured (PyTorch's
-        # CUDAGeneratorImpl.h, "CUDA Graph-safe RNG states").
-        torch.manual_seed((self.config.seed * _GOLDEN + self.step) % 2**63)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
-        # By the host, in one launch: computed on the device it takes six.
-        self.lr.fill_(self.config.lr * min(1.0, (self.step + 1) / max(1, self.config.warmup)))
+        self.lr.fill_(self.config.lr_at(self.step))  # by the host, in one launch: computed on the device it takes six
         self.model.train()
         self._before_update = before_update
-        self._advance(self._compute)
+        if self._sums is None:
+            self._begin_micro_batch(0)
+            self._advance[0](self._compute)
+            self.stopping |= self.wants_stop
+        else:
+            self._add_up(self._sums)
         self.step += 1
         loss, norm = self._metrics.clone().unbind()  # the next step writes to the same place
         return loss, norm
 
-    def _load_batch(self) -> None:
-        """Copy the images and labels of the next training step to where the device reads them."""
-        size = self.config.batch_size
-        first = self._first_example + self.step * size  # examples are numbered from the start of training
-        images, labels = self._examples.take(first, size, [first + size])
+    def _add_up(self, sums: Flat | Overlapped) -> None:
+        """A training step of several micro-batches, in this process or in several."""
+        first, others, update = self._advance
+        sums.numbers.begin(self.wants_stop)
+        for number in range(self._share.count):
+            self._begin_micro_batch(number)
+            with sums.computing(last=number == self._share.count - 1):
+                if number == 0:
+                    first(partial(self._compute_micro_batch, sums, first=True))
+                else:
+                    others(partial(self._compute_micro_batch, sums, first=False))
+            sums.numbers.note(number)
+        sums.sum()
+        update(partial(self._update_summed, sums))
+        self._see_stop(sums.numbers.stop)
+
+    def _begin_micro_batch(self, number: int) -> None:
+        """Give the arithmetic the micro-batch of that number of this process's share of the batch."""
+        first = self._first(self.step, number)
+        with part("load"):
+            self._load_batch(number)
+        torch.add(self._places, first, out=self._key.sample_id)
+        # For dropout. A graph reads the generator's seed when it is replayed, not when it is captured (PyTorch's
+        # CUDAGeneratorImpl.h, "CUDA Graph-safe RNG states").
+        seed = self.config.seed * _GOLDEN + self.step + (self._share.first + number) * _SILVER
+        torch.manual_seed(seed % 2**63)
+
+    def _first(self, step: int, number: int) -> int:
+        """The number of a micro-batch's first training example. They are numbered from the start of training."""
+        return self._first_example + step * self.config.batch_size + (self._share.first + number) * self._share.size
+
+    def _load_batch(self, number: int) -> None:
+        """Copy the images and labels of a micro-batch to where the device reads them."""
+        count = self._share.count
+        upcoming = [divmod(self.step * count + number + ahead, count) for ahead in range(1, max(count, _AHEAD) + 1)]
+        images, labels = self._examples.take(
+            self._first(self.step, number), self._share.size, [self._first(step, which) for step, which in upcoming]
+        )
         for batch, place in ((images, self._images), (labels, self._labels)):
             if place is None or batch is None:
                 continue
             # A copy from pinned memory does not wait. PyTorch reuses that memory only after the copy is done.
             place.copy_(batch.pin_memory() if place.device.type == "cuda" else batch, non_blocking=True)
 
+    def _see_stop(self, wishes: Tensor) -> None:
+        """Agree with the other processes on stopping. wishes: how many want to stop, on the device.
+
+        A GPU's number is read one training step later, when it has long arrived: in all processes at the same step.
+        """
+        self._stop_flags.append(send(wishes))
+        while len(self._stop_flags) > (1 if wishes.device.type == "cuda" else 0):
+            number, event = self._stop_flags.popleft()
+            if event is not None:
+                event.synchronize()
+            self.stopping |= bool(number > 0)
+
     def _compute(self) -> None:
-        """The arithmetic of training step number self._step, on the batch that was loaded: nothing that the host
-        does."""
+        """The arithmetic of a training step of one micro-batch, which was loaded: nothing that the host does."""
+        self._update(*self._propagate(first=True))
+
+    def _compute_micro_batch(self, sums: Flat | Overlapped, first: bool) -> None:
+        """The arithmetic of one micro-batch, which was loaded, of several."""
+        sums.numbers.find(*self._propagate(first))
+        sums.collect(first)
+
+    def _update_summed(self, sums: Flat | Overlapped) -> None:
+        sums.hand_over()
+        self._update(*sums.numbers.learned_from, sums.numbers.loss)
+
+    def _propagate(self, first: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Forward and backward of a micro-batch.
+
+        Args:
+            first: Whether it is the first one of this process's share of the batch, whose gradients replace those that
+                are there.
+
+        Returns:
+            Its timesteps, their losses, and the mean of these by their weights.
+        """
         config, images, key = self.config, self._images, self._key
         labels = None
         if self._labels is not None:
@@ -243,29 +288,36 @@ class Trainer:
             t, weights, network_t, labels_kept = self.timestep_sampler.sample(draws, self.timesteps, labels)
             x_t = self.diffusion.q_sample(images, t, key)
         with part("forward"), self._autocast():
-            if self._working is not None:  # here, because the weights may also have been changed from outside
+            if self._working is not None and first:  # here, because the weights may also have been changed from outside
                 self._working.refresh()
             output = self._network(x_t, network_t, labels_kept)
         with part("loss"):
             losses = self.diffusion.training_losses(output, images, t, key)
             loss = (weights * losses).mean()
-        # To None and not to zeros, so that a graph keeps the gradients in its own memory, where the next step
-        # overwrites them.
-        self.optimizer.zero_grad(set_to_none=True)
+        if first:
+            # To None and not to zeros, so that a graph keeps the gradients in its own memory, where the next step
+            # overwrites them.
+            self.optimizer.zero_grad(set_to_none=True)
         with part("backward"):
-            self.loss_scale.backward(loss)
+            total = self._share.total
+            self.loss_scale.backward(loss if total == 1 else loss / total)
             if self._working is not None:
                 self._working.take_gradients()
-            gradient = self.loss_scale.clip(self.model.parameters(), config.grad_clip)
+        return t, losses.detach(), loss.detach()
+
+    def _update(self, t: Tensor, losses: Tensor, loss: Tensor) -> None:
+        """What follows once the gradient of the whole batch is there. t, losses: of the whole batch, if the timestep
+        sampler learns from them."""
+        with part("backward"):
+            gradient = self.loss_scale.clip(self.model.parameters(), self.config.grad_clip)
         self._before_update()
-        self.timestep_sampler.update(t, losses.detach())
+        self.timestep_sampler.update(t, losses)
         with part("update"):
             self.loss_scale.step(self.optimizer, gradient)
         with part("average"):
             self.ema.update(self._step, gradient.overflowed)
-        torch.stack([loss.detach(), gradient.norm], out=self._metrics)
+        torch.stack([loss, gradient.norm], out=self._metrics)
         self._step.add_(1)
-        key.sample_id.add_(config.batch_size)
 
     def _autocast(self) -> torch.autocast:
         """The context in which the network runs in the precision that was asked for."""
@@ -295,8 +347,27 @@ class Trainer:
             "training": training | ({"history": self.history} if self.history else {}),
         }
 
-    def save(self, folder: Path, arguments: dict[str, Any]) -> Path:
+    def snapshot(self, arguments: dict[str, Any]) -> Snapshot | None:
+        """What a save writes, as it is now: a copy on the CPU, which another thread may write while the training goes
+        on. Where several processes train together all of them must call it, and the first one gets it.
+
+        Args:
+            arguments: Kept in the training state, for resuming.
+
+        Returns:
+            The copy, or None in the other processes.
+
+        Raises:
+            NonFiniteLoss: If a weight is not finite.
+            RanksDiffer: If the processes differ in what they would save.
+        """
+        now = self._checked(arguments)
+        return now.copy() if distributed.rank() == 0 else None
+
+    def save(self, folder: Path | str, arguments: dict[str, Any] | None = None) -> Path:
         """Write a training state, and the averaged weights as model.safetensors. Then remove all but the newest states.
+
+        Where several processes train together all of them must call it, and the first one writes.
 
         Args:
             folder: Where to write them.
@@ -307,16 +378,34 @@ class Trainer:
 
         Raises:
             NonFiniteLoss: If a weight is not finite; nothing is written.
+            RanksDiffer: If the processes differ in what they would save; nothing is written.
             InputError: If they cannot be written.
         """
-        self._check_weights()
+        now, problem = self._checked(arguments or {}), None
+        if distributed.rank() == 0:
+            try:
+                now.write(Path(folder))
+            except InputError as error:
+                problem = error
+        if problem := distributed.of_first_process(problem):
+            raise problem
+        return checkpoint.checkpoint_path(folder, self.step)
+
+    def _checked(self, arguments: dict[str, Any]) -> Snapshot:
+        """What a save writes, not copied. Raises as snapshot does."""
+        now = self._state(arguments)
+        if distributed.world_size() > 1:
+            distributed.check_same(f"the state of step {self.step}", distributed.of_each_process(now.checksum()))
+        now.check_finite()
+        return now
+
+    def _state(self, arguments: dict[str, Any]) -> Snapshot:
         optimizer = checkpoint.optimizer_to_tensors(self.optimizer, self.model.named_parameters())
         tensors = checkpoint.add_prefix("model.", self.model.state_dict())
         tensors |= checkpoint.add_prefix("ema.", self.ema.state_dict())
         tensors |= checkpoint.add_prefix("optim.", optimizer)
         tensors |= checkpoint.add_prefix("timesteps.", self.timestep_sampler.state_dict())
         tensors |= checkpoint.add_prefix("loss_scale.", self.loss_scale.state_dict())
-        path = checkpoint.checkpoint_path(folder, self.step)
         meta = {
             "step": self.step,
             "examples": self._first_example + self.step * self.config.batch_size,
@@ -324,19 +413,7 @@ class Trainer:
             "machine": machine(self.device),
             **self.model_config(),
         }
-        checkpoint.save_training(path, tensors, meta)
-        self._save_model(folder)
-        checkpoint.prune_checkpoints(folder, KEEP_CHECKPOINTS)
-        return path
-
-    def _check_weights(self) -> None:
-        """Raises NonFiniteLoss if a weight, or the average of one, is not finite."""
-        for name, tensor in (*self.model.named_parameters(), *self.ema.state_dict().items()):
-            if not tensor.isfinite().all():
-                raise NonFiniteLoss(f"step {self.step} gave weights that are not finite ({name}).", self.step)
-
-    def _save_model(self, folder: Path) -> None:
-        checkpoint.save_model(folder / MODEL_NAME, self.ema.state_dict(), self.model_config())
+        return Snapshot(tensors, meta)
 
     def complete(self, folder: Path) -> bool:
         """Finish what a process that was killed after it had written the training state of this step left undone.
@@ -360,7 +437,7 @@ class Trainer:
         )
         same = same and config["training"]["steps"] == self.step
         if not same:
-            self._save_model(folder)
+            self._state({}).write_model(folder)
         checkpoint.prune_checkpoints(folder, KEEP_CHECKPOINTS)
         return not same
 
@@ -387,11 +464,10 @@ class Trainer:
         seen = meta.get("examples", self.step * meta["training"]["batch_size"])
         self._first_example = seen - self.step * self.config.batch_size
         self._step.fill_(self.step)
-        torch.arange(seen, seen + self.config.batch_size, out=self._key.sample_id)
         self._advance = self._repeated()  # a new graph, because the optimiser's state is in new tensors
 
 
-def _check_fit(network: UNetConfig, diffusion: GaussianDiffusion, dataset: Dataset) -> None:
+def _check_fit(network: UNetConfig, diffusion: GaussianDiffusion, dataset: ImageSet) -> None:
     """Raises InputError if the dataset does not fit the network, or the network's output the diffusion's variance."""
     channels, height, width = dataset.shape
     if (channels, height, width) != (network.in_channels, network.image_size, network.image_size):
