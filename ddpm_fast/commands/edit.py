@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ddpm_fast.commands.drawing import Drawable
+from ddpm_fast.commands.labels import Turns
 from ddpm_fast.data import read_picture
 from ddpm_fast.data.arrays import read_arrays
 from ddpm_fast.errors import InputError
@@ -127,9 +128,9 @@ class Edit:
         """The number of images if --n is not given."""
         return MODES[self.mode] or len(pictures)
 
-    def check_others(self, sampler: str | None, guidance: float | None, n: int | None, labels: list | None) -> None:
+    def check_others(self, sampler: str | None, guidance: float | None, n: int | None, labels: Turns | None) -> None:
         """Raises InputError for options of plain sampling that this edit cannot have."""
-        if self.mode == "interpolation" and labels is not None and len(set(labels)) > 1:
+        if self.mode == "interpolation" and labels is not None and len(labels.distinct) > 1:
             raise InputError(
                 "--labels: an interpolation has one class for all images, or none: give one class, or none"
             )

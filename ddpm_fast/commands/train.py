@@ -51,6 +51,10 @@ def main(
     ] = None,
     strict: Annotated[bool, typer.Option(help="stop at a broken image file instead of skipping it")] = False,
     flip: Annotated[bool, typer.Option(help="mirror half of the images left-right")] = False,
+    crop: Annotated[
+        str,
+        typer.Option(help="centre: the middle square of each picture; random: any square, from pictures a bit larger"),
+    ] = "centre",
     model_channels: Annotated[int, typer.Option(help="channels of the U-Net's first level")] = 64,
     channel_mult: Annotated[
         str, typer.Option(help="channels of each level, as multiples of --model-channels")
@@ -156,7 +160,9 @@ def _prepare(options: resuming.Options, stopping: Stopping) -> tuple[Trainer, re
     device = choose_device(arguments["device"])
     training_setup.choose(arguments, device)
     diffusion, config = training_setup.make_diffusion(arguments), training_setup.make_config(arguments)
-    dataset = training_setup.load_images(arguments, stopping)
+    # A run that is older than reading on demand had all images in memory, without those that were broken.
+    in_memory = True if state is not None and "order" not in state.meta["training"] else None
+    dataset = training_setup.load_images(arguments, stopping, in_memory)
     if state is not None:
         dataset, differing = resuming.match_data(dataset, state, arguments["new_data"])
         changes |= differing

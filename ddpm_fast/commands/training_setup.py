@@ -15,7 +15,7 @@ from ddpm_fast.commands.precision import automatic_precision, choose_dtype
 from ddpm_fast.commands.profiling import check_profile
 from ddpm_fast.commands.stopping import Stopping
 from ddpm_fast.commands.training_log import say, warn
-from ddpm_fast.data import BUILTIN, Dataset, load_dataset
+from ddpm_fast.data import BUILTIN, ImageSet, open_dataset
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.loops.training import TrainConfig, Trainer
@@ -56,8 +56,14 @@ def choose(arguments: dict[str, Any], device: torch.device) -> None:
     arguments["loss"] = arguments["loss"] or ("hybrid" if learned else "simple")
 
 
-def load_images(arguments: dict[str, Any], stopping: Stopping) -> Dataset:
-    """The dataset. Files that were skipped are shown as warnings. A signal raises Stopped."""
+def load_images(arguments: dict[str, Any], stopping: Stopping, in_memory: bool | None = None) -> ImageSet:
+    """The dataset. Files that were skipped are shown as warnings. A signal raises Stopped.
+
+    Args:
+        arguments: The command's options.
+        stopping: Whether to stop.
+        in_memory: As for open_dataset.
+    """
     if not console.is_terminal:
         say(f"Loading images from {escape(arguments['data'])}")
     with (
@@ -67,13 +73,14 @@ def load_images(arguments: dict[str, Any], stopping: Stopping) -> Dataset:
     ):
         warnings.simplefilter("always")
         task = bar.add_task("loading images")
-        dataset = load_dataset(
+        dataset = open_dataset(
             arguments["data"],
             image_size=arguments["image_size"],
             channels=arguments["channels"],
             strict=arguments["strict"],
             classes=bool(arguments["classes"]),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
+            in_memory=False if arguments["crop"] == "random" else in_memory,
         )
     for warning in caught:
         warn(str(warning.message))
@@ -103,13 +110,14 @@ def make_config(arguments: dict[str, Any]) -> TrainConfig:
         ema_decay=arguments["ema_decay"],
         label_drop=arguments["label_drop"],
         flip=arguments["flip"],
+        crop=arguments["crop"],
         timestep_sampling=arguments["timestep_sampling"],
         seed=arguments["seed"],
         precision=arguments["precision"],
     )
 
 
-def make_network(arguments: dict[str, Any], dataset: Dataset, diffusion: GaussianDiffusion) -> UNetConfig:
+def make_network(arguments: dict[str, Any], dataset: ImageSet, diffusion: GaussianDiffusion) -> UNetConfig:
     """The network that the arguments ask for, for these images."""
     return UNetConfig(
         image_size=dataset.square_side(),

@@ -1,4 +1,5 @@
-"""`load_dataset`: whatever the images are stored in, they become one uint8 tensor [N, C, H, W] in memory.
+"""`load_dataset`: whatever the images are stored in, they become one uint8 tensor [N, C, H, W] in memory; and
+`open_dataset`, which leaves large sets where they are.
 
 The tensor is uint8 because the fused ops cast and normalise while they add noise. A float copy would take four times
 the memory and another pass over the data.
@@ -7,22 +8,29 @@ the memory and another pass over the data.
 import os
 import stat
 import warnings
-import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from ddpm_fast.data.archive import list_zip
 from ddpm_fast.data.arrays import read_arrays
 from ddpm_fast.data.bounds import open_regular
 from ddpm_fast.data.dataset import Dataset
-from ddpm_fast.data.files import Entry, Listing, class_labels, list_folder, list_zip, say_ignored
-from ddpm_fast.data.reading import read_pictures
+from ddpm_fast.data.files import Listing, class_labels, list_folder, say_ignored
+from ddpm_fast.data.imageset import ImageSet
+from ddpm_fast.data.index import Entry, Index
+from ddpm_fast.data.picturesource import PictureSource, spread
+from ddpm_fast.data.reading import mean_area, read_pictures
+from ddpm_fast.data.stored import StoredDataset
 from ddpm_fast.errors import InputError, check_integer
 
 BUILTIN = ("emoji32", "mnist5k")
+IN_MEMORY = 256 << 20  # bytes of pixels: larger sets are read on demand
+_SIZED = 16  # pictures whose sizes say how large the others are
 _BUILTIN_FOLDER = Path(__file__).resolve().parent.parent / "datasets"
 
 
@@ -34,7 +42,7 @@ def load_dataset(
     strict: bool = False,
     progress: Callable[[int, int], object] | None = None,
 ) -> Dataset:
-    """Load images into memory.
+    """Load images into memory. `open_dataset` reads large sets on demand.
 
     Pictures are turned upright by their EXIF orientation, transparent pictures are drawn on white, and 16-bit values
     are scaled to 8 bits. Images come in the order of their paths. docs/training.md lists the formats and the limits.
@@ -59,6 +67,33 @@ def load_dataset(
     Raises:
         InputError: For anything else. The message says what was found, what was expected and what to do.
     """
+    opened = open_dataset(source, image_size, channels, classes, strict, progress, in_memory=True)
+    assert isinstance(opened, Dataset)
+    return opened
+
+
+def open_dataset(
+    source: str | os.PathLike,
+    image_size: int | None = None,
+    channels: int | None = None,
+    classes: bool = False,
+    strict: bool = False,
+    progress: Callable[[int, int], object] | None = None,
+    in_memory: bool | None = None,
+) -> ImageSet:
+    """Load images into memory if they are few, and otherwise read each one from the disk when it is needed.
+
+    The other arguments, and the rules, are those of `load_dataset`. On demand, nothing is decoded at the start, and
+    some things differ: the size and the colours, where not given, are those of 1,000 pictures spread evenly over all; a
+    picture that differs from them counts as broken; a broken picture is found when it is read, and the next readable
+    one takes its place; and nothing is said of 16-bit pictures that are dark.
+
+    Args:
+        in_memory: Whether to load all into memory. By default, sets of up to 256 MiB of pixels are.
+
+    Returns:
+        A `Dataset` in memory, or a `StoredDataset`.
+    """
     image_size = None if image_size is None else check_integer("image_size", image_size, 1)
     channels = None if channels is None else check_integer("channels", channels, 1)
     builtin = str(source) in BUILTIN
@@ -67,11 +102,11 @@ def load_dataset(
     name = str(source) if builtin else path.resolve().name
 
     suffix = path.suffix.lower()
-    if is_folder:
-        return _from_files(list_folder(path), name, image_size, channels, classes, strict, progress)
-    if suffix == ".zip":
-        with _open_zip(path) as archive:
-            return _from_files(list_zip(archive, path), name, image_size, channels, classes, strict, progress)
+    if is_folder or suffix == ".zip":
+        if channels not in (None, 1, 3):
+            raise InputError(f"image files can have 1 channel (grey) or 3 (RGB), got channels={channels}")
+        listing = list_folder(path) if is_folder else list_zip(path)
+        return _from_files(listing, name, _Wanted(image_size, channels, classes, strict, in_memory), progress)
     if suffix not in (".npz", ".npy"):
         raise InputError(
             f"{path} is neither a folder, a .zip, an .npz nor an .npy; put the images into a folder and give that"
@@ -98,13 +133,6 @@ def _is_folder(path: Path, source: str | os.PathLike) -> bool:
             "give that"
         )
     return stat.S_ISDIR(mode)
-
-
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except Exception as error:  # zipfile, struct and codecs each raise their own exceptions for damaged files
-        raise InputError(f"cannot read the archive {path}: {error}; download or zip it again") from error
 
 
 def read_picture(path: Path, option: str, image_size: int | None = None) -> torch.Tensor:
@@ -134,22 +162,36 @@ def _warn(notes: list[str], stacklevel: int) -> None:
         warnings.warn(note, stacklevel=stacklevel + 1)
 
 
+class _Wanted(NamedTuple):
+    """Arguments of `open_dataset`."""
+
+    image_size: int | None
+    channels: int | None
+    classes: bool
+    strict: bool
+    in_memory: bool | None
+
+
 def _from_files(
-    listing: Listing,
-    name: str,
-    image_size: int | None,
-    channels: int | None,
-    classes: bool,
-    strict: bool,
-    progress: Callable[[int, int], object] | None,
-) -> Dataset:
-    if channels not in (None, 1, 3):
-        raise InputError(f"image files can have 1 channel (grey) or 3 (RGB), got channels={channels}")
-    labels, label_names = class_labels(listing.entries) if classes else (None, None)
-    read = read_pictures(listing.entries, image_size, channels, strict, progress)
-    ignored = [f"ignored {say_ignored(listing.ignored)}"] if listing.ignored else []
-    _warn(ignored + read.notes, stacklevel=3)  # the caller of load_dataset
+    listing: Listing, name: str, wanted: _Wanted, progress: Callable[[int, int], object] | None
+) -> ImageSet:
+    entries, size, channels, strict = listing.entries, wanted.image_size, wanted.channels, wanted.strict
+    labels, label_names = class_labels(entries) if wanted.classes else (None, None)
+    notes = [f"ignored {say_ignored(listing.ignored)}"] if listing.ignored else []
+    in_memory = _is_small(entries, size, channels) if wanted.in_memory is None else wanted.in_memory
+    if not in_memory:
+        _warn(notes, stacklevel=3)  # the caller of open_dataset
+        return StoredDataset.of(PictureSource(entries, name, size, channels, strict, labels, label_names), strict)
+    read = read_pictures(entries, size, channels, strict, progress)
+    _warn(notes + read.notes, stacklevel=4)
+    entries.close()
     return _dataset(read.images, None if labels is None else labels[read.kept], label_names, name, read.skipped)
+
+
+def _is_small(entries: Index, image_size: int | None, channels: int | None) -> bool:
+    """Whether the pixels of all pictures are at most IN_MEMORY bytes, by the sizes of a few if none is given."""
+    area = float(image_size**2) if image_size is not None else mean_area(spread(entries, _SIZED))
+    return len(entries) * (channels or 3) * area <= IN_MEMORY
 
 
 def _dataset(

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -139,26 +140,36 @@ def save_images(
     return paths
 
 
-def save_npz(path: str | os.PathLike, x: Tensor, labels: Tensor | Sequence[int] | None = None) -> None:
+def save_npz(
+    path: str | os.PathLike,
+    x: Tensor,
+    labels: Tensor | Sequence[int] | None = None,
+    label_names: Sequence[str] | None = None,
+    durable: bool = False,
+) -> None:
     """Write samples as an .npz file that can be evaluated or trained on.
 
-    It holds `images`, uint8 [N, H, W, C], and `labels`, int64 [N], if there are any.
+    It holds `images`, uint8 [N, H, W, C], and if there are any `labels`, int64 [N], and `label_names`, strings.
 
     Args:
         path: The file to write.
         x: [N, C, H, W] in [-1, 1], with any number of channels.
         labels: N integers, or None.
+        label_names: The names of the classes, or None.
+        durable: Whether to wait until it is on the disk.
 
     Raises:
         InputError: For labels that are not N integers, and where `to_uint8` and `check_writable` do.
     """
     images = to_uint8(x)
     classes = _labels(labels, len(x))
-    with atomic_path(path, durable=False) as temporary, open(temporary, "wb") as file:
-        if classes is None:
-            np.savez(file, images=images)
-        else:
-            np.savez(file, images=images, labels=classes)
+    arrays: dict[str, Any] = {"images": images}
+    if classes is not None:
+        arrays["labels"] = classes
+    if label_names:
+        arrays["label_names"] = np.array(label_names, dtype=np.str_)
+    with atomic_path(path, durable) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
 
 
 def save_gif(

@@ -96,7 +96,7 @@ def test_a_signal_while_a_state_is_written_lets_it_finish(tmp_path, data, write,
     def interrupt(step):
         steps.append(step)
         if step == 2:
-            signal.raise_signal(number)
+            os.kill(os.getpid(), number)
             time.sleep(0.05)
 
     write(interrupt)
@@ -115,9 +115,9 @@ def test_a_second_ctrl_c_waits_for_no_disk_and_names_the_last_state(tmp_path, da
     def twice(step):
         if step == 4:
             threads.append(threading.current_thread())
-            signal.raise_signal(signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
             assert said.wait(SECONDS)
-            signal.raise_signal(signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
             assert released.wait(SECONDS), "the command waited for the disk"
 
     write(twice)
@@ -172,7 +172,7 @@ def test_without_memory_for_a_copy_the_training_waits_for_the_disk(tmp_path, dat
     if known:
         monkeypatch.setattr(saving, "available_memory", lambda: 1000)
     else:
-        monkeypatch.setattr(Snapshot, "copied", refuse)
+        monkeypatch.setattr(Snapshot, "copy", refuse)
     write(lambda step: threads.append(threading.current_thread()))
     told = start(data, tmp_path / "out", "--steps=4", "--save-every=2").stdout
     assert told.count("there is no memory for a copy of the training state") == 1

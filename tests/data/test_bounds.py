@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_fast.data import bounds, files, load_dataset, read_picture
+from ddpm_fast.data import archive, bounds, load_dataset, read_picture
 from ddpm_fast.data.arrays import read_arrays
 from ddpm_fast.errors import InputError
 
@@ -235,13 +235,13 @@ def test_a_member_of_zeros_is_not_unpacked(tmp_path, peak):
 
 
 def test_a_large_member_that_is_hardly_packed_is_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_SMALL_MEMBER_BYTES", 10_000)
+    monkeypatch.setattr(archive, "_SMALL_MEMBER_BYTES", 10_000)
     noise = np.random.default_rng(0).integers(0, 256, (100, 100, 3), np.uint8)
-    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as made:
         file = io.BytesIO()
         Image.fromarray(noise).save(file, "BMP")
         assert len(file.getvalue()) > 10_000
-        archive.writestr("a.bmp", file.getvalue())
+        made.writestr("a.bmp", file.getvalue())
     assert load_dataset(tmp_path / "a.zip", image_size=8).images.shape == (1, 3, 8, 8)
 
 
