@@ -28,6 +28,7 @@ from ddpm_fast.loops.train_config import TrainConfig, divided
 from ddpm_fast.loops.training import Trainer
 from ddpm_fast.loops.training_state import check_network
 from ddpm_fast.nn import UNetConfig
+from ddpm_fast.nn.unet import norm_groups
 from ddpm_fast.objective import LEARNED_VARIANCES
 from ddpm_fast.schedule import SCHEDULES
 
@@ -254,11 +255,6 @@ def integers(text: str, name: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise InputError(f"{name} is {text!r}; expected integers separated by commas, such as 1,2,4") from None
-
-
-def norm_groups(channels: int) -> int:
-    """The largest number of groups, up to the usual 32, that divides the channels and leaves at least four in each."""
-    return next((groups for groups in range(32, 0, -1) if channels % groups == 0 and channels >= 4 * groups), 1)
 
 
 def description(trainer: Trainer) -> str:
