@@ -75,7 +75,7 @@ def plain_errors(says_missing_kernels: bool = True) -> Iterator[None]:
                 )
             yield
     except Exception as error:
-        what = _in_words(error)
+        what = in_words(error)
         if not what:
             raise
         errors.print(f"[bold red]Error{'' if ranks.is_first else f' (rank {ranks.rank})'}:[/] {escape(what)}")
@@ -95,7 +95,7 @@ def _speaking(ranks: Ranks) -> Iterator[None]:
             console.quiet = was_quiet
 
 
-def _in_words(error: Exception) -> str:
+def in_words(error: Exception) -> str:
     """What to say of an error that is not the package's fault; the empty string for one that may be."""
     if isinstance(error, InputError):
         return str(error)
