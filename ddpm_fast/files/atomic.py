@@ -150,6 +150,15 @@ def write_once(target: str | os.PathLike, text: str) -> None:
     _sync_folder(path.parent)
 
 
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, says that a disk, or the user's share of it, is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
+
+
 def remove_leftovers(folder: str | os.PathLike) -> None:
     """Remove the temporary files of writers that were killed. Those that a living process writes stay."""
     for path in Path(folder).glob(f"{_PREFIX}*{_SUFFIX}"):

@@ -1,14 +1,12 @@
-"""What a training saves: its state, to resume from, and the averaged weights, to sample from.
+"""What a training has reached, as it is written to the disk: beside the training that goes on, or while it waits.
 
-A snapshot is taken between two training steps, which costs a copy to the CPU; writing it may go on in another thread
-while the training does. Processes that train together all have the same state: each computes a checksum of it, and only
-the first one keeps a copy.
+Processes that train together all have the same state. Each computes a checksum of it, and only the first one writes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,42 +21,46 @@ MODEL_NAME = "model.safetensors"
 
 _CHUNK = 2**22  # elements of which a checksum is computed at a time; they take 32 bytes each meanwhile
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # an odd number whose multiples, modulo 2^64, are spread evenly
-_MODEL_KEYS = ("unet", "diffusion", "label_names", "training")  # the entries of the meta that a model file has
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Snapshot:
-    """A training as it was after a training step.
+    """A training state and its model.
 
     Attributes:
-        tensors: Those of the training state, by name.
+        tensors: Everything that a run is resumed from. Before `copied` they are the trainer's own, which the next
+            training step changes.
         meta: What the state says about itself.
+        config: What the model's file says about its model.
     """
 
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
+    config: dict[str, Any]
 
     @property
     def step(self) -> int:
-        """How many training steps had been taken."""
+        """How many training steps have been taken."""
         return self.meta["step"]
 
-    def copy(self) -> Snapshot:
-        """One that does not change as the training goes on, with its tensors on the CPU.
+    @property
+    def nbytes(self) -> int:
+        """The size of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
 
-        From a GPU they are copied to pinned memory, all at once, and the copies are waited for.
+    def copied(self) -> Snapshot:
+        """The same in memory of its own, on the CPU, laid out as the file has it. The training may go on then.
+
+        From a GPU all copies are under way at once, to pinned memory, and then waited for.
         """
-        copies = {name: _place_for(tensor) for name, tensor in self.tensors.items()}
-        for name, tensor in self.tensors.items():
-            copies[name].copy_(tensor.detach(), non_blocking=True)
+        plain = {name: _copy(tensor) for name, tensor in self.tensors.items()}
         for device in {tensor.device for tensor in self.tensors.values() if tensor.device.type == "cuda"}:
             torch.cuda.current_stream(device).synchronize()
-        return Snapshot(copies, self.meta)
+        return replace(self, tensors=plain)
 
     def write(self, folder: Path) -> Path:
-        """Write the training state, and the averaged weights as model.safetensors. Then remove all but the newest
-        states.
+        """Write the training state and the model. Then remove all but the newest states.
 
         Returns:
             The path of the training state.
@@ -66,20 +68,25 @@ class Snapshot:
         Raises:
             InputError: If they cannot be written.
         """
+        path = self.write_state(folder)
+        self.write_model(folder)
+        return path
+
+    def write_state(self, folder: Path) -> Path:
+        """Write the training state. Returns its path. Raises InputError if it cannot be written."""
         path = checkpoint.checkpoint_path(folder, self.step)
         checkpoint.save_training(path, self.tensors, self.meta)
-        self.write_model(folder)
-        checkpoint.prune_checkpoints(folder, KEEP_CHECKPOINTS)
         return path
 
     def write_model(self, folder: Path) -> None:
-        """Write the averaged weights as model.safetensors. Raises InputError if they cannot be written."""
-        config = {key: self.meta[key] for key in _MODEL_KEYS}
-        checkpoint.save_model(folder / MODEL_NAME, self.averages(), config)
+        """Write the averaged weights as model.safetensors, and remove all but the newest states.
 
-    def averages(self) -> dict[str, Tensor]:
-        """The averaged weights, by name."""
-        return checkpoint.take_prefix("ema.", self.tensors)
+        Raises:
+            InputError: If they cannot be written.
+        """
+        averages = checkpoint.take_prefix("ema.", self.tensors)
+        checkpoint.save_model(folder / MODEL_NAME, averages, self.config)
+        checkpoint.prune_checkpoints(folder, KEEP_CHECKPOINTS)
 
     def check_finite(self) -> None:
         """Raises NonFiniteLoss if a weight, or the average of one, is not finite."""
@@ -111,7 +118,7 @@ def checksum(tensors: Mapping[str, Tensor]) -> int:
     return int(total)
 
 
-def _place_for(tensor: Tensor) -> Tensor:
-    """Memory on the CPU for a copy of a tensor."""
+def _copy(tensor: Tensor) -> Tensor:
     is_away = tensor.device.type == "cuda"
-    return torch.empty_like(tensor, device="cpu", requires_grad=False, pin_memory=is_away)
+    place = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=is_away)
+    return place.copy_(tensor.detach(), non_blocking=True)
