@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ddpm_fast.commands import preparing
 from ddpm_fast.commands.common import App, console, path_option, plain_errors, say_written
+from ddpm_fast.commands.selecting import ImageColumnOption, LabelColumnOption, SplitOption, SubsetOption
 from ddpm_fast.commands.stopping import Stopped, Stopping, stop_signals
 from ddpm_fast.commands.training_log import PLAIN_REPORT_SECONDS, duration, say, warn
 from ddpm_fast.data import StoredDataset, open_dataset
@@ -49,14 +50,10 @@ def main(
         bool, typer.Option("--classes", help="the sub-folders of the first level are the classes")
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="stop at a broken image instead of leaving it out")] = False,
-    split: Annotated[str | None, typer.Option(help="hf: the split, such as train or train[:10%]")] = None,
-    subset: Annotated[str | None, typer.Option(help="hf: the name of the configuration")] = None,
-    image_column: Annotated[
-        str | None, typer.Option(help="the column of the images; of tar shards, their suffix, such as jpg")
-    ] = None,
-    label_column: Annotated[
-        str | None, typer.Option(help="the column of the classes; of tar shards, the entry of the .json")
-    ] = None,
+    split: SplitOption = None,
+    subset: SubsetOption = None,
+    image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
     verify: Annotated[bool, typer.Option("--verify", help="compare the files of --out with their checksums")] = False,
 ) -> None:
     """Decode images once, into files that training maps into memory: --data OUT then needs no decoding."""
