@@ -18,6 +18,8 @@ from ddpm_fast.data.pixels import run_parallel
 from ddpm_fast.data.raster import NAMES, SUFFIXES, looks_like_picture
 from ddpm_fast.errors import InputError, printable
 
+# Names with a leading dot belong to other programs: macOS writes a "._x.jpg" for every x.jpg.
+_HIDDEN = re.compile(r"(?:^|/)(?:\.|__MACOSX(?:/|$))")
 _NO_SUFFIX = "without a suffix"
 _KINDS_NAMED = 5
 _REMEDY = "leave the images as they are while they are read, and start again"
@@ -49,11 +51,6 @@ def say_ignored(ignored: Counter[str]) -> str:
 def _kind(name: str) -> str:
     suffix = posixpath.splitext(name.lower())[1]
     return suffix if len(suffix) <= 12 else "with a long suffix"
-
-
-def _is_hidden(name: str) -> bool:
-    # Names with a leading dot belong to other programs: macOS writes a "._x.jpg" for every x.jpg.
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
 def _is_loop(parent: str, child: str) -> bool:
@@ -157,17 +154,21 @@ def choose_pictures(
     Raises:
         InputError: If there is none.
     """
-    shown = [i for i, name in enumerate(names) if not _is_hidden(name)]
-    unnamed = [i for i in shown if not _kind(names[i])]
-    looks = run_parallel(lambda k: _looks_like_picture(peek, unnamed[k]), len(unnamed))
-    found = {i for i, yes in zip(unnamed, looks, strict=True) if yes}
-    chosen, others = [], ignored.copy()
-    for i in shown:
-        if i in found or names[i].lower().endswith(SUFFIXES):
+    chosen, unnamed, others = [], [], +ignored  # without those of which there are none
+    for i, name in enumerate(names):
+        if _HIDDEN.search(name):
+            continue
+        if name.lower().endswith(SUFFIXES):
             chosen.append(i)
+        elif kind := _kind(name):
+            others[kind] += 1
         else:
-            others[_kind(names[i]) or _NO_SUFFIX] += 1
-    others = +others  # without those of which there are none
+            unnamed.append(i)
+    looks = run_parallel(lambda k: _looks_like_picture(peek, unnamed[k]), len(unnamed))
+    found = [i for i, yes in zip(unnamed, looks, strict=True) if yes]
+    if len(found) < len(unnamed):
+        others[_NO_SUFFIX] = len(unnamed) - len(found)
+    chosen += found
     if not chosen:
         raise InputError(
             f"no images in the {where} ({say_ignored(others)}); looked for {NAMES}, in files without a suffix or "
