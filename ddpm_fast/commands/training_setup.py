@@ -3,30 +3,137 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.markup import escape
 from rich.progress import Progress
 
+from ddpm_fast.commands import resuming
 from ddpm_fast.commands.common import console
 from ddpm_fast.commands.precision import automatic_precision, choose_dtype
 from ddpm_fast.commands.profiling import check_profile
+from ddpm_fast.commands.resuming import Options, State
+from ddpm_fast.commands.selecting import selection_of
 from ddpm_fast.commands.stopping import Stopping
+from ddpm_fast.commands.together import in_all, in_first
 from ddpm_fast.commands.training_log import say, warn
-from ddpm_fast.data import BUILTIN, ImageSet, open_dataset
+from ddpm_fast.data import BUILTIN, HUGGING_FACE, ImageSet, open_dataset
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
-from ddpm_fast.loops.training import TrainConfig, Trainer
+from ddpm_fast.loops.distributed import of_each_process, of_first_process, rank, world_size
+from ddpm_fast.loops.snapshot import MODEL_NAME
+from ddpm_fast.loops.train_config import TrainConfig, divided
+from ddpm_fast.loops.training import Trainer
+from ddpm_fast.loops.training_state import check_network
 from ddpm_fast.nn import UNetConfig
+from ddpm_fast.nn.unet import norm_groups
 from ddpm_fast.objective import LEARNED_VARIANCES
 from ddpm_fast.schedule import SCHEDULES
 
 
+class Parts(NamedTuple):
+    """What a trainer is made of."""
+
+    network: UNetConfig
+    diffusion: GaussianDiffusion
+    config: TrainConfig
+    dataset: ImageSet
+
+
+def prepare(options: Options, device: torch.device, stopping: Stopping) -> tuple[Trainer, State | None]:
+    """The trainer, ready for its next step, and the state that it was resumed from.
+
+    Where several processes train together, the first one decides what is a choice, and all go on or none.
+    """
+    arguments = options.arguments
+    state = in_first(lambda: resuming.find_state(options.out, arguments))
+    changes = in_all(lambda: _settle(options, state))
+    if arguments["precision"] == "auto":
+        arguments["precision"] = of_first_process(automatic_precision(device))
+    in_all(lambda: choose(arguments, device))
+    parts, differing = in_all(lambda: _make_parts(arguments, state, stopping))
+    found = of_each_process((len(parts.dataset), parts.dataset.digest if world_size() > 1 else ""))
+    in_all(lambda: check_same_images(found))
+    # Making it waits for other processes, so that only what goes wrong in all of them can be told by one.
+    trainer = in_all(lambda: _make_trainer(parts, arguments, device), InputError)
+    if state is not None:
+        _resume(trainer, state, options.out, changes | differing)
+    say(escape(description(trainer)))
+    return trainer, state
+
+
+def _resume(trainer: Trainer, state: State, out: Path, changes: dict[str, list[Any]]) -> None:
+    """Continue from a state, and say so. changes: What differs from here on, by name."""
+    in_all(lambda: trainer.load(state.path))
+    say(f"Resuming at step {trainer.step} from {escape(str(state.path))}")
+    resuming.compare_machine(state.meta, trainer)
+    if changes:
+        trainer.history.append({"step": trainer.step, **changes})
+        told = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changes.items())
+        say(f"Changed from here on: {escape(told)}")
+    if in_first(lambda: trainer.complete(out)):
+        say(f"{MODEL_NAME} was missing, damaged or of another step, and is written again")
+
+
+def _settle(options: Options, state: State | None) -> dict[str, list[Any]]:
+    """Check the options, which become those of the run that is resumed. Returns what is changed on purpose."""
+    arguments = options.arguments
+    if rank() > 0:
+        arguments["profile"] = None
+    changes = resuming.adopt(options, state) if state is not None else {}
+    check(arguments)
+    return changes
+
+
+def _make_parts(arguments: dict[str, Any], state: State | None, stopping: Stopping) -> tuple[Parts, dict[str, Any]]:
+    """Load the images and make what is trained on them.
+
+    Returns:
+        The parts, and what differs from the images that the run was trained on until here.
+    """
+    diffusion, config = make_diffusion(arguments), make_config(arguments)
+    divided(config, world_size())
+    # A run that is older than reading on demand had all images in memory, without those that were broken.
+    in_memory = True if state is not None and "order" not in state.meta["training"] else None
+    dataset = load_images(arguments, stopping, in_memory)
+    differing: dict[str, Any] = {}
+    if state is not None:
+        dataset, differing = resuming.match_data(dataset, state, arguments["new_data"])
+    network = make_network(arguments, dataset, diffusion)
+    if state is not None:
+        check_network(state.path, state.meta, network)  # before it is built
+    return Parts(network, diffusion, config, dataset), differing
+
+
+def _make_trainer(parts: Parts, arguments: dict[str, Any], device: torch.device) -> Trainer:
+    return Trainer(
+        parts.network,
+        parts.diffusion,
+        parts.config,
+        parts.dataset,
+        device,
+        arguments["cuda_graph"],
+        arguments["compile"],
+        arguments["grad_checkpoint"],
+    )
+
+
+def check_same_images(found: Sequence[tuple[int, str]]) -> None:
+    """Raises InputError unless all processes have the same images. found: The count and digest of each."""
+    for number, (count, digest) in enumerate(found):
+        if (count, digest) != found[0]:
+            what = f"{count} images instead of {found[0][0]}"
+            if count == found[0][0]:
+                what = f"images and labels with the digest {digest[:12]} instead of {found[0][1][:12]}"
+            raise InputError(f"rank {number} has {what}, which rank 0 has: give all ranks the same images as --data")
+
+
 def absolute(data: str) -> str:
     """The path of the images from wherever the run will be resumed, or the name of a built-in set."""
-    return data if data in BUILTIN else str(Path(data).absolute())
+    return data if data in BUILTIN or data.startswith(HUGGING_FACE) else str(Path(data).absolute())
 
 
 def check(arguments: dict[str, Any]) -> None:
@@ -36,6 +143,11 @@ def check(arguments: dict[str, Any]) -> None:
     for name, least in (("steps", 1), ("log_every", 1), ("save_every", 1), ("sample_every", 0)):
         if arguments[name] < least:
             raise InputError(f"--{name.replace('_', '-')} is {arguments[name]}; expected at least {least}")
+    if arguments["lr_schedule"] == "cosine" and arguments["steps"] > (arguments["lr_steps"] or arguments["steps"]):
+        raise InputError(
+            f"--steps is {arguments['steps']}, and the learning rate has fallen to 0 at --lr-steps "
+            f"{arguments['lr_steps']}: give a larger --lr-steps (of a run that goes on, with --change)"
+        )
     check_profile(arguments["profile"])
     integers(arguments["channel_mult"], "--channel-mult")
     integers(arguments["attention"], "--attention")
@@ -46,11 +158,11 @@ def check(arguments: dict[str, Any]) -> None:
 def choose(arguments: dict[str, Any], device: torch.device) -> None:
     """Replace the arguments whose default depends on others or on the machine by what is chosen.
 
-    They are stored so, because a run that is resumed elsewhere must not change its arithmetic.
+    They are stored so, because a run that is resumed elsewhere, or later, must not change its arithmetic.
     """
-    if arguments["precision"] == "auto":
-        arguments["precision"] = automatic_precision(device)
     choose_dtype(arguments["precision"], device)  # which refuses what is unknown
+    if arguments["lr_schedule"] == "cosine" and arguments["lr_steps"] is None:
+        arguments["lr_steps"] = arguments["steps"]
     learned = arguments["variance"] in LEARNED_VARIANCES
     arguments["loss"] = arguments["loss"] or ("hybrid" if learned else "simple")
 
@@ -80,6 +192,7 @@ def load_images(arguments: dict[str, Any], stopping: Stopping, in_memory: bool |
             classes=bool(arguments["classes"]),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
             in_memory=False if arguments["crop"] == "random" else in_memory,
+            selection=selection_of(arguments),
         )
     for warning in caught:
         warn(str(warning.message))
@@ -113,6 +226,10 @@ def make_config(arguments: dict[str, Any]) -> TrainConfig:
         timestep_sampling=arguments["timestep_sampling"],
         seed=arguments["seed"],
         precision=arguments["precision"],
+        micro_batch=arguments["micro_batch"],
+        lr_schedule=arguments["lr_schedule"],
+        lr_steps=arguments["lr_steps"],
+        betas=(arguments["beta1"], arguments["beta2"]),
     )
 
 
@@ -140,11 +257,6 @@ def integers(text: str, name: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise InputError(f"{name} is {text!r}; expected integers separated by commas, such as 1,2,4") from None
-
-
-def norm_groups(channels: int) -> int:
-    """The largest number of groups, up to the usual 32, that divides the channels and leaves at least four in each."""
-    return next((groups for groups in range(32, 0, -1) if channels % groups == 0 and channels >= 4 * groups), 1)
 
 
 def description(trainer: Trainer) -> str:

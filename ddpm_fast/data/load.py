@@ -5,6 +5,7 @@ The tensor is uint8 because the fused ops cast and normalise while they add nois
 the memory and another pass over the data.
 """
 
+import math
 import os
 import stat
 import warnings
@@ -16,17 +17,21 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ddpm_fast.data.archive import list_zip
 from ddpm_fast.data.arrays import read_arrays
 from ddpm_fast.data.bounds import open_regular
+from ddpm_fast.data.cache import Cache
+from ddpm_fast.data.cache_index import is_prepared
 from ddpm_fast.data.dataset import Dataset
-from ddpm_fast.data.files import Listing, class_labels, list_folder, say_ignored
+from ddpm_fast.data.files import Listing, class_labels, say_ignored
 from ddpm_fast.data.imageset import ImageSet
 from ddpm_fast.data.index import Entry, Index
+from ddpm_fast.data.listing import list_pictures, stands_for_files
 from ddpm_fast.data.picturesource import PictureSource, spread
 from ddpm_fast.data.reading import mean_area, read_pictures
+from ddpm_fast.data.selection import Selection
+from ddpm_fast.data.source import Source
 from ddpm_fast.data.stored import StoredDataset
-from ddpm_fast.errors import InputError, check_integer
+from ddpm_fast.errors import InputError, check_integer, printable
 
 BUILTIN = ("emoji32", "mnist5k")
 IN_MEMORY = 256 << 20  # bytes of pixels: larger sets are read on demand
@@ -80,6 +85,7 @@ def open_dataset(
     strict: bool = False,
     progress: Callable[[int, int], object] | None = None,
     in_memory: bool | None = None,
+    selection: Selection | None = None,
 ) -> ImageSet:
     """Load images into memory if they are few, and otherwise read each one from the disk when it is needed.
 
@@ -90,6 +96,7 @@ def open_dataset(
 
     Args:
         in_memory: Whether to load all into memory. By default, sets of up to 256 MiB of pixels are.
+        selection: Which split and columns to take of a source that has such.
 
     Returns:
         A `Dataset` in memory, or a `StoredDataset`.
@@ -98,18 +105,23 @@ def open_dataset(
     channels = None if channels is None else check_integer("channels", channels, 1)
     builtin = str(source) in BUILTIN
     path = _BUILTIN_FOLDER / f"{source}.npz" if builtin else Path(os.path.expanduser(source))
-    is_folder = _is_folder(path, source)
-    name = str(source) if builtin else path.resolve().name
-
-    suffix = path.suffix.lower()
-    if is_folder or suffix == ".zip":
+    text = os.path.expanduser(source)
+    if stands_for_files(text):
+        name = text
+    else:
+        _check_is_there(path, source)
+        name = str(source) if builtin else path.resolve().name
+    if not stands_for_files(text) and is_prepared(path):
+        return _from_source(Cache(path, name, image_size, channels), classes, strict, in_memory)
+    listing = list_pictures(str(path) if builtin else text, selection or Selection())
+    if listing is not None:
         if channels not in (None, 1, 3):
             raise InputError(f"image files can have 1 channel (grey) or 3 (RGB), got channels={channels}")
-        listing = list_folder(path) if is_folder else list_zip(path)
         return _from_files(listing, name, _Wanted(image_size, channels, classes, strict, in_memory), progress)
-    if suffix not in (".npz", ".npy"):
+    if path.suffix.lower() not in (".npz", ".npy"):
         raise InputError(
-            f"{path} is neither a folder, a .zip, an .npz nor an .npy; put the images into a folder and give that"
+            f"{path} is neither a folder, a .zip, a .tar, a .parquet, an .npz nor an .npy; put the images into a "
+            "folder and give that"
         )
     images, labels, label_names = read_arrays(path, image_size, channels, progress)
     if classes and labels is None:
@@ -117,8 +129,8 @@ def open_dataset(
     return _dataset(images, labels, label_names, name, [])
 
 
-def _is_folder(path: Path, source: str | os.PathLike) -> bool:
-    """Whether the path is a folder, or else a regular file; InputError if it is something else or not there."""
+def _check_is_there(path: Path, source: str | os.PathLike) -> None:
+    """Raises InputError if the path is neither that of a folder nor of a regular file."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a null byte
@@ -132,7 +144,6 @@ def _is_folder(path: Path, source: str | os.PathLike) -> bool:
             f"{source} is neither a folder nor a regular file, but a pipe, a socket or a device; save it as a file and "
             "give that"
         )
-    return stat.S_ISDIR(mode)
 
 
 def read_picture(path: Path, option: str, image_size: int | None = None) -> torch.Tensor:
@@ -176,8 +187,17 @@ def _from_files(
     listing: Listing, name: str, wanted: _Wanted, progress: Callable[[int, int], object] | None
 ) -> ImageSet:
     entries, size, channels, strict = listing.entries, wanted.image_size, wanted.channels, wanted.strict
-    labels, label_names = class_labels(entries) if wanted.classes else (None, None)
+    labels, label_names = listing.labels, listing.label_names
+    if labels is None and wanted.classes:
+        if listing.unlabelled:
+            raise InputError(
+                f"classes were asked for, but {printable(name)} has images without one, such as {listing.unlabelled}; "
+                "give each a class, or train without classes"
+            )
+        labels, label_names = class_labels(entries)
     notes = [f"ignored {say_ignored(listing.ignored)}"] if listing.ignored else []
+    if listing.unlabelled:
+        notes.append(f"some images have a class and some, such as {listing.unlabelled}, have none: no class is used")
     in_memory = _is_small(entries, size, channels) if wanted.in_memory is None else wanted.in_memory
     if not in_memory:
         _warn(notes, stacklevel=3)  # the caller of open_dataset
@@ -186,6 +206,19 @@ def _from_files(
     _warn(notes + read.notes, stacklevel=4)
     entries.close()
     return _dataset(read.images, None if labels is None else labels[read.kept], label_names, name, read.skipped)
+
+
+def _from_source(source: Source, classes: bool, strict: bool, in_memory: bool | None) -> ImageSet:
+    """Images that need no decoding, in memory if they are few."""
+    if classes and source.labels is None:
+        raise InputError(
+            f"classes were asked for, but {printable(source.name)} has none: prepare the images again with --classes"
+        )
+    stored = StoredDataset.of(source, strict)
+    if not (len(source) * math.prod(source.shape) <= IN_MEMORY if in_memory is None else in_memory):
+        return stored
+    images, labels = stored.batch(torch.arange(len(source)))
+    return Dataset(images, labels, source.label_names, source.name)
 
 
 def _is_small(entries: Index, image_size: int | None, channels: int | None) -> bool:

@@ -19,7 +19,7 @@ from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
 from ddpm_fast.loops import distributed
 from ddpm_fast.loops.running import train
-from ddpm_fast.loops.snapshot import MODEL_NAME, Snapshot
+from ddpm_fast.loops.snapshot import KEEP_CHECKPOINTS, MODEL_NAME, Snapshot
 from ddpm_fast.loops.train_config import TrainConfig
 from ddpm_fast.loops.training_state import check_network, check_tensors, machine, read_state, versions
 from ddpm_fast.loops.training_step import TrainingStep
@@ -130,7 +130,7 @@ class Trainer(TrainingStep):
             "step": self.step,
             "examples": self._first_example + self.step * self.config.batch_size,
             "arguments": arguments,
-            "machine": machine(self.device),
+            "machine": self.machine(),
             **config,
         }
         return Snapshot(tensors, meta, config)
@@ -182,6 +182,10 @@ class Trainer(TrainingStep):
         """End what reads images ahead. There are no training steps after that."""
         self._examples.close()
 
+    def machine(self) -> dict[str, Any]:
+        """What the bits of a training step depend on besides its config: kept in the training states."""
+        return {**machine(self.device), "ranks": distributed.world_size(), "micro_batch": self._share.size}
+
     def complete(self, folder: Path) -> bool:
         """Finish what a process that was killed after it had written the training state of this step left undone.
 
@@ -205,6 +209,7 @@ class Trainer(TrainingStep):
         same = same and config["training"]["steps"] == self.step
         if not same:
             self._state({}).write_model(folder)
+        checkpoint.prune_checkpoints(folder, KEEP_CHECKPOINTS)
         return not same
 
     def load(self, path: Path) -> None:
