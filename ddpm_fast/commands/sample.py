@@ -5,7 +5,6 @@ With --init-image it edits a picture instead (edit.py).
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -100,7 +99,7 @@ def main(
         str | None,
         path_option(
             "where the images go: a .png (a grid), an .npz, or a folder of PNGs, which the same command continues; if "
-            "not given samples.png, or samples-2.png and so on where that exists"
+            "not given samples.png (of a model of float data samples.npz), or samples-2.png and so on where that exists"
         ),
     ] = None,
     gif: Annotated[Path | None, path_option("also write an animation of the denoising: a .gif")] = None,
@@ -164,8 +163,9 @@ def main(
         )
         # Everything that can be wrong is found here, before the sampling.
         prepared = _prepare(edit, loaded, pictures, count, options)
-        target = str(unused_path(Path("samples.png"))) if out is None else out
-        _check_outputs(target, gif, loaded.model.config.in_channels)
+        name = "samples.png" if loaded.value_range is None else "samples.npz"
+        target = str(unused_path(Path(name))) if out is None else out
+        _check_outputs(target, gif, loaded)
         is_folder = images.output_kind(target) == "folder"
         if precision == "auto":
             before = recorded(target).get("precision") if is_folder else None
@@ -194,6 +194,7 @@ def main(
             # An animation and a comparison need all images.
             keeps_all=gif is not None or (edit is not None and edit.round_trip),
             continuable=edit is None or edit.continuable,
+            value_range=loaded.value_range,
         )
         with profiling(profile, torch_device, console.print) as drawing.after_row:
             x = job.run()
@@ -217,7 +218,7 @@ def _prepare(
 def _settings(loaded: checkpoint.LoadedModel, options: SamplingOptions, precision: str) -> dict[str, Any]:
     """All that an image depends on besides its sample id, its class, and the picture that it is an edit of."""
     return {
-        "model": hashlib.sha256(loaded.path.read_bytes()).hexdigest(),
+        "model": loaded.digest,
         "sampler": options.sampler,
         "steps": str(options.steps),
         "spacing": options.spacing,
@@ -249,13 +250,16 @@ def _choose_classes(
     return classes
 
 
-def _check_outputs(out: str, gif: Path | None, channels: int) -> None:
+def _check_outputs(out: str, gif: Path | None, loaded: checkpoint.LoadedModel) -> None:
     """Raises InputError for output files that could not be written."""
-    images.check_output(out, channels=channels)
+    channels = loaded.model.config.in_channels
+    images.check_output(out, channels, loaded.value_range)
     remove_leftovers(out if images.output_kind(out) == "folder" else Path(out).parent)  # of commands that were killed
     if gif is not None:
         if gif.suffix.lower() != ".gif":
             raise InputError(f"--gif is {gif}; expected a name ending in .gif")
+        if loaded.value_range is not None and channels not in (1, 3):
+            raise InputError(f"--gif shows 1 or 3 channels of floats, and this model has {channels}: leave --gif out")
         check_writable(gif)
 
 

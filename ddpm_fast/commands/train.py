@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from ddpm_fast.commands import resuming, training_setup
+from ddpm_fast.commands import fine_tuning, resuming, training_setup
 from ddpm_fast.commands.common import App, choose_device, path_option, plain_errors
 from ddpm_fast.commands.profiling import PROFILE_HELP
 from ddpm_fast.commands.stopping import Stopped, Stopping, stop_signals
@@ -48,6 +48,13 @@ def main(
         ),
     ] = None,
     strict: Annotated[bool, typer.Option(help="stop at a broken image file instead of skipping it")] = False,
+    layout: Annotated[str | None, typer.Option(help="of float arrays, if it cannot be told: NCHW or NHWC")] = None,
+    value_range: Annotated[
+        str | None,
+        typer.Option(
+            help="LOW,HIGH of float arrays, for all channels or each in turn: becomes [-1, 1]; measured if not given"
+        ),
+    ] = None,
     flip: Annotated[bool, typer.Option(help="mirror half of the images left-right")] = False,
     model_channels: Annotated[int, typer.Option(help="channels of the U-Net's first level")] = 64,
     channel_mult: Annotated[
@@ -109,6 +116,10 @@ def main(
         bool, typer.Option(help="call the network through torch.compile: may pay for long runs")
     ] = False,
     profile: Annotated[str | None, path_option(PROFILE_HELP)] = None,
+    init_from: Annotated[
+        str | None,
+        path_option("begin with a model's weights: a shipped name, a file or a run's folder; the network follows it"),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue from the newest checkpoint in --out")] = False,
     auto_resume: Annotated[
         bool,
@@ -129,6 +140,7 @@ def main(
 ) -> None:
     """Train a diffusion model on your images."""
     arguments = {**context.params, "out": str(out), "data": data and training_setup.absolute(data)}
+    arguments["init_from"] = init_from and fine_tuning.stored_name(init_from)
     with (
         plain_errors(),
         stop_signals("stopping, before the first step", lambda: "aborted, before the first step") as stopping,
@@ -153,15 +165,19 @@ def _prepare(options: resuming.Options, stopping: Stopping) -> tuple[Trainer, re
     training_setup.check(arguments)
     device = choose_device(arguments["device"])
     training_setup.choose(arguments, device)
-    diffusion, config = training_setup.make_diffusion(arguments), training_setup.make_config(arguments)
-    dataset = training_setup.load_images(arguments, stopping)
+    begun = fine_tuning.begin(options, state)
+    diffusion = begun.diffusion if begun is not None else training_setup.make_diffusion(arguments)
+    config = training_setup.make_config(arguments)
+    dataset = training_setup.load_images(arguments, stopping, resuming.value_range(state))
     if state is not None:
         dataset, differing = resuming.match_data(dataset, state, arguments["new_data"])
         changes |= differing
-    network = training_setup.make_network(arguments, dataset, diffusion)
+    network = training_setup.make_network(arguments, dataset, diffusion, begun and begun.network)
     if state is not None:
         check_network(state.path, state.meta, network)  # before it is built
     trainer = Trainer(network, diffusion, config, dataset, device, arguments["cuda_graph"], arguments["compile"])
+    if begun is not None and begun.loaded is not None:
+        fine_tuning.load_weights(trainer, begun.loaded)
     if state is not None:
         trainer.load(state.path)
         say(f"Resuming at step {trainer.step} from {escape(str(state.path))}")

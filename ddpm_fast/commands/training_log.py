@@ -164,7 +164,7 @@ class TrainingLog:
         path = self._out / f"samples-{trainer.step:08d}.png"
         try:
             prepared, columns = self._prepare_grid()
-            x = gather(prepared.batches(check), prepared)
+            x = images.shown_channels(gather(prepared.batches(check), prepared), trainer.dataset.value_range)
             images.save_grid(path, x, columns=columns)
         except Stopped:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from ddpm_fast.commands.precision import automatic_precision, choose_dtype
 from ddpm_fast.commands.profiling import check_profile
 from ddpm_fast.commands.stopping import Stopping
 from ddpm_fast.commands.training_log import say, warn
-from ddpm_fast.data import BUILTIN, Dataset, load_dataset
+from ddpm_fast.data import BUILTIN, FloatOptions, ImageSet, open_dataset
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.loops.training import TrainConfig, Trainer
 from ddpm_fast.nn import UNetConfig
 from ddpm_fast.objective import LEARNED_VARIANCES
 from ddpm_fast.schedule import SCHEDULES
+from ddpm_fast.values import ValueRange, parse_range
 
 
 def absolute(data: str) -> str:
@@ -39,7 +41,8 @@ def check(arguments: dict[str, Any]) -> None:
     check_profile(arguments["profile"])
     integers(arguments["channel_mult"], "--channel-mult")
     integers(arguments["attention"], "--attention")
-    if arguments["schedule"] not in SCHEDULES:
+    # A run that began with a model may have that model's own list of betas.
+    if arguments["schedule"] not in SCHEDULES and not (arguments["init_from"] and arguments["schedule"] == "betas"):
         raise InputError(f"schedule {arguments['schedule']!r} is unknown; there are {', '.join(SCHEDULES)}")
 
 
@@ -55,8 +58,15 @@ def choose(arguments: dict[str, Any], device: torch.device) -> None:
     arguments["loss"] = arguments["loss"] or ("hybrid" if learned else "simple")
 
 
-def load_images(arguments: dict[str, Any], stopping: Stopping) -> Dataset:
-    """The dataset. Files that were skipped are shown as warnings. A signal raises Stopped."""
+def load_images(arguments: dict[str, Any], stopping: Stopping, value_range: ValueRange | None = None) -> ImageSet:
+    """The dataset. Files that were skipped are shown as warnings. A signal raises Stopped.
+
+    Args:
+        arguments: The command's.
+        stopping: What hears the signals.
+        value_range: That of the run which is resumed; None where the arguments say it, or nobody.
+    """
+    given = None if arguments["value_range"] is None else parse_range(arguments["value_range"])
     if not console.is_terminal:
         say(f"Loading images from {escape(arguments['data'])}")
     with (
@@ -66,12 +76,13 @@ def load_images(arguments: dict[str, Any], stopping: Stopping) -> Dataset:
     ):
         warnings.simplefilter("always")
         task = bar.add_task("loading images")
-        dataset = load_dataset(
+        dataset = open_dataset(
             arguments["data"],
             image_size=arguments["image_size"],
             channels=arguments["channels"],
             strict=arguments["strict"],
             classes=bool(arguments["classes"]),
+            floats=FloatOptions(arguments["layout"], given if value_range is None else value_range.ends),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     for warning in caught:
@@ -108,8 +119,20 @@ def make_config(arguments: dict[str, Any]) -> TrainConfig:
     )
 
 
-def make_network(arguments: dict[str, Any], dataset: Dataset, diffusion: GaussianDiffusion) -> UNetConfig:
-    """The network that the arguments ask for, for these images."""
+def make_network(
+    arguments: dict[str, Any], dataset: ImageSet, diffusion: GaussianDiffusion, begun_with: UNetConfig | None = None
+) -> UNetConfig:
+    """The network that the arguments ask for, for these images.
+
+    Args:
+        arguments: The command's.
+        dataset: The images.
+        diffusion: What it is trained for.
+        begun_with: The network of the model that the run began with; None: there was none.
+    """
+    num_classes = 0 if arguments["classes"] is False else dataset.num_classes or 0
+    if begun_with is not None:
+        return dataclasses.replace(begun_with, num_classes=num_classes, dropout=arguments["dropout"])
     return UNetConfig(
         image_size=dataset.square_side(),
         in_channels=dataset.shape[0],
@@ -119,7 +142,7 @@ def make_network(arguments: dict[str, Any], dataset: Dataset, diffusion: Gaussia
         attention_resolutions=integers(arguments["attention"], "--attention"),
         num_heads=arguments["num_heads"],
         dropout=arguments["dropout"],
-        num_classes=0 if arguments["classes"] is False else dataset.num_classes or 0,
+        num_classes=num_classes,
         scale_shift=arguments["scale_shift"],
         norm_groups=norm_groups(arguments["model_channels"]),
         learned_variance=diffusion.objective.learned,
@@ -143,8 +166,9 @@ def description(trainer: Trainer) -> str:
     """A line that says what is trained, on what."""
     dataset, classes = trainer.dataset, trainer.model.config.num_classes
     parameters = sum(p.numel() for p in trainer.model.parameters())
+    values = "" if dataset.value_range is None else f" (floats {dataset.value_range.layout}, {dataset.value_range})"
     return (
-        f"{len(dataset)} images {'x'.join(map(str, dataset.shape))} from {dataset.name}"
+        f"{len(dataset)} images {'x'.join(map(str, dataset.shape))} from {dataset.name}{values}"
         f"{f', {classes} classes' if classes else ''}; "
         f"{parameters / 1e6:.2f}M parameters; {trainer.config.precision} on {trainer.device}"
     )

@@ -9,6 +9,7 @@ training example.
 from ddpm_fast.data.dataset import Dataset
 from ddpm_fast.data.examples import Examples
 from ddpm_fast.data.files import natural_key
+from ddpm_fast.data.floats import FloatOptions
 from ddpm_fast.data.imageset import ImageSet
 from ddpm_fast.data.load import BUILTIN, load_dataset, open_dataset, read_picture
 from ddpm_fast.data.order import batch_indices, flip_mask
@@ -19,6 +20,7 @@ __all__ = [
     "BUILTIN",
     "Dataset",
     "Examples",
+    "FloatOptions",
     "ImageSet",
     "Source",
     "StoredDataset",

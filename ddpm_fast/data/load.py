@@ -5,10 +5,12 @@ The tensor is uint8 because the fused ops cast and normalise while they add nois
 the memory and another pass over the data.
 """
 
+import math
 import os
 import stat
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,10 +19,11 @@ import numpy as np
 import torch
 
 from ddpm_fast.data.archive import list_zip
-from ddpm_fast.data.arrays import read_arrays
+from ddpm_fast.data.arrays import open_array_source
 from ddpm_fast.data.bounds import open_regular
 from ddpm_fast.data.dataset import Dataset
 from ddpm_fast.data.files import Listing, class_labels, list_folder, say_ignored
+from ddpm_fast.data.floats import MEASURED, FloatOptions
 from ddpm_fast.data.imageset import ImageSet
 from ddpm_fast.data.index import Entry, Index
 from ddpm_fast.data.picturesource import PictureSource, spread
@@ -41,6 +44,7 @@ def load_dataset(
     classes: bool = False,
     strict: bool = False,
     progress: Callable[[int, int], object] | None = None,
+    floats: FloatOptions = MEASURED,
 ) -> Dataset:
     """Load images into memory. `open_dataset` reads large sets on demand.
 
@@ -54,6 +58,7 @@ def load_dataset(
         source: A built-in set ("emoji32" or "mnist5k"; write ./mnist5k for a folder of that name), a folder of
             images with its sub-folders, a .zip of them, an .npz with uint8 `images` [N, H, W] or [N, H, W, C] and
             optionally `labels` [N] and `label_names`, or an .npy of such images. A ~ at its start is the home folder.
+            Float data is an .npz or .npy of float32, float16 or float64 [N, C, H, W], [N, H, W, C] or [N, H, W].
         image_size: The side of the square to make: the shorter side is scaled to it, and the middle is cut out.
             Without it images keep their size, which must then be the same for all.
         channels: 1 (grey) or 3 (RGB). By default, files become 1 if all of them are grey and 3 otherwise, and arrays
@@ -63,11 +68,12 @@ def load_dataset(
         strict: Whether a broken file raises an InputError that names it. Otherwise it is skipped and listed in
             `Dataset.skipped`, and a warning names the first three.
         progress: Called as progress(done, total) while pictures are decoded or resized.
+        floats: The layout and the range of float arrays, where they are not to be found out.
 
     Raises:
         InputError: For anything else. The message says what was found, what was expected and what to do.
     """
-    opened = open_dataset(source, image_size, channels, classes, strict, progress, in_memory=True)
+    opened = open_dataset(source, image_size, channels, classes, strict, progress, in_memory=True, floats=floats)
     assert isinstance(opened, Dataset)
     return opened
 
@@ -80,6 +86,7 @@ def open_dataset(
     strict: bool = False,
     progress: Callable[[int, int], object] | None = None,
     in_memory: bool | None = None,
+    floats: FloatOptions = MEASURED,
 ) -> ImageSet:
     """Load images into memory if they are few, and otherwise read each one from the disk when it is needed.
 
@@ -111,10 +118,7 @@ def open_dataset(
         raise InputError(
             f"{path} is neither a folder, a .zip, an .npz nor an .npy; put the images into a folder and give that"
         )
-    images, labels, label_names = read_arrays(path, image_size, channels, progress)
-    if classes and labels is None:
-        raise InputError(f"classes were asked for, but {path} has no labels; save `labels` in an .npz too")
-    return _dataset(images, labels, label_names, name, [])
+    return _from_arrays(path, name, _Wanted(image_size, channels, classes, strict, in_memory), floats, progress)
 
 
 def _is_folder(path: Path, source: str | os.PathLike) -> bool:
@@ -186,6 +190,25 @@ def _from_files(
     _warn(notes + read.notes, stacklevel=4)
     entries.close()
     return _dataset(read.images, None if labels is None else labels[read.kept], label_names, name, read.skipped)
+
+
+def _from_arrays(
+    path: Path,
+    name: str,
+    wanted: _Wanted,
+    floats: FloatOptions,
+    progress: Callable[[int, int], object] | None,
+) -> ImageSet:
+    opened, notes = open_array_source(path, name, wanted.image_size, wanted.channels, floats, progress)
+    if wanted.classes and opened.labels is None:
+        raise InputError(f"classes were asked for, but {path} has no labels; save `labels` in an .npz too")
+    _warn(notes, stacklevel=3)  # the caller of open_dataset
+    size = len(opened) * math.prod(opened.shape) * opened.dtype.itemsize
+    in_memory = size <= IN_MEMORY if wanted.in_memory is None else wanted.in_memory
+    if not in_memory:
+        return StoredDataset.of(opened)
+    images = opened.read_all(progress)
+    return replace(_dataset(images, opened.labels, opened.label_names, name, []), value_range=opened.value_range)
 
 
 def _is_small(entries: Index, image_size: int | None, channels: int | None) -> bool:
