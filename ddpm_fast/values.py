@@ -70,7 +70,7 @@ class ValueRange:
         Raises:
             InputError: If these are no ranges, or those of another number of channels.
         """
-        numbers = list(ends)
+        numbers = [float(end) if isinstance(end, np.floating | np.integer) else end for end in ends]
         if len(numbers) not in (2, 2 * channels) or not all(map(_is_finite, numbers)):
             raise InputError(
                 f"value_range is {reprlib.repr(numbers)}, and the data has {channels} channels; expected a low and a "

@@ -21,6 +21,7 @@ from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files.checkpoint import LoadedModel, available_models, load_model
 from ddpm_fast.loops.training import Trainer
 from ddpm_fast.nn import UNetConfig
+from ddpm_fast.objective import LEARNED_VARIANCES
 from ddpm_fast.schedule import SCHEDULES
 
 _NAMED = 20  # of many classes, so many are named
@@ -97,9 +98,10 @@ def _adopt_network(options: Options, loaded: LoadedModel) -> None:
     arguments, network = options.arguments, loaded.model.config
     for name, value_of in _NETWORK.items():
         value = value_of(network)
+        shown = "none" if value == "" else value
         if name in options.given and _plain(name, arguments[name]) != _plain(name, value):
             raise InputError(
-                f"--{name.replace('_', '-')} is {arguments[name]}, and {loaded.path} has {value or 'none'}, which its "
+                f"--{name.replace('_', '-')} is {arguments[name]}, and {loaded.path} has {shown}, which its "
                 "weights are made for: leave the option out, or start without --init-from"
             )
         arguments[name] = value
@@ -130,19 +132,21 @@ def _choose_diffusion(options: Options, loaded: LoadedModel) -> GaussianDiffusio
     arguments |= {name: value for name, value in follows.items() if name not in changed}
     schedule = theirs.schedule
     if set(changed) & _SCHEDULE:
-        if arguments["schedule"] not in SCHEDULES or ("timesteps" in source and "schedule" not in changed):
+        if "schedule" in changed and arguments["schedule"] not in SCHEDULES:
+            raise InputError(f"schedule {arguments['schedule']!r} is unknown; there are {', '.join(SCHEDULES)}")
+        if "schedule" not in changed and (source["kind"] not in SCHEDULES or "timesteps" in source):
             raise InputError(
                 f"the noise schedule of {loaded.path} is a list of its own, which --timesteps and --zero-terminal-snr "
                 "cannot change: leave them out, or give --schedule too"
             )
         schedule = SCHEDULES[arguments["schedule"]](arguments["timesteps"])
         schedule = schedule.zero_terminal_snr() if arguments["zero_terminal_snr"] else schedule
-    diffusion = GaussianDiffusion(schedule, **(objective | {name: arguments[name] for name in _OBJECTIVE}))
-    if diffusion.objective.learned != theirs.objective.learned:
+    if (arguments["variance"] in LEARNED_VARIANCES) != theirs.objective.learned:
         raise InputError(
             f"--variance is {arguments['variance']}, and {loaded.path} has {theirs.objective.variance}: a network that "
             "learns the variance has other outputs than one that does not; leave the option out"
         )
+    diffusion = GaussianDiffusion(schedule, **(objective | {name: arguments[name] for name in _OBJECTIVE}))
     if told:
         say(f"Changed from the model: {escape(told)}")
     return diffusion

@@ -172,7 +172,7 @@ def _prepare(options: resuming.Options, stopping: Stopping) -> tuple[Trainer, re
     if state is not None:
         dataset, differing = resuming.match_data(dataset, state, arguments["new_data"])
         changes |= differing
-    network = training_setup.make_network(arguments, dataset, diffusion, begun and begun.network)
+    network = training_setup.make_network(arguments, dataset, diffusion, begun.network if begun else None)
     if state is not None:
         check_network(state.path, state.meta, network)  # before it is built
     trainer = Trainer(network, diffusion, config, dataset, device, arguments["cuda_graph"], arguments["compile"])
