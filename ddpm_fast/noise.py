@@ -8,12 +8,21 @@ multiplication, addition or square root.
     key     = seed, low word first
     counter = (element // 4, sample id low 32 bits, step, stream | sample id high 24 bits << 8)
     lane    = element % 4, where element is the logical NCHW index inside the sample
+
+A dropout mask has a stream of its own, DROPOUT, and 16 bits for each element, so that one counter serves eight. Its
+elements are counted as they lie in channels_last memory. The layer's number stands in the place of the step, because
+every training step has samples of its own already: training examples are numbered through.
+
+    element = pixel * C + channel, where pixel is the index over the trailing dimensions
+    counter = (element // 8, sample id low 32 bits, layer, stream | sample id high 24 bits << 8)
+    bits    = the lower (element even) or upper half of word element % 8 // 2
+    dropped = bits < round(share * 2^16); what is kept is divided by the share that is kept
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from itertools import count
 
@@ -38,6 +47,7 @@ class Stream(IntEnum):
     USER = 5  # q_sample and the losses when a user calls them
     KNOWN = 6  # eps that inpainting adds to the known pixels
     EVALUATION = 7  # eps of the variational bound
+    DROPOUT = 8  # which elements a network's layers drop in training
 
 
 @dataclass(frozen=True)
@@ -201,6 +211,14 @@ def random_words(key: NoiseKey, counters: int) -> Tensor:
         (key.seed & MASK32, key.seed >> 32 & MASK32),
     )
     return torch.stack(torch.broadcast_tensors(*words), dim=-1)
+
+
+def dropout_bits(key: NoiseKey, layer: int, elements: int) -> Tensor:
+    """16 random bits for each element of a layer's image: int64 [N, elements] in 0..65535, in the order of a dropout
+    mask. Of the key, seed and sample ids count."""
+    step = torch.full((), layer, dtype=torch.int64, device=key.seed.device)
+    words = random_words(replace(key, step=step, stream=Stream.DROPOUT), (elements + 7) // 8)
+    return torch.stack((words & 0xFFFF, words >> 16), dim=-1).flatten(1)[:, :elements]
 
 
 def uniform_integers(key: NoiseKey, high: int) -> Tensor:

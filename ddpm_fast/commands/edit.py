@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ddpm_fast.commands.drawing import Drawable
-from ddpm_fast.data import FloatOptions, load_dataset, read_picture
+from ddpm_fast.commands.labels import Turns
+from ddpm_fast.data import Selection, load_dataset, read_picture
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.checkpoint import LoadedModel
 from ddpm_fast.loops import editing
@@ -127,9 +128,9 @@ class Edit:
         """The number of images if --n is not given."""
         return MODES[self.mode] or len(pictures)
 
-    def check_others(self, sampler: str | None, guidance: float | None, n: int | None, labels: list | None) -> None:
+    def check_others(self, sampler: str | None, guidance: float | None, n: int | None, labels: Turns | None) -> None:
         """Raises InputError for options of plain sampling that this edit cannot have."""
-        if self.mode == "interpolation" and labels is not None and len(set(labels)) > 1:
+        if self.mode == "interpolation" and labels is not None and len(labels.distinct) > 1:
             raise InputError(
                 "--labels: an interpolation has one class for all images, or none: give one class, or none"
             )
@@ -223,7 +224,7 @@ def _read_values(path: Path, loaded: LoadedModel, value_range: ValueRange, optio
     if path.suffix.lower() not in (".npz", ".npy"):
         raise InputError(f"{option}: this model was trained on floats: give an .npz or .npy of them, not {path}")
     try:
-        dataset = load_dataset(path, floats=FloatOptions(value_range.layout, value_range.ends))
+        dataset = load_dataset(path, selection=Selection(layout=value_range.layout, value_range=value_range.ends))
     except InputError as error:
         raise InputError(f"{option}: {error}") from error
     if dataset.shape != (config.in_channels, config.image_size, config.image_size):

@@ -14,8 +14,9 @@ from PIL import Image
 
 from ddpm_fast.data.arrayfile import REMEDY, ArrayFile, Header, open_arrays, read_images, read_labels
 from ddpm_fast.data.bounds import allocating
-from ddpm_fast.data.floats import MEASURED, FloatOptions, FloatSource, open_floats
+from ddpm_fast.data.floats import FloatSource, open_floats
 from ddpm_fast.data.pixels import fit_square, run_parallel
+from ddpm_fast.data.selection import Selection
 from ddpm_fast.data.source import Window
 from ddpm_fast.errors import InputError
 
@@ -28,7 +29,7 @@ def open_array_source(
     name: str,
     image_size: int | None,
     channels: int | None,
-    floats: FloatOptions,
+    selection: Selection,
     progress: Callable[[int, int], object] | None,
 ) -> "tuple[ArraySource | FloatSource, list[str]]":
     """Open an .npz or .npy file.
@@ -38,7 +39,7 @@ def open_array_source(
         name: What to call the images.
         image_size: The side of the square to resize 8-bit images to; None keeps the stored size.
         channels: 1 or 3 to convert 8-bit images to grey or RGB; None keeps the stored channels.
-        floats: The layout and the range of floats.
+        selection: The layout and the range of floats.
         progress: Called as progress(done, total) while the range of floats is measured.
 
     Returns:
@@ -53,7 +54,7 @@ def open_array_source(
         is_float = file.headers["images"].dtype.kind == "f" and file.headers["images"].dtype.itemsize <= 8
         if not is_float:
             _check_images(file.headers["images"], path)
-            if floats != MEASURED:
+            if selection.is_of_floats:
                 raise InputError(
                     f"{path} has 8-bit images; a layout and a range of values (in training: --layout, --value-range) "
                     "are for floats: leave them out"
@@ -62,7 +63,7 @@ def open_array_source(
         stored = read_labels(file)
         labels, names = _check_labels(stored.get("labels"), stored.get("label_names"), path)
         if is_float:
-            source, notes = open_floats(file, labels, names, name, floats, progress)
+            source, notes = open_floats(file, labels, names, name, selection, progress)
             asked = (channels or source.shape[0], image_size or source.shape[1], image_size or source.shape[2])
             if asked != source.shape:
                 raise InputError(

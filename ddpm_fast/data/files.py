@@ -18,7 +18,7 @@ from ddpm_fast.data.pixels import run_parallel
 from ddpm_fast.data.raster import NAMES, SUFFIXES, looks_like_picture
 from ddpm_fast.errors import InputError, printable
 
-_NO_SUFFIX = "without a suffix"
+NO_SUFFIX = "without a suffix"
 _KINDS_NAMED = 5
 _REMEDY = "leave the images as they are while they are read, and start again"
 _UNKNOWN = -1  # the size of what is no regular file, or of a link that leads nowhere
@@ -30,10 +30,16 @@ class Listing(NamedTuple):
     Attributes:
         entries: The pictures, sorted by name.
         ignored: What the other files are, such as ".txt", and how many of each.
+        labels: The class number of each picture, int64 [n], if these are stored with the pictures; else None.
+        label_names: One name for each class, if the classes that are stored have names.
+        unlabelled: If some pictures have a class and some have none, so that `labels` is None: one that has none.
     """
 
     entries: Index
     ignored: Counter[str]
+    labels: np.ndarray | None = None
+    label_names: list[str] | None = None
+    unlabelled: str = ""
 
 
 def say_ignored(ignored: Counter[str]) -> str:
@@ -46,14 +52,16 @@ def say_ignored(ignored: Counter[str]) -> str:
     return f"{total} file{'s' if total != 1 else ''}" + (f": {', '.join(kinds)}" if kinds else "")
 
 
-def _kind(name: str) -> str:
+def kind_of(name: str) -> str:
+    """The suffix of a file's name, in lower case, to count files by."""
     suffix = posixpath.splitext(name.lower())[1]
     return suffix if len(suffix) <= 12 else "with a long suffix"
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a path, or a folder on it, is not meant to be seen."""
     # Names with a leading dot belong to other programs: macOS writes a "._x.jpg" for every x.jpg.
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    return name.startswith(".") or "/." in name or "__MACOSX" in name.split("/")
 
 
 def _is_loop(parent: str, child: str) -> bool:
@@ -157,8 +165,8 @@ def choose_pictures(
     Raises:
         InputError: If there is none.
     """
-    shown = [i for i, name in enumerate(names) if not _is_hidden(name)]
-    unnamed = [i for i in shown if not _kind(names[i])]
+    shown = [i for i, name in enumerate(names) if not is_hidden(name)]
+    unnamed = [i for i in shown if not kind_of(names[i])]
     looks = run_parallel(lambda k: _looks_like_picture(peek, unnamed[k]), len(unnamed))
     found = {i for i, yes in zip(unnamed, looks, strict=True) if yes}
     chosen, others = [], ignored.copy()
@@ -166,7 +174,7 @@ def choose_pictures(
         if i in found or names[i].lower().endswith(SUFFIXES):
             chosen.append(i)
         else:
-            others[_kind(names[i]) or _NO_SUFFIX] += 1
+            others[kind_of(names[i]) or NO_SUFFIX] += 1
     others = +others  # without those of which there are none
     if not chosen:
         raise InputError(
@@ -202,11 +210,13 @@ def class_labels(entries: Entries) -> tuple[np.ndarray, list[str]]:
     Raises:
         InputError: If a picture is in no sub-folder.
     """
-    outside, first_outside, found = 0, "", Counter[str]()
-    for entry in entries:
+    number: dict[str, int] = {}  # in the order in which they are found
+    outside, first_outside = 0, ""
+    labels = np.empty(len(entries), np.int64)
+    for i, entry in enumerate(entries):
         top, slash, _ = entry.name.partition("/")
         if slash:
-            found[top] += 1
+            labels[i] = number.setdefault(top, len(number))
         else:
             outside, first_outside = outside + 1, first_outside or entry.name
     if outside == len(entries):
@@ -219,7 +229,7 @@ def class_labels(entries: Entries) -> tuple[np.ndarray, list[str]]:
             f"{printable(first_outside)} is in no sub-folder, so it has no class ({outside} such images); move each "
             "into the sub-folder of its class, or train without classes"
         )
-    names = sorted(found, key=natural_key)
-    number = {name: i for i, name in enumerate(names)}
-    labels = np.fromiter((number[entry.name.partition("/")[0]] for entry in entries), np.int64, len(entries))
-    return labels, names
+    names = sorted(number, key=natural_key)
+    final = np.empty(len(names), np.int64)
+    final[[number[name] for name in names]] = np.arange(len(names))
+    return final[labels], names

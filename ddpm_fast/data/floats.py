@@ -7,35 +7,19 @@ where it can be mapped, and each image is checked and converted when it is read.
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from ddpm_fast.data.arrayfile import REMEDY, ArrayFile, Header, read_images
 from ddpm_fast.data.bounds import allocating
+from ddpm_fast.data.selection import Selection
 from ddpm_fast.errors import InputError
 from ddpm_fast.values import ValueRange
 
 _TO_NCHW = {"NCHW": (0, 1, 2, 3), "NHWC": (0, 3, 1, 2)}  # where an array has its images, channels, heights and widths
 _BLOCK = 1 << 20  # values that are looked at, or converted, at a time
 _ALWAYS_SCANNED = 1 << 30  # bytes of an array that is looked through even if its range is given
-
-
-class FloatOptions(NamedTuple):
-    """What is said of float arrays, and not found out.
-
-    Attributes:
-        layout: "NCHW" or "NHWC"; None tells it by the shape, of which only one of the two has squares.
-        value_range: What becomes [-1, 1]: a low and a high end for all channels, or for each in turn. Values beyond are
-            clipped. None measures each channel's smallest and largest value.
-    """
-
-    layout: str | None = None
-    value_range: Sequence[float] | None = None
-
-
-MEASURED = FloatOptions()
 
 
 class FloatSource:
@@ -178,7 +162,7 @@ def open_floats(
     labels: np.ndarray | None,
     label_names: list[str] | None,
     name: str,
-    options: FloatOptions,
+    selection: Selection,
     progress: Callable[[int, int], object] | None,
 ) -> tuple[FloatSource, list[str]]:
     """The float images of a file, mapped if they can be.
@@ -188,7 +172,7 @@ def open_floats(
         labels: Its labels, checked.
         label_names: The names of its classes.
         name: What to call the images.
-        options: The layout and the range.
+        selection: The layout and the range.
         progress: Called as progress(done, total) while the array is looked through.
 
     Returns:
@@ -199,9 +183,9 @@ def open_floats(
             and for a range that does not fit it.
     """
     header, path = file.headers["images"], file.path
-    layout = layout_of(header, options.layout, path)
+    layout = layout_of(header, selection.layout, path)
     channels = image_shape(header.shape, layout)[0]
-    given = None if options.value_range is None else ValueRange.given(options.value_range, channels, layout)
+    given = None if selection.value_range is None else ValueRange.given(selection.value_range, channels, layout)
     array = read_images(file)
     notes: list[str] = []
     if given is None or header.nbytes <= _ALWAYS_SCANNED:

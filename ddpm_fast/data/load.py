@@ -18,18 +18,18 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ddpm_fast.data.archive import list_zip
 from ddpm_fast.data.arrays import open_array_source
 from ddpm_fast.data.bounds import open_regular
 from ddpm_fast.data.dataset import Dataset
-from ddpm_fast.data.files import Listing, class_labels, list_folder, say_ignored
-from ddpm_fast.data.floats import MEASURED, FloatOptions
+from ddpm_fast.data.files import Listing, class_labels, say_ignored
 from ddpm_fast.data.imageset import ImageSet
 from ddpm_fast.data.index import Entry, Index
+from ddpm_fast.data.listing import list_pictures, stands_for_files
 from ddpm_fast.data.picturesource import PictureSource, spread
 from ddpm_fast.data.reading import mean_area, read_pictures
+from ddpm_fast.data.selection import Selection
 from ddpm_fast.data.stored import StoredDataset
-from ddpm_fast.errors import InputError, check_integer
+from ddpm_fast.errors import InputError, check_integer, printable
 
 BUILTIN = ("emoji32", "mnist5k")
 IN_MEMORY = 256 << 20  # bytes of pixels: larger sets are read on demand
@@ -44,7 +44,7 @@ def load_dataset(
     classes: bool = False,
     strict: bool = False,
     progress: Callable[[int, int], object] | None = None,
-    floats: FloatOptions = MEASURED,
+    selection: Selection | None = None,
 ) -> Dataset:
     """Load images into memory. `open_dataset` reads large sets on demand.
 
@@ -68,12 +68,12 @@ def load_dataset(
         strict: Whether a broken file raises an InputError that names it. Otherwise it is skipped and listed in
             `Dataset.skipped`, and a warning names the first three.
         progress: Called as progress(done, total) while pictures are decoded or resized.
-        floats: The layout and the range of float arrays, where they are not to be found out.
+        selection: What is said of the source besides its name.
 
     Raises:
         InputError: For anything else. The message says what was found, what was expected and what to do.
     """
-    opened = open_dataset(source, image_size, channels, classes, strict, progress, in_memory=True, floats=floats)
+    opened = open_dataset(source, image_size, channels, classes, strict, progress, True, selection)
     assert isinstance(opened, Dataset)
     return opened
 
@@ -86,7 +86,7 @@ def open_dataset(
     strict: bool = False,
     progress: Callable[[int, int], object] | None = None,
     in_memory: bool | None = None,
-    floats: FloatOptions = MEASURED,
+    selection: Selection | None = None,
 ) -> ImageSet:
     """Load images into memory if they are few, and otherwise read each one from the disk when it is needed.
 
@@ -97,6 +97,7 @@ def open_dataset(
 
     Args:
         in_memory: Whether to load all into memory. By default, sets of up to 256 MiB of pixels are.
+        selection: What is said of the source besides its name.
 
     Returns:
         A `Dataset` in memory, or a `StoredDataset`.
@@ -105,24 +106,33 @@ def open_dataset(
     channels = None if channels is None else check_integer("channels", channels, 1)
     builtin = str(source) in BUILTIN
     path = _BUILTIN_FOLDER / f"{source}.npz" if builtin else Path(os.path.expanduser(source))
-    is_folder = _is_folder(path, source)
-    name = str(source) if builtin else path.resolve().name
-
-    suffix = path.suffix.lower()
-    if is_folder or suffix == ".zip":
+    text = os.path.expanduser(source)
+    if stands_for_files(text):
+        name = text
+    else:
+        _check_is_there(path, source)
+        name = str(source) if builtin else path.resolve().name
+    selection = selection or Selection()
+    listing = list_pictures(str(path) if builtin else text, selection)
+    if listing is not None:
+        if selection.is_of_floats:
+            raise InputError(
+                f"{printable(name)} has pictures; a layout and a range of values (--layout and --value-range) are for "
+                "arrays of floats: leave them out"
+            )
         if channels not in (None, 1, 3):
             raise InputError(f"image files can have 1 channel (grey) or 3 (RGB), got channels={channels}")
-        listing = list_folder(path) if is_folder else list_zip(path)
         return _from_files(listing, name, _Wanted(image_size, channels, classes, strict, in_memory), progress)
-    if suffix not in (".npz", ".npy"):
+    if path.suffix.lower() not in (".npz", ".npy"):
         raise InputError(
-            f"{path} is neither a folder, a .zip, an .npz nor an .npy; put the images into a folder and give that"
+            f"{path} is neither a folder, a .zip, a .tar, a .parquet, an .npz nor an .npy; put the images into a "
+            "folder and give that"
         )
-    return _from_arrays(path, name, _Wanted(image_size, channels, classes, strict, in_memory), floats, progress)
+    return _from_arrays(path, name, _Wanted(image_size, channels, classes, strict, in_memory), selection, progress)
 
 
-def _is_folder(path: Path, source: str | os.PathLike) -> bool:
-    """Whether the path is a folder, or else a regular file; InputError if it is something else or not there."""
+def _check_is_there(path: Path, source: str | os.PathLike) -> None:
+    """Raises InputError if the path is neither that of a folder nor of a regular file."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a null byte
@@ -136,7 +146,6 @@ def _is_folder(path: Path, source: str | os.PathLike) -> bool:
             f"{source} is neither a folder nor a regular file, but a pipe, a socket or a device; save it as a file and "
             "give that"
         )
-    return stat.S_ISDIR(mode)
 
 
 def read_picture(path: Path, option: str, image_size: int | None = None) -> torch.Tensor:
@@ -180,8 +189,17 @@ def _from_files(
     listing: Listing, name: str, wanted: _Wanted, progress: Callable[[int, int], object] | None
 ) -> ImageSet:
     entries, size, channels, strict = listing.entries, wanted.image_size, wanted.channels, wanted.strict
-    labels, label_names = class_labels(entries) if wanted.classes else (None, None)
+    labels, label_names = listing.labels, listing.label_names
+    if labels is None and wanted.classes:
+        if listing.unlabelled:
+            raise InputError(
+                f"classes were asked for, but {printable(name)} has images without one, such as {listing.unlabelled}; "
+                "give each a class, or train without classes"
+            )
+        labels, label_names = class_labels(entries)
     notes = [f"ignored {say_ignored(listing.ignored)}"] if listing.ignored else []
+    if listing.unlabelled:
+        notes.append(f"some images have a class and some, such as {listing.unlabelled}, have none: no class is used")
     in_memory = _is_small(entries, size, channels) if wanted.in_memory is None else wanted.in_memory
     if not in_memory:
         _warn(notes, stacklevel=3)  # the caller of open_dataset
@@ -196,10 +214,10 @@ def _from_arrays(
     path: Path,
     name: str,
     wanted: _Wanted,
-    floats: FloatOptions,
+    selection: Selection,
     progress: Callable[[int, int], object] | None,
 ) -> ImageSet:
-    opened, notes = open_array_source(path, name, wanted.image_size, wanted.channels, floats, progress)
+    opened, notes = open_array_source(path, name, wanted.image_size, wanted.channels, selection, progress)
     if wanted.classes and opened.labels is None:
         raise InputError(f"classes were asked for, but {path} has no labels; save `labels` in an .npz too")
     _warn(notes, stacklevel=3)  # the caller of open_dataset

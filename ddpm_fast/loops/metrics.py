@@ -79,7 +79,7 @@ class Metrics:
         """
         if self._steps:
             losses, norms = zip(*self._steps, strict=True)
-            self._sent.append(_send(torch.stack([torch.stack(losses), torch.stack(norms)])))
+            self._sent.append(send(torch.stack([torch.stack(losses), torch.stack(norms)])))
             self._steps.clear()
         found = []
         # At most one sending is left for the next look, or a loop that is faster than the device would run ever further
@@ -113,7 +113,7 @@ class Metrics:
         )
 
 
-def _send(numbers: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+def send(numbers: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     """A copy on its way to the CPU, and the event after which it is there; None if it is there already."""
     if numbers.device.type != "cuda":
         return numbers.cpu(), None

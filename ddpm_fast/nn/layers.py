@@ -18,7 +18,8 @@ from ddpm_fast.nn.convolution import Conv2d
 from ddpm_fast.nn.derived import Derives
 from ddpm_fast.nn.pending import Pending, convolved, is_added_by_norms, is_fused, whole
 from ddpm_fast.nn.products import Linear, computed
-from ddpm_fast.ops import add_group_norm, group_norm
+from ddpm_fast.noise import NoiseKey
+from ddpm_fast.ops import add_group_norm, dropout, group_norm
 
 
 def zeroed(layer: nn.Module) -> nn.Module:
@@ -104,17 +105,38 @@ class TimeEmbedding(nn.Module):
         return self.linear2(F.silu(self.linear1(embedding)))
 
 
+class Dropout(nn.Dropout):
+    """Sets a share of an image's elements to 0 in training, and divides the others by the share that is kept.
+
+    With a key the elements are those of ops.dropout for these samples and this layer; without one, those that torch's
+    own generator draws.
+
+    Attributes:
+        number: The layer's place among those of its network, which gives it a mask of its own.
+    """
+
+    def __init__(self, share: float, number: int = 0):
+        super().__init__(share)
+        self.number = number
+
+    def forward(self, input: Tensor, key: NoiseKey | None = None) -> Tensor:
+        if key is None:
+            return super().forward(input)
+        return dropout(input, key, self.number, self.p) if self.training and self.p else input
+
+
 class Embedding:
-    """The embedding of timesteps and labels, as the residual blocks get it.
+    """What the residual blocks get beside the image: the embedding of timesteps and labels, and whose dropout it is.
 
     Attributes:
         emb: [N, E], or [1, E] for all samples, already through SiLU.
         rows: What each block makes of it, fp32 [N, C], with the bias of the block's first convolution if it is to be
             added. None if each block projects it by itself.
+        key: The samples whose masks dropout takes, or None for torch's own dropout.
     """
 
-    def __init__(self, emb: Tensor, rows: dict[nn.Module, Tensor] | None = None):
-        self.emb, self.rows = emb, rows
+    def __init__(self, emb: Tensor, rows: dict[nn.Module, Tensor] | None = None, key: NoiseKey | None = None):
+        self.emb, self.rows, self.key = emb, rows, key
 
 
 class ResBlock(nn.Module):
@@ -145,7 +167,7 @@ class ResBlock(nn.Module):
         self.conv1 = Conv2d(in_channels, out_channels)
         self.emb = Linear(emb_channels, 2 * out_channels if scale_shift else out_channels)
         self.norm2 = GroupNorm(groups, out_channels, eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = zeroed(Conv2d(out_channels, out_channels))
         same = in_channels == out_channels
         self.skip = nn.Identity() if same else Conv2d(in_channels, out_channels, 1, padding=0)
@@ -157,7 +179,7 @@ class ResBlock(nn.Module):
             image, joined = Pending(one), None
         h = self.norm1(image.image if image.is_added_up and joined is None else image, joined=joined)
         h = convolved(self.conv1, self.resample(h))
-        h = convolved(self.conv2, self.dropout(self._conditioned(h, emb)))
+        h = convolved(self.conv2, self._dropped(self._conditioned(h, emb), emb))
         result = self._with_skip(h, image.total(), joined)
         return result if isinstance(x, Pending) else result.total()
 
@@ -175,6 +197,10 @@ class ResBlock(nn.Module):
             scale, shift = rows.chunk(2, dim=1)
             return self.norm2(h.image, scale, shift, added=bias)
         return self.norm2(h.image, added=rows)
+
+    def _dropped(self, h: Tensor, emb: Tensor | Embedding) -> Tensor:
+        key = emb.key if isinstance(emb, Embedding) else None
+        return self.dropout(h) if key is None else self.dropout(h, key)
 
     def _with_skip(self, h: Pending, x: Tensor, joined: Tensor | None) -> Pending:
         """h with the skip as its residual. A 1x1 convolution of two images is a matrix product of each."""

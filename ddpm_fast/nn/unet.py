@@ -12,7 +12,7 @@ attention heads, learned variance, classes). Their CIFAR-10 networks are
 
 import dataclasses
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,10 @@ from ddpm_fast.nn.layers import (
 )
 from ddpm_fast.nn.pending import Pending, convolved, is_added_by_norms, is_fused, unfused, whole
 from ddpm_fast.nn.products import Linear
+from ddpm_fast.nn.recomputing import recomputed
+from ddpm_fast.noise import NoiseKey, Stream
 from ddpm_fast.objective import output_channels
+from ddpm_fast.ops.checks import check_noise
 
 # The least and the largest value of each integer. Nobody needs a larger network, and a file may ask for anything.
 _RANGES = {
@@ -264,11 +267,17 @@ class UNet(Derives):
 
     The output of each stage of the encoder also goes to one stage of the decoder, which concatenates it with its own
     input. The parameters are channels_last. At initialisation the output is exactly 0.
+
+    Attributes:
+        config: What it was built from.
+        recompute: Whether a forward whose gradient is wanted keeps only what goes from one stage to the next, and the
+            backward computes the rest again (nn/recomputing.py). It changes no number.
     """
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
         channels = config.level_channels
         layers = _Layers(config)
         self.time_embedding = TimeEmbedding(config.model_channels, config.time_denominator, config.time_order)
@@ -301,46 +310,68 @@ class UNet(Derives):
 
         self.norm_out = GroupNorm(config.norm_groups, c, config.norm_eps)
         self.conv_out = zeroed(Conv2d(c, config.out_channels))
+        for number, each in enumerate(self._blocks()):
+            each.dropout.number = number
         # torch's own stubs lack this overload.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        labels: Tensor | None = None,
+        seed: Tensor | None = None,
+        sample_id: Tensor | None = None,
+    ) -> Tensor:
         """Predict from noised images.
 
         Args:
             x: [N, C, H, W], floats. They are cast to the parameters' dtype.
             t: [N], the timesteps, integer or float.
             labels: [N], integer classes, where num_classes is the null class. None means the null class for all.
+            seed: int64 scalar on x's device. In train mode dropout then is a function of it, of the sample's id and of
+                nothing else (ops.dropout). None means torch's own dropout.
+            sample_id: int64 [N], the ids that go with the seed: the numbers of the training examples, say, of which no
+                two steps have the same.
 
         Returns:
             [N, C or 2C, H, W], channels_last, in the parameters' dtype or autocast's.
 
         Raises:
-            InputError: For wrong shapes and dtypes, labels for an unconditional network, and labels out of range. The
-                range is checked only on the CPU, because on a GPU the check would wait for the device.
+            InputError: For wrong shapes and dtypes, labels for an unconditional network, labels out of range, and a
+                seed without ids. The range is checked only on the CPU, because on a GPU the check would wait for the
+                device.
         """
         self._check(x, t, labels)
+        key = _dropout_key(x, seed, sample_id)
         x = x.to(self.conv_in.weight.dtype, memory_format=torch.channels_last)
         pends = is_added_by_norms(x)
         if pends and any(compat.has_forward_hooks(module) for module in self.modules()):
             with unfused():  # a hook is given whole images
-                return self._run(x, t, labels, False)
-        return self._run(x, t, labels, pends)
+                return self._run(x, t, labels, key, False)
+        return self._run(x, t, labels, key, pends)
 
-    def _run(self, x: Tensor, t: Tensor, labels: Tensor | None, pends: bool) -> Tensor:
+    def _run(self, x: Tensor, t: Tensor, labels: Tensor | None, key: NoiseKey | None, pends: bool) -> Tensor:
         emb = self._embedding(t, labels, is_fused(x))
+        emb.key = key
         first = convolved(self.conv_in, x)
         # With one input channel x fits any memory format, and the convolution may choose the wrong one.
         first.image = first.image.contiguous(memory_format=torch.channels_last)
         h: Tensor | Pending = first if pends else first.image
         skips = [h]
         for stage in self.encoder:
-            h = stage(h, emb)
+            h = self._runs(stage, emb)(h, emb)
             skips.append(h)
-        h = self.middle(h, emb)
+        h = self._runs(self.middle, emb)(h, emb)
         for stage in self.decoder:
-            h = stage(h, emb, whole(skips.pop()))
+            h = self._runs(stage, emb)(h, emb, whole(skips.pop()))
         return self.conv_out(self.norm_out(h))
+
+    def _runs(self, stage: nn.Module, emb: Embedding) -> Callable[..., Tensor | Pending]:
+        """What runs a stage: itself, or what computes it again in the backward."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return stage
+        return recomputed(stage, emb.emb, draws=self.training and self.config.dropout > 0 and emb.key is None)
 
     def _embedding(self, t: Tensor, labels: Tensor | None, fuses: bool) -> Embedding:
         """The embedding of timesteps and labels. A loop gives all samples one timestep, as an expanded tensor: it is
@@ -398,6 +429,17 @@ class UNet(Derives):
                     f"labels go from {low} to {high}; expected 0 to {config.num_classes - 1}, "
                     f"or {config.num_classes} for the null class"
                 )
+
+
+def _dropout_key(x: Tensor, seed: Tensor | None, sample_id: Tensor | None) -> NoiseKey | None:
+    """Whose dropout it is. The key's step counts for nothing: the layer's number takes its place."""
+    if seed is None and sample_id is None:
+        return None
+    if seed is None or sample_id is None:
+        raise InputError("seed and sample_id belong together: give both, or neither for torch's own dropout")
+    key = NoiseKey(seed, sample_id, step=seed, stream=Stream.DROPOUT)
+    check_noise("UNet", key, x)
+    return key
 
 
 def _is_as_it_was_made(block: ResBlock) -> bool:

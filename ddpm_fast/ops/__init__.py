@@ -16,6 +16,7 @@ from ddpm_fast.ops.channels import add_bias
 from ddpm_fast.ops.convolution import convolve, winograd, winograd_filters
 from ddpm_fast.ops.dispatch import active_backend, backend_status, cannot_run_on, has_kernel, use_backend
 from ddpm_fast.ops.drawing import LabelDrop, draw_timesteps, record_losses
+from ddpm_fast.ops.dropping import dropout
 from ddpm_fast.ops.losses import diffusion_loss, hybrid_loss, vlb_terms
 from ddpm_fast.ops.noising import normal, q_sample
 from ddpm_fast.ops.norm import Addends, add_group_norm, group_norm
@@ -36,6 +37,7 @@ __all__ = [
     "convolve",
     "diffusion_loss",
     "draw_timesteps",
+    "dropout",
     "group_norm",
     "has_kernel",
     "hybrid_loss",

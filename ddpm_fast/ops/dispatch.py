@@ -30,6 +30,7 @@ NETWORK_OPS = (
     "group_norm_parameters",
     "add_bias",
     "channel_sums",
+    "dropout",
     "winograd",
     "winograd_filters",
     "winograd_weight_gradient",

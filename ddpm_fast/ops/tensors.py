@@ -126,6 +126,11 @@ def per_channel(values: Tensor, image: Tensor) -> Tensor:
     return values.view(*values.shape, *[1] * (image.ndim - 2))
 
 
+def kept_scale(dropped: int) -> float:
+    """What dropout multiplies by where `dropped` of 2^16 elements are dropped, so that the mean stays what it was."""
+    return 2**16 / (2**16 - dropped) if dropped < 2**16 else 0.0
+
+
 def row_of(table: Tensor, step: Tensor) -> Tensor:
     """table[step] for a scalar tensor, which as an index would be read back to the host first."""
     return table.index_select(0, step.view(1))[0]

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -144,17 +145,21 @@ def save_npz(
     path: str | os.PathLike,
     x: Tensor,
     labels: Tensor | Sequence[int] | None = None,
+    label_names: Sequence[str] | None = None,
+    durable: bool = False,
     value_range: ValueRange | None = None,
 ) -> None:
     """Write samples as an .npz file that can be evaluated or trained on.
 
-    It holds `images`, uint8 [N, H, W, C], and `labels`, int64 [N], if there are any. The images of a model of float
-    data are float32, in the units and the layout of that data.
+    It holds `images`, uint8 [N, H, W, C], and if there are any `labels`, int64 [N], and `label_names`, strings. The
+    images of a model of float data are float32, in the units and the layout of that data.
 
     Args:
         path: The file to write.
         x: [N, C, H, W] in [-1, 1], with any number of channels.
         labels: N integers, or None.
+        label_names: The names of the classes, or None.
+        durable: Whether to wait until it is on the disk.
         value_range: What [-1, 1] stands for (`LoadedModel.value_range`), or None: 8-bit images.
 
     Raises:
@@ -162,11 +167,13 @@ def save_npz(
     """
     images = to_uint8(x) if value_range is None else value_range.to_array(x)
     classes = _labels(labels, len(x))
-    with atomic_path(path, durable=False) as temporary, open(temporary, "wb") as file:
-        if classes is None:
-            np.savez(file, images=images)
-        else:
-            np.savez(file, images=images, labels=classes)
+    arrays: dict[str, Any] = {"images": images}
+    if classes is not None:
+        arrays["labels"] = classes
+    if label_names:
+        arrays["label_names"] = np.array(label_names, dtype=np.str_)
+    with atomic_path(path, durable) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
 
 
 def save_gif(
@@ -228,7 +235,8 @@ def check_output(out: str | os.PathLike, channels: int | None = None, value_rang
     if kind != ".npz" and value_range is not None and (kind == "folder" or value_range.channels not in (1, 3)):
         raise InputError(
             f"this model was trained on floats of {value_range.channels} channels, whose values pictures cannot keep: "
-            "write them as .npz (a .png can show 1 or 3 channels, black and white being the ends of the range)"
+            "write them as .npz, or as a folder with --format npz (a .png can show 1 or 3 channels, black and white "
+            "being the ends of the range)"
         )
     if kind != ".npz" and channels is not None:
         _check_channels(channels)
@@ -268,7 +276,7 @@ def save_samples(
     if kind == "folder":
         save_images(out, x, first_index, labels)
     elif kind == ".npz":
-        save_npz(out, x, labels, value_range)
+        save_npz(out, x, labels, value_range=value_range)
     else:
         save_grid(out, x, columns, scale=scale)
 

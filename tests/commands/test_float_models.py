@@ -79,6 +79,16 @@ def test_samples_come_out_in_units_and_layout(trained, tmp_path):
     np.testing.assert_allclose(images, low + (x.permute(0, 2, 3, 1).double().numpy() + 1) / 2 * (high - low), rtol=1e-6)
 
 
+def test_a_folder_of_parts_is_in_units_too(trained, tmp_path):
+    options = [f"--model={trained}", "--n=3", "--steps=2", "--device=cpu"]
+    done = run("sample", *options, f"--out={tmp_path / 'parts'}", "--format=npz", "--batch-size=2")
+    assert done.exit_code == 0, done.stderr
+    run("sample", *options, f"--out={tmp_path / 'x.npz'}", "--batch-size=2")
+    parts = [np.load(tmp_path / "parts" / name)["images"] for name in ("000000-000001.npz", "000002-000002.npz")]
+    assert parts[0].dtype == np.float32
+    np.testing.assert_array_equal(np.concatenate(parts), np.load(tmp_path / "x.npz")["images"])
+
+
 @pytest.mark.parametrize("out", ["grid.png", "folder"])
 def test_what_pictures_cannot_keep_is_refused(trained, tmp_path, out):
     done = run("sample", f"--model={trained}", "--n=1", "--steps=2", f"--out={tmp_path / out}")

@@ -16,9 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_fast.data import archive, bounds, load_dataset, read_picture
+from ddpm_fast.data import Selection, archive, bounds, load_dataset, read_picture
 from ddpm_fast.data.arrays import open_array_source
-from ddpm_fast.data.floats import MEASURED
 from ddpm_fast.errors import InputError
 
 MIB = 1 << 20
@@ -354,7 +353,7 @@ def test_only_regular_files_are_opened(tmp_path, monkeypatch, kind, name):
         with pytest.raises(InputError, match=rf"--image: cannot read the image .*it is {what}, not a regular file"):
             read_picture(path, "--image")
         with pytest.raises(InputError, match=rf"cannot read .*it is {what}, not a regular file"):
-            open_array_source(path, "a", None, None, MEASURED, None)
+            open_array_source(path, "a", None, None, Selection(), None)
 
     failures = []
 

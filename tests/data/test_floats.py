@@ -5,8 +5,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from ddpm_fast.data import FloatOptions, StoredDataset, arrayfile, floats, load, load_dataset, open_dataset
+from ddpm_fast.data import Selection, StoredDataset, arrayfile, floats, load, load_dataset, open_dataset
 from ddpm_fast.errors import InputError
 from ddpm_fast.values import ValueRange, parse_range
 
@@ -133,11 +134,11 @@ def test_a_zip_whose_directory_leads_elsewhere_is_refused(tmp_path):
 def test_the_layout_is_told_by_squares_or_asked_for(tmp_path, shape, given, expected):
     np.save(tmp_path / "a.npy", np.zeros(shape, np.float32))
     if expected in ("NCHW", "NHWC", "NHW"):
-        found = open_dataset(tmp_path / "a.npy", floats=FloatOptions(given)).value_range
+        found = open_dataset(tmp_path / "a.npy", selection=Selection(layout=given)).value_range
         assert found.layout == expected
     else:
         with pytest.raises(InputError, match=expected):
-            open_dataset(tmp_path / "a.npy", floats=FloatOptions(given))
+            open_dataset(tmp_path / "a.npy", selection=Selection(layout=given))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -152,7 +153,7 @@ def test_a_value_that_is_not_finite_is_named(tmp_path, monkeypatch, bad, dtype):
         open_dataset(tmp_path / "a.npy")
     # Where the range is given, a large array is not looked through: the value is found when it is read.
     monkeypatch.setattr(floats, "_ALWAYS_SCANNED", 100)
-    dataset = open_dataset(tmp_path / "a.npy", in_memory=False, floats=FloatOptions(value_range=[-1e4, 1e4]))
+    dataset = open_dataset(tmp_path / "a.npy", in_memory=False, selection=Selection(value_range=[-1e4, 1e4]))
     assert dataset.batch(torch.tensor([0, 1]))[0].isfinite().all()
     with pytest.raises(InputError, match=rf"images\[3, 2, 1, 5\] of a\.npy is {bad}"):
         dataset.batch(torch.tensor([1, 3]))
@@ -162,12 +163,12 @@ def test_a_given_range_clips_and_says_so(tmp_path):
     values = latents(channels=2, dtype=np.float32)
     np.save(tmp_path / "a.npy", values)
     with pytest.warns(UserWarning, match=r"channel 0 of a\.npy go from .* clipped"):
-        dataset = load_dataset(tmp_path / "a.npy", floats=FloatOptions(value_range=[-0.5, 0.25, 0, 15]))
+        dataset = load_dataset(tmp_path / "a.npy", selection=Selection(value_range=[-0.5, 0.25, 0, 15]))
     assert close(dataset.images, scaled(values, [-0.5, 0], [0.25, 15]))
     assert dataset.images[:, 0].min() == -1 and dataset.images[:, 0].max() == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        wide = load_dataset(tmp_path / "a.npy", floats=FloatOptions(value_range=np.array([-100, 100])))
+        wide = load_dataset(tmp_path / "a.npy", selection=Selection(value_range=np.array([-100, 100])))
     assert close(wide.images, scaled(values, [-100, -100], [100, 100]))
     assert wide.value_range == ValueRange((-100.0, -100.0), (100.0, 100.0), "NCHW")
 
@@ -183,14 +184,18 @@ def test_wrong_ranges_and_sizes_are_refused(tmp_path):
         ([0, 1e39], "expected a low and a high"),
     ):
         with pytest.raises(InputError, match=words):
-            open_dataset(tmp_path / "a.npy", floats=FloatOptions(value_range=ends))
+            open_dataset(tmp_path / "a.npy", selection=Selection(value_range=ends))
     for options in ({"image_size": 8}, {"channels": 1}):
         with pytest.raises(InputError, match=r"floats of 3x6x6, and .* was asked for"):
             open_dataset(tmp_path / "a.npy", **options)
     np.save(tmp_path / "b.npy", np.zeros((2, 4, 4), np.uint8))
-    for options in (FloatOptions("NHWC"), FloatOptions(value_range=[0, 255])):
+    for options in (Selection(layout="NHWC"), Selection(value_range=[0, 255])):
         with pytest.raises(InputError, match=r"8-bit images; .*--layout, --value-range"):
-            open_dataset(tmp_path / "b.npy", floats=options)
+            open_dataset(tmp_path / "b.npy", selection=options)
+    (tmp_path / "pictures").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "pictures" / "a.png")
+    with pytest.raises(InputError, match="has pictures; a layout and a range of values"):
+        open_dataset(tmp_path / "pictures", selection=Selection(layout="NCHW"))
     with pytest.raises(InputError, match=r"--value-range is 'a,b'; expected LOW,HIGH"):
         parse_range("a,b")
     assert parse_range("-4,4") == [-4, 4] and parse_range("1e3, 2e3,0,1") == [1000, 2000, 0, 1]
@@ -229,9 +234,9 @@ def test_digests_tell_arrays_and_ranges_apart(tmp_path, monkeypatch):
         np.save(tmp_path / f"{name}.npy", other)
         for suffix in ("npz", "npy"):
             for ends in (None, [-1e4, 1e4]):
-                options = FloatOptions(value_range=ends)
-                found = open_dataset(tmp_path / f"{name}.{suffix}", in_memory=False, floats=options).digest
-                assert found == open_dataset(tmp_path / f"{name}.{suffix}", in_memory=False, floats=options).digest
+                options = Selection(value_range=ends)
+                found = open_dataset(tmp_path / f"{name}.{suffix}", in_memory=False, selection=options).digest
+                assert found == open_dataset(tmp_path / f"{name}.{suffix}", in_memory=False, selection=options).digest
                 digests.add(found)
     assert len(digests) == 12
 

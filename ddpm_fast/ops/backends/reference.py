@@ -280,6 +280,7 @@ OPS = {
     "group_norm_parameters": reference_network.group_norm_parameters,
     "add_bias": reference_network.add_bias,
     "channel_sums": reference_network.channel_sums,
+    "dropout": reference_network.dropout,
     "winograd": reference_network.winograd,
     "winograd_filters": reference_network.winograd_filters,
     "winograd_weight_gradient": reference_network.winograd_weight_gradient,

@@ -1,4 +1,5 @@
-"""The U-Net's ops in plain torch: the reference's part for ops/norm.py, ops/channels.py and ops/convolution.py."""
+"""The U-Net's ops in plain torch: the reference's part for ops/norm.py, ops/channels.py, ops/dropping.py
+and ops/convolution.py."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from ddpm_fast.ops.tensors import Norm, per_channel, working_dtype
+from ddpm_fast.noise import NoiseKey, dropout_bits
+from ddpm_fast.ops.tensors import Norm, kept_scale, per_channel, working_dtype
 
 
 def added_up(norm: Norm) -> Tensor:
@@ -187,3 +189,13 @@ def winograd(x: Tensor, filters: Tensor, bias: Tensor | None, out: Tensor) -> No
     pixels = torch.einsum("ip,jq,nkyxpq->nkyixj", to_pixels, to_pixels, products)
     y = pixels.reshape(n, out.shape[1], 4 * down, 4 * across)[:, :, :height, :width]
     out.copy_(y if bias is None else y + bias.to(dtype)[:, None, None])
+
+
+def dropout(x: Tensor, key: NoiseKey, layer: int, dropped: int, out: Tensor) -> None:
+    if not x.numel():
+        return
+    n, channels = x.shape[:2]
+    bits = dropout_bits(key, layer, math.prod(x.shape[1:]))
+    kept = (bits >= dropped).view(n, -1, channels).transpose(1, 2).reshape(x.shape)
+    # Chosen and not multiplied, so that what is dropped is 0 also of an infinity.
+    out.copy_(torch.where(kept, x.to(working_dtype(x)) * kept_scale(dropped), 0.0))
