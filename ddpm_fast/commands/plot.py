@@ -200,7 +200,7 @@ def bound(
 @app.command()
 def chain(
     model: ModelOption = "mnist",
-    n: Annotated[int, typer.Option("--n", help="how many samples")] = 3,
+    n: Annotated[int, typer.Option("--n", "-n", help="how many samples")] = 3,
     steps: Annotated[int | None, typer.Option(help="how many sampler steps; 100 if not given")] = None,
     sampler: Annotated[str, typer.Option(help=f"one of {', '.join(SAMPLERS)}")] = "ddpm",
     labels: Annotated[

@@ -19,6 +19,7 @@ from rich.progress import Progress
 from ddpm_fast.commands.common import console
 from ddpm_fast.commands.training_log import say, warn
 from ddpm_fast.data import INDEX_DIGEST, ImageSet, StoredDataset
+from ddpm_fast.data.selection import Selection
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
 from ddpm_fast.files.atomic import check_writable_folder
@@ -33,6 +34,7 @@ from ddpm_fast.loops.training_state import read_state
 # than rounding.
 FREE = {
     "data",  # the images may have moved; what they are is compared by their digest
+    *Selection._fields,
     "steps",
     "log_every",
     "sample_every",
@@ -177,13 +179,15 @@ def adopt(options: Options, state: State) -> dict[str, list[Any]]:
     """
     arguments = options.arguments
     changes = {}
+    # Images in another place need not have splits and columns of the same names.
+    elsewhere = "data" in options.given and arguments["data"] != state.meta["arguments"].get("data")
     for name, value in (options.defaults | state.meta["arguments"]).items():
         if name in MODES:
             continue
         if not _is_like(value, options.defaults.get(name)):
             raise InputError(f"{state.path}: its --{name} is {value!r:.200}: use a state that nobody edited")
         is_given = name in options.given and not (name == "precision" and arguments[name] == "auto")  # stored as chosen
-        if not is_given:
+        if not is_given and not (name in Selection._fields and elsewhere):
             arguments[name] = value
         elif name not in FREE and arguments[name] != value:
             if not (arguments["change"] and name in CHANGEABLE):

@@ -46,7 +46,7 @@ app = App()
 def main(
     model: ModelOption = "mnist",
     n: Annotated[
-        int | None, typer.Option("--n", help="number of images; 64 if not given, fewer when editing a picture")
+        int | None, typer.Option("--n", "-n", help="number of images; 64 if not given, fewer when editing a picture")
     ] = None,
     steps: Annotated[
         str | None, typer.Option(help="a number of steps (50 if not given), sections 10,15,20, or a stride ddim50")

@@ -19,6 +19,7 @@ from rich.markup import escape
 from ddpm_fast.commands import resuming, training_setup
 from ddpm_fast.commands.common import App, path_option, plain_errors
 from ddpm_fast.commands.profiling import PROFILE_HELP
+from ddpm_fast.commands.selecting import ImageColumnOption, LabelColumnOption, SplitOption, SubsetOption
 from ddpm_fast.commands.stopping import Stopped, stop_signals
 from ddpm_fast.commands.together import in_all, in_first, share_signal
 from ddpm_fast.commands.training_log import say
@@ -41,7 +42,11 @@ def main(
     context: typer.Context,
     out: Annotated[Path, path_option("folder for checkpoints, samples and curves")],
     data: Annotated[
-        str | None, path_option(f"{', '.join(BUILTIN)}, a folder of images, a .zip of them, .npz or .npy")
+        str | None,
+        path_option(
+            f"{', '.join(BUILTIN)}, a folder of images, a .zip of them, .npz or .npy, tar shards "
+            "(train-{000..146}.tar), a .parquet, hf:NAME of Hugging Face, or a folder that ddpm_fast.prepare wrote"
+        ),
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="resize the images to this side")] = None,
     channels: Annotated[
@@ -54,6 +59,10 @@ def main(
         ),
     ] = None,
     strict: Annotated[bool, typer.Option(help="stop at a broken image file instead of skipping it")] = False,
+    split: SplitOption = None,
+    subset: SubsetOption = None,
+    image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
     flip: Annotated[bool, typer.Option(help="mirror half of the images left-right")] = False,
     crop: Annotated[
         str,

@@ -16,10 +16,11 @@ from ddpm_fast.commands.common import console
 from ddpm_fast.commands.precision import automatic_precision, choose_dtype
 from ddpm_fast.commands.profiling import check_profile
 from ddpm_fast.commands.resuming import Options, State
+from ddpm_fast.commands.selecting import selection_of
 from ddpm_fast.commands.stopping import Stopping
 from ddpm_fast.commands.together import in_all, in_first
 from ddpm_fast.commands.training_log import say, warn
-from ddpm_fast.data import BUILTIN, ImageSet, open_dataset
+from ddpm_fast.data import BUILTIN, HUGGING_FACE, ImageSet, open_dataset
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.loops.distributed import of_each_process, of_first_process, rank, world_size
@@ -132,7 +133,7 @@ def check_same_images(found: Sequence[tuple[int, str]]) -> None:
 
 def absolute(data: str) -> str:
     """The path of the images from wherever the run will be resumed, or the name of a built-in set."""
-    return data if data in BUILTIN else str(Path(data).absolute())
+    return data if data in BUILTIN or data.startswith(HUGGING_FACE) else str(Path(data).absolute())
 
 
 def check(arguments: dict[str, Any]) -> None:
@@ -191,6 +192,7 @@ def load_images(arguments: dict[str, Any], stopping: Stopping, in_memory: bool |
             classes=bool(arguments["classes"]),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
             in_memory=False if arguments["crop"] == "random" else in_memory,
+            selection=selection_of(arguments),
         )
     for warning in caught:
         warn(str(warning.message))

@@ -9,6 +9,7 @@ training example.
 from ddpm_fast.data.dataset import Dataset
 from ddpm_fast.data.examples import CROPS, Examples
 from ddpm_fast.data.files import natural_key
+from ddpm_fast.data.hugging_face import HUGGING_FACE
 from ddpm_fast.data.imageset import ImageSet
 from ddpm_fast.data.load import BUILTIN, load_dataset, open_dataset, read_picture
 from ddpm_fast.data.order import ORDERS, batch_indices, flip_mask
@@ -18,6 +19,7 @@ from ddpm_fast.data.stored import INDEX_DIGEST, StoredDataset
 __all__ = [
     "BUILTIN",
     "CROPS",
+    "HUGGING_FACE",
     "INDEX_DIGEST",
     "ORDERS",
     "Dataset",

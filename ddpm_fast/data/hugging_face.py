@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
 
-PREFIX = "hf:"  # before the name of a data set
+HUGGING_FACE = "hf:"  # before the name of a data set
 _LABEL = "label"  # the column of the classes, if none is given and none says by its type that it is one
 _SAVED = ("state.json", "dataset_dict.json")  # one of these is in a folder that `save_to_disk` wrote
 _OLDEST = 4  # version of the library; older ones run the program that comes with a data set

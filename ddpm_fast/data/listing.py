@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ddpm_fast.data.archive import list_zip
 from ddpm_fast.data.files import Listing, is_hidden, list_folder, natural_key
-from ddpm_fast.data.hugging_face import PREFIX, list_rows
+from ddpm_fast.data.hugging_face import HUGGING_FACE, list_rows
 from ddpm_fast.data.patterns import expand, is_pattern
 from ddpm_fast.data.raster import SUFFIXES
 from ddpm_fast.data.selection import Selection
@@ -18,7 +18,7 @@ _TABLES = (".parquet", ".arrow")
 
 def stands_for_files(source: str) -> bool:
     """Whether a source is given by something else than the path of a file or folder: by a name, or a pattern."""
-    return source.startswith(PREFIX) or is_pattern(source)
+    return source.startswith(HUGGING_FACE) or is_pattern(source)
 
 
 def list_pictures(source: str, selection: Selection) -> Listing | None:
@@ -34,8 +34,8 @@ def list_pictures(source: str, selection: Selection) -> Listing | None:
     Raises:
         InputError: If there is no picture in it, it cannot be read, or has no such part.
     """
-    if source.startswith(PREFIX):
-        return list_rows(source.removeprefix(PREFIX), selection)
+    if source.startswith(HUGGING_FACE):
+        return list_rows(source.removeprefix(HUGGING_FACE), selection)
     if tables := _files(source, _TABLES):
         return list_rows(tables, selection)
     if selection.split is not None or selection.subset is not None:

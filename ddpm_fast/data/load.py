@@ -5,6 +5,7 @@ The tensor is uint8 because the fused ops cast and normalise while they add nois
 the memory and another pass over the data.
 """
 
+import math
 import os
 import stat
 import warnings
@@ -18,6 +19,8 @@ import torch
 
 from ddpm_fast.data.arrays import read_arrays
 from ddpm_fast.data.bounds import open_regular
+from ddpm_fast.data.cache import Cache
+from ddpm_fast.data.cache_index import is_prepared
 from ddpm_fast.data.dataset import Dataset
 from ddpm_fast.data.files import Listing, class_labels, say_ignored
 from ddpm_fast.data.imageset import ImageSet
@@ -26,6 +29,7 @@ from ddpm_fast.data.listing import list_pictures, stands_for_files
 from ddpm_fast.data.picturesource import PictureSource, spread
 from ddpm_fast.data.reading import mean_area, read_pictures
 from ddpm_fast.data.selection import Selection
+from ddpm_fast.data.source import Source
 from ddpm_fast.data.stored import StoredDataset
 from ddpm_fast.errors import InputError, check_integer, printable
 
@@ -107,6 +111,8 @@ def open_dataset(
     else:
         _check_is_there(path, source)
         name = str(source) if builtin else path.resolve().name
+    if not stands_for_files(text) and is_prepared(path):
+        return _from_source(Cache(path, name, image_size, channels), classes, strict, in_memory)
     listing = list_pictures(str(path) if builtin else text, selection or Selection())
     if listing is not None:
         if channels not in (None, 1, 3):
@@ -200,6 +206,19 @@ def _from_files(
     _warn(notes + read.notes, stacklevel=4)
     entries.close()
     return _dataset(read.images, None if labels is None else labels[read.kept], label_names, name, read.skipped)
+
+
+def _from_source(source: Source, classes: bool, strict: bool, in_memory: bool | None) -> ImageSet:
+    """Images that need no decoding, in memory if they are few."""
+    if classes and source.labels is None:
+        raise InputError(
+            f"classes were asked for, but {printable(source.name)} has none: prepare the images again with --classes"
+        )
+    stored = StoredDataset.of(source, strict)
+    if not (len(source) * math.prod(source.shape) <= IN_MEMORY if in_memory is None else in_memory):
+        return stored
+    images, labels = stored.batch(torch.arange(len(source)))
+    return Dataset(images, labels, source.label_names, source.name)
 
 
 def _is_small(entries: Index, image_size: int | None, channels: int | None) -> bool:
