@@ -15,7 +15,8 @@ PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "benchmarks" / "README.md", *sorted(
 
 
 def run_example(number: int, smaller: dict[str, str] | None = None) -> dict:
-    """The names that the README's python example leaves behind. smaller: texts that occur once, and what replaces them."""
+    """The names that a python example of the README leaves behind. smaller: texts that occur once in it, and what
+    replaces them."""
     examples = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(examples) == 3
     text, names = examples[number], {"df": df}
