@@ -16,8 +16,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from ddpm_fast import starting
+from ddpm_fast.commands.ranks import Ranks, ranks_of_environment
 from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files.memory import is_out_of_memory
+from ddpm_fast.loops.distributed import local_device
 from ddpm_fast.ops.backends import extension
 
 # The terminal
@@ -56,28 +58,44 @@ def plain_errors(says_missing_kernels: bool = True) -> Iterator[None]:
     """What every command does its work in.
 
     An InputError ends the command with its message and status 2 instead of a traceback, and so does a file that the
-    system refuses, or a lack of memory. A warning is a line. If the fast kernels are missing, a line says so.
+    system refuses, or a lack of memory. A warning is a line. If the fast kernels are missing, a line says so. Of
+    several ranks the first one speaks for all: the others print their errors and nothing else.
 
     Args:
         says_missing_kernels: False for a command that says so itself.
     """
-    if says_missing_kernels and extension.unavailable:
-        errors.print(
-            f"[yellow]Warning:[/] the fast kernels are missing, so all is slower: {escape(extension.unavailable)}"
-        )
+    ranks = Ranks()
+    try:
+        ranks = ranks_of_environment()
+        with _speaking(ranks):
+            if says_missing_kernels and extension.unavailable and ranks.is_first:
+                errors.print(
+                    f"[yellow]Warning:[/] the fast kernels are missing, so all is slower: "
+                    f"{escape(extension.unavailable)}"
+                )
+            yield
+    except Exception as error:
+        what = in_words(error)
+        if not what:
+            raise
+        errors.print(f"[bold red]Error{'' if ranks.is_first else f' (rank {ranks.rank})'}:[/] {escape(what)}")
+        raise typer.Exit(2) from None
+
+
+@contextlib.contextmanager
+def _speaking(ranks: Ranks) -> Iterator[None]:
+    """Inside, a warning is a line, and of several ranks only the first one prints lines."""
+    was_quiet = console.quiet
     with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+        warnings.showwarning = _show_warning if ranks.is_first else _show_nothing
+        console.quiet = was_quiet or not ranks.is_first
         try:
             yield
-        except Exception as error:
-            what = _in_words(error)
-            if not what:
-                raise
-            errors.print(f"[bold red]Error:[/] {escape(what)}")
-            raise typer.Exit(2) from None
+        finally:
+            console.quiet = was_quiet
 
 
-def _in_words(error: Exception) -> str:
+def in_words(error: Exception) -> str:
     """What to say of an error that is not the package's fault; the empty string for one that may be."""
     if isinstance(error, InputError):
         return str(error)
@@ -103,6 +121,10 @@ def _show_warning(
 ) -> None:
     """In place of warnings.showwarning, which also shows the line of code that warned."""
     errors.print(f"[yellow]Warning:[/] {escape(str(message))}")
+
+
+def _show_nothing(*_: object, **__: object) -> None:
+    """In place of warnings.showwarning, where another rank shows the same warning."""
 
 
 class App(typer.Typer):
@@ -166,13 +188,13 @@ ModelOption = Annotated[
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the GPU if there is one. Raises InputError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        first_line = str(error).splitlines()[0]
-        raise InputError(f"device {name!r} cannot be used here ({first_line}); expected auto, cpu or cuda") from None
+    """The device of that name; "auto" is the GPU if there is one, and of several ranks each has its own.
+
+    Raises:
+        InputError: For a device that is not there.
+    """
+    ranks = ranks_of_environment()
+    device = local_device(ranks.device_name(name))
+    if device.type == "cuda" and ranks.world_size > 1:
+        torch.cuda.set_device(device)  # where what names no device goes
     return device

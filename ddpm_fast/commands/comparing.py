@@ -4,7 +4,7 @@ chain and from real images."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import typer
 from rich.markup import escape
+from torch import Tensor
 
 from ddpm_fast.commands.common import (
     ModelOption,
@@ -26,6 +27,7 @@ from ddpm_fast.commands.drawing import Drawing, partial_path, unused_path
 from ddpm_fast.commands.fitting import is_training_set, load_fitting, say_training_set
 from ddpm_fast.commands.labels import LABELS_HELP, check_null_class, describe_classes, parse_labels
 from ddpm_fast.commands.precision import DTYPE_NAMES, choose_dtype
+from ddpm_fast.commands.ranks import ranks_of_environment
 from ddpm_fast.commands.report import check_report_path, write_report
 from ddpm_fast.commands.stopping import Stopped, stop_signals
 from ddpm_fast.data import Dataset
@@ -42,6 +44,7 @@ from ddpm_fast.pictures.images import to_uint8
 
 SHOWN = 12  # images in a row of the picture
 REFERENCE_STEPS = 200
+_READ = 256  # real images at a time
 DEFAULT = (("ddpm", 50), ("ddim", 10), ("ddim", 50), ("dpmpp_2m", 10), ("dpmpp_2m", 20))
 
 
@@ -89,7 +92,7 @@ def samplers(
     data: Annotated[
         str | None, path_option("also test whether the samples differ from these real images, as a set")
     ] = None,
-    n: Annotated[int, typer.Option("--n", help="number of images for each sampler")] = 64,
+    n: Annotated[int, typer.Option("--n", "-n", help="number of images for each sampler")] = 64,
     labels: Annotated[
         str | None,
         typer.Option(help=LABELS_HELP),
@@ -114,6 +117,7 @@ def samplers(
     ones.
     """
     with plain_errors():
+        ranks_of_environment().refuse_several("`evaluate samplers` compares times, in one process: start it by itself")
         if n < 2 or batch_size < 1:
             raise InputError(f"--n is {n} and --batch-size {batch_size}; expected at least 2 and 1")
         torch_device = choose_device(device)
@@ -202,7 +206,7 @@ def _check_outputs(out: Path, plot: Path | None, loaded: checkpoint.LoadedModel)
         check_picture(plot)
 
 
-def matching_images(dataset: Dataset, classes: list[int] | None, n: int) -> np.ndarray:
+def matching_images(dataset: Dataset, classes: Sequence[int] | None, n: int) -> np.ndarray:
     """The first real images whose classes are those of the samples, one by one: uint8 [n, H, W, C].
 
     Args:
@@ -213,22 +217,24 @@ def matching_images(dataset: Dataset, classes: list[int] | None, n: int) -> np.n
     Raises:
         InputError: If there are too few images of a class, or they have no labels.
     """
-    if classes is not None and dataset.labels is None:
+    if classes is not None and dataset.num_classes is None:
         raise InputError(f"--data: {dataset.name} has no labels to match the samples' classes with: give --labels none")
-    if classes is None or dataset.labels is None:
-        wanted, found = [0] * n, [0] * len(dataset)
-    else:
-        wanted, found = classes, dataset.labels.tolist()
-    waiting: dict[int, list[int]] = {}
-    for i, label in enumerate(found):
-        waiting.setdefault(label, []).append(i)
-    places = []
-    for label in wanted:
-        if not waiting.get(label):
+    wanted = [0] * n if classes is None else list(classes)
+    places: dict[int, list[int]] = {}  # of the samples of each class that have no image yet
+    for place, label in enumerate(wanted):
+        places.setdefault(label, []).append(place)
+    chosen: dict[int, Tensor] = {}
+    for first in range(0, len(dataset), _READ):  # no more images than are needed are read
+        images, labels = dataset.batch(torch.arange(first, min(first + _READ, len(dataset))))
+        found = [0] * len(images) if classes is None or labels is None else labels.tolist()
+        chosen |= {places[label].pop(0): image for label, image in zip(found, images, strict=True) if places.get(label)}
+        if len(chosen) == n:
+            break
+    for label, left in places.items():
+        if left:
             kind = "images" if classes is None else f"images of class {label}"
             raise InputError(f"--data: {dataset.name} has too few {kind} for {n} samples: give a smaller --n")
-        places.append(waiting[label].pop(0))
-    return dataset.images[places].permute(0, 2, 3, 1).numpy()
+    return torch.stack([chosen[place] for place in range(n)]).permute(0, 2, 3, 1).numpy()
 
 
 def draw_all(

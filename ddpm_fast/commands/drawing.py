@@ -4,7 +4,7 @@ stopped."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,11 +16,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ddpm_fast.commands.common import console
+from ddpm_fast.commands.everywhere import Everywhere
+from ddpm_fast.commands.ranks import Ranks
 from ddpm_fast.commands.stopping import Stopped, stop_signals
 from ddpm_fast.errors import printable
 from ddpm_fast.loops.options import Step
 from ddpm_fast.pictures import images as pictures
 from ddpm_fast.pictures.folder import SampleFolder
+from ddpm_fast.values import ValueRange
 
 GIF_FRAMES = 40
 GRID_PIXELS = 700  # small images are enlarged to about this side
@@ -47,15 +50,16 @@ class Drawing:
     """Draws what is prepared while a progress bar shows how far it is, and keeps what an animation needs.
 
     Attributes:
-        drawn: How many images are finished.
+        drawn: How many images are finished, by all ranks.
         seconds: How long the drawing took.
         after_row: Called after each row.
     """
 
     def __init__(self, batch_size: int, keeps_frames: bool = False):
         self._batch_size, self._keeps_frames = batch_size, keeps_frames
-        self._rows = self._total = 1
-        self._batches = self._n = self.drawn = 0
+        self._rows = self._n = 1
+        self._everywhere: Everywhere | None = None
+        self.drawn, self._shown = 0, 0.0
         self._started = self.seconds = 0.0
         self.after_row: Callable[[], object] = lambda: None
         self._frames: dict[int, list[Tensor]] = {}
@@ -74,6 +78,7 @@ class Drawing:
         description: str,
         check: Callable[[], object],
         wanted: Callable[[slice], bool] | None = None,
+        everywhere: Everywhere | None = None,
     ) -> Iterator[tuple[slice, Tensor]]:
         """The batches of what is prepared, on the CPU. `on_step` must be among its options.
 
@@ -82,21 +87,27 @@ class Drawing:
             description: What the bar calls it.
             check: Called at every step. What it raises ends the drawing.
             wanted: Whether a batch is to be drawn; None draws all.
+            everywhere: What several ranks draw. The bar is then that of all, and after its own last batch this rank
+                waits for the others.
         """
         starts = range(0, prepared.n, self._batch_size)
-        parts = [slice(first, min(first + self._batch_size, prepared.n)) for first in starts]
-        chosen = [part for part in parts if wanted is None or wanted(part)]
-        self._rows, self._n = prepared.rows, sum(part.stop - part.start for part in chosen)
-        self._total = max(1, len(chosen) * self._rows)
-        self._started = time.perf_counter()
+        sizes = {first: min(self._batch_size, prepared.n - first) for first in starts}
+        chosen = {first: size for first, size in sizes.items() if wanted is None or wanted(slice(first, first + size))}
+        self._rows, self._everywhere = prepared.rows, everywhere
+        self._n = max(1, sum(chosen.values()) if everywhere is None else everywhere.n)
+        self.drawn, self._shown, slowest = 0, 0.0, 0.0
+        self._started = began = time.perf_counter()
         try:
             with self._bar:
-                self._task = self._bar.add_task(description, total=self._total, rate=0.0)
-                for part, x in prepared.batches(check, lambda part: part in chosen):
-                    self._batches += 1
-                    self.drawn += part.stop - part.start
+                self._task = self._bar.add_task(description, total=self._n, rate=0.0)
+                for part, x in prepared.batches(check, lambda part: part.start in chosen):
                     yield part, x.cpu()
+                    self.drawn += len(x)
+                    slowest, began = max(slowest, time.perf_counter() - began), time.perf_counter()
+                if everywhere is not None:
+                    everywhere.wait(check, self._show, slowest)
         finally:
+            self.drawn = self.drawn if everywhere is None else everywhere.finished(now=True)
             self.seconds = time.perf_counter() - self._started
 
     def on_step(self, step: Step) -> None:
@@ -105,10 +116,17 @@ class Drawing:
             every = max(1, self._rows // GIF_FRAMES)
             if step.index % every == 0 or step.index == self._rows - 1:
                 self._frames.setdefault(step.index, []).append(step.x.cpu())
-        done = self._batches * self._rows + step.index + 1
-        rate = done / self._total * self._n / (time.perf_counter() - self._started)
-        self._bar.update(self._task, completed=done, rate=rate)
+        self._show((step.index + 1) / self._rows * len(step.x))
         self.after_row()
+
+    def _show(self, current: float = 0) -> None:
+        """Move the bar. current: the finished share of this rank's batch, in images."""
+        done = self.drawn + current
+        if self._everywhere is not None:
+            # The others are about as far in their batches. What was shown is not taken back.
+            done = self._everywhere.finished() + current * self._everywhere.ranks.world_size
+            done = self._shown = min(self._n, max(done, self._shown))
+        self._bar.update(self._task, completed=done, rate=done / (time.perf_counter() - self._started))
 
     def frames(self) -> list[Tensor]:
         """The states to be shown one after the other, each of all images."""
@@ -128,8 +146,11 @@ class Job:
         gif: The animation to write, or None.
         ids: The sample ids.
         classes: The class of each sample, or None.
+        batch_size: How many images are drawn at a time.
+        ranks: This process among those that draw these images. Of several, each draws its own batches into the folder.
         keeps_all: Whether all images are drawn and returned, those included that a folder has already.
         continuable: Whether --first-sample-id can draw the rest of these images.
+        value_range: What [-1, 1] stands for, or None: 8-bit images.
     """
 
     prepared: Drawable
@@ -139,9 +160,12 @@ class Job:
     folder: SampleFolder | None
     gif: Path | None
     ids: range
-    classes: list[int] | None
+    classes: Sequence[int] | None
+    batch_size: int
+    ranks: Ranks
     keeps_all: bool = False
     continuable: bool = True
+    value_range: ValueRange | None = None
 
     def run(self) -> Tensor:
         """Draw and write everything, or what is finished when a signal arrives.
@@ -152,11 +176,16 @@ class Job:
         Raises:
             typer.Exit: After a signal.
         """
-        wanted = None if self.folder is None or self.keeps_all else self.folder.missing
+        everywhere = None
+        if self.folder is not None and self.ranks.world_size > 1 and self.ranks.is_first:
+            everywhere = Everywhere(self.folder, len(self.ids), self.ranks)
         parts: list[Tensor] = []
-        with stop_signals("stopping after this step; Ctrl-C again to abort", self._aborted) as stopping:
+        first = "stopping after this step; Ctrl-C again to abort" if self.ranks.is_first else ""
+        with stop_signals(first, self._aborted) as stopping:
             try:
-                for part, x in self.drawing.batches(self.prepared, self.title, stopping.check, wanted):
+                for part, x in self.drawing.batches(
+                    self.prepared, self.title, stopping.check, self._wanted, everywhere
+                ):
                     if self.folder is not None:
                         self.folder.write(part, x)
                     if self.folder is None or self.keeps_all:
@@ -171,21 +200,29 @@ class Job:
                 self._save(self.target, images)
             if self.gif is not None:
                 pictures.save_gif(self.gif, self.drawing.frames(), scale=_scale(images))
+        if everywhere is not None and self.drawing.drawn < everywhere.n:
+            console.print(f"The other ranks have stopped or are slow: {escape(self._what_is_kept())}")
         return images
+
+    def _wanted(self, part: slice) -> bool:
+        """Whether this process is to draw these images."""
+        if not self.ranks.owns(part.start // self.batch_size):
+            return False
+        return self.folder is None or self.keeps_all or self.folder.missing(part)
 
     def _save(self, path: str | Path, x: Tensor) -> None:
         classes = None if self.classes is None else self.classes[: len(x)]
-        pictures.save_samples(path, x, classes, scale=_scale(x))
+        pictures.save_samples(path, x, classes, scale=_scale(x), value_range=self.value_range)
 
     def _aborted(self) -> str:
-        kept = "nothing was written" if self.folder is None else f"{self.folder.finished} images are in {self.target}"
+        kept = "nothing was written" if self.folder is None else f"{self.folder.count()} images are in {self.target}"
         return printable(f"aborted: {kept}")
 
     def _what_is_kept(self) -> str:
         """A text that says what is kept after a signal, and how to get the rest."""
         n, drawn = len(self.ids), self.drawing.drawn
         if self.folder is not None:
-            return f"{self.folder.finished} of {n} images are in {self.target}. The same command draws the rest."
+            return f"{self.folder.count()} of {n} images are in {self.target}. The same command draws the rest."
         if not drawn:
             return "no batch was finished, so nothing was written. --batch-size makes batches smaller."
         kept = f"the first {drawn} of {n} images are in {partial_path(Path(self.target))}."

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import os
 
+import torch
 from rich.markup import escape
 
 from ddpm_fast.commands.common import console, expand_home
-from ddpm_fast.data import BUILTIN, Dataset, load_dataset
+from ddpm_fast.data import BUILTIN, INDEX_DIGEST, Dataset, load_dataset
 from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files.checkpoint import LoadedModel
 
@@ -26,6 +27,11 @@ def load_fitting(source: str, loaded: LoadedModel) -> Dataset:
         InputError: For images or classes that do not fit the model.
     """
     config, path = loaded.model.config, expand_home(source)
+    if loaded.value_range is not None:
+        raise InputError(
+            f"{loaded.path.name} was trained on floats: bits/dim is the likelihood of the 256 values of a pixel, and "
+            "floats have none, only a density in units of their own; give a model of 8-bit images"
+        )
     is_folder = source not in BUILTIN and os.path.isdir(path)
     has_files = is_folder or path.lower().endswith(".zip")
     # For a model with classes, the sub-folders of a folder are the classes. Array files have labels of their own.
@@ -39,6 +45,8 @@ def load_fitting(source: str, loaded: LoadedModel) -> Dataset:
     shape = f"{config.in_channels}x{config.image_size}x{config.image_size}"
     if has_files:
         console.print(f"Pictures that are not {shape} are scaled, cut and converted to it, as in training.")
+    if dataset.dtype != torch.uint8:
+        raise InputError(f"{dataset.name} has floats, but the model was trained on 8-bit images; give such images")
     found = "x".join(map(str, dataset.shape))
     if found != shape:
         raise InputError(
@@ -71,7 +79,8 @@ def _with_classes(dataset: Dataset, loaded: LoadedModel) -> Dataset:
 def is_training_set(dataset: Dataset, loaded: LoadedModel) -> bool | None:
     """Whether the model was trained on these images; None if its file does not tell."""
     training = loaded.config.get("training") or {}
-    if training.get("digest"):
+    # These images are in memory and have a digest of their pixels, which says nothing about one of an index.
+    if training.get("digest") and not str(training["digest"]).startswith(INDEX_DIGEST):
         return bool(training["digest"] == dataset.digest)
     if training.get("data") is None:
         return None

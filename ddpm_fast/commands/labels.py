@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, overload
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files.checkpoint import LoadedModel
@@ -11,9 +16,53 @@ MOST_NAMED = 10  # classes that a line names
 LABELS_HELP = "classes by name or index, taken in turn, such as 7 or cat,dog; or none; if not given every class in turn"
 
 
+class Turns(Sequence[int]):
+    """The classes of n samples, which are taken in turn. None of them is stored, however many samples there are.
+
+    Attributes:
+        chosen: The classes, beginning with that of sample 0.
+    """
+
+    def __init__(self, chosen: Sequence[int], n: int, first_sample_id: int = 0):
+        """Of chosen, n and first_sample_id, see parse_labels."""
+        self.chosen = list(chosen)
+        turn = first_sample_id % len(chosen)
+        self._period = self.chosen[turn:] + self.chosen[:turn]
+        self._n = n
+
+    def __len__(self) -> int:
+        return self._n
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        """The class of a sample, or those of some samples."""
+        numbers = range(self._n)[index]
+        if isinstance(numbers, int):
+            return self._period[numbers % len(self._period)]
+        return [self._period[i % len(self._period)] for i in numbers]
+
+    @property
+    def distinct(self) -> list[int]:
+        """Each class that a sample has, once, in the order of the samples."""
+        return list(dict.fromkeys(self._period[: self._n]))
+
+    def tensor(self) -> Tensor:
+        """All of them: int64 [n]."""
+        return torch.tensor(self._period)[torch.arange(self._n) % len(self._period)]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All of them, as numpy.asarray asks for them."""
+        return self.tensor().numpy().astype(np.int64 if dtype is None else dtype)
+
+
 def parse_labels(
     text: str | None, n: int, classes: int, names: Sequence[str] | None, first_sample_id: int = 0
-) -> list[int] | None:
+) -> Turns | None:
     """The classes of n samples, or None for unconditional ones.
 
     A text that is a name is that name, also where the name is a number ("1" in a model of the classes "1", "2", "3").
@@ -44,7 +93,7 @@ def parse_labels(
         chosen = [by_name[text]]
     else:
         chosen = _by_name_or_index(text, classes, by_name)
-    return [chosen[(first_sample_id + i) % len(chosen)] for i in range(n)]
+    return Turns(chosen, n, first_sample_id)
 
 
 def _by_name_or_index(text: str, classes: int, by_name: dict[str, int]) -> list[int]:
@@ -65,11 +114,11 @@ def _by_name_or_index(text: str, classes: int, by_name: dict[str, int]) -> list[
     return [known[part] for part in parts]
 
 
-def describe_classes(labels: Sequence[int] | None, names: Sequence[str] | None) -> str:
+def describe_classes(labels: Turns | None, names: Sequence[str] | None) -> str:
     """A line that says which classes were chosen, each with its name and index: "classes: cat (0), dog (1)"."""
     if labels is None:
         return "classes: none"
-    chosen = list(dict.fromkeys(labels))
+    chosen = labels.distinct
     named = dict(enumerate(names or []))
     texts = [f"{printable(named[i])} ({i})" if i in named else str(i) for i in chosen[:MOST_NAMED]]
     more = f" and {len(chosen) - MOST_NAMED} more" if len(chosen) > MOST_NAMED else ""

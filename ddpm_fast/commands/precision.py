@@ -65,7 +65,14 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 # What sampling measures
 
 
-def settle(loaded: LoadedModel, options: SamplingOptions, n: int, rows: int, recorded: object = None) -> LoadedModel:
+def settle(
+    loaded: LoadedModel,
+    options: SamplingOptions,
+    n: int,
+    rows: int,
+    recorded: object = None,
+    may_measure: bool = True,
+) -> LoadedModel:
     """What `--precision auto` samples in: the model in that precision. It is said in one line.
 
     Known is that bf16 is the faster one on a GPU that has it, and fp32 on a processor without bf16 instructions. On a
@@ -78,6 +85,7 @@ def settle(loaded: LoadedModel, options: SamplingOptions, n: int, rows: int, rec
         n: How many.
         rows: How many sampling steps each batch takes.
         recorded: The precision that a folder's images were drawn in, which its other images must have; None for none.
+        may_measure: False where several processes must choose the same, each by itself.
     """
     device = Network.of(loaded.model).device
     fast = fast_bf16(device)
@@ -86,7 +94,7 @@ def settle(loaded: LoadedModel, options: SamplingOptions, n: int, rows: int, rec
         chosen, why = choose_dtype(str(recorded), device), "the folder's images are in it"
     elif not fast:
         why = f"{_processor(device)} has no fast bf16"
-    elif device.type != "cpu" or options.compile:
+    elif device.type != "cpu" or options.compile or not may_measure:
         why = f"{_processor(device)} has fast bf16"
     else:
         other = copy.deepcopy(loaded.model).to(torch.bfloat16)

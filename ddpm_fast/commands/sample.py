@@ -5,7 +5,6 @@ With --init-image it edits a picture instead (edit.py).
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,9 +23,10 @@ from ddpm_fast.commands.common import (
 )
 from ddpm_fast.commands.drawing import Drawable, Drawing, Job, unused_path
 from ddpm_fast.commands.edit import Edit, read_images, round_trip_error
-from ddpm_fast.commands.labels import LABELS_HELP, check_null_class, describe_classes, parse_labels
+from ddpm_fast.commands.labels import LABELS_HELP, Turns, check_null_class, describe_classes, parse_labels
 from ddpm_fast.commands.precision import DTYPE_NAMES, choose_dtype, settle
 from ddpm_fast.commands.profiling import PROFILE_HELP, check_profile, profiling
+from ddpm_fast.commands.ranks import ranks_of_environment
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
 from ddpm_fast.files.atomic import check_writable, remove_leftovers
@@ -34,7 +34,7 @@ from ddpm_fast.loops.network import Network
 from ddpm_fast.loops.options import SamplingOptions
 from ddpm_fast.loops.sampling import prepare
 from ddpm_fast.pictures import images
-from ddpm_fast.pictures.folder import SampleFolder, recorded
+from ddpm_fast.pictures.folder import FORMATS, SampleFolder, recorded
 from ddpm_fast.respacing import SPACINGS
 from ddpm_fast.samplers import SAMPLERS
 
@@ -45,7 +45,7 @@ app = App()
 def main(
     model: ModelOption = "mnist",
     n: Annotated[
-        int | None, typer.Option("--n", help="number of images; 64 if not given, fewer when editing a picture")
+        int | None, typer.Option("--n", "-n", help="number of images; 64 if not given, fewer when editing a picture")
     ] = None,
     steps: Annotated[
         str | None, typer.Option(help="a number of steps (50 if not given), sections 10,15,20, or a stride ddim50")
@@ -99,10 +99,13 @@ def main(
     out: Annotated[
         str | None,
         path_option(
-            "where the images go: a .png (a grid), an .npz, or a folder of PNGs, which the same command continues; if "
-            "not given samples.png, or samples-2.png and so on where that exists"
+            "where the images go: a .png (a grid), an .npz, or a folder, which the same command continues; if "
+            "not given samples.png (of a model of floats samples.npz), or samples-2.png and so on where that exists"
         ),
     ] = None,
+    format: Annotated[
+        str, typer.Option(help="what a folder holds: png (a picture of each image) or npz (a file of each batch)")
+    ] = "png",
     gif: Annotated[Path | None, path_option("also write an animation of the denoising: a .gif")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     precision: Annotated[
@@ -132,6 +135,7 @@ def main(
             interpolate_with=interpolate_with,
             round_trip=round_trip,
         )
+        ranks = ranks_of_environment()
         _check_counts(n, batch_size)
         check_profile(profile)
         if edit is not None and gif is not None:
@@ -156,7 +160,7 @@ def main(
             dynamic_threshold=dynamic_threshold,
             seed=seed,
             first_sample_id=first_sample_id,
-            labels=classes,
+            labels=None if classes is None else classes.tensor(),
             batch_size=batch_size,
             on_step=drawing.on_step,
             cuda_graph=cuda_graph,
@@ -164,19 +168,29 @@ def main(
         )
         # Everything that can be wrong is found here, before the sampling.
         prepared = _prepare(edit, loaded, pictures, count, options)
-        target = str(unused_path(Path("samples.png"))) if out is None else out
-        _check_outputs(target, gif, loaded.model.config.in_channels)
-        is_folder = images.output_kind(target) == "folder"
+        default = "samples.png" if loaded.value_range is None else "samples.npz"
+        target = str(unused_path(Path(default))) if out is None else out
+        is_folder = _check_outputs(target, format, gif, loaded)
+        # An animation and a comparison need all images.
+        keeps_all = gif is not None or (edit is not None and edit.round_trip)
+        if keeps_all or not is_folder:
+            ranks.refuse_several(
+                "only a folder is drawn by several: give --out a folder, such as samples/, without --gif and "
+                "--round-trip, or start one process"
+            )
         if precision == "auto":
             before = recorded(target).get("precision") if is_folder else None
-            loaded = settle(loaded, options, count, prepared.rows, before)
+            loaded = settle(loaded, options, count, prepared.rows, before, may_measure=ranks.world_size == 1)
             dtype = Network.of(loaded.model).dtype or torch.float32
             prepared = _prepare(edit, loaded, pictures, count, options)
         folder = None
         if is_folder:
             settings = _settings(loaded, options, DTYPE_NAMES[dtype])
             settings |= {} if edit is None else edit.settings(pictures, count)
-            folder = SampleFolder(target, settings, ids, classes, loaded.label_names)
+            if format == "npz":  # the names of PNGs say the class
+                settings["labels"] = None if classes is None else classes.chosen
+            per_part = batch_size if format == "npz" else None
+            folder = SampleFolder(target, settings, ids, classes, loaded.label_names, per_part, loaded.value_range)
             if folder.finished:
                 console.print(f"{folder.finished} of {count} images are in {escape(target)} already and are kept")
         if loaded.model.config.num_classes:
@@ -191,15 +205,18 @@ def main(
             gif=gif,
             ids=ids,
             classes=classes,
-            # An animation and a comparison need all images.
-            keeps_all=gif is not None or (edit is not None and edit.round_trip),
+            batch_size=batch_size,
+            ranks=ranks,
+            keeps_all=keeps_all,
             continuable=edit is None or edit.continuable,
+            value_range=loaded.value_range,
         )
-        with profiling(profile, torch_device, console.print) as drawing.after_row:
+        with profiling(profile if ranks.is_first else None, torch_device, console.print) as drawing.after_row:
             x = job.run()
         how = f"{'' if edit is None else edit.mode + ', '}{prepared.rows} steps of {options.sampler}"
         if drawing.drawn:
-            console.print(_summary(loaded, drawing, f"{how}, {DTYPE_NAMES[dtype]}, {torch_device}"))
+            where = str(torch_device) if ranks.world_size == 1 else f"{ranks.world_size} ranks"
+            console.print(_summary(loaded, drawing, f"{how}, {DTYPE_NAMES[dtype]}, {where}"))
         if edit is not None and edit.round_trip:
             console.print(round_trip_error(x, pictures))
         say_written(target, gif)
@@ -217,7 +234,7 @@ def _prepare(
 def _settings(loaded: checkpoint.LoadedModel, options: SamplingOptions, precision: str) -> dict[str, Any]:
     """All that an image depends on besides its sample id, its class, and the picture that it is an edit of."""
     return {
-        "model": hashlib.sha256(loaded.path.read_bytes()).hexdigest(),
+        "model": loaded.digest,
         "sampler": options.sampler,
         "steps": str(options.steps),
         "spacing": options.spacing,
@@ -237,7 +254,7 @@ def _check_counts(n: int | None, batch_size: int) -> None:
 
 def _choose_classes(
     loaded: checkpoint.LoadedModel, labels: str | None, ids: range, edit: Edit | None, guidance: float | None
-) -> list[int] | None:
+) -> Turns | None:
     """The classes of the images with these sample ids. Raises InputError for labels, or a lack of them, that the model
     was not trained for."""
     text = "none" if edit is not None and labels is None else labels
@@ -249,14 +266,26 @@ def _choose_classes(
     return classes
 
 
-def _check_outputs(out: str, gif: Path | None, channels: int) -> None:
-    """Raises InputError for output files that could not be written."""
-    images.check_output(out, channels=channels)
-    remove_leftovers(out if images.output_kind(out) == "folder" else Path(out).parent)  # of commands that were killed
+def _check_outputs(out: str, format: str, gif: Path | None, loaded: checkpoint.LoadedModel) -> bool:
+    """Whether the images go into a folder. Raises InputError for output files that could not be written."""
+    is_folder = images.output_kind(out) == "folder"
+    if format not in FORMATS:
+        raise InputError(f"--format is {format!r}; expected {' or '.join(FORMATS)}")
+    if format != "png" and not is_folder:
+        raise InputError(f"--format says what a folder holds, and --out is the file {out}: leave --format out")
+    channels = loaded.model.config.in_channels
+    if format == "npz":
+        images.check_output(out)
+    else:
+        images.check_output(out, channels, loaded.value_range)
+    remove_leftovers(out if is_folder else Path(out).parent)  # of commands that were killed
     if gif is not None:
         if gif.suffix.lower() != ".gif":
             raise InputError(f"--gif is {gif}; expected a name ending in .gif")
+        if loaded.value_range is not None and channels not in (1, 3):
+            raise InputError(f"--gif shows 1 or 3 channels of floats, and this model has {channels}: leave --gif out")
         check_writable(gif)
+    return is_folder
 
 
 def _summary(loaded: checkpoint.LoadedModel, drawing: Drawing, how: str) -> str:

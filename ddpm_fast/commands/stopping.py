@@ -30,7 +30,7 @@ class Stopping:
     """Whether a signal has asked the command to stop.
 
     Attributes:
-        first: What is said at the first signal. It may be changed as the work goes on.
+        first: What is said at the first signal; the empty string for nothing. It may be changed as the work goes on.
         abort: Gives what is said at a second Ctrl-C. It may be changed as the work goes on.
         at_once: Whether a signal raises Stopped wherever the main thread is; see `anywhere`.
         signal: The first signal that arrived, or None.
@@ -81,11 +81,13 @@ class Stopping:
         """The signal handler."""
         if self.signal is None:
             self.signal = signal.Signals(number)
-            _say(f"{self.signal.name}: {self.first}")
+            if self.first:
+                _say(f"{self.signal.name}: {self.first}")
             if self.at_once:
                 raise Stopped
         elif number == signal.SIGINT:
-            _say(self.abort())
+            if self.first:
+                _say(self.abort())
             raise KeyboardInterrupt
 
 
@@ -102,7 +104,8 @@ def stop_signals(first: str, abort: Callable[[], str]) -> Iterator[Stopping]:
     A signal that the process ignores, such as SIGHUP under nohup, stays ignored.
 
     Args:
-        first: What to say at the first signal, such as "saving after this step; Ctrl-C again to abort".
+        first: What to say at the first signal, such as "saving after this step; Ctrl-C again to abort"; the empty
+            string for a process that says nothing, because another one does.
         abort: Called at a second Ctrl-C; gives what to say before the command ends.
 
     Raises:

@@ -1,29 +1,27 @@
 """`Dataset`: images in memory, with their labels and the names of their classes."""
 
 import hashlib
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 
-from ddpm_fast.errors import InputError, printable
-
-_NAMED = 20  # of many classes, so many are named in a message
+from ddpm_fast.data.imageset import ImageSet
+from ddpm_fast.values import ValueRange
 
 
 @dataclass(frozen=True)
-class Dataset:
+class Dataset(ImageSet):
     """Images in memory, with their labels if they have any.
 
     Attributes:
-        images: uint8 [N, C, H, W], contiguous.
+        images: uint8 [N, C, H, W], or float32 in [-1, 1]; contiguous.
         labels: int64 [N], class numbers from 0, or None.
         label_names: One name for each class, or None.
         name: The name of the built-in set, or of the folder or file.
         skipped: The files that could not be read, whose images are missing.
+        value_range: What [-1, 1] stands for in float data; None for uint8.
     """
 
     images: torch.Tensor
@@ -31,6 +29,7 @@ class Dataset:
     label_names: list[str] | None
     name: str
     skipped: list[str] = field(default_factory=list)
+    value_range: ValueRange | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -45,13 +44,6 @@ class Dataset:
     def dtype(self) -> torch.dtype:
         """That of the images."""
         return self.images.dtype
-
-    @property
-    def num_classes(self) -> int | None:
-        """The number of classes, including named ones that have no image. None without labels."""
-        if self.labels is None:
-            return None
-        return len(self.label_names) if self.label_names else int(self.labels.max()) + 1
 
     @cached_property
     def digest(self) -> str:
@@ -69,66 +61,11 @@ class Dataset:
             hashed.update(array.reshape(-1).view(np.uint8).data)
         return hashed.hexdigest()
 
-    def with_classes(self, names: Sequence[str]) -> "Dataset":
-        """The same images, their labels renumbered to the classes of a model. Classes are matched by name.
-
-        Args:
-            names: The names of the model's classes, in its order.
-
-        Raises:
-            InputError: If the images have no labels, or their classes no names; if a name stands for two classes; or
-                if the model lacks a class that has images.
-        """
-        if self.labels is None or self.label_names is None:
-            missing = "labels" if self.labels is None else "class names"
-            raise InputError(
-                f"{printable(self.name)} has no {missing}, so its images cannot be matched with the classes of the "
-                f"model, which are {_listed(names)}; give a folder with a sub-folder for each class, or an .npz with "
-                "labels and label_names"
-            )
-        if list(names) == self.label_names:
-            return self
-        for owner, listed in ((printable(self.name), self.label_names), ("the model", names)):
-            twice = [name for name, count in Counter(listed).items() if count > 1]
-            if twice:
-                raise InputError(
-                    f"{owner} has more than one class called {_listed(twice)}, so classes cannot be matched by name; "
-                    "rename them"
-                )
-        number = {name: i for i, name in enumerate(names)}
-        present = [self.label_names[i] for i in self.labels.unique().tolist()]
-        unknown = [name for name in present if name not in number]
-        if unknown:
-            raise InputError(
-                f"{printable(self.name)} has images of the classes {_listed(unknown)}, which the model does not have; "
-                f"its classes are {_listed(names)}; rename those classes or leave their images out"
-            )
-        renumbered = torch.tensor([number.get(name, -1) for name in self.label_names])
-        labels = renumbered.to(self.labels.device)[self.labels]
-        return replace(self, labels=labels, label_names=list(names))
-
-    def square_side(self) -> int:
-        """The side of the images in pixels, which must be squares for a network.
-
-        Raises:
-            InputError: If they are not. It names their size.
-        """
-        height, width = self.images.shape[2:]
-        if height != width:
-            raise InputError(
-                f"the images of {printable(self.name)} are {width}x{height} pixels (width x height), and networks take "
-                "squares; give image_size (in training: --image-size), to which the shorter side is scaled before the "
-                "middle square is cut out"
-            )
-        return int(height)
-
     def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The images uint8 [B, C, H, W] and labels int64 [B] (or None) at `indices`, int64 [B]."""
+        """The images [B, C, H, W] and labels int64 [B] (or None) at `indices`, int64 [B]."""
         # For 128 images of 3x32x32, index_select takes 8 us and images[indices] 218 us.
         labels = None if self.labels is None else self.labels.index_select(0, indices)
         return self.images.index_select(0, indices), labels
 
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(printable(name) for name in names[:_NAMED])
-    return shown + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    def _relabelled(self, labels: torch.Tensor, label_names: list[str]) -> "Dataset":
+        return replace(self, labels=labels, label_names=label_names)

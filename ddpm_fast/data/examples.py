@@ -8,8 +8,13 @@ from collections.abc import Sequence
 
 import torch
 
-from ddpm_fast.data.dataset import Dataset
-from ddpm_fast.data.order import batch_indices, flip_mask
+from ddpm_fast.data.ahead import Plan, ReadAhead
+from ddpm_fast.data.imageset import ImageSet
+from ddpm_fast.data.order import batch_indices, crop_windows, flip_mask
+from ddpm_fast.data.stored import StoredDataset
+from ddpm_fast.errors import InputError, printable
+
+CROPS = ("centre", "random")
 
 
 class Examples:
@@ -19,15 +24,34 @@ class Examples:
         dataset: The images.
     """
 
-    def __init__(self, dataset: Dataset, seed: int, flip: bool = False):
+    def __init__(self, dataset: ImageSet, seed: int, flip: bool = False, order: int = 2, crop: str = "centre"):
         """Nothing is read yet.
 
         Args:
-            dataset: The images.
+            dataset: The images. Those of a `StoredDataset` are read ahead by threads.
             seed: Seed of their order, and of what is done to each.
             flip: Whether half of them are mirrored left-right.
+            order: The version of their order; see `batch_indices`.
+            crop: "centre" cuts the middle square out of a picture. "random" scales its shorter side to between the
+                square's and 1/0.8 of it and cuts anywhere (Dhariwal & Nichol 2021, their `random_crop_arr`).
+
+        Raises:
+            InputError: If the crop is unknown, or random and these images are cut already.
         """
-        self.dataset, self._seed, self._flip = dataset, seed, flip
+        if crop not in CROPS:
+            raise InputError(f"crop is {crop!r}; expected one of {', '.join(CROPS)}")
+        if crop == "random" and not (isinstance(dataset, StoredDataset) and dataset.source.crops):
+            raise InputError(
+                f"the random crop needs pictures that are not cut yet, and those of {printable(dataset.name)} are; "
+                "give a folder or .zip of pictures that are read on demand (in_memory=False) and an image_size"
+            )
+        self.dataset, self._seed, self._flip, self._order, self._crop = dataset, seed, flip, order, crop
+        self._ahead = ReadAhead(dataset, self._plan) if isinstance(dataset, StoredDataset) else None
+
+    @property
+    def waited(self) -> float:
+        """The seconds that `take` has waited for images so far; 0 for images in memory."""
+        return 0.0 if self._ahead is None else self._ahead.waited
 
     def take(self, first: int, count: int, upcoming: Sequence[int] = ()) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The training examples first .. first+count-1.
@@ -39,12 +63,29 @@ class Examples:
 
         Returns:
             The images [count, C, H, W] of the data set's dtype, and the labels int64 [count], or None.
+
+        Raises:
+            InputError: If an image cannot be read and none takes its place; see `StoredDataset.read`.
         """
-        images, labels = self.dataset.batch(batch_indices(self._seed, first, count, len(self.dataset)))
+        if self._ahead is not None:
+            return self._ahead.take(first, count, upcoming)
+        images, labels = self.dataset.batch(self._indices(first, count))
         if self._flip:
             mirrored = flip_mask(self._seed, first, count)
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
         return images, labels
 
+    def _indices(self, first: int, count: int) -> torch.Tensor:
+        return batch_indices(self._seed, first, count, len(self.dataset), self._order)
+
+    def _plan(self, first: int, count: int) -> Plan:
+        return Plan(
+            self._indices(first, count).tolist(),
+            crop_windows(self._seed, first, count) if self._crop == "random" else [None] * count,
+            flip_mask(self._seed, first, count).tolist() if self._flip else [False] * count,
+        )
+
     def close(self) -> None:
         """End what reads ahead."""
+        if self._ahead is not None:
+            self._ahead.close()

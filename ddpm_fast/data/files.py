@@ -1,43 +1,29 @@
-"""Folders and .zip archives of pictures: find the pictures, count what is not one, and name the classes."""
+"""Which files of a folder or archive are pictures, which classes they have, and the index of a folder."""
 
-import io
 import os
 import posixpath
 import re
-import zipfile
+import stat
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from ddpm_fast.data.bounds import Unreadable, held_bytes, open_regular
+from ddpm_fast.data.bounds import open_regular
+from ddpm_fast.data.index import Entries, Entry, Index, Names
 from ddpm_fast.data.pixels import run_parallel
 from ddpm_fast.data.raster import NAMES, SUFFIXES, looks_like_picture
 from ddpm_fast.errors import InputError, printable
 
-_MAX_MEMBER_BYTES = 1 << 30  # no picture unpacks to a gigabyte
-_SMALL_MEMBER_BYTES = 1 << 26  # up to here a picture may be packed as tightly as deflate can
-_MAX_PACKING = 100  # above, this is more than any picture is packed: a flat BMP of 600 dpi reaches it
-_ROOTS = re.compile(r"^(\.\.?/|/)+")  # that a name may start with; nothing is written, so it leads nowhere
-_NO_SUFFIX = "without a suffix"
+# Names with a leading dot belong to other programs: macOS writes a "._x.jpg" for every x.jpg.
+_HIDDEN = re.compile(r"(?:^|/)(?:\.|__MACOSX(?:/|$))")
+NO_SUFFIX = "without a suffix"
 _KINDS_NAMED = 5
-
-
-class Entry(NamedTuple):
-    """One picture in a folder or archive.
-
-    Attributes:
-        name: Its path inside the folder or archive, with '/' between the parts.
-        open: Opens it for reading.
-        held: The bytes of memory that it takes while it is open.
-    """
-
-    name: str
-    open: Callable[[], BinaryIO]
-    held: int = 0
+_REMEDY = "leave the images as they are while they are read, and start again"
+_UNKNOWN = -1  # the size of what is no regular file, or of a link that leads nowhere
 
 
 class Listing(NamedTuple):
@@ -46,10 +32,16 @@ class Listing(NamedTuple):
     Attributes:
         entries: The pictures, sorted by name.
         ignored: What the other files are, such as ".txt", and how many of each.
+        labels: The class number of each picture, int64 [n], if these are stored with the pictures; else None.
+        label_names: One name for each class, if the classes that are stored have names.
+        unlabelled: If some pictures have a class and some have none, so that `labels` is None: one that has none.
     """
 
-    entries: list[Entry]
+    entries: Index
     ignored: Counter[str]
+    labels: np.ndarray | None = None
+    label_names: list[str] | None = None
+    unlabelled: str = ""
 
 
 def say_ignored(ignored: Counter[str]) -> str:
@@ -62,20 +54,66 @@ def say_ignored(ignored: Counter[str]) -> str:
     return f"{total} file{'s' if total != 1 else ''}" + (f": {', '.join(kinds)}" if kinds else "")
 
 
-def _kind(name: str) -> str:
+def kind_of(name: str) -> str:
+    """The suffix of a file's name, in lower case, to count files by."""
     suffix = posixpath.splitext(name.lower())[1]
     return suffix if len(suffix) <= 12 else "with a long suffix"
 
 
-def _is_hidden(name: str) -> bool:
-    # Names with a leading dot belong to other programs: macOS writes a "._x.jpg" for every x.jpg.
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+def is_hidden(name: str) -> bool:
+    """Whether a path, or a folder on it, is not meant to be seen."""
+    return _HIDDEN.search(name) is not None
 
 
 def _is_loop(parent: str, child: str) -> bool:
     """Whether the folder `child` is a link to `parent` or to a folder that contains it."""
     real, here = os.path.realpath(os.path.join(parent, child)), os.path.realpath(parent)
     return here == real or here.startswith(real.rstrip(os.sep) + os.sep)
+
+
+class Folder:
+    """Files of a folder that are pictures.
+
+    Args:
+        folder: The folder.
+        names: Their paths in it.
+        sizes: The bytes of each, int64.
+    """
+
+    def __init__(self, folder: str, names: Names, sizes: np.ndarray) -> None:
+        self._folder, self._names, self._sizes = folder, names, sizes
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, i: int) -> Entry:
+        return Entry(self._names[i], partial(self._open, i))
+
+    def __iter__(self) -> Iterator[Entry]:
+        return (self[i] for i in range(len(self)))
+
+    def identity(self) -> bytes:
+        """The names and sizes of the files. Their times are not in it: a copy of the folder has others."""
+        return self._names.identity() + self._sizes.astype("<i8").tobytes()
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _open(self, i: int) -> BinaryIO:
+        path, size = os.path.join(self._folder, self._names[i]), self._sizes[i]
+        try:
+            file = open_regular(path)
+        except FileNotFoundError as error:
+            if size == _UNKNOWN:
+                raise
+            raise InputError(f"{printable(path)} has gone since the folder was listed; {_REMEDY}") from error
+        now = os.fstat(file.fileno()).st_size
+        if size not in (_UNKNOWN, now):
+            file.close()
+            raise InputError(
+                f"{printable(path)} has {now} bytes now, and had {size} when the folder was listed; {_REMEDY}"
+            )
+        return file
 
 
 def list_folder(folder: Path) -> Listing:
@@ -88,71 +126,72 @@ def list_folder(folder: Path) -> Listing:
     def refuse(error: OSError) -> None:
         raise InputError(f"cannot list the folder {error.filename}: {error.strerror}") from error
 
-    entries: list[Entry] = []
-    for parent, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+    root = os.fspath(folder)
+    names: list[str] = []
+    for parent, folders, files in os.walk(root, followlinks=True, onerror=refuse):
         folders[:] = [name for name in folders if not _is_loop(parent, name)]
-        for file in files:
-            path = Path(parent, file)
-            entries.append(Entry(path.relative_to(folder).as_posix(), partial(open_regular, path)))
-    return _pictures(entries, Counter(), f"folder {folder}")
+        inside = Path(parent).relative_to(folder).as_posix()
+        names += files if inside == "." else [f"{inside}/{file}" for file in files]
+    chosen, ignored = choose_pictures(
+        names, lambda i: open_regular(os.path.join(root, names[i])), Counter(), f"folder {folder}"
+    )
+    pictures = [names[i] for i in chosen]
+    sizes = np.fromiter((_size(os.path.join(root, name)) for name in pictures), np.int64, len(pictures))
+    return Listing(Folder(root, Names(pictures), sizes), ignored)
 
 
-def list_zip(archive: zipfile.ZipFile, path: Path) -> Listing:
-    """Every picture in an open archive. Of several members of one name, the last one counts, as for `unzip`.
+def _size(path: str) -> int:
+    """The bytes of a regular file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return _UNKNOWN
+    return found.st_size if stat.S_ISREG(found.st_mode) else _UNKNOWN
+
+
+def choose_pictures(
+    names: list[str], peek: Callable[[int], BinaryIO], ignored: Counter[str], where: str
+) -> tuple[list[int], Counter[str]]:
+    """The files that are pictures by their suffix or, if they have none, by their first bytes.
 
     Args:
-        archive: The archive.
-        path: Its file.
+        names: The paths of the files.
+        peek: Opens the file of a position.
+        ignored: What was left out before.
+        where: The folder or archive, for the message.
+
+    Returns:
+        The positions of the pictures, in the order of their names, and what was left out, now and before.
 
     Raises:
-        InputError: If there is no picture.
+        InputError: If there is none.
     """
-    archive_bytes = path.stat().st_size
-
-    def read(member: zipfile.ZipInfo) -> BinaryIO:
-        held = held_bytes(member, archive_bytes)
-        packing = held / max(member.compress_size, 1)
-        if held > _MAX_MEMBER_BYTES or (held > _SMALL_MEMBER_BYTES and packing > _MAX_PACKING):
-            raise Unreadable(f"it unpacks to {held} bytes from {member.compress_size}, more than a picture can need")
-        return io.BytesIO(archive.read(member))
-
-    # zipfile itself fails at a member whose name is empty.
-    members = [member for member in archive.infolist() if member.filename and not member.is_dir()]
-    last = {_ROOTS.sub("", posixpath.normpath(member.filename)): member for member in members}
-    ignored = Counter({"replaced by a later one of its name": len(members) - len(last)})
-    entries = [Entry(name, partial(read, member), member.file_size) for name, member in last.items()]
-    listing = _pictures(entries, ignored, f"archive {path}")
-    # `zip -r pets.zip pets` puts everything into one folder, which says nothing about classes.
-    tops = {entry.name.split("/")[0] for entry in listing.entries}
-    if len(tops) == 1 and all(entry.name.count("/") >= 2 for entry in listing.entries):
-        stripped = [entry._replace(name=entry.name.split("/", 1)[1]) for entry in listing.entries]
-        return listing._replace(entries=stripped)
-    return listing
-
-
-def _pictures(files: list[Entry], ignored: Counter[str], where: str) -> Listing:
-    """Those of the files that are pictures by their suffix or, if they have none, by their first bytes."""
-    files = [file for file in files if not _is_hidden(file.name)]
-    unnamed = [file for file in files if not _kind(file.name)]
-    looks = run_parallel(lambda k: _looks_like_picture(unnamed[k]), len(unnamed))
-    found = {file.name for file, yes in zip(unnamed, looks, strict=True) if yes}
-    entries = [file for file in files if file.name in found or file.name.lower().endswith(SUFFIXES)]
-    ignored = ignored + Counter(
-        _kind(file.name) or _NO_SUFFIX
-        for file in files
-        if not (file.name in found or file.name.lower().endswith(SUFFIXES))
-    )
-    if not entries:
+    chosen, unnamed, others = [], [], +ignored  # without those of which there are none
+    for i, name in enumerate(names):
+        if is_hidden(name):
+            continue
+        if name.lower().endswith(SUFFIXES):
+            chosen.append(i)
+        elif kind := kind_of(name):
+            others[kind] += 1
+        else:
+            unnamed.append(i)
+    looks = run_parallel(lambda k: _looks_like_picture(peek, unnamed[k]), len(unnamed))
+    found = [i for i, yes in zip(unnamed, looks, strict=True) if yes]
+    if len(found) < len(unnamed):
+        others[NO_SUFFIX] = len(unnamed) - len(found)
+    chosen += found
+    if not chosen:
         raise InputError(
-            f"no images in the {where} ({say_ignored(ignored)}); looked for {NAMES}, in files without a suffix or "
+            f"no images in the {where} ({say_ignored(others)}); looked for {NAMES}, in files without a suffix or "
             f"ending in {' '.join(SUFFIXES)}; give a folder or .zip that has some"
         )
-    return Listing(sorted(entries, key=lambda entry: entry.name), ignored)
+    return sorted(chosen, key=names.__getitem__), others
 
 
-def _looks_like_picture(file: Entry) -> bool:
+def _looks_like_picture(peek: Callable[[int], BinaryIO], i: int) -> bool:
     try:
-        with file.open() as opened:
+        with peek(i) as opened:
             return looks_like_picture(opened.read(16))
     except Exception:  # a pipe, a broken link, a damaged or encrypted member: whatever it is, no picture
         return False
@@ -167,7 +206,7 @@ def natural_key(name: str) -> tuple[object, ...]:
     return tuple(key), name
 
 
-def class_labels(entries: list[Entry]) -> tuple[np.ndarray, list[str]]:
+def class_labels(entries: Entries) -> tuple[np.ndarray, list[str]]:
     """The classes of the pictures: the sub-folders of the first level, sorted naturally (2 before 10).
 
     Returns:
@@ -176,18 +215,26 @@ def class_labels(entries: list[Entry]) -> tuple[np.ndarray, list[str]]:
     Raises:
         InputError: If a picture is in no sub-folder.
     """
-    outside = [entry.name for entry in entries if "/" not in entry.name]
-    if len(outside) == len(entries):
+    number: dict[str, int] = {}  # in the order in which they are found
+    outside, first_outside = 0, ""
+    labels = np.empty(len(entries), np.int64)
+    for i, entry in enumerate(entries):
+        top, slash, _ = entry.name.partition("/")
+        if slash:
+            labels[i] = number.setdefault(top, len(number))
+        else:
+            outside, first_outside = outside + 1, first_outside or entry.name
+    if outside == len(entries):
         raise InputError(
             "classes were asked for, but there are no sub-folders with images; put the images of each class "
             "into a sub-folder of its own (cat/1.png, dog/1.png), or train without classes"
         )
     if outside:
         raise InputError(
-            f"{printable(outside[0])} is in no sub-folder, so it has no class ({len(outside)} such images); move each "
+            f"{printable(first_outside)} is in no sub-folder, so it has no class ({outside} such images); move each "
             "into the sub-folder of its class, or train without classes"
         )
-    tops = [entry.name.split("/")[0] for entry in entries]
-    names = sorted(set(tops), key=natural_key)
-    number = {name: i for i, name in enumerate(names)}
-    return np.array([number[top] for top in tops], dtype=np.int64), names
+    names = sorted(number, key=natural_key)
+    final = np.empty(len(names), np.int64)
+    final[[number[name] for name in names]] = np.arange(len(names))
+    return final[labels], names

@@ -1,28 +1,42 @@
-"""`load_dataset`: whatever the images are stored in, they become one uint8 tensor [N, C, H, W] in memory.
+"""`load_dataset`: whatever the images are stored in, they become one uint8 tensor [N, C, H, W] in memory; and
+`open_dataset`, which leaves large sets where they are.
 
 The tensor is uint8 because the fused ops cast and normalise while they add noise. A float copy would take four times
 the memory and another pass over the data.
 """
 
+import math
 import os
 import stat
 import warnings
-import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from ddpm_fast.data.arrays import read_arrays
+from ddpm_fast.data.arrays import open_array_source
 from ddpm_fast.data.bounds import open_regular
+from ddpm_fast.data.cache import Cache
+from ddpm_fast.data.cache_index import is_prepared
 from ddpm_fast.data.dataset import Dataset
-from ddpm_fast.data.files import Entry, Listing, class_labels, list_folder, list_zip, say_ignored
-from ddpm_fast.data.reading import read_pictures
-from ddpm_fast.errors import InputError, check_integer
+from ddpm_fast.data.files import Listing, class_labels, say_ignored
+from ddpm_fast.data.imageset import ImageSet
+from ddpm_fast.data.index import Entry, Index
+from ddpm_fast.data.listing import list_pictures, stands_for_files
+from ddpm_fast.data.picturesource import PictureSource, spread
+from ddpm_fast.data.reading import mean_area, read_pictures
+from ddpm_fast.data.selection import Selection
+from ddpm_fast.data.source import Source
+from ddpm_fast.data.stored import StoredDataset
+from ddpm_fast.errors import InputError, check_integer, printable
 
 BUILTIN = ("emoji32", "mnist5k")
+IN_MEMORY = 256 << 20  # bytes of pixels: larger sets are read on demand
+_SIZED = 16  # pictures whose sizes say how large the others are
 _BUILTIN_FOLDER = Path(__file__).resolve().parent.parent / "datasets"
 
 
@@ -33,8 +47,9 @@ def load_dataset(
     classes: bool = False,
     strict: bool = False,
     progress: Callable[[int, int], object] | None = None,
+    selection: Selection | None = None,
 ) -> Dataset:
-    """Load images into memory.
+    """Load images into memory. `open_dataset` reads large sets on demand.
 
     Pictures are turned upright by their EXIF orientation, transparent pictures are drawn on white, and 16-bit values
     are scaled to 8 bits. Images come in the order of their paths. docs/training.md lists the formats and the limits.
@@ -46,6 +61,7 @@ def load_dataset(
         source: A built-in set ("emoji32" or "mnist5k"; write ./mnist5k for a folder of that name), a folder of
             images with its sub-folders, a .zip of them, an .npz with uint8 `images` [N, H, W] or [N, H, W, C] and
             optionally `labels` [N] and `label_names`, or an .npy of such images. A ~ at its start is the home folder.
+            Float data is an .npz or .npy of float32, float16 or float64 [N, C, H, W], [N, H, W, C] or [N, H, W].
         image_size: The side of the square to make: the shorter side is scaled to it, and the middle is cut out.
             Without it images keep their size, which must then be the same for all.
         channels: 1 (grey) or 3 (RGB). By default, files become 1 if all of them are grey and 3 otherwise, and arrays
@@ -55,35 +71,79 @@ def load_dataset(
         strict: Whether a broken file raises an InputError that names it. Otherwise it is skipped and listed in
             `Dataset.skipped`, and a warning names the first three.
         progress: Called as progress(done, total) while pictures are decoded or resized.
+        selection: What is said of the source besides its name.
 
     Raises:
         InputError: For anything else. The message says what was found, what was expected and what to do.
+    """
+    opened = open_dataset(source, image_size, channels, classes, strict, progress, True, selection)
+    assert isinstance(opened, Dataset)
+    return opened
+
+
+def open_dataset(
+    source: str | os.PathLike,
+    image_size: int | None = None,
+    channels: int | None = None,
+    classes: bool = False,
+    strict: bool = False,
+    progress: Callable[[int, int], object] | None = None,
+    in_memory: bool | None = None,
+    selection: Selection | None = None,
+) -> ImageSet:
+    """Load images into memory if they are few, and otherwise read each one from the disk when it is needed.
+
+    The other arguments, and the rules, are those of `load_dataset`. On demand, nothing is decoded at the start, and
+    some things differ: the size and the colours, where not given, are those of 1,000 pictures spread evenly over all; a
+    picture that differs from them counts as broken; a broken picture is found when it is read, and the next readable
+    one takes its place; and nothing is said of 16-bit pictures that are dark.
+
+    Args:
+        in_memory: Whether to load all into memory. By default, sets of up to 256 MiB of pixels are.
+        selection: What is said of the source besides its name.
+
+    Returns:
+        A `Dataset` in memory, or a `StoredDataset`.
     """
     image_size = None if image_size is None else check_integer("image_size", image_size, 1)
     channels = None if channels is None else check_integer("channels", channels, 1)
     builtin = str(source) in BUILTIN
     path = _BUILTIN_FOLDER / f"{source}.npz" if builtin else Path(os.path.expanduser(source))
-    is_folder = _is_folder(path, source)
-    name = str(source) if builtin else path.resolve().name
-
-    suffix = path.suffix.lower()
-    if is_folder:
-        return _from_files(list_folder(path), name, image_size, channels, classes, strict, progress)
-    if suffix == ".zip":
-        with _open_zip(path) as archive:
-            return _from_files(list_zip(archive, path), name, image_size, channels, classes, strict, progress)
-    if suffix not in (".npz", ".npy"):
+    text = os.path.expanduser(source)
+    if stands_for_files(text):
+        name = text
+    else:
+        _check_is_there(path, source)
+        name = str(source) if builtin else path.resolve().name
+    selection = selection or Selection()
+    if not stands_for_files(text) and is_prepared(path):
+        if selection.is_of_floats:
+            raise InputError(_refusal_of_floats(name, "prepared images"))
+        return _from_source(Cache(path, name, image_size, channels), classes, strict, in_memory)
+    listing = list_pictures(str(path) if builtin else text, selection)
+    if listing is not None:
+        if selection.is_of_floats:
+            raise InputError(_refusal_of_floats(name, "pictures"))
+        if channels not in (None, 1, 3):
+            raise InputError(f"image files can have 1 channel (grey) or 3 (RGB), got channels={channels}")
+        return _from_files(listing, name, _Wanted(image_size, channels, classes, strict, in_memory), progress)
+    if path.suffix.lower() not in (".npz", ".npy"):
         raise InputError(
-            f"{path} is neither a folder, a .zip, an .npz nor an .npy; put the images into a folder and give that"
+            f"{path} is neither a folder, a .zip, a .tar, a .parquet, an .npz nor an .npy; put the images into a "
+            "folder and give that"
         )
-    images, labels, label_names = read_arrays(path, image_size, channels, progress)
-    if classes and labels is None:
-        raise InputError(f"classes were asked for, but {path} has no labels; save `labels` in an .npz too")
-    return _dataset(images, labels, label_names, name, [])
+    return _from_arrays(path, name, _Wanted(image_size, channels, classes, strict, in_memory), selection, progress)
 
 
-def _is_folder(path: Path, source: str | os.PathLike) -> bool:
-    """Whether the path is a folder, or else a regular file; InputError if it is something else or not there."""
+def _refusal_of_floats(name: str, what: str) -> str:
+    return (
+        f"{printable(name)} has {what}; a layout and a range of values (--layout and --value-range) are for arrays of "
+        "floats: leave them out"
+    )
+
+
+def _check_is_there(path: Path, source: str | os.PathLike) -> None:
+    """Raises InputError if the path is neither that of a folder nor of a regular file."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a null byte
@@ -97,14 +157,6 @@ def _is_folder(path: Path, source: str | os.PathLike) -> bool:
             f"{source} is neither a folder nor a regular file, but a pipe, a socket or a device; save it as a file and "
             "give that"
         )
-    return stat.S_ISDIR(mode)
-
-
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except Exception as error:  # zipfile, struct and codecs each raise their own exceptions for damaged files
-        raise InputError(f"cannot read the archive {path}: {error}; download or zip it again") from error
 
 
 def read_picture(path: Path, option: str, image_size: int | None = None) -> torch.Tensor:
@@ -134,22 +186,77 @@ def _warn(notes: list[str], stacklevel: int) -> None:
         warnings.warn(note, stacklevel=stacklevel + 1)
 
 
+class _Wanted(NamedTuple):
+    """Arguments of `open_dataset`."""
+
+    image_size: int | None
+    channels: int | None
+    classes: bool
+    strict: bool
+    in_memory: bool | None
+
+
 def _from_files(
-    listing: Listing,
-    name: str,
-    image_size: int | None,
-    channels: int | None,
-    classes: bool,
-    strict: bool,
-    progress: Callable[[int, int], object] | None,
-) -> Dataset:
-    if channels not in (None, 1, 3):
-        raise InputError(f"image files can have 1 channel (grey) or 3 (RGB), got channels={channels}")
-    labels, label_names = class_labels(listing.entries) if classes else (None, None)
-    read = read_pictures(listing.entries, image_size, channels, strict, progress)
-    ignored = [f"ignored {say_ignored(listing.ignored)}"] if listing.ignored else []
-    _warn(ignored + read.notes, stacklevel=3)  # the caller of load_dataset
+    listing: Listing, name: str, wanted: _Wanted, progress: Callable[[int, int], object] | None
+) -> ImageSet:
+    entries, size, channels, strict = listing.entries, wanted.image_size, wanted.channels, wanted.strict
+    labels, label_names = listing.labels, listing.label_names
+    if labels is None and wanted.classes:
+        if listing.unlabelled:
+            raise InputError(
+                f"classes were asked for, but {printable(name)} has images without one, such as {listing.unlabelled}; "
+                "give each a class, or train without classes"
+            )
+        labels, label_names = class_labels(entries)
+    notes = [f"ignored {say_ignored(listing.ignored)}"] if listing.ignored else []
+    if listing.unlabelled:
+        notes.append(f"some images have a class and some, such as {listing.unlabelled}, have none: no class is used")
+    in_memory = _is_small(entries, size, channels) if wanted.in_memory is None else wanted.in_memory
+    if not in_memory:
+        _warn(notes, stacklevel=3)  # the caller of open_dataset
+        return StoredDataset.of(PictureSource(entries, name, size, channels, strict, labels, label_names), strict)
+    read = read_pictures(entries, size, channels, strict, progress)
+    _warn(notes + read.notes, stacklevel=4)
+    entries.close()
     return _dataset(read.images, None if labels is None else labels[read.kept], label_names, name, read.skipped)
+
+
+def _from_source(source: Source, classes: bool, strict: bool, in_memory: bool | None) -> ImageSet:
+    """Images that need no decoding, in memory if they are few."""
+    if classes and source.labels is None:
+        raise InputError(
+            f"classes were asked for, but {printable(source.name)} has none: prepare the images again with --classes"
+        )
+    stored = StoredDataset.of(source, strict)
+    if not (len(source) * math.prod(source.shape) <= IN_MEMORY if in_memory is None else in_memory):
+        return stored
+    images, labels = stored.batch(torch.arange(len(source)))
+    return Dataset(images, labels, source.label_names, source.name)
+
+
+def _from_arrays(
+    path: Path,
+    name: str,
+    wanted: _Wanted,
+    selection: Selection,
+    progress: Callable[[int, int], object] | None,
+) -> ImageSet:
+    opened, notes = open_array_source(path, name, wanted.image_size, wanted.channels, selection, progress)
+    if wanted.classes and opened.labels is None:
+        raise InputError(f"classes were asked for, but {path} has no labels; save `labels` in an .npz too")
+    _warn(notes, stacklevel=3)  # the caller of open_dataset
+    size = len(opened) * math.prod(opened.shape) * opened.dtype.itemsize
+    in_memory = size <= IN_MEMORY if wanted.in_memory is None else wanted.in_memory
+    if not in_memory:
+        return StoredDataset.of(opened)
+    images = opened.read_all(progress)
+    return replace(_dataset(images, opened.labels, opened.label_names, name, []), value_range=opened.value_range)
+
+
+def _is_small(entries: Index, image_size: int | None, channels: int | None) -> bool:
+    """Whether the pixels of all pictures are at most IN_MEMORY bytes, by the sizes of a few if none is given."""
+    area = float(image_size**2) if image_size is not None else mean_area(spread(entries, _SIZED))
+    return len(entries) * (channels or 3) * area <= IN_MEMORY
 
 
 def _dataset(

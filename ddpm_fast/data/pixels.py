@@ -14,9 +14,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ddpm_fast.data.bounds import Unreadable
+from ddpm_fast.data.source import Window
 
 _BLOCK = 16  # pictures per task, because a future for each of a million files would take a gigabyte
 _GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+_ROUNDING = 1e-9  # so that a quotient that is a whole number but for its rounding counts as one
 _ORIENTATION = 0x0112  # the EXIF tag; pictures with values 5 to 8 lie on their side
 _WIDE_COLOUR = re.compile(r"(RGB|RGBA|RGBX|RGBa|LA|CMYK);16[BLN]")  # Pillow's name of how the pixels are stored
 _R = TypeVar("_R")
@@ -71,24 +73,45 @@ def _opaque_8bit(image: Image.Image) -> Image.Image:
     return image
 
 
-def fit_square(image: Image.Image, size: int) -> Image.Image:
-    """Scale the shorter side to `size` (Lanczos, antialiased) and keep the middle square, in one pass."""
+def fit_square(image: Image.Image, size: int, window: Window | None = None) -> Image.Image:
+    """Scale the shorter side to `size` (Lanczos, antialiased) and keep the middle square, in one pass.
+
+    Args:
+        image: The picture.
+        size: The side of the result.
+        window: Another cut than the middle: the shorter side is scaled to between `size` and `size`/0.8, and the square
+            lies anywhere in that picture, at whole pixels of it.
+    """
     width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    if side == size:  # there is nothing to scale, and a cut at half a pixel would blur
-        left, top = int(left), int(top)
-    box = (left, top, left + side, top + side)
+    side: float = min(width, height)
+    if window is None:
+        left, top = (width - side) / 2, (height - side) / 2
+        if side == size:  # there is nothing to scale, and a cut at half a pixel would blur
+            left, top = int(left), int(top)
+    else:
+        scale = side / (
+            size + int(window.zoom * (largest_side(size) - size + 1))
+        )  # pixels to one of the scaled picture
+        left = scale * int(window.left * (int(width / scale + _ROUNDING) - size + 1))
+        top = scale * int(window.top * (int(height / scale + _ROUNDING) - size + 1))
+        side = size * scale
+    box = (left, top, min(left + side, width), min(top + side, height))
     return image.resize((size, size), Image.Resampling.LANCZOS, box)
 
 
-def decode(image: Image.Image, size: int | None, channels: int) -> Pixels:
+def largest_side(size: int) -> int:
+    """The longest that a random cut of side `size` scales the shorter side of a picture to."""
+    return -(-5 * size // 4)  # ceil(size / 0.8)
+
+
+def decode(image: Image.Image, size: int | None, channels: int, window: Window | None = None) -> Pixels:
     """The pixels of an opened picture. Of an animation, this is the first frame.
 
     Args:
         image: The picture.
         size: H and W of the result; None keeps the picture's own.
         channels: 1 or 3.
+        window: Where to cut it, as for `fit_square`; None for the middle.
 
     Raises:
         Unreadable: For 32-bit modes. For broken data, Pillow raises its own exceptions.
@@ -105,7 +128,7 @@ def decode(image: Image.Image, size: int | None, channels: int) -> Pixels:
         peak = 256 * max(int(high) for _, high in extrema[:3]) + 255  # type: ignore[misc]
     flat = _opaque_8bit(upright).convert("L" if channels == 1 else "RGB")
     if size is not None:
-        flat = fit_square(flat, size)
+        flat = fit_square(flat, size, window)
     pixels = np.asarray(flat)
     return Pixels(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1), peak)
 

@@ -3,14 +3,15 @@
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from ddpm_fast.data.bounds import Budget, Unreadable, allocating
-from ddpm_fast.data.files import Entry
+from ddpm_fast.data.index import Entries, Entry
 from ddpm_fast.data.pixels import decode, is_grey, run_parallel, upright_size
 from ddpm_fast.data.raster import NAMES, allowed_pixels, open_picture
 from ddpm_fast.errors import InputError, printable
@@ -39,10 +40,46 @@ class Decoded(NamedTuple):
     notes: list[str]
 
 
+@contextmanager
+def opened_picture(entry: Entry, size: int | None) -> Iterator[Image.Image]:
+    """A picture to decode inside, while the memory for it is taken from what all threads share.
+
+    Args:
+        entry: The picture.
+        size: The side of the square that it will be scaled to, as for `open_picture`.
+
+    Raises:
+        InputError: If memory ran out inside.
+        Exception: Nearly any, if the picture is broken.
+    """
+    try:
+        with _HELD.take(entry.held), entry.open() as file:
+            opened = open_picture(file, entry.name, size)
+            with opened.image, _DECODED.take(_BYTES_PER_PIXEL * (opened.pixels + (size or 0) ** 2)):
+                yield opened.image
+    except MemoryError as error:  # which images are there may not depend on how much memory is free
+        raise InputError(
+            f"memory ran out while the image {printable(entry.name)} was read; close other programs, or make the "
+            "image smaller or remove it"
+        ) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Why a picture is broken, after an exception while it was read."""
+    reason = str(error) if isinstance(error, Unreadable) else f"{error} ({type(error).__name__})"
+    return printable(reason[:_LONGEST_REASON])
+
+
+def refusal(name: str, reason: str) -> str:
+    """What to say of a broken picture where none may be skipped."""
+    where = f"cannot read the image {printable(name)}"
+    return f"{where}: {reason}; repair or remove it, or leave strict off to skip such files"
+
+
 class _Reader:
     """Runs work on every entry, and remembers which entries are broken and why."""
 
-    def __init__(self, entries: list[Entry], image_size: int | None, strict: bool) -> None:
+    def __init__(self, entries: Entries, image_size: int | None, strict: bool) -> None:
         self.entries = entries
         self.image_size = image_size
         self.strict = strict
@@ -59,24 +96,14 @@ class _Reader:
         """
         entry = self.entries[i]
         try:
-            with _HELD.take(entry.held), entry.open() as file:
-                opened = open_picture(file, entry.name, self.image_size)
-                pixels = opened.pixels + (self.image_size or 0) ** 2
-                with opened.image, _DECODED.take(_BYTES_PER_PIXEL * pixels):
-                    work(i, opened.image)
-        except MemoryError as error:  # which images are there may not depend on how much memory is free
-            raise InputError(
-                f"memory ran out while the image {printable(entry.name)} was read; close other programs, or make the "
-                "image smaller or remove it"
-            ) from error
+            with opened_picture(entry, self.image_size) as image:
+                work(i, image)
+        except InputError:  # the file has changed meanwhile, or no memory is left
+            raise
         except Exception as error:  # on broken bytes, decoders raise nearly anything
-            reason = str(error) if isinstance(error, Unreadable) else f"{error} ({type(error).__name__})"
-            reason = printable(reason[:_LONGEST_REASON])
+            reason = reason_of(error)
             if self.strict:
-                raise InputError(
-                    f"cannot read the image {printable(entry.name)}: {reason}; repair or remove it, or leave "
-                    "strict off to skip such files"
-                ) from error
+                raise InputError(refusal(entry.name, reason)) from error
             return reason
         return None
 
@@ -120,8 +147,53 @@ class _Reader:
         return "; ".join(parts) + (f"; and {rest} for other reasons" if rest else "")
 
 
+def common_shape(entries: Entries, image_size: int | None, channels: int | None, strict: bool) -> tuple[int, int, int]:
+    """The channels, height and width that the entries will have in common, by their headers: nothing is decoded.
+
+    The arguments are those of `read_pictures`.
+
+    Raises:
+        InputError: As from `read_pictures`.
+    """
+    allowed_pixels()
+    return _probe(_Reader(entries, image_size, strict), image_size, channels)[1]
+
+
+def _probe(reader: _Reader, image_size: int | None, channels: int | None) -> tuple[list[int], tuple[int, int, int]]:
+    """The positions of the pictures whose headers are readable, and the channels, height and width of all images.
+
+    Where these are given, no picture is opened.
+    """
+    if image_size is not None and channels is not None:
+        return list(range(len(reader.entries))), (channels, image_size, image_size)
+    grey: dict[int, bool] = {}
+    sizes: dict[int, tuple[int, int]] = {}
+
+    def look(i: int, image: Image.Image) -> None:
+        grey[i] = is_grey(image)
+        if image_size is None:
+            sizes[i] = upright_size(image)
+
+    kept = reader.each(look)
+    if channels is None:
+        channels = 1 if all(grey[i] for i in kept) else 3
+    height = width = image_size or 0
+    if image_size is None:
+        width, height = _common_size([(reader.entries[i].name, sizes[i]) for i in kept])
+    return kept, (channels, height, width)
+
+
+def mean_area(entries: Entries) -> float:
+    """The mean number of pixels of those of the entries that are readable; 0 if none is."""
+    reader = _Reader(entries, None, strict=False)
+    areas: list[int] = []
+    for i in range(len(entries)):
+        reader.attempt(i, lambda _, image: areas.append(math.prod(image.size)))
+    return sum(areas) / max(1, len(areas))
+
+
 def read_pictures(
-    entries: list[Entry],
+    entries: Entries,
     image_size: int | None,
     channels: int | None,
     strict: bool,
@@ -142,23 +214,7 @@ def read_pictures(
     """
     allowed_pixels()  # refuses a bad setting here, and not once for each picture
     reader = _Reader(entries, image_size, strict)
-    kept = list(range(len(entries)))
-    height = width = image_size or 0
-    if image_size is None or channels is None:  # read the headers first, so that memory is allocated once
-        grey: dict[int, bool] = {}
-        sizes: dict[int, tuple[int, int]] = {}
-
-        def probe(i: int, image: Image.Image) -> None:
-            grey[i] = is_grey(image)
-            if image_size is None:
-                sizes[i] = upright_size(image)
-
-        kept = reader.each(probe)
-        if channels is None:
-            channels = 1 if all(grey[i] for i in kept) else 3
-        if image_size is None:
-            width, height = _common_size([(entries[i].name, sizes[i]) for i in kept])
-
+    kept, (channels, height, width) = _probe(reader, image_size, channels)
     slots = {i: slot for slot, i in enumerate(kept)}
     shape = (len(slots), channels, height, width)
     remedy = "give fewer images, or a smaller image_size (--image-size)"

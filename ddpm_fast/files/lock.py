@@ -106,6 +106,10 @@ class FolderLock:
         os.close(self._descriptor)
         self._descriptor = None
 
+    def abandon(self) -> None:
+        """Hold the lock until the process ends, for a thread that still writes. What is left of it locks nothing."""
+        self._descriptor = None  # and never close it
+
     def is_lost(self) -> bool:
         """Whether the lock's file has been removed since, for instance together with its folder."""
         return self._descriptor is not None and not is_at(self._descriptor, self._path)

@@ -5,10 +5,28 @@ Nothing here starts a process: torchrun, accelerate launch, srun or Ray do.
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from ddpm_fast.errors import InputError
+
+# What torchrun tells each process, and those that follow its convention.
+_ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# How long a process waits for the others, before it takes one of them for dead. Longer than the longest work that one
+# does alone: writing a checkpoint to a slow disk.
+TIMEOUT = timedelta(minutes=30)
+
+
+class RanksDiffer(RuntimeError):
+    """Processes that train together, and should have the same weights, have not. The message names them."""
 
 
 def rank() -> int:
@@ -21,6 +39,67 @@ def world_size() -> int:
     return dist.get_world_size() if _is_on() else 1
 
 
+def local_device(name: str = "auto") -> torch.device:
+    """The device of this process.
+
+    Args:
+        name: "auto": the GPU, or the CPU where there is none. "cuda": the GPU. Where several processes of a machine
+            train together, each gets a GPU of its own. Another name is that device.
+
+    Raises:
+        InputError: If there is no such device.
+    """
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        if device.type == "cuda" and device.index is None and (places := torch.cuda.device_count()):
+            device = torch.device("cuda", _local_rank() % places)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first_line = str(error).splitlines()[0]
+        raise InputError(f"device {name!r} cannot be used here ({first_line}); expected auto, cpu or cuda") from None
+    return device
+
+
+@contextmanager
+def join(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[None]:
+    """Inside, the processes that were started together train together.
+
+    A process group that is initialised already is used as it is, and stays. Otherwise torchrun's environment variables
+    (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT) say who the others are. Without these, or where there
+    are no others, the process is alone.
+
+    Args:
+        device: Where this process trains; see local_device.
+        timeout: How long to wait for another process before giving up.
+
+    Raises:
+        InputError: If the environment variables are incomplete or wrong, or the processes do not find each other.
+    """
+    if _is_on() or not _are_several():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    alone = device.type == "cuda" and _number("LOCAL_WORLD_SIZE", 1) <= torch.cuda.device_count()
+    try:
+        dist.init_process_group(
+            # What is told on the side, and is on no GPU, goes by gloo. So does all where GPUs are shared.
+            backend="cpu:gloo,cuda:nccl" if alone else "gloo",
+            timeout=timeout,
+            device_id=device if alone else None,
+        )
+    except (RuntimeError, ValueError) as error:
+        told = ", ".join(f"{name}={os.environ.get(name)}" for name in _ENVIRONMENT)
+        raise InputError(
+            f"the processes that should train together do not find each other ({told}): "
+            f"{str(error).splitlines()[0]:.200}. Start them with torchrun, or check these environment variables"
+        ) from error
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
 def of_all_processes(x: Tensor) -> Tensor:
     """x [N] of every process, one after the other: [processes * N]. N must be the same everywhere."""
     if world_size() == 1:
@@ -28,6 +107,15 @@ def of_all_processes(x: Tensor) -> Tensor:
     everywhere = x.new_empty(world_size() * len(x))
     dist.all_gather_into_tensor(everywhere, x.contiguous())
     return everywhere
+
+
+def of_each_process(value: Any) -> list[Any]:
+    """What each process gives, in their order: things that can be pickled. It waits for all of them."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def of_first_process(value: Any) -> Any:
@@ -39,5 +127,59 @@ def of_first_process(value: Any) -> Any:
     return values[0]
 
 
+def sum_over_processes(x: Tensor) -> None:
+    """Replace x by its sum over all processes, where it is. On a GPU nothing waits for it."""
+    if world_size() > 1:
+        dist.all_reduce(x)
+
+
+def check_same(what: str, values: Sequence[Any]) -> None:
+    """Raises RanksDiffer naming the processes whose value is not that of most.
+
+    Args:
+        what: What the values are of, for the message.
+        values: One of each process, in their order.
+    """
+    counts = Counter(values)
+    if len(counts) == 1:
+        return
+    usual, many = counts.most_common(1)[0]
+    others = [str(number) for number, value in enumerate(values) if value != usual]
+    if 2 * many > len(values):
+        found = f"{what} of rank {', '.join(others)} {'is' if len(others) == 1 else 'are'} not that of the other ranks"
+    else:
+        found = f"{what} differs between the ranks, and no more than {many} of {len(values)} agree"
+    raise RanksDiffer(f"{found}. Nothing was saved. Resume from the last saved state; look at that machine's memory")
+
+
 def _is_on() -> bool:
     return dist.is_available() and dist.is_initialized()
+
+
+def _are_several() -> bool:
+    """Whether the environment says that this is one of several processes."""
+    if "RANK" not in os.environ or _number("WORLD_SIZE", 1) == 1:
+        return False
+    if missing := [name for name in _ENVIRONMENT if name not in os.environ]:
+        raise InputError(
+            f"RANK is set, but {', '.join(missing)} is not: start the processes with torchrun, or set what it sets"
+        )
+    if not dist.is_available():
+        raise InputError("this build of torch has no torch.distributed: train with one process")
+    number, count = _number("RANK", 0), _number("WORLD_SIZE", 1)
+    if number >= count:
+        raise InputError(f"RANK is {number} and WORLD_SIZE {count}; expected a rank in 0..{count - 1}")
+    return True
+
+
+def _local_rank() -> int:
+    """The number of this process among those on its machine."""
+    return _number("LOCAL_RANK", rank()) if _is_on() or _are_several() else 0
+
+
+def _number(name: str, default: int) -> int:
+    """The count in an environment variable. Raises InputError if it is none."""
+    text = os.environ.get(name, str(default))
+    if not (text.isascii() and text.isdigit()):
+        raise InputError(f"the environment variable {name} is {text!r:.99}; expected a number")
+    return int(text)

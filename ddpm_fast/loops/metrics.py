@@ -79,7 +79,7 @@ class Metrics:
         """
         if self._steps:
             losses, norms = zip(*self._steps, strict=True)
-            self._sent.append(_send(torch.stack([torch.stack(losses), torch.stack(norms)])))
+            self._sent.append(send(torch.stack([torch.stack(losses), torch.stack(norms)])))
             self._steps.clear()
         found = []
         # At most one sending is left for the next look, or a loop that is faster than the device would run ever further
@@ -113,10 +113,10 @@ class Metrics:
         )
 
 
-def _send(numbers: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+def send(numbers: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     """A copy on its way to the CPU, and the event after which it is there; None if it is there already."""
     if numbers.device.type != "cuda":
-        return numbers.cpu(), None
+        return numbers.to("cpu", copy=True), None
     place = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
     place.copy_(numbers, non_blocking=True)
     return place, torch.cuda.current_stream(numbers.device).record_event()

@@ -3,8 +3,8 @@
 Ho et al. 2020 [H], "Denoising Diffusion Probabilistic Models" (alg. 1: uniform); Nichol & Dhariwal 2021 [N], "Improved
 DDPM" (eq. 18: importance sampling by the second moment of the loss). Each class draws timesteps, and the weights with
 which the mean of weight * loss is an unbiased estimate of the loss averaged over all t. Everything stays on the device,
-and nothing waits for it. The timestep of a sample comes from the sample's own noise counter, so several processes
-together draw what one process would.
+and nothing waits for it. The timestep of a sample comes from the sample's own noise counter, so several processes, or
+micro-batches, together draw what one batch would.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ddpm_fast.errors import InputError
-from ddpm_fast.loops.distributed import of_all_processes, world_size
 from ddpm_fast.noise import NoiseKey
 from ddpm_fast.ops import Drawn, LabelDrop, draw_timesteps, record_losses
 
@@ -27,12 +26,26 @@ class Uniform:
     """Every t with the same probability, independently for each sample [H alg. 1]. The weights are 1.
 
     The other classes extend this one. It remembers nothing, so its state is empty.
+
+    Attributes:
+        num_timesteps: T.
+        learns: Whether `update` must be told the losses of each training step.
     """
 
-    def __init__(self, num_timesteps: int, device: torch.device | str = "cpu"):
+    learns = False
+
+    def __init__(self, num_timesteps: int, device: torch.device | str = "cpu", batch_size: int | None = None):
+        """Make one that has learnt nothing.
+
+        Args:
+            num_timesteps: T.
+            device: Where it draws.
+            batch_size: How many samples a training step has. `sample` may be called with fewer of them at a time. None:
+                as many as `sample` is called with.
+        """
         if num_timesteps < 1:
             raise InputError(f"num_timesteps is {num_timesteps}; expected at least 1")
-        self.num_timesteps = num_timesteps
+        self.num_timesteps, self._batch_size = num_timesteps, batch_size
 
     def sample(
         self, key: NoiseKey, network_timesteps: Tensor | None = None, label_drop: LabelDrop | None = None
@@ -50,7 +63,10 @@ class Uniform:
         return draw_timesteps(key, self.num_timesteps, network_timesteps=network_timesteps, label_drop=label_drop)
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Learn from the unweighted losses [N] (any floating dtype, detached) that the timesteps t [N] gave."""
+        """Learn from the unweighted losses [N] (any floating dtype, detached) that the timesteps t [N] gave.
+
+        N is the size of the whole batch, also where several processes computed it.
+        """
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a resumed run needs: this object's own tensors, not copies."""
@@ -76,12 +92,11 @@ class Uniform:
 
 
 class Stratified(Uniform):
-    """Spread over the batch: sample i of the N samples of all processes draws from the i-th of N equal parts of 0..T-1,
-    t = floor(T (i + u) / N).
+    """Spread over the batch: sample i of the N samples of a training step draws from the i-th of N equal parts of
+    0..T-1, t = floor(T (i + u) / N).
 
     The mean loss of a batch is unbiased and varies less, since no batch has mostly easy or mostly hard timesteps. i is
-    the sample id modulo N: the ids of a batch must be consecutive, and every process must hold the same number of
-    samples. The weights are 1.
+    the sample id modulo N: the ids of a batch must be consecutive. The weights are 1.
     """
 
     def sample(
@@ -90,7 +105,7 @@ class Stratified(Uniform):
         return draw_timesteps(
             key,
             self.num_timesteps,
-            parts=max(1, len(key.sample_id) * world_size()),
+            parts=self._batch_size or max(1, len(key.sample_id)),
             network_timesteps=network_timesteps,
             label_drop=label_drop,
         )
@@ -99,12 +114,13 @@ class Stratified(Uniform):
 class LossSecondMoment(Uniform):
     """In proportion to sqrt(E[L_t^2]) over the last 10 losses of each t, with weights 1 / (T p_t) [N eq. 18].
 
-    Uniform until every t has 10 losses. After that a share of 0.001 of the probability stays uniform. Every process
-    remembers the losses of all processes, which must hold the same number of samples.
+    Uniform until every t has 10 losses. After that a share of 0.001 of the probability stays uniform.
     """
 
-    def __init__(self, num_timesteps: int, device: torch.device | str = "cpu"):
-        super().__init__(num_timesteps, device)
+    learns = True
+
+    def __init__(self, num_timesteps: int, device: torch.device | str = "cpu", batch_size: int | None = None):
+        super().__init__(num_timesteps, device, batch_size)
         # A ring buffer for each t: loss number k, counted from 0, is in slot k % HISTORY.
         self.history = torch.zeros(num_timesteps, HISTORY, dtype=torch.float32, device=device)
         self.counts = torch.zeros(num_timesteps, dtype=torch.int64, device=device)
@@ -130,10 +146,9 @@ class LossSecondMoment(Uniform):
     def update(self, t: Tensor, losses: Tensor) -> None:
         """Learn from the unweighted losses [N] (any floating dtype, detached) that the timesteps t [N] gave.
 
-        Several losses of one t are recorded in the order of the processes and of the batch. Losses that are not finite
-        are left out.
+        Several losses of one t are recorded in the order of the batch. Losses that are not finite are left out.
         """
-        record_losses(self.history, self.counts, of_all_processes(t), of_all_processes(losses.float()))
+        record_losses(self.history, self.counts, t, losses.float())
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"history": self.history, "counts": self.counts}

@@ -16,6 +16,7 @@ from torch import Tensor
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint, tensorfile
 from ddpm_fast.files.fit import offenders
+from ddpm_fast.loops.train_config import DROPOUTS, ORDERS
 from ddpm_fast.nn import UNetConfig
 
 _MOST = 2**48  # training steps and examples, which are multiplied by batch sizes in 64 bits
@@ -39,6 +40,8 @@ def _is_training(value: object) -> bool:
         and isinstance(value.get("digest", ""), str)
         and isinstance(history, list)
         and all(isinstance(entry, dict) for entry in history)
+        and value.get("order", 1) in ORDERS
+        and value.get("dropout", 1) in DROPOUTS
     )
 
 
@@ -70,6 +73,15 @@ def read_state(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, An
             f"{path}: {', '.join(wrong)} in its meta is not what a training writes: use a state that nobody edited"
         )
     return tensors, meta
+
+
+def versions(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The versions that a run began with, as fields of TrainConfig. A state that names none is of version 1.
+
+    meta: What the state says about itself, as read_state gives it.
+    """
+    training = meta["training"]
+    return {"order": training.get("order", 1), "dropout_version": training.get("dropout", 1)}
 
 
 def check_network(path: Path, meta: Mapping[str, Any], network: UNetConfig) -> None:

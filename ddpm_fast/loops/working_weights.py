@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ddpm_fast import compat
-from ddpm_fast.nn.block import Block, memory_of
+from ddpm_fast.nn.block import Block, flat, memory_of, strided_like
 from ddpm_fast.nn.layers import Attention, TimeEmbedding, Upsample
 from ddpm_fast.nn.unet import UNet
 
@@ -84,8 +84,8 @@ class WorkingWeights:
             if leaf.grad is None:
                 continue
             parameter.grad = gradient
-            to.append(_flat(gradient))
-            taken.append(_flat(_strided_like(leaf.grad, gradient)))
+            to.append(flat(gradient))
+            taken.append(flat(strided_like(leaf.grad, gradient)))
             leaf.grad = None
         compat.copy_all(to, taken)
 
@@ -106,17 +106,3 @@ def _cast_by_autocast(model: nn.Module) -> Iterator[Tensor]:
             bias = getattr(getattr(module, name), "bias", None)
             if bias is not None:
                 yield bias
-
-
-def _strided_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """The tensor with its elements in memory as the other's are: itself, nearly always."""
-    pairs = zip(tensor.shape, tensor.stride(), other.stride(), strict=True)
-    if all(a == b for size, a, b in pairs if size > 1):
-        return tensor
-    return torch.empty_like(other, dtype=tensor.dtype).copy_(tensor)
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    """A dense tensor's elements in the order of memory. Strides along a size of 1 differ, and would each cost a
-    kernel."""
-    return tensor.as_strided((tensor.numel(),), (1,))

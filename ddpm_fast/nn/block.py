@@ -59,3 +59,17 @@ def memory_of(tensors: Sequence[Tensor]) -> Tensor | None:
     if len(places) > 1 or size < sum(t.numel() for t in tensors):
         return None
     return first.detach().as_strided((size,), (1,), 0)
+
+
+def strided_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """The tensor with its elements in memory as the other's are: itself, nearly always."""
+    pairs = zip(tensor.shape, tensor.stride(), other.stride(), strict=True)
+    if all(a == b for size, a, b in pairs if size > 1):
+        return tensor
+    return torch.empty_like(other, dtype=tensor.dtype).copy_(tensor)
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """A dense tensor's elements in the order of memory. Strides along a size of 1 differ, and would each cost a
+    kernel."""
+    return tensor.as_strided((tensor.numel(),), (1,))

@@ -278,7 +278,7 @@ def test_decompression_bomb_is_a_broken_file(tmp_path, monkeypatch):
 
 
 def test_zip_member_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr("ddpm_fast.data.files._MAX_MEMBER_BYTES", 500)
+    monkeypatch.setattr("ddpm_fast.data.archive._MAX_MEMBER_BYTES", 500)
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb.png", bytes(1000))
         file = io.BytesIO()

@@ -19,7 +19,7 @@ import torch
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
-from ddpm_fast.files.atomic import atomic_path, check_writable, check_writable_folder, writing
+from ddpm_fast.files.atomic import atomic_path, check_writable, check_writable_folder, is_full_disk, writing
 from ddpm_fast.pictures import canvas, images
 
 LIMIT = 20_000  # bytes: more than what fails first, which is buffered
@@ -90,8 +90,9 @@ def test_whatever_fails_is_told_with_what_to_do(tmp_path, monkeypatch, number, a
     (tmp_path / "a").write_bytes(b"older")
     with monkeypatch.context() as patch:
         patch.setattr(os, function, failing)
-        with pytest.raises(InputError, match=rf"cannot write {tmp_path}/a: {advice}"):
+        with pytest.raises(InputError, match=rf"cannot write {tmp_path}/a: {advice}") as told:
             checkpoint.save_training(tmp_path / "a", {"w": torch.zeros(3)}, {})
+    assert is_full_disk(told.value) == ("free some space" in advice)
     assert [p.name for p in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_bytes() == b"older"
 
 

@@ -56,6 +56,20 @@ def test_the_second_process_is_told_who_holds_the_folder(tmp_path):
             pass  # another folder is free
 
 
+def test_an_abandoned_lock_holds_as_long_as_its_process(tmp_path):
+    def work():
+        held = FolderLock(tmp_path)
+        held.acquire()
+        held.abandon()
+        held.release()
+        return contextlib.nullcontext()
+
+    with process(work), pytest.raises(InputError, match="another process"):
+        FolderLock(tmp_path).acquire()
+    with FolderLock(tmp_path):
+        pass
+
+
 def test_a_killed_process_leaves_no_lock(tmp_path):
     with process(lambda: FolderLock(tmp_path)):
         pass

@@ -4,8 +4,8 @@ The commands run in processes that are forked from one that has imported everyth
 less than a second. What a run leaves when it is killed must be readable; continued, it must end with the very weights
 (or pictures) of a run that nobody killed.
 
-Half of the kills come after a random time. The other half come from inside, at the n-th time that the run opens,
-renames or removes a file: those repeat exactly.
+Some kills come after a random time, others from inside: at the n-th time that the run opens, renames or removes a file,
+which repeats exactly, or while a thread waits for a slow disk and the training goes on.
 """
 
 from __future__ import annotations
@@ -33,16 +33,18 @@ from tests.fuzz.supervise import Failed, Fuzzer, Notes, folder
 
 STEPS, SAVE_EVERY, KEPT = 6, 2, 2
 N, BATCH = 6, 2  # pictures to draw
+PARTS = "-parts"  # how the name of a folder of array files ends
 
 # --- what nobody kills
 
 
 @dataclass(frozen=True)
 class Usual:
-    """An undisturbed run: how long it takes, how many events it has, and what it leaves."""
+    """An undisturbed run: how long it takes, how many events and waits for the disk it has, and what it leaves."""
 
     seconds: float
     events: int
+    syncs: int
     tensors: dict[str, Tensor]
     model: dict[str, Tensor]
 
@@ -87,12 +89,14 @@ def usual() -> Usual:
     assert state is not None
     tensors, _ = checkpoint.read_training(state)
     model, _ = checkpoint.read_model(place / "run" / "model.safetensors")
-    return Usual(ended.seconds, ended.events, tensors, model)
+    return Usual(ended.seconds, ended.events, ended.syncs, tensors, model)
 
 
 def _sample_arguments(out: Path) -> list[str]:
     model = folder() / "usual" / "run" / "model.safetensors"
     options = {"model": model, "n": N, "batch-size": BATCH, "steps": 3, "out": out, "device": "cpu"}
+    if out.name.endswith(PARTS):
+        options["format"] = "npz"
     return [f"--{name}={value}" for name, value in options.items()]
 
 
@@ -117,7 +121,7 @@ def drawn(suffix: str) -> Drawn:
 
 
 def _files(out: Path) -> dict[str, bytes]:
-    paths = [out] if out.is_file() else sorted(out.glob("*.png")) if out.is_dir() else []
+    paths = [out] if out.is_file() else sorted(out.glob("*.[pn][np][gz]")) if out.is_dir() else []
     return {"" if path == out else path.name: path.read_bytes() for path in paths}
 
 
@@ -145,14 +149,14 @@ def _training(rng: random.Random, notes: Notes, place: Path) -> int:
     damaged: list[tuple[Path, int]] = []
     for _ in range(kills):
         arguments = _next_arguments(rng, place, out)
-        kill = Kill.random(rng, usual().events)
+        kill = Kill.random(rng, usual().events, usual().syncs)
         both = rng.random() < 0.1
         done.append(f"{'two at once, ' * both}{kill}{', resumed' * (len(arguments) < 5)}")
         notes(done[-1])
         other = Process("train", arguments, place / "other") if both else None
-        process = Process("train", arguments, log, kill.event, kill.signal)
+        process = Process("train", arguments, log, kill)
         process.kill(kill, usual().seconds)
-        ended = process.wait(GRACE if kill.event is None else 90.0)
+        ended = process.wait(90.0 if kill.inside else GRACE)
         _check_end(ended, kill, both, done)
         if other is not None:
             _check_other(other.wait(), done)
@@ -261,7 +265,7 @@ def _check_same(name: str, expected: dict[str, Tensor], read: Callable[[], dict[
 
 def _sampling(rng: random.Random, notes: Notes, place: Path) -> int:
     """Sampling into a folder or a file, by one command that is killed and given again."""
-    suffix = rng.choice(("", "", "", ".png", ".npz"))
+    suffix = rng.choice(("", "", PARTS, PARTS, ".png", ".npz"))
     wanted = drawn(suffix)
     out, log = place / f"samples{suffix}", place / "log"
     kills, done = rng.choice((1, 2, 3)), []
@@ -269,9 +273,9 @@ def _sampling(rng: random.Random, notes: Notes, place: Path) -> int:
         kill = Kill.random(rng, wanted.events)
         done.append(f"sample to {suffix or 'a folder'}, {kill}")
         notes(done[-1])
-        process = Process("sample", _sample_arguments(out), log, kill.event, kill.signal)
+        process = Process("sample", _sample_arguments(out), log, kill)
         process.kill(kill, wanted.seconds)
-        ended = process.wait(GRACE if kill.event is None else 90.0)
+        ended = process.wait(90.0 if kill.inside else GRACE)
         if "Traceback" in ended.output and kill.signal != signal.SIGINT:
             raise Failed(f"sample: a traceback after {kill.signal.name}", _said(done, ended.output))
         for name, content in _files(out).items():
@@ -301,7 +305,7 @@ def warm() -> None:
 def prepare() -> None:
     """In the worker: the undisturbed runs."""
     usual()
-    for suffix in ("", ".png", ".npz"):
+    for suffix in ("", PARTS, ".png", ".npz"):
         drawn(suffix)
 
 

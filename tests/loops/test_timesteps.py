@@ -1,5 +1,5 @@
-"""How training draws its timesteps, compared with the rules in plain Python, with exact expectations, and with what a
-single process would draw."""
+"""How training draws its timesteps, compared with the rules in plain Python, with exact expectations, and with what the
+whole batch would draw."""
 
 from collections import deque
 from fractions import Fraction
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-import torch.distributed as dist
 from support.recording import NoSync
 
 from ddpm_fast.errors import InputError
@@ -254,32 +253,24 @@ def test_nothing_waits_for_the_device(name, device):
         assert len(set(sampler.probabilities().tolist())) == 4
 
 
-def run(sampler, rank, processes):
-    """Twelve steps of 16 samples in all: this process's draws and the final state."""
-    local, draws = 16 // processes, []
+def run(sampler, parts):
+    """Twelve steps of 16 samples, drawn in so many parts: the draws and the final state."""
+    size, draws = 16 // parts, []
     for step in range(12):
-        t, weights, *_ = sampler.sample(key(local, first=16 * step + rank * local))
+        drawn = [sampler.sample(key(size, first=16 * step + part * size)) for part in range(parts)]
+        t, weights = (torch.cat([getattr(one, name) for one in drawn]) for name in ("t", "weights"))
         sampler.update(t, (t + 1.0) * weights.sqrt())
         draws.append(torch.stack([t.double(), weights.double()]))
     return torch.stack(draws), sampler.state_dict()
 
 
-def one_of_two(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    results = {name: run(kind(4), rank, 2) for name, kind in TIMESTEP_SAMPLINGS.items()}
-    dist.destroy_process_group()
-    torch.save(results, f"{folder}/{rank}.pt")
-
-
-@pytest.mark.slow
-def test_two_processes_draw_and_remember_what_one_would(tmp_path):
-    torch.multiprocessing.spawn(one_of_two, (str(tmp_path),), nprocs=2)
-    halves = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    for name, kind in TIMESTEP_SAMPLINGS.items():
-        draws, state = run(kind(4), 0, 1)
-        assert torch.equal(torch.cat([half[name][0] for half in halves], dim=-1), draws), name
-        for half in halves:
-            assert half[name][1].keys() == state.keys()
-            assert all(torch.equal(half[name][1][k], state[k]) for k in state), name
-    assert (state["counts"] >= 10).all() and not torch.equal(draws[:, 1], torch.ones(12, 16).double())
+@pytest.mark.parametrize("name", TIMESTEP_SAMPLINGS)
+def test_the_parts_of_a_batch_draw_what_the_batch_would(name):
+    """The parts are micro-batches, or those of several processes (test_distributed.py)."""
+    draws, state = run(TIMESTEP_SAMPLINGS[name](4), 1)
+    for parts in (2, 8):
+        in_parts = run(TIMESTEP_SAMPLINGS[name](4, batch_size=16), parts)
+        assert torch.equal(in_parts[0], draws)
+        assert all(torch.equal(in_parts[1][entry], state[entry]) for entry in state)
+    if name == "loss_second_moment":
+        assert (state["counts"] >= 10).all() and not torch.equal(draws[:, 1], torch.ones(12, 16).double())

@@ -208,7 +208,7 @@ def test_a_step_never_waits_for_the_device(monkeypatch, word):
     monkeypatch.setattr(UNet, "_check", lambda *_: None)  # looks at labels, on the CPU alone
     subject = trainer(**KINDS[word])
     subject.train_step()  # makes the tables
-    monkeypatch.setattr(subject, "_load_batch", lambda: None)  # runs on the host
+    monkeypatch.setattr(subject, "_load_batch", lambda number: None)  # runs on the host
     with NoSync():
         subject.train_step()
 
@@ -318,7 +318,7 @@ class Arriving:
 @pytest.fixture
 def late(monkeypatch):
     """Numbers that, as from a GPU, are not there at the look at which they are sent."""
-    monkeypatch.setattr(metrics_module, "_send", lambda numbers: (numbers, Arriving()))
+    monkeypatch.setattr(metrics_module, "send", lambda numbers: (numbers, Arriving()))
     monkeypatch.setattr(Arriving, "waited", 0)
 
 

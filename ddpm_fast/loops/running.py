@@ -1,0 +1,74 @@
+"""Training from Python, with a progress bar and saves: what `Trainer.train` does."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ddpm_fast.errors import InputError, check_integer
+from ddpm_fast.files import checkpoint
+from ddpm_fast.files.lock import FolderLock
+from ddpm_fast.loops.distributed import of_first_process, rank
+from ddpm_fast.loops.metrics import Metrics
+
+if TYPE_CHECKING:
+    from ddpm_fast.loops.training import Trainer
+
+LOOK_EVERY = 20  # training steps between two looks at the loss
+
+
+def train(trainer: Trainer, steps: int, out: Path | None, save_every: int) -> None:
+    """See Trainer.train."""
+    check_integer("steps", steps, 0)
+    check_integer("save_every", save_every, 1)
+    metrics = Metrics(trainer.step, scaled=trainer.config.precision == "fp16")
+    columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(elapsed_when_finished=True))
+    with (
+        _folder(out, trainer.step),
+        Progress(*columns, TextColumn("loss {task.fields[loss]:.4f}"), disable=rank() > 0) as bar,
+    ):
+        task = bar.add_task("", total=steps, completed=trainer.step, loss=float("nan"))
+        while trainer.step < steps and not trainer.stopping:
+            metrics.add(*trainer.train_step())
+            is_last = trainer.step == steps or trainer.stopping
+            saves = out is not None and (is_last or trainer.step % save_every == 0)
+            # Before anything is saved it must be known to be good.
+            if saves or is_last or trainer.step % LOOK_EVERY == 0:
+                for look in metrics.look(wait=saves or is_last):
+                    bar.update(task, loss=look.loss)
+            bar.update(task, completed=trainer.step)
+            if saves and out is not None:
+                trainer.save(out)
+
+
+@contextlib.contextmanager
+def _folder(out: Path | None, step: int) -> Iterator[None]:
+    """Inside, the folder is there and locked. The first process sees to it, and all raise what is wrong."""
+    with contextlib.ExitStack() as stack:
+        problem = None
+        if out is not None and rank() == 0:
+            try:
+                _open(out, step, stack)
+            except InputError as error:
+                problem = error
+        if problem := of_first_process(problem):
+            raise problem
+        yield
+
+
+def _open(out: Path, step: int, stack: contextlib.ExitStack) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {out}: {error.strerror or error}; choose another place") from error
+    stack.enter_context(FolderLock(out))
+    newest = checkpoint.latest_checkpoint(out)
+    if newest is not None and newest > checkpoint.checkpoint_path(out, step):
+        raise InputError(
+            f"{out} has {newest.name}, and this training is at step {step}: go on from it with trainer.load(path), or "
+            "choose another folder"
+        )
