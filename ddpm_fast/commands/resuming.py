@@ -9,29 +9,33 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import typer
 from rich.progress import Progress
 
 from ddpm_fast.commands.common import console
 from ddpm_fast.commands.training_log import say, warn
 from ddpm_fast.data import INDEX_DIGEST, ImageSet, StoredDataset
+from ddpm_fast.data.selection import Selection
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
 from ddpm_fast.files.atomic import check_writable_folder
 from ddpm_fast.files.lock import FolderLock
+from ddpm_fast.loops.distributed import of_first_process
 from ddpm_fast.loops.metrics import NonFiniteLoss
 from ddpm_fast.loops.snapshot import MODEL_NAME
-from ddpm_fast.loops.training_state import machine, read_state
+from ddpm_fast.loops.training import Trainer
+from ddpm_fast.loops.training_state import read_state
+from ddpm_fast.values import ValueRange
 
 # Options that may differ between a run and its continuation, because they do not affect the weights, or by no more
 # than rounding.
 FREE = {
     "data",  # the images may have moved; what they are is compared by their digest
+    *Selection._fields,
     "steps",
     "log_every",
     "sample_every",
@@ -40,17 +44,23 @@ FREE = {
     "strict",
     "cuda_graph",
     "compile",
+    "micro_batch",
+    "grad_checkpoint",
 }
 # Options that say how a command goes on with a run, and not what the run is.
 MODES = {"out", "resume", "auto_resume", "change", "new_data", "profile"}
 # Options that may differ with --change: how the same network learns the same thing.
 CHANGEABLE = {
     "batch_size",
+    "beta1",
+    "beta2",
     "ema_decay",
     "flip",
     "grad_clip",
     "label_drop",
     "lr",
+    "lr_schedule",
+    "lr_steps",
     "precision",
     "warmup",
     "weight_decay",
@@ -78,6 +88,17 @@ class Options:
         given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
         options = [option for option in context.command.params if not option.required]
         return cls(arguments, given, {option.name or "": option.get_default(context) for option in options})
+
+    @property
+    def out(self) -> Path:
+        """The run's folder."""
+        return Path(self.arguments["out"])
+
+    def of_the_first(self) -> Options:
+        """Those of the first process, with this one's device, and its path of the images."""
+        first = of_first_process(self)
+        own = {name: self.arguments[name] for name in ("device", "data")}
+        return replace(first, arguments=first.arguments | own)
 
 
 @dataclass(frozen=True)
@@ -159,13 +180,15 @@ def adopt(options: Options, state: State) -> dict[str, list[Any]]:
     """
     arguments = options.arguments
     changes = {}
+    # Images in another place need not have splits and columns of the same names.
+    elsewhere = "data" in options.given and arguments["data"] != state.meta["arguments"].get("data")
     for name, value in (options.defaults | state.meta["arguments"]).items():
         if name in MODES:
             continue
         if not _is_like(value, options.defaults.get(name)):
             raise InputError(f"{state.path}: its --{name} is {value!r:.200}: use a state that nobody edited")
         is_given = name in options.given and not (name == "precision" and arguments[name] == "auto")  # stored as chosen
-        if not is_given:
+        if not is_given and not (name in Selection._fields and elsewhere):
             arguments[name] = value
         elif name not in FREE and arguments[name] != value:
             if not (arguments["change"] and name in CHANGEABLE):
@@ -191,6 +214,12 @@ def _refusal(name: str, asked: object, stored: object, step: int) -> str:
         f"{option} {asked} differs from the {stored} this run was started with, and would change its result: leave the "
         f"option out, or {way}"
     )
+
+
+def value_range(state: State | None) -> ValueRange | None:
+    """What [-1, 1] stands for in the float data of the run that is resumed; None if it has none."""
+    entry = None if state is None else state.meta.get("value_range")
+    return None if entry is None else ValueRange.from_dict(entry)
 
 
 def match_data(dataset: ImageSet, state: State, new_data: bool) -> tuple[ImageSet, dict[str, Any]]:
@@ -256,13 +285,24 @@ def _difference(name: str, before: Any, now: Any) -> str:
     return f"its classes are {', '.join(now or ['none'])} instead of {', '.join(before)}"
 
 
-def compare_machine(meta: dict[str, Any], device: torch.device) -> None:
-    """Say so if this machine will not give the bits that the one before would have given."""
-    before, now = meta.get("machine"), machine(device)
-    if before is None or before == now:
+def compare_machine(meta: dict[str, Any], trainer: Trainer) -> None:
+    """Say so if this machine, or this division of the batch, will not give the bits that those before would have."""
+    if "machine" not in meta:
         return
-    words = {"device": "on {}", "threads": "with {} threads", "torch": "with torch {}"}
-    names = [name for name in words if before.get(name) != now[name] and (name != "threads" or device.type == "cpu")]
+    before, now = {"ranks": 1, "micro_batch": meta["training"]["batch_size"], **meta["machine"]}, trainer.machine()
+    words = {
+        "device": "on {}",
+        "threads": "with {} threads",
+        "torch": "with torch {}",
+        "ranks": "on {} ranks",
+        "micro_batch": "in micro-batches of {}",
+    }
+    same = {name for name in words if before.get(name) == now[name]}
+    if trainer.device.type != "cpu":
+        same.add("threads")
+    if trainer.config.batch_size <= 2 * now["micro_batch"]:  # a sum of two terms, whoever adds them
+        same.add("ranks")
+    names = [name for name in words if name not in same]
     if not names:
         return
     then, here = (" and ".join(words[name].format(part.get(name)) for name in names) for part in (before, now))

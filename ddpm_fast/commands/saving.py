@@ -19,6 +19,7 @@ from ddpm_fast.errors import InputError
 from ddpm_fast.files.atomic import is_full_disk
 from ddpm_fast.files.lock import FolderLock
 from ddpm_fast.files.memory import is_out_of_memory
+from ddpm_fast.loops.distributed import of_first_process, rank
 from ddpm_fast.loops.snapshot import MODEL_NAME, Snapshot
 from ddpm_fast.loops.training import Trainer
 
@@ -56,7 +57,8 @@ class _Write:
 class Saver:
     """Saves the states of one run. Use it in a with statement, at whose end it waits for the save that is under way.
 
-    A state that cannot be saved does not end the run, unless the disk is full: it is saved at the next occasion.
+    A state that cannot be saved does not end the run, unless the disk is full: it is saved at the next occasion. Where
+    several processes train together, each has a Saver, and the first one writes.
 
     Attributes:
         saved: The newest training state that is known to be on the disk, or None.
@@ -65,7 +67,12 @@ class Saver:
     """
 
     def __init__(
-        self, trainer: Trainer, arguments: dict[str, Any], stopping: Stopping, lock: FolderLock, saved: Path | None
+        self,
+        trainer: Trainer,
+        arguments: dict[str, Any],
+        stopping: Stopping,
+        lock: FolderLock | None,
+        saved: Path | None,
     ):
         """Nothing is saved yet.
 
@@ -73,7 +80,7 @@ class Saver:
             trainer: Whose states are saved.
             arguments: The command's.
             stopping: Whether there will be a next occasion.
-            lock: Of the run's folder.
+            lock: Of the run's folder, in the first process.
             saved: The state that the run was resumed from.
         """
         self._trainer, self._arguments, self._stopping, self._lock = trainer, arguments, stopping, lock
@@ -91,7 +98,7 @@ class Saver:
     ) -> None:
         if kind is None or issubclass(kind, (Exception, Stopped)):
             self.finish()
-        elif self._write is not None:  # a second Ctrl-C waits for no disk
+        elif self._write is not None and self._lock is not None:  # a second Ctrl-C waits for no disk
             self._lock.abandon()
 
     @property
@@ -100,16 +107,16 @@ class Saver:
         return (self._write and self._write.path) or self.saved
 
     def save(self) -> None:
-        """Save the state that the trainer has reached, once the save before it has ended."""
+        """Save the state that the trainer has reached, once the save before it has ended. All processes call it."""
         self.finish()
-        if self.disk_full:
+        snapshot = self._trainer.snapshot(self._arguments)
+        if rank() > 0 or self.disk_full:
             return
         try:
             self._hold_folder()
         except (InputError, OSError) as error:
-            self._failed(self._trainer.step, error)
+            self._failed(snapshot.step, error)
             return
-        snapshot = self._trainer.snapshot(self._arguments)
         copied = self._copied(snapshot)
         self._write = _Write(copied or snapshot, self._out)
         if copied is None:
@@ -140,6 +147,11 @@ class Saver:
         if self._write is not None:
             self._write.over.wait()
         self.poll()
+
+    def settle(self) -> None:
+        """Wait for the save that is under way, in the first process, and tell all of them how it ended."""
+        self.finish()
+        self.saved, self.saved_step, self.disk_full = of_first_process((self.saved, self.saved_step, self.disk_full))
 
     def _copied(self, snapshot: Snapshot) -> Snapshot | None:
         """A copy to write in the background, or None where memory is short: then the training waits for the disk."""
@@ -174,7 +186,7 @@ class Saver:
 
     def _hold_folder(self) -> None:
         """Make and lock the folder again if it was deleted."""
-        if self._lock.is_lost():
+        if self._lock is not None and self._lock.is_lost():
             warn(f"{self._out} was deleted or moved during the training; what is saved goes to a new folder there")
             self._out.mkdir(parents=True, exist_ok=True)
             self._lock.release()

@@ -6,26 +6,31 @@ TensorBoard. Ctrl-C and SIGTERM save first; --resume continues bit for bit.
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.markup import escape
 
-from ddpm_fast.commands import resuming, training_setup
-from ddpm_fast.commands.common import App, choose_device, path_option, plain_errors
+from ddpm_fast.commands import fine_tuning, resuming, training_setup
+from ddpm_fast.commands.common import App, path_option, plain_errors
 from ddpm_fast.commands.profiling import PROFILE_HELP
-from ddpm_fast.commands.stopping import Stopped, Stopping, stop_signals
+from ddpm_fast.commands.selecting import ImageColumnOption, LabelColumnOption, SplitOption, SubsetOption
+from ddpm_fast.commands.stopping import Stopped, stop_signals
+from ddpm_fast.commands.together import in_all, in_first, share_signal
 from ddpm_fast.commands.training_log import say
 from ddpm_fast.commands.training_run import TrainingRun
 from ddpm_fast.data import BUILTIN
 from ddpm_fast.files.checkpoint import checkpoint_path
+from ddpm_fast.loops.distributed import RanksDiffer, join, local_device, rank
 from ddpm_fast.loops.metrics import NonFiniteLoss
 from ddpm_fast.loops.snapshot import MODEL_NAME
 from ddpm_fast.loops.timesteps import TIMESTEP_SAMPLINGS
-from ddpm_fast.loops.training import Trainer
-from ddpm_fast.loops.training_state import check_network
+from ddpm_fast.loops.train_config import LR_SCHEDULES
 from ddpm_fast.objective import LOSSES, PREDICTIONS, VARIANCES, WEIGHTINGS
 from ddpm_fast.schedule import SCHEDULES
 
@@ -37,7 +42,11 @@ def main(
     context: typer.Context,
     out: Annotated[Path, path_option("folder for checkpoints, samples and curves")],
     data: Annotated[
-        str | None, path_option(f"{', '.join(BUILTIN)}, a folder of images, a .zip of them, .npz or .npy")
+        str | None,
+        path_option(
+            f"{', '.join(BUILTIN)}, a folder of images, a .zip of them, .npz or .npy, tar shards "
+            "(train-{000..146}.tar), a .parquet, hf:NAME of Hugging Face, or a folder that ddpm_fast.prepare wrote"
+        ),
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="resize the images to this side")] = None,
     channels: Annotated[
@@ -50,6 +59,17 @@ def main(
         ),
     ] = None,
     strict: Annotated[bool, typer.Option(help="stop at a broken image file instead of skipping it")] = False,
+    split: SplitOption = None,
+    subset: SubsetOption = None,
+    image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
+    layout: Annotated[str | None, typer.Option(help="of float arrays, if it cannot be told: NCHW or NHWC")] = None,
+    value_range: Annotated[
+        str | None,
+        typer.Option(
+            help="LOW,HIGH of float arrays, for all channels or each in turn: becomes [-1, 1]; measured if not given"
+        ),
+    ] = None,
     flip: Annotated[bool, typer.Option(help="mirror half of the images left-right")] = False,
     crop: Annotated[
         str,
@@ -87,9 +107,32 @@ def main(
         str, typer.Option(help=f"how timesteps are chosen in training: {', '.join(TIMESTEP_SAMPLINGS)}")
     ] = "uniform",
     steps: Annotated[int, typer.Option(help="number of training steps in all")] = 10_000,
-    batch_size: Annotated[int, typer.Option(help="images in a training step")] = 64,
+    batch_size: Annotated[int, typer.Option(help="images in a training step, in all processes together")] = 64,
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(
+            help="most images that a process puts through the network at once, which bounds its memory; if not given, "
+            "its whole share of --batch-size"
+        ),
+    ] = None,
+    grad_checkpoint: Annotated[
+        bool,
+        typer.Option(
+            "--grad-checkpoint/--no-grad-checkpoint",
+            help="compute activations twice instead of keeping them: less memory, more time, the same weights",
+        ),
+    ] = False,
     lr: Annotated[float, typer.Option(help="learning rate after the warm-up")] = 2e-4,
     warmup: Annotated[int, typer.Option(help="training steps over which the learning rate rises linearly")] = 500,
+    lr_schedule: Annotated[
+        str, typer.Option(help=f"how the learning rate falls after the warm-up: {', '.join(LR_SCHEDULES)}")
+    ] = "constant",
+    lr_steps: Annotated[
+        int | None,
+        typer.Option(help="training step at which a cosine has fallen to 0; if not given, the --steps of the start"),
+    ] = None,
+    beta1: Annotated[float, typer.Option(help="AdamW's decay of the mean gradient")] = 0.9,
+    beta2: Annotated[float, typer.Option(help="AdamW's decay of the mean squared gradient")] = 0.999,
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay")] = 0.0,
     grad_clip: Annotated[float, typer.Option(help="largest gradient norm; longer gradients are scaled down")] = 1.0,
     ema_decay: Annotated[
@@ -115,6 +158,10 @@ def main(
         bool, typer.Option(help="call the network through torch.compile: may pay for long runs")
     ] = False,
     profile: Annotated[str | None, path_option(PROFILE_HELP)] = None,
+    init_from: Annotated[
+        str | None,
+        path_option("begin with a model's weights: a shipped name, a file or a run's folder; the network follows it"),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue from the newest checkpoint in --out")] = False,
     auto_resume: Annotated[
         bool,
@@ -135,53 +182,31 @@ def main(
 ) -> None:
     """Train a diffusion model on your images."""
     arguments = {**context.params, "out": str(out), "data": data and training_setup.absolute(data)}
+    arguments["init_from"] = init_from and fine_tuning.stored_name(init_from)
+    options = resuming.Options.of(context, arguments)
+    with plain_errors():
+        place = local_device(device)
+        with join(place):
+            _main(options.of_the_first(), place)
+
+
+def _main(options: resuming.Options, device: torch.device) -> None:
+    """The command, once this process knows which others it trains with."""
     with (
-        plain_errors(),
         stop_signals("stopping, before the first step", lambda: "aborted, before the first step") as stopping,
-        resuming.locked_folder(out) as lock,
+        contextlib.ExitStack() as stack,
     ):
+        if rank() > 0:
+            stopping.first = ""  # the first process speaks
         try:
-            trainer, state = _prepare(resuming.Options.of(context, arguments), stopping)
-            run = TrainingRun(trainer, arguments, stopping, lock, state.path if state else None)
-            _train(run)
+            lock = in_all(lambda: stack.enter_context(resuming.locked_folder(options.out)) if rank() == 0 else None)
+            trainer, state = training_setup.prepare(options, device, stopping)
+            _train(TrainingRun(trainer, options.arguments, stopping, lock, state.path if state else None))
         except Stopped:
+            share_signal(stopping, say)
             say("Stopped before the first step was over; there is nothing to save.")
         if stopping:
             raise typer.Exit(stopping.status)
-
-
-def _prepare(options: resuming.Options, stopping: Stopping) -> tuple[Trainer, resuming.State | None]:
-    """The trainer, ready for its next step, and the state that it was resumed from."""
-    arguments = options.arguments
-    out = Path(arguments["out"])
-    state = resuming.find_state(out, arguments)
-    changes = resuming.adopt(options, state) if state is not None else {}
-    training_setup.check(arguments)
-    device = choose_device(arguments["device"])
-    training_setup.choose(arguments, device)
-    diffusion, config = training_setup.make_diffusion(arguments), training_setup.make_config(arguments)
-    # A run that is older than reading on demand had all images in memory, without those that were broken.
-    in_memory = True if state is not None and "order" not in state.meta["training"] else None
-    dataset = training_setup.load_images(arguments, stopping, in_memory)
-    if state is not None:
-        dataset, differing = resuming.match_data(dataset, state, arguments["new_data"])
-        changes |= differing
-    network = training_setup.make_network(arguments, dataset, diffusion)
-    if state is not None:
-        check_network(state.path, state.meta, network)  # before it is built
-    trainer = Trainer(network, diffusion, config, dataset, device, arguments["cuda_graph"], arguments["compile"])
-    if state is not None:
-        trainer.load(state.path)
-        say(f"Resuming at step {trainer.step} from {escape(str(state.path))}")
-        resuming.compare_machine(state.meta, device)
-        if changes:
-            trainer.history.append({"step": trainer.step, **changes})
-            told = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changes.items())
-            say(f"Changed from here on: {escape(told)}")
-        if trainer.complete(out):
-            say(f"{MODEL_NAME} was missing, damaged or of another step, and is written again")
-    say(escape(training_setup.description(trainer)))
-    return trainer, state
 
 
 def _train(run: TrainingRun) -> None:
@@ -189,7 +214,11 @@ def _train(run: TrainingRun) -> None:
     try:
         run.train()
     except NonFiniteLoss as error:
-        say(f"[bold red]Stopped:[/] {escape(resuming.set_diverged_aside(run.out, error, run.arguments))}")
+        told = in_first(partial(resuming.set_diverged_aside, run.out, error, run.arguments))
+        say(f"[bold red]Stopped:[/] {escape(told)}")
+        raise typer.Exit(1) from None
+    except RanksDiffer as error:
+        say(f"[bold red]Stopped:[/] {escape(str(error))}")
         raise typer.Exit(1) from None
     step, out = run.trainer.step, escape(shlex.quote(str(run.out)))
     if run.saver.saved_step < step:

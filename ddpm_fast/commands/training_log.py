@@ -1,5 +1,5 @@
-"""What `python -m ddpm_fast.train` shows of a run: a progress bar or plain lines, an estimate of how long it takes,
-TensorBoard curves, and sample grids.
+"""What `python -m ddpm_fast.train` shows of a run: a progress bar or plain lines, an estimate of how long it takes, and
+TensorBoard curves. Where several processes train together, the first one shows it.
 
 Nothing here ends a run: where a terminal has been closed or a disk is full, the training goes on without its log.
 """
@@ -13,27 +13,19 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
+import numpy as np
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from ddpm_fast.commands.common import console
-from ddpm_fast.commands.precision import choose_dtype
-from ddpm_fast.commands.stopping import Stopped
-from ddpm_fast.errors import InputError
+from ddpm_fast.loops.distributed import rank
 from ddpm_fast.loops.metrics import Look
-from ddpm_fast.loops.network import Network
-from ddpm_fast.loops.options import SamplingOptions
-from ddpm_fast.loops.sampling import Prepared, gather, prepare
 from ddpm_fast.loops.training import Trainer
-from ddpm_fast.nn import UNet
-from ddpm_fast.pictures import images
 
 PLAIN_REPORT_SECONDS = 30  # between lines of progress where there is no terminal to draw a bar on
 EARLY = (1, 2, 5, 10, 20, 50)  # the first lines come after so many training steps, however long these take
 ESTIMATE_SECONDS = 5  # that must have been measured, unless ten training steps take less
-GRID_SAMPLES = 64
 
 
 def say(text: str) -> None:
@@ -65,7 +57,7 @@ class TrainingLog:
             TimeRemainingColumn(elapsed_when_finished=True),
             TextColumn("{task.fields[rate]:.0f} images/s  loss {task.fields[loss]:.4f}"),
             console=console,
-            disable=not console.is_terminal,
+            disable=not console.is_terminal or rank() > 0,
         )
         self._task = self._bar.add_task("", total=steps, completed=trainer.step, rate=0.0, loss=math.nan)
         self._first_step = trainer.step
@@ -74,7 +66,6 @@ class TrainingLog:
         self._started: tuple[float, int] | None = None
         self._measured_from: tuple[float, int] | None = None
         self._estimated = False
-        self._averaged: UNet | None = None
 
     def __enter__(self) -> TrainingLog:
         self._thread_failure, threading.excepthook = threading.excepthook, self._thread_failed
@@ -154,52 +145,14 @@ class TrainingLog:
         if self._measured_from is not None:
             self._measured_from = self._measured_from[0] + pause, self._measured_from[1]
 
-    def draw_grid(self, check: Callable[[], object]) -> None:
-        """Write a grid of samples from the averaged weights, with one class in each column if there are classes.
-
-        Args:
-            check: Called before each sampling step. If it raises Stopped, there is no grid.
-        """
-        trainer = self._trainer
-        path = self._out / f"samples-{trainer.step:08d}.png"
-        try:
-            prepared, columns = self._prepare_grid()
-            x = gather(prepared.batches(check), prepared)
-            images.save_grid(path, x, columns=columns)
-        except Stopped:
-            return
-        except (InputError, OSError, torch.OutOfMemoryError) as error:
-            self._averaged = None  # and with it the memory of its graphs
-            warn(f"the sample grid {path} could not be written, and the training goes on: {error}")
-            return
-        grid = images.make_grid(images.to_uint8(x), columns=columns)
-        self._write(lambda writer: writer.add_image("samples", grid, trainer.step, dataformats="HWC"))
-
-    def _prepare_grid(self) -> tuple[Prepared, int]:
-        """The samples of a grid, ready to be drawn, and its number of columns.
-
-        The network is the same for all grids of a run, so that the CUDA graphs of the first one are replayed for the
-        others. Between two grids it holds one copy of the weights in the dtype that is trained in, and on a GPU the
-        memory in which its graphs run, which is what drawing a grid takes in any case.
-        """
-        trainer = self._trainer
-        if self._averaged is None:
-            self._averaged = trainer.averaged_model().to(choose_dtype(trainer.config.precision, trainer.device))
-        else:
-            trainer.ema.copy_to(self._averaged)
-        network = Network.of(self._averaged)
-        classes = network.classes or 0
-        columns = min(classes, 10) or 8
-        n = GRID_SAMPLES // columns * columns
-        options = SamplingOptions(
-            steps=min(50, trainer.diffusion.num_timesteps),
-            labels=[i % classes for i in range(n)] if classes else None,
-            cuda_graph=False if trainer.cuda_graph is False else None,
-        )
-        return prepare(network, trainer.diffusion, n, options), columns
+    def show_grid(self, grid: np.ndarray) -> None:
+        """Add a grid of samples, uint8 [H, W, C], to the curves."""
+        self._write(lambda writer: writer.add_image("samples", grid, self._trainer.step, dataformats="HWC"))
 
     def _write(self, act: Callable[[SummaryWriter], object]) -> None:
         """Act on the curves. If they cannot be written, say so once, and try it with new ones the next time."""
+        if rank() > 0:
+            return
         try:
             self._curves.mkdir(parents=True, exist_ok=True)  # it may have been deleted
             if self._writer is None:

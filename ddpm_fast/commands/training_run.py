@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,17 @@ from torch import Tensor
 from ddpm_fast.commands.profiling import profiling
 from ddpm_fast.commands.saving import Saver
 from ddpm_fast.commands.stopping import Stopped, Stopping
-from ddpm_fast.commands.training_log import TrainingLog, say
+from ddpm_fast.commands.together import share_signal
+from ddpm_fast.commands.training_grid import Grids
+from ddpm_fast.commands.training_log import TrainingLog, say, warn
 from ddpm_fast.files.lock import FolderLock
-from ddpm_fast.loops.metrics import Metrics
+from ddpm_fast.loops.distributed import rank, world_size
+from ddpm_fast.loops.metrics import Look, Metrics, NonFiniteLoss
 from ddpm_fast.loops.training import Trainer
 
 
 class TrainingRun:
-    """A run in its folder.
+    """A run in its folder. Where several processes train together, each has one, and they stop after the same step.
 
     Attributes:
         trainer: What is trained.
@@ -27,13 +31,20 @@ class TrainingRun:
     """
 
     def __init__(
-        self, trainer: Trainer, arguments: dict[str, Any], stopping: Stopping, lock: FolderLock, saved: Path | None
+        self,
+        trainer: Trainer,
+        arguments: dict[str, Any],
+        stopping: Stopping,
+        lock: FolderLock | None,
+        saved: Path | None,
     ):
-        """saved: the state that the run was resumed from."""
+        """lock: Of the folder, in the first process. saved: The state that the run was resumed from."""
         self.trainer, self.arguments, self.out = trainer, arguments, Path(arguments["out"])
         self.saver = Saver(trainer, arguments, stopping, lock, saved)
         self._stopping = stopping
-        stopping.first = "saving, then stopping; Ctrl-C again to abort"
+        self._diverged: NonFiniteLoss | None = None
+        if rank() == 0:
+            stopping.first = "saving, then stopping; Ctrl-C again to abort"
         stopping.abort = lambda: f"aborted; the last saved state is {self.saver.newest or 'none'}"
 
     def train(self) -> None:
@@ -44,13 +55,15 @@ class TrainingRun:
             NonFiniteLoss: At the first training step that is not finite. Nothing after the last good step is saved.
         """
         trainer, arguments, stopping, saver = self.trainer, self.arguments, self._stopping, self.saver
-        steps, metrics = arguments["steps"], Metrics(trainer.step, scaled=trainer.config.precision == "fp16")
+        metrics = Metrics(trainer.step, scaled=trainer.config.precision == "fp16")
         with (
-            TrainingLog(trainer, self.out, steps) as log,
+            TrainingLog(trainer, self.out, arguments["steps"]) as log,
             profiling(arguments["profile"], trainer.device, say) as profiled,
+            contextlib.closing(trainer),
             saver,
         ):
-            while trainer.step < steps and not stopping and not saver.disk_full:
+            grids = Grids(trainer, self.out, warn)
+            while trainer.step < arguments["steps"] and not self._is_over():
                 try:
                     metrics.add(*self._step())
                 except Stopped:
@@ -58,34 +71,70 @@ class TrainingRun:
                 profiled()
                 log.advance()
                 saver.poll()
-                saving = _is_due(trainer.step, arguments["save_every"], steps)
-                sampling = _is_due(trainer.step, arguments["sample_every"], steps)
-                # Before anything is saved it must be known to be good. Otherwise nothing waits for the device.
-                waiting = saving or sampling or log.is_early()
-                if waiting or log.is_due() or trainer.step % arguments["log_every"] == 0:
-                    log.report(metrics.look(wait=waiting))
-                with log.paused():
-                    if saving:
-                        saver.save()
-                    if sampling and not stopping:
-                        log.draw_grid(stopping.check)
-            saver.finish()
+                self._do_what_is_due(log, metrics, grids)
+            share_signal(stopping, say)
+            self._look(metrics)
+            saver.settle()
             if stopping and saver.saved_step < trainer.step:
-                metrics.look(wait=True)
-                saver.save()
+                self._save()
+                saver.settle()
+            if self._diverged is not None:
+                raise self._diverged
         if trainer.step == 0:
             stopping.check()
+
+    def _is_over(self) -> bool:
+        """Whether the training is to end now: the same in all processes."""
+        stops = bool(self._stopping) or self.saver.disk_full or self._diverged is not None
+        if world_size() == 1:
+            return stops
+        self.trainer.wants_stop = stops
+        return self.trainer.stopping
 
     def _step(self) -> tuple[Tensor, Tensor]:
         """Take a training step, which a signal may break off before it has changed anything.
 
         On a CPU a step may take longer than a container leaves a process until it is killed. On a GPU it is short, and
-        must not be broken off while it is recorded.
+        must not be broken off while it is recorded. Where several processes train together, the others would wait.
         """
-        if self.trainer.device.type != "cpu":
+        if self.trainer.device.type != "cpu" or world_size() > 1:
             return self.trainer.train_step()
         with self._stopping.anywhere():
             return self.trainer.train_step(self._stopping.hold)
+
+    def _do_what_is_due(self, log: TrainingLog, metrics: Metrics, grids: Grids) -> None:
+        """After a training step: a line, a save, a grid."""
+        step, arguments = self.trainer.step, self.arguments
+        saving = _is_due(step, arguments["save_every"], arguments["steps"])
+        sampling = _is_due(step, arguments["sample_every"], arguments["steps"])
+        # Before anything is saved it must be known to be good. Otherwise nothing waits for the device.
+        waiting = saving or sampling or log.is_early()
+        if waiting or log.is_due() or step % arguments["log_every"] == 0:
+            log.report(self._look(metrics, waiting))
+        with log.paused():
+            if saving:
+                self._save()
+            if sampling and self._diverged is None:
+                grid = grids.draw(self._stopping.check)
+                if grid is not None:
+                    log.show_grid(grid)
+
+    def _look(self, metrics: Metrics, wait: bool = True) -> list[Look]:
+        """The metrics that have arrived, up to the first that is not finite.
+
+        With what is not finite the run ends. The other processes may see it at a later look, or at this one if all
+        wait: so it is raised once all have stopped.
+        """
+        try:
+            return metrics.look(wait) if self._diverged is None else []
+        except NonFiniteLoss as error:
+            self._diverged = error
+            return []
+
+    def _save(self) -> None:
+        """Save, unless the run diverged, which all processes know when they have waited for their metrics."""
+        if self._diverged is None:
+            self.saver.save()
 
 
 def _is_due(step: int, every: int, last: int) -> bool:

@@ -333,7 +333,8 @@ def test_a_name_that_is_too_long_is_an_error(tmp_path, data):
 
 def test_another_number_of_threads_is_said(out, monkeypatch):
     threads = torch.get_num_threads()
-    assert meta(out)["machine"] == {"device": "cpu", "threads": threads, "torch": torch.__version__}
+    expected = {"device": "cpu", "threads": threads, "torch": torch.__version__, "ranks": 1, "micro_batch": 4}
+    assert meta(out)["machine"] == expected
     assert "bits" not in command("--out", out, "--resume", "--steps=3").stdout
     rewrite(checkpoint.latest_checkpoint(out), lambda said: said["machine"].update(threads=97, torch="1.0"))
     told = command("--out", out, "--resume", "--steps=4").stdout

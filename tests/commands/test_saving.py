@@ -172,7 +172,7 @@ def test_without_memory_for_a_copy_the_training_waits_for_the_disk(tmp_path, dat
     if known:
         monkeypatch.setattr(saving, "available_memory", lambda: 1000)
     else:
-        monkeypatch.setattr(Snapshot, "copy", refuse)
+        monkeypatch.setattr(Snapshot, "copied", refuse)
     write(lambda step: threads.append(threading.current_thread()))
     told = start(data, tmp_path / "out", "--steps=4", "--save-every=2").stdout
     assert told.count("there is no memory for a copy of the training state") == 1

@@ -1,0 +1,93 @@
+"""What the processes of one training do as one: what goes wrong in one of them, or stops it, stops all of them, with
+the same exit status, and is told once. (That only the first one prints is plain_errors' doing, see common.py.)
+
+In one process alone, everything here does nothing more than to call what it is given.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+from ddpm_fast.commands.common import errors, in_words
+from ddpm_fast.commands.stopping import Stopped, Stopping
+from ddpm_fast.errors import InputError
+from ddpm_fast.loops.distributed import of_each_process, of_first_process, rank, world_size
+
+T = TypeVar("T")
+
+
+class _Outcome(NamedTuple):
+    """How something ended in one process. Without a text and without a stop it succeeded."""
+
+    error: str = ""
+    stopped: bool = False
+
+
+def in_all(act: Callable[[], T], expected: type[Exception] = Exception) -> T:
+    """Do something in each process, and go on only if it succeeded in all of them.
+
+    Args:
+        act: It must not wait for another process, unless what is expected goes wrong in all of them.
+        expected: Which errors are told to all. Another one, and one that is no fault of the input, of a file or of
+            memory, ends its process at once; whatever started the processes ends the others.
+
+    Returns:
+        What it gave in this process.
+
+    Raises:
+        InputError: In all processes, if it failed in one. The first process shows the message, which names the process
+            unless it failed in all of them.
+        Stopped: In all processes, if a signal stopped it in one.
+    """
+    if world_size() == 1:
+        return act()
+    outcome = _Outcome()
+    try:
+        result = act()
+    except Stopped:
+        outcome = _Outcome(stopped=True)
+    except expected as error:
+        outcome = _Outcome(in_words(error))
+        if not outcome.error:
+            raise
+    outcomes = of_each_process(outcome)
+    if any(each.stopped for each in outcomes):
+        raise Stopped
+    if text := _failure([each.error for each in outcomes]):
+        errors.quiet = rank() > 0
+        raise InputError(text)
+    return result
+
+
+def in_first(act: Callable[[], T]) -> T:
+    """Do something in the first process alone, and give its result, which must be something that can be pickled, to
+    all. Raises what in_all raises."""
+    return of_first_process(in_all(lambda: act() if rank() == 0 else None))
+
+
+def share_signal(stopping: Stopping, say: Callable[[str], object]) -> None:
+    """Let a signal that has reached one process count in all of them, so that they end with the same status.
+
+    All processes call this at the same place, when they have stopped.
+
+    Args:
+        stopping: This process's.
+        say: Prints a line.
+    """
+    signals: Sequence[signal.Signals | None] = of_each_process(stopping.signal)
+    for number, arrived in enumerate(signals):
+        if arrived is not None:
+            if signals[0] is None:
+                say(f"Rank {number} was asked to stop ({arrived.name})")
+            stopping.signal = arrived
+            return
+
+
+def _failure(texts: Sequence[str]) -> str:
+    """What to say if something failed, each process having said so much of it, the empty string if it went well."""
+    if all(text == texts[0] for text in texts):
+        return texts[0]
+    number, text = next((number, text) for number, text in enumerate(texts) if text)
+    return f"rank {number}: {text}"
