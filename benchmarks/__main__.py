@@ -11,6 +11,7 @@ from benchmarks import fidelity as fidelity_
 from benchmarks import growth as growth_
 from benchmarks import kernels as kernels_
 from benchmarks import layers, networks
+from benchmarks import loading as loading_
 from benchmarks import ops as ops_
 from benchmarks import trace as trace_
 from benchmarks import warm as warm_
@@ -95,6 +96,13 @@ def growth(out: Out, device: Device = "auto", only: Only = "", quick: Quick = Fa
     """Measure how time and peak memory grow with batch size, image size, number of steps and number of threads."""
     with plain_errors():
         growth_.main(Options(out, device, only, quick, minutes=minutes))
+
+
+@app.command()
+def loading(out: Out, only: Only = "", quick: Quick = False, minutes: Minutes = None) -> None:
+    """Measure how reading images on demand grows with their number: time to open, memory, images a second, waiting."""
+    with plain_errors():
+        loading_.main(Options(out, "cpu", only, quick, minutes=minutes))
 
 
 @app.command()

@@ -8,7 +8,7 @@ import os
 from rich.markup import escape
 
 from ddpm_fast.commands.common import console, expand_home
-from ddpm_fast.data import BUILTIN, Dataset, load_dataset
+from ddpm_fast.data import BUILTIN, INDEX_DIGEST, Dataset, load_dataset
 from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files.checkpoint import LoadedModel
 
@@ -71,7 +71,8 @@ def _with_classes(dataset: Dataset, loaded: LoadedModel) -> Dataset:
 def is_training_set(dataset: Dataset, loaded: LoadedModel) -> bool | None:
     """Whether the model was trained on these images; None if its file does not tell."""
     training = loaded.config.get("training") or {}
-    if training.get("digest"):
+    # These images are in memory and have a digest of their pixels, which says nothing about one of an index.
+    if training.get("digest") and not str(training["digest"]).startswith(INDEX_DIGEST):
         return bool(training["digest"] == dataset.digest)
     if training.get("data") is None:
         return None

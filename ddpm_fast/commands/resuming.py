@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from rich.progress import Progress
 
+from ddpm_fast.commands.common import console
 from ddpm_fast.commands.training_log import say, warn
-from ddpm_fast.data import Dataset
+from ddpm_fast.data import INDEX_DIGEST, ImageSet, StoredDataset
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
 from ddpm_fast.files.atomic import check_writable_folder
@@ -209,7 +211,7 @@ def _refusal(name: str, asked: object, stored: object, step: int) -> str:
     )
 
 
-def match_data(dataset: Dataset, state: State, new_data: bool) -> tuple[Dataset, dict[str, Any]]:
+def match_data(dataset: ImageSet, state: State, new_data: bool) -> tuple[ImageSet, dict[str, Any]]:
     """The dataset with its classes numbered as the run's are, after a comparison with what the run was trained on.
 
     Args:
@@ -231,8 +233,8 @@ def match_data(dataset: Dataset, state: State, new_data: bool) -> tuple[Dataset,
             mapped = dataset.with_classes(names)
         except InputError as error:
             refusal = str(error)
-    now = {"count": len(dataset), "digest": mapped.digest, "classes": dataset.label_names}
     before = {"count": stored.get("count"), "digest": stored.get("digest"), "classes": names}
+    now = {"count": len(dataset), "digest": _digest_like(mapped, before["digest"]), "classes": dataset.label_names}
     if before["digest"] is None:
         say(
             f"{state.path.name} is of an older version and does not say which images it was trained on: whether "
@@ -240,7 +242,7 @@ def match_data(dataset: Dataset, state: State, new_data: bool) -> tuple[Dataset,
         )
         same = names is None or dataset.label_names == names
     else:
-        same = not refusal and mapped.digest == before["digest"]
+        same = not refusal and now["digest"] == before["digest"]
     if same:
         return mapped, {}
     differing = {name: [before[name], now[name]] for name in now if before[name] not in (None, now[name])}
@@ -252,6 +254,16 @@ def match_data(dataset: Dataset, state: State, new_data: bool) -> tuple[Dataset,
             f"former images as --data{way}"
         )
     return mapped, {"data": [stored["data"], dataset.name], **differing}
+
+
+def _digest_like(dataset: ImageSet, stored: str | None) -> str:
+    """The digest of a data set, of the index or of the pixels as a stored one is; for the latter all may be read."""
+    if stored is None or stored.startswith(INDEX_DIGEST) or not isinstance(dataset, StoredDataset):
+        return dataset.digest
+    say(f"All images of {dataset.name} are read once, to compare them with those that the run was trained on")
+    with Progress(transient=True, console=console) as bar:
+        task = bar.add_task("comparing images")
+        return dataset.pixel_digest(lambda done, total: bar.update(task, completed=done, total=total))
 
 
 def _difference(name: str, before: Any, now: Any) -> str:

@@ -20,7 +20,7 @@ from ddpm_fast.commands import resuming, training_setup
 from ddpm_fast.commands.common import App, path_option, plain_errors
 from ddpm_fast.commands.profiling import PROFILE_HELP
 from ddpm_fast.commands.stopping import Stopped, stop_signals
-from ddpm_fast.commands.together import in_all, in_first, share_signal
+from ddpm_fast.commands.together import in_all, in_first, naming_lost_ranks, share_signal
 from ddpm_fast.commands.training_log import say
 from ddpm_fast.commands.training_run import TrainingRun
 from ddpm_fast.data import BUILTIN
@@ -55,6 +55,10 @@ def main(
     ] = None,
     strict: Annotated[bool, typer.Option(help="stop at a broken image file instead of skipping it")] = False,
     flip: Annotated[bool, typer.Option(help="mirror half of the images left-right")] = False,
+    crop: Annotated[
+        str,
+        typer.Option(help="centre: the middle square of each picture; random: any square, from pictures a bit larger"),
+    ] = "centre",
     model_channels: Annotated[int, typer.Option(help="channels of the U-Net's first level")] = 64,
     channel_mult: Annotated[
         str, typer.Option(help="channels of each level, as multiples of --model-channels")
@@ -161,7 +165,7 @@ def main(
     options = resuming.Options.of(context, arguments)
     with plain_errors():
         place = local_device(device)
-        with join(place):
+        with join(place), naming_lost_ranks():
             _main(options.of_the_first(), place)
 
 

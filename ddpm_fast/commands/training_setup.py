@@ -19,7 +19,7 @@ from ddpm_fast.commands.resuming import Options, State
 from ddpm_fast.commands.stopping import Stopping
 from ddpm_fast.commands.together import in_all, in_first
 from ddpm_fast.commands.training_log import say, warn
-from ddpm_fast.data import BUILTIN, Dataset, load_dataset
+from ddpm_fast.data import BUILTIN, ImageSet, open_dataset
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.loops.distributed import of_each_process, of_first_process, rank, world_size
@@ -28,6 +28,7 @@ from ddpm_fast.loops.train_config import TrainConfig, divided
 from ddpm_fast.loops.training import Trainer
 from ddpm_fast.loops.training_state import check_network
 from ddpm_fast.nn import UNetConfig
+from ddpm_fast.nn.unet import norm_groups
 from ddpm_fast.objective import LEARNED_VARIANCES
 from ddpm_fast.schedule import SCHEDULES
 
@@ -38,7 +39,7 @@ class Parts(NamedTuple):
     network: UNetConfig
     diffusion: GaussianDiffusion
     config: TrainConfig
-    dataset: Dataset
+    dataset: ImageSet
 
 
 def prepare(options: Options, device: torch.device, stopping: Stopping) -> tuple[Trainer, State | None]:
@@ -94,7 +95,9 @@ def _make_parts(arguments: dict[str, Any], state: State | None, stopping: Stoppi
     """
     diffusion, config = make_diffusion(arguments), make_config(arguments)
     divided(config, world_size())
-    dataset = load_images(arguments, stopping)
+    # A run that is older than reading on demand had all images in memory, without those that were broken.
+    in_memory = True if state is not None and "order" not in state.meta["training"] else None
+    dataset = load_images(arguments, stopping, in_memory)
     differing: dict[str, Any] = {}
     if state is not None:
         dataset, differing = resuming.match_data(dataset, state, arguments["new_data"])
@@ -163,8 +166,14 @@ def choose(arguments: dict[str, Any], device: torch.device) -> None:
     arguments["loss"] = arguments["loss"] or ("hybrid" if learned else "simple")
 
 
-def load_images(arguments: dict[str, Any], stopping: Stopping) -> Dataset:
-    """The dataset. Files that were skipped are shown as warnings. A signal raises Stopped."""
+def load_images(arguments: dict[str, Any], stopping: Stopping, in_memory: bool | None = None) -> ImageSet:
+    """The dataset. Files that were skipped are shown as warnings. A signal raises Stopped.
+
+    Args:
+        arguments: The command's options.
+        stopping: Whether to stop.
+        in_memory: As for open_dataset.
+    """
     if not console.is_terminal:
         say(f"Loading images from {escape(arguments['data'])}")
     with (
@@ -174,13 +183,14 @@ def load_images(arguments: dict[str, Any], stopping: Stopping) -> Dataset:
     ):
         warnings.simplefilter("always")
         task = bar.add_task("loading images")
-        dataset = load_dataset(
+        dataset = open_dataset(
             arguments["data"],
             image_size=arguments["image_size"],
             channels=arguments["channels"],
             strict=arguments["strict"],
             classes=bool(arguments["classes"]),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
+            in_memory=False if arguments["crop"] == "random" else in_memory,
         )
     for warning in caught:
         warn(str(warning.message))
@@ -210,6 +220,7 @@ def make_config(arguments: dict[str, Any]) -> TrainConfig:
         ema_decay=arguments["ema_decay"],
         label_drop=arguments["label_drop"],
         flip=arguments["flip"],
+        crop=arguments["crop"],
         timestep_sampling=arguments["timestep_sampling"],
         seed=arguments["seed"],
         precision=arguments["precision"],
@@ -220,7 +231,7 @@ def make_config(arguments: dict[str, Any]) -> TrainConfig:
     )
 
 
-def make_network(arguments: dict[str, Any], dataset: Dataset, diffusion: GaussianDiffusion) -> UNetConfig:
+def make_network(arguments: dict[str, Any], dataset: ImageSet, diffusion: GaussianDiffusion) -> UNetConfig:
     """The network that the arguments ask for, for these images."""
     return UNetConfig(
         image_size=dataset.square_side(),
@@ -244,11 +255,6 @@ def integers(text: str, name: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise InputError(f"{name} is {text!r}; expected integers separated by commas, such as 1,2,4") from None
-
-
-def norm_groups(channels: int) -> int:
-    """The largest number of groups, up to the usual 32, that divides the channels and leaves at least four in each."""
-    return next((groups for groups in range(32, 0, -1) if channels % groups == 0 and channels >= 4 * groups), 1)
 
 
 def description(trainer: Trainer) -> str:

@@ -24,7 +24,7 @@ class Examples:
         dataset: The images.
     """
 
-    def __init__(self, dataset: ImageSet, seed: int, flip: bool = False, order: int = 1, crop: str = "centre"):
+    def __init__(self, dataset: ImageSet, seed: int, flip: bool = False, order: int = 2, crop: str = "centre"):
         """Nothing is read yet.
 
         Args:

@@ -202,11 +202,13 @@ def class_labels(entries: Entries) -> tuple[np.ndarray, list[str]]:
     Raises:
         InputError: If a picture is in no sub-folder.
     """
-    outside, first_outside, found = 0, "", Counter[str]()
-    for entry in entries:
+    number: dict[str, int] = {}  # in the order in which they are found
+    outside, first_outside = 0, ""
+    labels = np.empty(len(entries), np.int64)
+    for i, entry in enumerate(entries):
         top, slash, _ = entry.name.partition("/")
         if slash:
-            found[top] += 1
+            labels[i] = number.setdefault(top, len(number))
         else:
             outside, first_outside = outside + 1, first_outside or entry.name
     if outside == len(entries):
@@ -219,7 +221,7 @@ def class_labels(entries: Entries) -> tuple[np.ndarray, list[str]]:
             f"{printable(first_outside)} is in no sub-folder, so it has no class ({outside} such images); move each "
             "into the sub-folder of its class, or train without classes"
         )
-    names = sorted(found, key=natural_key)
-    number = {name: i for i, name in enumerate(names)}
-    labels = np.fromiter((number[entry.name.partition("/")[0]] for entry in entries), np.int64, len(entries))
-    return labels, names
+    names = sorted(number, key=natural_key)
+    final = np.empty(len(names), np.int64)
+    final[[number[name] for name in names]] = np.arange(len(names))
+    return final[labels], names

@@ -116,7 +116,7 @@ def _block(seed: int, number: int, n: int) -> np.ndarray:
     return _bijection(seed, epochs, positions, n).astype(np.int64)
 
 
-def batch_indices(seed: int, start: int, count: int, n: int, version: int = 1) -> torch.Tensor:
+def batch_indices(seed: int, start: int, count: int, n: int, version: int = 2) -> torch.Tensor:
     """The dataset indices of the training examples start .. start+count-1: int64 [count].
 
     The stream of examples is endless. Example k belongs to epoch k // n, and each epoch visits each of the n images

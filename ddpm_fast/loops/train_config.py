@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import torch
 
+from ddpm_fast.data import CROPS, ORDERS
 from ddpm_fast.errors import InputError, check_integer, check_number
 from ddpm_fast.loops.timesteps import TIMESTEP_SAMPLINGS
 
 # What the network computes in, by the name of the precision; None is the weights' own dtype.
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-ORDERS = (1, 2)  # versions of the order of the data; see data/order.py
 DROPOUTS = (1, 2)  # versions of dropout; see TrainConfig
 
 
@@ -31,6 +31,7 @@ class TrainConfig:
         ema_decay: Decay of the averaged weights, after its own warm-up.
         label_drop: Share of the labels that are replaced by the null class, so that the model can be guided.
         flip: Whether half of the images are mirrored left-right.
+        crop: "centre" cuts the middle square out of a picture, "random" any one; see `Examples`.
         timestep_sampling: "uniform", "stratified" or "loss_second_moment"; see timesteps.py.
         seed: Seed of everything random.
         precision: "fp32", or "bf16" or "fp16": forward and backward under autocast, with weights and optimiser in fp32.
@@ -69,6 +70,7 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     order: int = 2
     dropout_version: int = 2
+    crop: str = "centre"
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("warmup", 0), ("weight_decay", 0), ("seed", 0)):
@@ -84,6 +86,7 @@ class TrainConfig:
             ("timestep_sampling", TIMESTEP_SAMPLINGS),
             ("precision", AUTOCAST),
             ("lr_schedule", LR_SCHEDULES),
+            ("crop", CROPS),
             ("order", ORDERS),
             ("dropout_version", DROPOUTS),
         ):

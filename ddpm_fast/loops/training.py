@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ddpm_fast.data import Dataset
+from ddpm_fast.data import ImageSet
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
@@ -44,7 +44,7 @@ class Trainer(TrainingStep):
         network: UNetConfig,
         diffusion: GaussianDiffusion,
         config: TrainConfig,
-        dataset: Dataset,
+        dataset: ImageSet,
         device: torch.device | str = "auto",
         cuda_graph: bool | None = None,
         compile: bool = False,
@@ -242,7 +242,7 @@ class Trainer(TrainingStep):
         self._advance = self._repeated()  # a new graph, because the optimiser's state is in new tensors
 
 
-def _check_fit(network: UNetConfig, diffusion: GaussianDiffusion, dataset: Dataset) -> None:
+def _check_fit(network: UNetConfig, diffusion: GaussianDiffusion, dataset: ImageSet) -> None:
     """Raises InputError if the dataset does not fit the network, or the network's output the diffusion's variance."""
     channels, height, width = dataset.shape
     if (channels, height, width) != (network.in_channels, network.image_size, network.image_size):

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ddpm_fast.data import Dataset, Examples
+from ddpm_fast.data import Examples, ImageSet
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.loops import distributed, graphs
 from ddpm_fast.loops.compiled import check_compiler, compiled
@@ -32,6 +32,7 @@ from ddpm_fast.nn.block import lay_out
 from ddpm_fast.noise import NoiseKey, Stream
 from ddpm_fast.ops import LabelDrop
 
+_AHEAD = 4  # micro-batches whose images are read before they are needed
 # They spread the dropout seeds of training steps, and of the micro-batches of one.
 _GOLDEN, _SILVER = 0x9E3779B97F4A7C15, 0xD1342543DE82EF95
 
@@ -59,7 +60,7 @@ class TrainingStep:
         network: UNetConfig,
         diffusion: GaussianDiffusion,
         config: TrainConfig,
-        dataset: Dataset,
+        dataset: ImageSet,
         device: torch.device | str = "auto",
         cuda_graph: bool | None = None,
         compile: bool = False,
@@ -131,9 +132,11 @@ class TrainingStep:
         self._labels = torch.empty(size, dtype=torch.int64, device=device) if classes else None
         self._metrics = torch.empty(2, device=device)
         self._stop_flags: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+        self._late_flags = 1 if device.type == "cuda" else 0  # how many training steps later they are read
 
     def _make_examples(self) -> Examples:
-        return Examples(self.dataset, self.config.seed, self.config.flip)
+        config = self.config
+        return Examples(self.dataset, config.seed, config.flip, config.order, config.crop)
 
     def _repeated(self) -> list[Callable[[Callable[[], None]], None]]:
         """What calls each part of a training step: graphs that replay them, or Python itself.
@@ -212,7 +215,7 @@ class TrainingStep:
     def _load_batch(self, number: int) -> None:
         """Copy the images and labels of a micro-batch to where the device reads them."""
         count = self._share.count
-        upcoming = [divmod(self.step * count + number + ahead, count) for ahead in range(1, count + 1)]
+        upcoming = [divmod(self.step * count + number + ahead, count) for ahead in range(1, max(count, _AHEAD) + 1)]
         images, labels = self._examples.take(
             self._first(self.step, number), self._share.size, [self._first(step, which) for step, which in upcoming]
         )
@@ -228,7 +231,7 @@ class TrainingStep:
         A GPU's number is read one training step later, when it has long arrived: in all processes at the same step.
         """
         self._stop_flags.append(send(wishes))
-        while len(self._stop_flags) > (1 if wishes.device.type == "cuda" else 0):
+        while len(self._stop_flags) > self._late_flags:
             number, event = self._stop_flags.popleft()
             if event is not None:
                 event.synchronize()

@@ -17,7 +17,7 @@ from support import every_op
 from torch.torch_version import TorchVersion
 from typer.testing import CliRunner
 
-from benchmarks import comparison, growth, kernels, layers, machine, networks, ops, peers, timing
+from benchmarks import comparison, growth, kernels, layers, loading, machine, networks, ops, peers, timing
 from benchmarks.__main__ import app
 from benchmarks.operations import Case
 from benchmarks.rows import Subject, duration, lines, rows
@@ -462,6 +462,13 @@ def test_the_peak_of_memory_is_seen():
 
 
 @pytest.mark.slow
+def test_loading(tmp_path):
+    for point in loading.points(quick=True)[::2]:
+        found = loading.measured(str(loading.make(point, tmp_path)), 2)
+        assert found["count"] == 100 and found["images_per_second"] > 0 and 0 <= found["waited"] <= 1
+        assert found["anonymous_bytes_of_the_set"] < found["anonymous_bytes"] <= found["peak_bytes"]
+
+
 def test_growth(tmp_path):
     made = run("growth", "--quick", "--device", "cpu", "--only", "noise loss", "--out", tmp_path / "g.json")
     assert made.exit_code == 0, made.output

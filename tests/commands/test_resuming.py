@@ -93,6 +93,30 @@ def test_new_data_of_another_size_is_brought_to_the_network_s(tmp_path, out):
     assert meta(out)["unet"]["image_size"] == 8 and meta(out)["training"]["count"] == 5
 
 
+def test_images_read_on_demand_are_compared_by_their_index_or_once_by_their_pixels(data, out, monkeypatch):
+    monkeypatch.setattr("ddpm_fast.data.load.IN_MEMORY", 0)
+    assert "All images of data are read once" in command("--out", out, "--resume", "--steps=3").stdout
+    assert meta(out)["training"]["digest"].startswith("index:")
+    assert "read once" not in command("--out", out, "--resume", "--steps=4").stdout
+    (data / "dog" / "0.png").write_bytes((data / "dog" / "0.png").read_bytes() + b"more")
+    assert "digest" in command("--out", out, "--resume", "--steps=5", status=2).stderr
+
+
+def test_a_run_older_than_reading_on_demand_stays_in_memory(data, out, monkeypatch):
+    monkeypatch.setattr("ddpm_fast.data.load.IN_MEMORY", 0)
+    rewrite(checkpoint.latest_checkpoint(out), lambda said: said["training"].pop("order"))
+    assert "read once" not in command("--out", out, "--resume", "--steps=3").stdout
+    assert meta(out)["training"]["digest"] == load_dataset(data, classes=True).digest
+
+
+def test_random_crops_are_read_on_demand(data, tmp_path):
+    start(data, tmp_path / "out", "--crop=random", "--image-size=8", "--steps=1")
+    training_part = meta(tmp_path / "out")["training"]
+    assert training_part["crop"] == "random" and training_part["digest"].startswith("index:")
+    wrong = ("--data", data, "--out", tmp_path / "other", "--crop=random", "--steps=1")
+    assert "needs pictures that are not cut yet" in command(*wrong, status=2).stderr
+
+
 def test_a_state_without_a_digest_goes_on_with_a_word_of_it(data, out):
     newest = checkpoint.latest_checkpoint(out)
     rewrite(newest, lambda said: [said["training"].pop(name) for name in ("count", "digest")])
