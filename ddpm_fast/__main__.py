@@ -5,6 +5,7 @@ import sys
 PAGE = """Train denoising diffusion models (DDPM) on your images, and sample from them.
 
   python -m ddpm_fast.train      train a model on your images
+  python -m ddpm_fast.prepare    decode images once, so that training need not
   python -m ddpm_fast.sample     draw images from a model, or edit some with it
   python -m ddpm_fast.evaluate   measure a model, or compare samplers
   python -m ddpm_fast.plot       draw the theory

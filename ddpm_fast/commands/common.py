@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from ddpm_fast import starting
-from ddpm_fast.commands.ranks import Ranks, device_of_rank, ranks_of_environment
+from ddpm_fast.commands.ranks import Ranks, ranks_of_environment
 from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files.memory import is_out_of_memory
+from ddpm_fast.loops.distributed import local_device
 from ddpm_fast.ops.backends import extension
 
 # The terminal
@@ -193,10 +194,7 @@ def choose_device(name: str) -> torch.device:
         InputError: For a device that is not there.
     """
     ranks = ranks_of_environment()
-    try:
-        device = device_of_rank(name, ranks)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        first_line = str(error).splitlines()[0]
-        raise InputError(f"device {name!r} cannot be used here ({first_line}); expected auto, cpu or cuda") from None
+    device = local_device(ranks.device_name(name))
+    if device.type == "cuda" and ranks.world_size > 1:
+        torch.cuda.set_device(device)  # where what names no device goes
     return device

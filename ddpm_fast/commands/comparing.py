@@ -27,6 +27,7 @@ from ddpm_fast.commands.drawing import Drawing, partial_path, unused_path
 from ddpm_fast.commands.fitting import is_training_set, load_fitting, say_training_set
 from ddpm_fast.commands.labels import LABELS_HELP, check_null_class, describe_classes, parse_labels
 from ddpm_fast.commands.precision import DTYPE_NAMES, choose_dtype
+from ddpm_fast.commands.ranks import ranks_of_environment
 from ddpm_fast.commands.report import check_report_path, write_report
 from ddpm_fast.commands.stopping import Stopped, stop_signals
 from ddpm_fast.data import Dataset
@@ -91,7 +92,7 @@ def samplers(
     data: Annotated[
         str | None, path_option("also test whether the samples differ from these real images, as a set")
     ] = None,
-    n: Annotated[int, typer.Option("--n", help="number of images for each sampler")] = 64,
+    n: Annotated[int, typer.Option("--n", "-n", help="number of images for each sampler")] = 64,
     labels: Annotated[
         str | None,
         typer.Option(help=LABELS_HELP),
@@ -116,6 +117,7 @@ def samplers(
     ones.
     """
     with plain_errors():
+        ranks_of_environment().refuse_several("`evaluate samplers` compares times, in one process: start it by itself")
         if n < 2 or batch_size < 1:
             raise InputError(f"--n is {n} and --batch-size {batch_size}; expected at least 2 and 1")
         torch_device = choose_device(device)

@@ -3,9 +3,11 @@ estimate from some of its terms, or all of them."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,16 +29,30 @@ from ddpm_fast.commands.drawing import partial_path, unused_path
 from ddpm_fast.commands.fitting import is_training_set, load_fitting, say_training_set
 from ddpm_fast.commands.labels import check_null_class
 from ddpm_fast.commands.precision import DTYPE_NAMES, choose_dtype
+from ddpm_fast.commands.ranks import Ranks, ranks_of_environment
 from ddpm_fast.commands.report import check_report_path, write_report
 from ddpm_fast.commands.stopping import Stopped, stop_signals
 from ddpm_fast.data import BUILTIN, Dataset
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
+from ddpm_fast.loops.distributed import join, of_each_process, world_size
 from ddpm_fast.loops.likelihood import BitsPerDim, LikelihoodOptions
 from ddpm_fast.loops.network import Network
 from ddpm_fast.objective import DECODERS
 from ddpm_fast.pictures.canvas import check_picture, save_figure
 from ddpm_fast.pictures.figures import draw_bound
+
+# How long a rank that is done waits for the slowest one. One that died is noticed at once.
+_LONGEST = timedelta(days=7)
+
+
+def finished_part(parts: Mapping[int, BitsPerDim]) -> list[BitsPerDim]:
+    """The batches up to the first one that is missing, in order. parts: batches by the number of their first image."""
+    batches, first = [], 0
+    while first in parts:
+        batches.append(parts[first])
+        first += len(parts[first].total)
+    return batches
 
 
 def merge(parts: list[BitsPerDim]) -> BitsPerDim:
@@ -88,7 +104,7 @@ def nll(
     data: Annotated[str, path_option(f"{', '.join(BUILTIN)}, a folder of images, a .zip of them, .npz or .npy")],
     model: ModelOption = "mnist",
     n: Annotated[
-        int | None, typer.Option("--n", help="evaluate only this many images, the first ones; all if not given")
+        int | None, typer.Option("--n", "-n", help="evaluate only this many images, the first ones; all if not given")
     ] = None,
     steps: Annotated[
         int | None, typer.Option(help="estimate the bound, without bias, from this many of its terms; 50 if not given")
@@ -114,6 +130,7 @@ def nll(
     By default it is an unbiased estimate from 50 of the bound's T terms. With --full every term is evaluated.
     """
     with plain_errors():
+        ranks = ranks_of_environment()
         if batch_size < 1:
             raise InputError(f"--batch-size is {batch_size}; expected at least 1")
         if decoder not in DECODERS:
@@ -124,7 +141,8 @@ def nll(
         T = loaded.diffusion.num_timesteps
         options = LikelihoodOptions(steps=_choose_steps(steps, full, T), seed=seed, decoder=decoder)
         out = unused_path(Path("nll.json")) if out is None else out
-        _check_outputs(out, plot)
+        if ranks.is_first:
+            _check_outputs(out, plot)
         dataset = _load_dataset(data, loaded)
         trained_on = is_training_set(dataset, loaded)
         say_training_set(dataset, trained_on)
@@ -133,13 +151,20 @@ def nll(
             raise InputError(f"{count} of {len(dataset)} images asked for; a standard error needs at least 2")
 
         started = time.perf_counter()
-        with stop_signals("stopping after this step; Ctrl-C again to abort", lambda: "aborted") as stopping:
-            parts = evaluate_images(loaded, dataset, count, batch_size, options, stopping.check)
+        first_signal = "stopping after this step; Ctrl-C again to abort" if ranks.is_first else ""
+        with _together(ranks), stop_signals(first_signal, lambda: "aborted") as stopping:
+            own = evaluate_images(loaded, dataset, count, batch_size, options, stopping.check, ranks)
+            gathered = of_each_process((own, stopping.status))
+        if not ranks.is_first:
+            raise typer.Exit(stopping.status)
+        # Each image's numbers are what one process would have found, and are summed by this one, in their order.
+        parts = finished_part({first: part for batches, _ in gathered for first, part in batches.items()})
+        status = max(status for _, status in gathered)
         seconds = time.perf_counter() - started
         finished = sum(len(part.total) for part in parts)
         if finished < min(count, 2):
             console.print("Stopped: no batch was finished, so nothing was written. --batch-size makes batches smaller.")
-            raise typer.Exit(stopping.status)
+            raise typer.Exit(status)
         report = report_of(
             merge(parts),
             model=str(loaded.path.name),
@@ -152,14 +177,26 @@ def nll(
         )
         target = out if finished == count else partial_path(out)
         write_report(target, report)
-        _print(report, T, seconds, torch_device)
+        _print(report, T, seconds, str(torch_device) if ranks.world_size == 1 else f"{ranks.world_size} ranks")
         if finished < count:
             say_written(target)
             console.print(f"Stopped: this is the result of the first {finished} of {count} images.")
-            raise typer.Exit(stopping.status)
+            raise typer.Exit(status)
         if plot is not None:
             save_figure(draw_bound(report), plot)
         say_written(out, plot)
+
+
+@contextlib.contextmanager
+def _together(ranks: Ranks) -> Iterator[None]:
+    """Inside, the ranks can tell each other what they have found. Raises InputError if they cannot."""
+    with join(torch.device("cpu"), timeout=_LONGEST):
+        if ranks.world_size != world_size():  # srun does not say where the first rank is
+            raise InputError(
+                f"{ranks.world_size} ranks were started, but not by torchrun, by which they find each other: start "
+                "`torchrun ... -m ddpm_fast.evaluate nll`, or one process"
+            )
+        yield
 
 
 def _choose_steps(steps: int | None, full: bool, T: int) -> int:
@@ -197,9 +234,9 @@ def evaluate_images(
     batch_size: int,
     options: LikelihoodOptions,
     check: Callable[[], object],
-) -> list[BitsPerDim]:
-    """The bound of the first n images, batch by batch, with a progress bar: those that were finished before check
-    raised Stopped.
+    ranks: Ranks,
+) -> dict[int, BitsPerDim]:
+    """The bound of this rank's share of the first n images, batch by batch, with a progress bar.
 
     Args:
         loaded: The model.
@@ -208,14 +245,20 @@ def evaluate_images(
         batch_size: How many at a time.
         options: steps, seed and decoder; its other fields are set here for each batch.
         check: Called after each call of the network.
+        ranks: This process among those that share the batches.
+
+    Returns:
+        The batches that were finished before check raised Stopped, on the CPU, by the number of their first image.
     """
     device = Network.of(loaded.model).device
     conditional = loaded.model.config.num_classes > 0
     steps = options.steps or loaded.diffusion.num_timesteps
-    calls = -(-n // batch_size) * steps
-    parts: list[BitsPerDim] = []
+    starts = [first for first in range(0, n, batch_size) if ranks.owns(first // batch_size)]
+    calls = max(1, len(starts) * steps)
+    parts: dict[int, BitsPerDim] = {}
     started = time.perf_counter()
     with _bar() as bar:
+        # The ranks have equal shares, so that the bar of one is that of all.
         task = bar.add_task("evaluating", total=calls, rate=0.0, bits=math.nan)
 
         def on_step(done: int, of: int) -> None:
@@ -224,7 +267,7 @@ def evaluate_images(
             bar.update(task, completed=completed, rate=rate)
             check()
 
-        for first in range(0, n, batch_size):
+        for first in starts:
             x0, labels = dataset.batch(torch.arange(first, min(first + batch_size, n)))
             try:
                 part = loaded.diffusion.bits_per_dim(
@@ -239,12 +282,12 @@ def evaluate_images(
                 )
             except Stopped:
                 break
-            parts.append(part)
-            bar.update(task, bits=float(torch.cat([part.total for part in parts]).mean()))
+            parts[first] = BitsPerDim._make(field.cpu() for field in part)
+            bar.update(task, bits=float(torch.cat([part.total for part in parts.values()]).mean()))
     return parts
 
 
-def _print(report: dict, T: int, seconds: float, device: torch.device) -> None:
+def _print(report: dict, T: int, seconds: float, where: str) -> None:
     kind = f"all {T} terms"
     if report["estimate"]:
         kind = f"estimated from {report['steps']} of {T} terms; --full evaluates all"
@@ -259,7 +302,7 @@ def _print(report: dict, T: int, seconds: float, device: torch.device) -> None:
     )
     console.print(
         f"{report['images']} images of {escape(report['data'])} under {escape(report['model'])} in {seconds:.1f} s "
-        f"({report['images'] / seconds:.2f} images/s, {report['precision']}, {device})"
+        f"({report['images'] / seconds:.2f} images/s, {report['precision']}, {where})"
     )
 
 

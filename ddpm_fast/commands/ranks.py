@@ -1,7 +1,7 @@
 """Which of several processes this one is, as the program that started them says in the environment.
 
-torchrun and `accelerate launch` set RANK, WORLD_SIZE and LOCAL_RANK; srun sets names of its own. A command whose
-processes have nothing to tell each other divides its work by these numbers alone, without a process group.
+torchrun and `accelerate launch` set RANK, WORLD_SIZE and LOCAL_RANK; srun sets names of its own. A command divides its
+work by these numbers; a process group is only made where one process must be told what the others have found.
 """
 
 from __future__ import annotations
@@ -44,6 +44,16 @@ class Ranks:
         """Whether the batch of this number, from 0, is for this process: each batch is for exactly one."""
         return batch % self.world_size == self.rank
 
+    def device_name(self, name: str) -> str:
+        """The name of the device that is meant by "auto" or "cuda": of several ranks of a machine, each gets a GPU.
+
+        The one of local rank k gets cuda:k, and again cuda:0 where there are fewer GPUs than ranks, or where the
+        launcher lets each of them see only its own. Any other name stays.
+        """
+        if self.world_size > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
+            return f"cuda:{self.local_rank % torch.cuda.device_count()}"
+        return name
+
     def refuse_several(self, what: str) -> None:
         """Raises InputError if there are several processes. what: what one process has to do, and how to do it."""
         if self.world_size > 1:
@@ -66,23 +76,6 @@ def ranks_of_environment() -> Ranks:
                 )
             return Ranks(rank, world_size, _number(local_name) if local_name in os.environ else rank)
     return Ranks()
-
-
-def device_of_rank(name: str, ranks: Ranks) -> torch.device:
-    """The device of that name; of several processes of a machine, each gets a GPU of its own.
-
-    Args:
-        name: "auto" is the GPU if there is one, else the CPU. "cuda" names no GPU, and so means the rank's own too.
-        ranks: This process. The one of local rank k gets cuda:k, and again cuda:0 where there are fewer GPUs than
-            processes, or where the launcher lets each of them see only its own.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and ranks.world_size > 1 and torch.cuda.is_available():
-        device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
-        torch.cuda.set_device(device)  # where what names no device goes
-        return device
-    return torch.device(name)
 
 
 def _number(name: str) -> int:

@@ -19,6 +19,7 @@ from rich.progress import Progress
 from ddpm_fast.commands.common import console
 from ddpm_fast.commands.training_log import say, warn
 from ddpm_fast.data import INDEX_DIGEST, ImageSet, StoredDataset
+from ddpm_fast.data.selection import Selection
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
 from ddpm_fast.files.atomic import check_writable_folder
@@ -28,11 +29,13 @@ from ddpm_fast.loops.metrics import NonFiniteLoss
 from ddpm_fast.loops.snapshot import MODEL_NAME
 from ddpm_fast.loops.training import Trainer
 from ddpm_fast.loops.training_state import read_state
+from ddpm_fast.values import ValueRange
 
 # Options that may differ between a run and its continuation, because they do not affect the weights, or by no more
 # than rounding.
 FREE = {
     "data",  # the images may have moved; what they are is compared by their digest
+    *Selection._fields,
     "steps",
     "log_every",
     "sample_every",
@@ -177,13 +180,15 @@ def adopt(options: Options, state: State) -> dict[str, list[Any]]:
     """
     arguments = options.arguments
     changes = {}
+    # Images in another place need not have splits and columns of the same names.
+    elsewhere = "data" in options.given and arguments["data"] != state.meta["arguments"].get("data")
     for name, value in (options.defaults | state.meta["arguments"]).items():
         if name in MODES:
             continue
         if not _is_like(value, options.defaults.get(name)):
             raise InputError(f"{state.path}: its --{name} is {value!r:.200}: use a state that nobody edited")
         is_given = name in options.given and not (name == "precision" and arguments[name] == "auto")  # stored as chosen
-        if not is_given:
+        if not is_given and not (name in Selection._fields and elsewhere):
             arguments[name] = value
         elif name not in FREE and arguments[name] != value:
             if not (arguments["change"] and name in CHANGEABLE):
@@ -209,6 +214,12 @@ def _refusal(name: str, asked: object, stored: object, step: int) -> str:
         f"{option} {asked} differs from the {stored} this run was started with, and would change its result: leave the "
         f"option out, or {way}"
     )
+
+
+def value_range(state: State | None) -> ValueRange | None:
+    """What [-1, 1] stands for in the float data of the run that is resumed; None if it has none."""
+    entry = None if state is None else state.meta.get("value_range")
+    return None if entry is None else ValueRange.from_dict(entry)
 
 
 def match_data(dataset: ImageSet, state: State, new_data: bool) -> tuple[ImageSet, dict[str, Any]]:

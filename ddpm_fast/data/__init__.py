@@ -9,20 +9,24 @@ training example.
 from ddpm_fast.data.dataset import Dataset
 from ddpm_fast.data.examples import CROPS, Examples
 from ddpm_fast.data.files import natural_key
+from ddpm_fast.data.hugging_face import HUGGING_FACE
 from ddpm_fast.data.imageset import ImageSet
 from ddpm_fast.data.load import BUILTIN, load_dataset, open_dataset, read_picture
 from ddpm_fast.data.order import ORDERS, batch_indices, flip_mask
+from ddpm_fast.data.selection import Selection
 from ddpm_fast.data.source import Source
 from ddpm_fast.data.stored import INDEX_DIGEST, StoredDataset
 
 __all__ = [
     "BUILTIN",
     "CROPS",
+    "HUGGING_FACE",
     "INDEX_DIGEST",
     "ORDERS",
     "Dataset",
     "Examples",
     "ImageSet",
+    "Selection",
     "Source",
     "StoredDataset",
     "batch_indices",

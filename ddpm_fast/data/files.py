@@ -18,7 +18,9 @@ from ddpm_fast.data.pixels import run_parallel
 from ddpm_fast.data.raster import NAMES, SUFFIXES, looks_like_picture
 from ddpm_fast.errors import InputError, printable
 
-_NO_SUFFIX = "without a suffix"
+# Names with a leading dot belong to other programs: macOS writes a "._x.jpg" for every x.jpg.
+_HIDDEN = re.compile(r"(?:^|/)(?:\.|__MACOSX(?:/|$))")
+NO_SUFFIX = "without a suffix"
 _KINDS_NAMED = 5
 _REMEDY = "leave the images as they are while they are read, and start again"
 _UNKNOWN = -1  # the size of what is no regular file, or of a link that leads nowhere
@@ -30,10 +32,16 @@ class Listing(NamedTuple):
     Attributes:
         entries: The pictures, sorted by name.
         ignored: What the other files are, such as ".txt", and how many of each.
+        labels: The class number of each picture, int64 [n], if these are stored with the pictures; else None.
+        label_names: One name for each class, if the classes that are stored have names.
+        unlabelled: If some pictures have a class and some have none, so that `labels` is None: one that has none.
     """
 
     entries: Index
     ignored: Counter[str]
+    labels: np.ndarray | None = None
+    label_names: list[str] | None = None
+    unlabelled: str = ""
 
 
 def say_ignored(ignored: Counter[str]) -> str:
@@ -46,14 +54,15 @@ def say_ignored(ignored: Counter[str]) -> str:
     return f"{total} file{'s' if total != 1 else ''}" + (f": {', '.join(kinds)}" if kinds else "")
 
 
-def _kind(name: str) -> str:
+def kind_of(name: str) -> str:
+    """The suffix of a file's name, in lower case, to count files by."""
     suffix = posixpath.splitext(name.lower())[1]
     return suffix if len(suffix) <= 12 else "with a long suffix"
 
 
-def _is_hidden(name: str) -> bool:
-    # Names with a leading dot belong to other programs: macOS writes a "._x.jpg" for every x.jpg.
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+def is_hidden(name: str) -> bool:
+    """Whether a path, or a folder on it, is not meant to be seen."""
+    return _HIDDEN.search(name) is not None
 
 
 def _is_loop(parent: str, child: str) -> bool:
@@ -157,17 +166,21 @@ def choose_pictures(
     Raises:
         InputError: If there is none.
     """
-    shown = [i for i, name in enumerate(names) if not _is_hidden(name)]
-    unnamed = [i for i in shown if not _kind(names[i])]
-    looks = run_parallel(lambda k: _looks_like_picture(peek, unnamed[k]), len(unnamed))
-    found = {i for i, yes in zip(unnamed, looks, strict=True) if yes}
-    chosen, others = [], ignored.copy()
-    for i in shown:
-        if i in found or names[i].lower().endswith(SUFFIXES):
+    chosen, unnamed, others = [], [], +ignored  # without those of which there are none
+    for i, name in enumerate(names):
+        if is_hidden(name):
+            continue
+        if name.lower().endswith(SUFFIXES):
             chosen.append(i)
+        elif kind := kind_of(name):
+            others[kind] += 1
         else:
-            others[_kind(names[i]) or _NO_SUFFIX] += 1
-    others = +others  # without those of which there are none
+            unnamed.append(i)
+    looks = run_parallel(lambda k: _looks_like_picture(peek, unnamed[k]), len(unnamed))
+    found = [i for i, yes in zip(unnamed, looks, strict=True) if yes]
+    if len(found) < len(unnamed):
+        others[NO_SUFFIX] = len(unnamed) - len(found)
+    chosen += found
     if not chosen:
         raise InputError(
             f"no images in the {where} ({say_ignored(others)}); looked for {NAMES}, in files without a suffix or "

@@ -5,10 +5,12 @@ The tensor is uint8 because the fused ops cast and normalise while they add nois
 the memory and another pass over the data.
 """
 
+import math
 import os
 import stat
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -16,17 +18,21 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ddpm_fast.data.archive import list_zip
-from ddpm_fast.data.arrays import read_arrays
+from ddpm_fast.data.arrays import open_array_source
 from ddpm_fast.data.bounds import open_regular
+from ddpm_fast.data.cache import Cache
+from ddpm_fast.data.cache_index import is_prepared
 from ddpm_fast.data.dataset import Dataset
-from ddpm_fast.data.files import Listing, class_labels, list_folder, say_ignored
+from ddpm_fast.data.files import Listing, class_labels, say_ignored
 from ddpm_fast.data.imageset import ImageSet
 from ddpm_fast.data.index import Entry, Index
+from ddpm_fast.data.listing import list_pictures, stands_for_files
 from ddpm_fast.data.picturesource import PictureSource, spread
 from ddpm_fast.data.reading import mean_area, read_pictures
+from ddpm_fast.data.selection import Selection
+from ddpm_fast.data.source import Source
 from ddpm_fast.data.stored import StoredDataset
-from ddpm_fast.errors import InputError, check_integer
+from ddpm_fast.errors import InputError, check_integer, printable
 
 BUILTIN = ("emoji32", "mnist5k")
 IN_MEMORY = 256 << 20  # bytes of pixels: larger sets are read on demand
@@ -41,6 +47,7 @@ def load_dataset(
     classes: bool = False,
     strict: bool = False,
     progress: Callable[[int, int], object] | None = None,
+    selection: Selection | None = None,
 ) -> Dataset:
     """Load images into memory. `open_dataset` reads large sets on demand.
 
@@ -54,6 +61,7 @@ def load_dataset(
         source: A built-in set ("emoji32" or "mnist5k"; write ./mnist5k for a folder of that name), a folder of
             images with its sub-folders, a .zip of them, an .npz with uint8 `images` [N, H, W] or [N, H, W, C] and
             optionally `labels` [N] and `label_names`, or an .npy of such images. A ~ at its start is the home folder.
+            Float data is an .npz or .npy of float32, float16 or float64 [N, C, H, W], [N, H, W, C] or [N, H, W].
         image_size: The side of the square to make: the shorter side is scaled to it, and the middle is cut out.
             Without it images keep their size, which must then be the same for all.
         channels: 1 (grey) or 3 (RGB). By default, files become 1 if all of them are grey and 3 otherwise, and arrays
@@ -63,11 +71,12 @@ def load_dataset(
         strict: Whether a broken file raises an InputError that names it. Otherwise it is skipped and listed in
             `Dataset.skipped`, and a warning names the first three.
         progress: Called as progress(done, total) while pictures are decoded or resized.
+        selection: What is said of the source besides its name.
 
     Raises:
         InputError: For anything else. The message says what was found, what was expected and what to do.
     """
-    opened = open_dataset(source, image_size, channels, classes, strict, progress, in_memory=True)
+    opened = open_dataset(source, image_size, channels, classes, strict, progress, True, selection)
     assert isinstance(opened, Dataset)
     return opened
 
@@ -80,6 +89,7 @@ def open_dataset(
     strict: bool = False,
     progress: Callable[[int, int], object] | None = None,
     in_memory: bool | None = None,
+    selection: Selection | None = None,
 ) -> ImageSet:
     """Load images into memory if they are few, and otherwise read each one from the disk when it is needed.
 
@@ -90,6 +100,7 @@ def open_dataset(
 
     Args:
         in_memory: Whether to load all into memory. By default, sets of up to 256 MiB of pixels are.
+        selection: What is said of the source besides its name.
 
     Returns:
         A `Dataset` in memory, or a `StoredDataset`.
@@ -98,27 +109,41 @@ def open_dataset(
     channels = None if channels is None else check_integer("channels", channels, 1)
     builtin = str(source) in BUILTIN
     path = _BUILTIN_FOLDER / f"{source}.npz" if builtin else Path(os.path.expanduser(source))
-    is_folder = _is_folder(path, source)
-    name = str(source) if builtin else path.resolve().name
-
-    suffix = path.suffix.lower()
-    if is_folder or suffix == ".zip":
+    text = os.path.expanduser(source)
+    if stands_for_files(text):
+        name = text
+    else:
+        _check_is_there(path, source)
+        name = str(source) if builtin else path.resolve().name
+    selection = selection or Selection()
+    if not stands_for_files(text) and is_prepared(path):
+        if selection.is_of_floats:
+            raise InputError(_refusal_of_floats(name, "prepared images"))
+        return _from_source(Cache(path, name, image_size, channels), classes, strict, in_memory)
+    listing = list_pictures(str(path) if builtin else text, selection)
+    if listing is not None:
+        if selection.is_of_floats:
+            raise InputError(_refusal_of_floats(name, "pictures"))
         if channels not in (None, 1, 3):
             raise InputError(f"image files can have 1 channel (grey) or 3 (RGB), got channels={channels}")
-        listing = list_folder(path) if is_folder else list_zip(path)
         return _from_files(listing, name, _Wanted(image_size, channels, classes, strict, in_memory), progress)
-    if suffix not in (".npz", ".npy"):
+    if path.suffix.lower() not in (".npz", ".npy"):
         raise InputError(
-            f"{path} is neither a folder, a .zip, an .npz nor an .npy; put the images into a folder and give that"
+            f"{path} is neither a folder, a .zip, a .tar, a .parquet, an .npz nor an .npy; put the images into a "
+            "folder and give that"
         )
-    images, labels, label_names = read_arrays(path, image_size, channels, progress)
-    if classes and labels is None:
-        raise InputError(f"classes were asked for, but {path} has no labels; save `labels` in an .npz too")
-    return _dataset(images, labels, label_names, name, [])
+    return _from_arrays(path, name, _Wanted(image_size, channels, classes, strict, in_memory), selection, progress)
 
 
-def _is_folder(path: Path, source: str | os.PathLike) -> bool:
-    """Whether the path is a folder, or else a regular file; InputError if it is something else or not there."""
+def _refusal_of_floats(name: str, what: str) -> str:
+    return (
+        f"{printable(name)} has {what}; a layout and a range of values (--layout and --value-range) are for arrays of "
+        "floats: leave them out"
+    )
+
+
+def _check_is_there(path: Path, source: str | os.PathLike) -> None:
+    """Raises InputError if the path is neither that of a folder nor of a regular file."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a null byte
@@ -132,7 +157,6 @@ def _is_folder(path: Path, source: str | os.PathLike) -> bool:
             f"{source} is neither a folder nor a regular file, but a pipe, a socket or a device; save it as a file and "
             "give that"
         )
-    return stat.S_ISDIR(mode)
 
 
 def read_picture(path: Path, option: str, image_size: int | None = None) -> torch.Tensor:
@@ -176,8 +200,17 @@ def _from_files(
     listing: Listing, name: str, wanted: _Wanted, progress: Callable[[int, int], object] | None
 ) -> ImageSet:
     entries, size, channels, strict = listing.entries, wanted.image_size, wanted.channels, wanted.strict
-    labels, label_names = class_labels(entries) if wanted.classes else (None, None)
+    labels, label_names = listing.labels, listing.label_names
+    if labels is None and wanted.classes:
+        if listing.unlabelled:
+            raise InputError(
+                f"classes were asked for, but {printable(name)} has images without one, such as {listing.unlabelled}; "
+                "give each a class, or train without classes"
+            )
+        labels, label_names = class_labels(entries)
     notes = [f"ignored {say_ignored(listing.ignored)}"] if listing.ignored else []
+    if listing.unlabelled:
+        notes.append(f"some images have a class and some, such as {listing.unlabelled}, have none: no class is used")
     in_memory = _is_small(entries, size, channels) if wanted.in_memory is None else wanted.in_memory
     if not in_memory:
         _warn(notes, stacklevel=3)  # the caller of open_dataset
@@ -186,6 +219,38 @@ def _from_files(
     _warn(notes + read.notes, stacklevel=4)
     entries.close()
     return _dataset(read.images, None if labels is None else labels[read.kept], label_names, name, read.skipped)
+
+
+def _from_source(source: Source, classes: bool, strict: bool, in_memory: bool | None) -> ImageSet:
+    """Images that need no decoding, in memory if they are few."""
+    if classes and source.labels is None:
+        raise InputError(
+            f"classes were asked for, but {printable(source.name)} has none: prepare the images again with --classes"
+        )
+    stored = StoredDataset.of(source, strict)
+    if not (len(source) * math.prod(source.shape) <= IN_MEMORY if in_memory is None else in_memory):
+        return stored
+    images, labels = stored.batch(torch.arange(len(source)))
+    return Dataset(images, labels, source.label_names, source.name)
+
+
+def _from_arrays(
+    path: Path,
+    name: str,
+    wanted: _Wanted,
+    selection: Selection,
+    progress: Callable[[int, int], object] | None,
+) -> ImageSet:
+    opened, notes = open_array_source(path, name, wanted.image_size, wanted.channels, selection, progress)
+    if wanted.classes and opened.labels is None:
+        raise InputError(f"classes were asked for, but {path} has no labels; save `labels` in an .npz too")
+    _warn(notes, stacklevel=3)  # the caller of open_dataset
+    size = len(opened) * math.prod(opened.shape) * opened.dtype.itemsize
+    in_memory = size <= IN_MEMORY if wanted.in_memory is None else wanted.in_memory
+    if not in_memory:
+        return StoredDataset.of(opened)
+    images = opened.read_all(progress)
+    return replace(_dataset(images, opened.labels, opened.label_names, name, []), value_range=opened.value_range)
 
 
 def _is_small(entries: Index, image_size: int | None, channels: int | None) -> bool:

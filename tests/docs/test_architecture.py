@@ -20,7 +20,10 @@ PAGE = ROOT / "docs" / "architecture.md"
 EXTENSION = "ddpm_fast._C"  # compiled: no module of the text
 BASE = "base"  # the part that every other may import: its arrows are not drawn
 # Packages that only some functions need, and that need not be installed for the rest of the module.
-OPTIONAL = {"ddpm_fast.formats.diffusers": {"diffusers"}}
+OPTIONAL = {
+    "ddpm_fast.data.hugging_face": {"datasets", "pyarrow"},
+    "ddpm_fast.formats.diffusers": {"diffusers"},
+}
 # Modules that are imported by importlib when they are first needed, and why.
 LATE = {("ddpm_fast.ops.dispatch", "ddpm_fast.ops.backends.triton"): "importing Triton takes longer than all the rest"}
 MAX_TOP_FILES = 24
