@@ -144,6 +144,8 @@ def read_image(data: str, index: int, image: Path | None) -> Tensor:
         found = load_dataset(data, LARGEST_SIDE).images
     if not 0 <= index < len(found):
         raise InputError(f"--index is {index}; {data} has the images 0..{len(found) - 1}")
+    if found.dtype != torch.uint8:
+        raise InputError(f"{data} has floats, which this cannot show: give 8-bit images, or a picture as --image")
     check_channels(data, found.shape[1])
     return found[index]
 

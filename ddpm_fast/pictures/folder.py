@@ -22,6 +22,7 @@ from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files.atomic import check_writable_folder, write_once
 from ddpm_fast.pictures import images
 from ddpm_fast.pictures.parts import Parts, ids_of_part
+from ddpm_fast.values import ValueRange
 
 RECORD = "samples.json"
 FORMATS = ("png", "npz")
@@ -83,6 +84,7 @@ class SampleFolder:
         labels: Sequence[int] | None = None,
         label_names: Sequence[str] | None = None,
         per_part: int | None = None,
+        value_range: ValueRange | None = None,
     ):
         """Open a folder, or make it. Several processes may do so at once: one of them writes the record.
 
@@ -93,6 +95,7 @@ class SampleFolder:
             labels: The class of each sample, or None.
             label_names: The names of the classes, or None.
             per_part: How many samples an array file holds; None for a picture of each sample.
+            value_range: What [-1, 1] stands for in array files, or None: 8-bit images.
 
         Raises:
             InputError: If the folder holds samples of other or unknown settings, or cannot be written.
@@ -102,7 +105,7 @@ class SampleFolder:
         self._layout: Layout = Pictures(self._folder, ids, labels, label_names)
         if per_part is not None:
             self._settings |= {"format": "npz", "images_per_part": per_part}
-            self._layout = Parts(self._folder, ids, labels, label_names, per_part)
+            self._layout = Parts(self._folder, ids, labels, label_names, per_part, value_range)
         self._refuse_unknown()
         check_writable_folder(self._folder)
         self._write_record()

@@ -24,7 +24,7 @@ def reads(arguments):
         return get_args_parser().parse_args(["-m", "ddpm_fast.x", *arguments]).training_script_args == arguments
 
 
-@pytest.mark.parametrize("options", spellings())
+@pytest.mark.parametrize("options", list(spellings()))
 def test_torchrun_passes_on_each_option_in_one_spelling_at_least(options):
     passed = []
     for option in options:
