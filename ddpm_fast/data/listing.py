@@ -71,7 +71,8 @@ def _files(source: str, suffixes: tuple[str, ...]) -> list[Path]:
             name = entry.name.lower()
             if is_hidden(entry.name):
                 continue
-            if entry.is_dir() or name.endswith(SUFFIXES):
+            # os.path.isdir takes a link in a circle for a file, where DirEntry.is_dir raises an OSError.
+            if name.endswith(SUFFIXES) or os.path.isdir(entry.path):
                 return []
             if name.endswith(suffixes):
                 found.append(entry.name)
