@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from benchmarks.rows import duration
 from benchmarks.runs import Options, Run, say
 from ddpm_fast.data import Dataset
 from ddpm_fast.errors import InputError
+from ddpm_fast.loops.distributed import join, local_device, rank
 from ddpm_fast.loops.training import TrainConfig, Trainer
 from tests.support.networks import random_unet
 
@@ -32,7 +34,8 @@ ROOT = Path(__file__).parent.parent
 class Point:
     """One piece of work. task: "sampling", a chain; "training", a step of Trainer; "step", the forward and backward
     pass of a training step without optimiser; "loss", the same without the network. stored: whether the noise of the
-    last two is a tensor that is kept, or a key. threads: 0 for as many as there are by default."""
+    last two is a tensor that is kept, or a key. threads: 0 for as many as there are by default. ranks: processes of
+    torchrun that share the batch, and the cores; 0 for one that was started without it."""
 
     task: str
     network: str
@@ -43,6 +46,7 @@ class Point:
     dtype: str = "fp32"
     stored: bool = False
     device: str = "cpu"
+    ranks: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -50,7 +54,7 @@ class Point:
 
 
 class Series(NamedTuple):
-    """Points that differ in one field: "batch", "image_size", "steps", "threads", or "stored", which is the noise's."""
+    """Points that differ in one field: "batch", "image_size", "steps", "threads", "ranks", or "stored", the noise's."""
 
     fixed: Point
     axis: str
@@ -76,6 +80,9 @@ def series(quick: bool, device: torch.device) -> list[Series]:
     training = dataclasses.replace(chain, task="training", steps=1)
     made = [Series(chain, axis, values) for axis, values in axes.items()]
     made += [Series(training, axis, values) for axis, values in axes.items() if axis != "steps"]
+    places = threads if device.type == "cpu" else tuple(2**i for i in range(torch.cuda.device_count().bit_length()))
+    shared = dataclasses.replace(training, batch=2 * places[-1] if quick else 8 * training.batch)
+    made.append(Series(shared, "ranks", (1,) if quick else places))
     step = dataclasses.replace(training, task="step")
     loss = dataclasses.replace(step, task="loss", batch=8 * step.batch, image_size=32 if quick else 256)
     return [*made, Series(step, "stored", (1, 0)), Series(loss, "stored", (1, 0))]
@@ -122,12 +129,13 @@ def memory(name: str) -> int:
 
 def measured(point: Point) -> dict:
     """A point's median time, and the peak of its first run above what was in memory before, in this process."""
-    device = torch.device(point.device)
+    device = local_device(torch.device(point.device).type) if point.ranks else torch.device(point.device)
     if point.threads:
         torch.set_num_threads(point.threads)
     run = work(point, device)
     # Libraries load themselves and take their workspaces at their first use: those are no part of the work's memory.
-    work(dataclasses.replace(point, network="quick", batch=1, image_size=networks.QUICK.image_size, steps=1), device)()
+    first = dataclasses.replace(point, network="quick", image_size=networks.QUICK.image_size, steps=1)
+    work(dataclasses.replace(first, batch=max(1, point.ranks)), device)()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -144,9 +152,14 @@ def measured(point: Point) -> dict:
 
 
 def measured_apart(point: Point) -> dict:
-    """measured(point) in a process of its own, which prints it. Raises InputError if that fails."""
-    call = f"from benchmarks.growth import *; print(json.dumps(measured({point!r})))"
-    made = subprocess.run([sys.executable, "-c", call], cwd=ROOT, capture_output=True, text=True)
+    """measured(point) in processes of its own, of which the first one prints it. Raises InputError if that fails."""
+    starter: list[str] = []
+    environment = dict(os.environ)
+    if point.ranks:
+        starter = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(point.ranks), "-m"]
+        environment["OMP_NUM_THREADS"] = str(max(1, machine.cores() // point.ranks))
+    command = [sys.executable, "-m", *starter, "benchmarks.growth", json.dumps(dataclasses.asdict(point))]
+    made = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if made.returncode:
         reason = (made.stderr.strip() or f"status {made.returncode}").splitlines()[-1]
         raise InputError(f"{point.task}, batch {point.batch}, {point.image_size} pixels: {reason}")
@@ -171,3 +184,11 @@ def main(options: Options) -> None:
     run = Run(options.checked(0, 0), {}, growth=[])
     run.each(options.matching(series(options.quick, run.device)), lambda chosen: measure(chosen, run))
     run.finish()
+
+
+if __name__ == "__main__":  # in a process of measured_apart
+    chosen = Point(**json.loads(sys.argv[1]))
+    with join(local_device(torch.device(chosen.device).type)):
+        result = measured(chosen)
+        if rank() == 0:
+            print(json.dumps(result))

@@ -129,6 +129,18 @@ struct RecordArgs {
     const float* losses;  // [losses_count]
 };
 
+// out = x with some elements at 0 and the others times `scale`: dropout.h.
+struct DropoutArgs {
+    Shape shape;
+    Image x;
+    const int64_t* seed;       // [1]
+    const int64_t* sample_id;  // [N]
+    uint32_t layer, stream;
+    uint32_t dropped;  // of 2^16 elements
+    float scale;
+    Image out;
+};
+
 // A 3x3 convolution by Winograd's F(4x4, 3x3), stride 1 and padding 1; images are [N, H, W, channels] and contiguous.
 struct WinogradArgs {
     int64_t samples, height, width, channels, out_channels;
@@ -230,7 +242,8 @@ struct ChannelSumsArgs {
     X(loss_backward, LossBackwardArgs) \
     X(reverse_step, ReverseStepArgs)   \
     X(draw_timesteps, DrawArgs)        \
-    X(record_losses, RecordArgs)
+    X(record_losses, RecordArgs)       \
+    X(dropout, DropoutArgs)
 
 // The network's besides: the CPU's, and the GPU's. A GPU's convolutions are its libraries', and the CPU's sums torch's.
 #define DDPM_CPU_OPS(X)                             \

@@ -12,12 +12,14 @@ __version__ = "0.1.0"
 
 import ddpm_fast.starting as _starting  # noqa: F401  # first, because the other imports take seconds
 from ddpm_fast import ops
+from ddpm_fast.data import load_dataset
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.checkpoint import LoadedModel, available_models, load_model, save_model
 from ddpm_fast.loops.editing import decode, encode, image_to_image, inpaint, interpolate
 from ddpm_fast.loops.options import SamplingOptions, Step
 from ddpm_fast.loops.sampling import sample
+from ddpm_fast.loops.training import TrainConfig, Trainer
 from ddpm_fast.nn import EMA, UNet, UNetConfig
 from ddpm_fast.noise import NoiseKey, Stream
 from ddpm_fast.ops import use_backend
@@ -33,6 +35,8 @@ __all__ = [
     "Schedule",
     "Step",
     "Stream",
+    "TrainConfig",
+    "Trainer",
     "UNet",
     "UNetConfig",
     "available_models",
@@ -41,6 +45,7 @@ __all__ = [
     "image_to_image",
     "inpaint",
     "interpolate",
+    "load_dataset",
     "load_model",
     "ops",
     "sample",

@@ -39,7 +39,7 @@ _FILLING |= {"new_zeros", "new_ones", "new_full"}
 _PICKING = {"index", "index_select", "gather", "embedding"}
 # The kinds of our ops that are not the diffusion's own.
 _OURS = {"group_norm": NORMS, "group_norm_backward": NORMS, "group_norm_parameters": NORMS}
-_OURS |= {"add_bias": ELEMENTWISE, "channel_sums": REDUCTIONS}
+_OURS |= {"add_bias": ELEMENTWISE, "dropout": ELEMENTWISE, "channel_sums": REDUCTIONS}
 # Without a kernel, though the schema does not call their results views.
 _FREE = {"_unsafe_view", "_reshape_alias", "detach", "lift_fresh", "set_", "resize_", "record_stream"}
 

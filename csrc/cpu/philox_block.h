@@ -222,6 +222,17 @@ DDPM_FN void normal_pairs(const uint32_t* radius, const uint32_t* angle, float* 
     }
 }
 
+// The words that philox_block() gives, in the order of their counters.
+DDPM_FN void words_in_order(const uint32_t* radius, const uint32_t* angle, void* out) {
+    for (int at = 0; at < kPairs; at += 2 * kWide) {
+        RealLanes first, second;
+        std::memcpy(&first, radius + at, sizeof first);
+        std::memcpy(&second, angle + at, sizeof second);
+        const RealLanes both[2] = {low_pairs(first, second), high_pairs(first, second)};
+        std::memcpy(static_cast<uint32_t*>(out) + 2 * at, both, sizeof both);
+    }
+}
+
 #else
 
 DDPM_FN void philox_block(uint32_t first, const BlockKey& keys, uint32_t* radius, uint32_t* angle) {
@@ -239,6 +250,13 @@ DDPM_FN void philox_block(uint32_t first, const BlockKey& keys, uint32_t* radius
 DDPM_FN void normal_pairs(uint32_t* radius, const uint32_t* angle, float* out) {
 #pragma omp simd
     for (int p = 0; p < kPairs; ++p) normal_pair(radius[p], angle[p], out[2 * p], out[2 * p + 1]);
+}
+
+DDPM_FN void words_in_order(const uint32_t* radius, const uint32_t* angle, void* out) {
+    for (int p = 0; p < kPairs; ++p) {
+        const uint32_t both[2] = {radius[p], angle[p]};
+        std::memcpy(static_cast<uint32_t*>(out) + 2 * p, both, sizeof both);
+    }
 }
 
 #endif

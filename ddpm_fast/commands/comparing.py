@@ -92,7 +92,7 @@ def samplers(
     data: Annotated[
         str | None, path_option("also test whether the samples differ from these real images, as a set")
     ] = None,
-    n: Annotated[int, typer.Option("--n", help="number of images for each sampler")] = 64,
+    n: Annotated[int, typer.Option("--n", "-n", help="number of images for each sampler")] = 64,
     labels: Annotated[
         str | None,
         typer.Option(help=LABELS_HELP),

@@ -23,6 +23,7 @@ from ddpm_fast.errors import printable
 from ddpm_fast.loops.options import Step
 from ddpm_fast.pictures import images as pictures
 from ddpm_fast.pictures.folder import SampleFolder
+from ddpm_fast.values import ValueRange
 
 GIF_FRAMES = 40
 GRID_PIXELS = 700  # small images are enlarged to about this side
@@ -149,6 +150,7 @@ class Job:
         ranks: This process among those that draw these images. Of several, each draws its own batches into the folder.
         keeps_all: Whether all images are drawn and returned, those included that a folder has already.
         continuable: Whether --first-sample-id can draw the rest of these images.
+        value_range: What [-1, 1] stands for, or None: 8-bit images.
     """
 
     prepared: Drawable
@@ -163,6 +165,7 @@ class Job:
     ranks: Ranks
     keeps_all: bool = False
     continuable: bool = True
+    value_range: ValueRange | None = None
 
     def run(self) -> Tensor:
         """Draw and write everything, or what is finished when a signal arrives.
@@ -209,7 +212,7 @@ class Job:
 
     def _save(self, path: str | Path, x: Tensor) -> None:
         classes = None if self.classes is None else self.classes[: len(x)]
-        pictures.save_samples(path, x, classes, scale=_scale(x))
+        pictures.save_samples(path, x, classes, scale=_scale(x), value_range=self.value_range)
 
     def _aborted(self) -> str:
         kept = "nothing was written" if self.folder is None else f"{self.folder.count()} images are in {self.target}"

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ddpm_fast.commands.drawing import Drawable
 from ddpm_fast.commands.labels import Turns
-from ddpm_fast.data import read_picture
-from ddpm_fast.data.arrays import read_arrays
+from ddpm_fast.data import Selection, load_dataset, read_picture
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.checkpoint import LoadedModel
 from ddpm_fast.loops import editing
 from ddpm_fast.loops.network import Network
 from ddpm_fast.loops.options import SamplingOptions
+from ddpm_fast.values import ValueRange
 
 MODES = {  # the number of images if --n is not given; None: one for each picture
     "image-to-image": 16,
@@ -179,21 +179,25 @@ def read_images(path: Path, loaded: LoadedModel, option: str, channels: int | No
         channels: How many channels to read; None for the model's.
 
     Returns:
-        uint8 [K, C, H, W].
+        uint8 [K, C, H, W]; of a model of float data, what is not a mask is float32 in [-1, 1].
 
     Raises:
         InputError: For a file that is missing or unreadable, for images of another size than the model's, and for
             colour where grey is expected.
     """
     config = loaded.model.config
-    channels = config.in_channels if channels is None else channels
     if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
         raise InputError(f"{option}: there is no file {path}; give a picture, or an .npz with `images`")
+    if channels is None and loaded.value_range is not None:
+        return _read_values(path, loaded, loaded.value_range, option)
+    channels = config.in_channels if channels is None else channels
     if path.suffix.lower() in (".npz", ".npy"):
         try:
-            images = torch.from_numpy(read_arrays(path, None, None, None).images)
+            images = load_dataset(path).images
         except InputError as error:
             raise InputError(f"{option}: {error}") from error
+        if images.dtype != torch.uint8:
+            raise InputError(f"{option}: {path} has floats; expected 8-bit images, as the model was trained on")
     else:
         images = read_picture(path, option)[None]
     height, width = images.shape[2:]
@@ -211,6 +215,22 @@ def read_images(path: Path, loaded: LoadedModel, option: str, channels: int | No
         found, expected = (kinds.get(c, f"{c} channels") for c in (images.shape[1], channels))
         raise InputError(f"{option}: {path} is {found}; expected {expected}: convert it first")
     return images
+
+
+def _read_values(path: Path, loaded: LoadedModel, value_range: ValueRange, option: str) -> Tensor:
+    """The float images of an .npz or .npy, laid out as those that the model was trained on: [K, C, H, W] in [-1, 1]."""
+    config = loaded.model.config
+    expected = f"{config.in_channels}x{config.image_size}x{config.image_size}"
+    if path.suffix.lower() not in (".npz", ".npy"):
+        raise InputError(f"{option}: this model was trained on floats: give an .npz or .npy of them, not {path}")
+    try:
+        dataset = load_dataset(path, selection=Selection(layout=value_range.layout, value_range=value_range.ends))
+    except InputError as error:
+        raise InputError(f"{option}: {error}") from error
+    if dataset.shape != (config.in_channels, config.image_size, config.image_size):
+        found = "x".join(map(str, dataset.shape))
+        raise InputError(f"{option}: {path} has images of {found}; expected {expected}, as the model was trained on")
+    return dataset.batch(torch.arange(len(dataset)))[0]
 
 
 def _read_other(path: Path, loaded: LoadedModel, pictures: Tensor) -> Tensor:
@@ -237,8 +257,9 @@ def _read_mask(path: Path, loaded: LoadedModel) -> Tensor:
 
 
 def round_trip_error(images: Tensor, pictures: Tensor) -> str:
-    """A sentence that says how far images in [-1, 1] are from uint8 pictures."""
-    mse = (images.double() - (pictures.double() / 127.5 - 1)).square().mean().item()
+    """A sentence that says how far images in [-1, 1] are from pictures, which are uint8, or floats in [-1, 1]."""
+    expected = pictures.double() / 127.5 - 1 if pictures.dtype == torch.uint8 else pictures.double()
+    mse = (images.double() - expected).square().mean().item()
     decibels = f"{10 * torch.log10(torch.tensor(4 / mse)).item():.1f} dB" if mse else "infinite"
     return f"Round trip: mean squared error {mse:.3g} (of values in [-1, 1]), PSNR {decibels}"
 

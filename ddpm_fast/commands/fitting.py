@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 
+import torch
 from rich.markup import escape
 
 from ddpm_fast.commands.common import console, expand_home
@@ -26,6 +27,11 @@ def load_fitting(source: str, loaded: LoadedModel) -> Dataset:
         InputError: For images or classes that do not fit the model.
     """
     config, path = loaded.model.config, expand_home(source)
+    if loaded.value_range is not None:
+        raise InputError(
+            f"{loaded.path.name} was trained on floats: bits/dim is the likelihood of the 256 values of a pixel, and "
+            "floats have none, only a density in units of their own; give a model of 8-bit images"
+        )
     is_folder = source not in BUILTIN and os.path.isdir(path)
     has_files = is_folder or path.lower().endswith(".zip")
     # For a model with classes, the sub-folders of a folder are the classes. Array files have labels of their own.
@@ -39,6 +45,8 @@ def load_fitting(source: str, loaded: LoadedModel) -> Dataset:
     shape = f"{config.in_channels}x{config.image_size}x{config.image_size}"
     if has_files:
         console.print(f"Pictures that are not {shape} are scaled, cut and converted to it, as in training.")
+    if dataset.dtype != torch.uint8:
+        raise InputError(f"{dataset.name} has floats, but the model was trained on 8-bit images; give such images")
     found = "x".join(map(str, dataset.shape))
     if found != shape:
         raise InputError(

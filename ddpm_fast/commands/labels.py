@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import overload
+from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,6 +54,10 @@ class Turns(Sequence[int]):
     def tensor(self) -> Tensor:
         """All of them: int64 [n]."""
         return torch.tensor(self._period)[torch.arange(self._n) % len(self._period)]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All of them, as numpy.asarray asks for them."""
+        return self.tensor().numpy().astype(np.int64 if dtype is None else dtype)
 
 
 def parse_labels(

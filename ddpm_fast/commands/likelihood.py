@@ -104,7 +104,7 @@ def nll(
     data: Annotated[str, path_option(f"{', '.join(BUILTIN)}, a folder of images, a .zip of them, .npz or .npy")],
     model: ModelOption = "mnist",
     n: Annotated[
-        int | None, typer.Option("--n", help="evaluate only this many images, the first ones; all if not given")
+        int | None, typer.Option("--n", "-n", help="evaluate only this many images, the first ones; all if not given")
     ] = None,
     steps: Annotated[
         int | None, typer.Option(help="estimate the bound, without bias, from this many of its terms; 50 if not given")

@@ -144,6 +144,8 @@ def read_image(data: str, index: int, image: Path | None) -> Tensor:
         found = load_dataset(data, LARGEST_SIDE).images
     if not 0 <= index < len(found):
         raise InputError(f"--index is {index}; {data} has the images 0..{len(found) - 1}")
+    if found.dtype != torch.uint8:
+        raise InputError(f"{data} has floats, which this cannot show: give 8-bit images, or a picture as --image")
     check_channels(data, found.shape[1])
     return found[index]
 
@@ -200,7 +202,7 @@ def bound(
 @app.command()
 def chain(
     model: ModelOption = "mnist",
-    n: Annotated[int, typer.Option("--n", help="how many samples")] = 3,
+    n: Annotated[int, typer.Option("--n", "-n", help="how many samples")] = 3,
     steps: Annotated[int | None, typer.Option(help="how many sampler steps; 100 if not given")] = None,
     sampler: Annotated[str, typer.Option(help=f"one of {', '.join(SAMPLERS)}")] = "ddpm",
     labels: Annotated[

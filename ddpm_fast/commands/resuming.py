@@ -29,6 +29,7 @@ from ddpm_fast.loops.metrics import NonFiniteLoss
 from ddpm_fast.loops.snapshot import MODEL_NAME
 from ddpm_fast.loops.training import Trainer
 from ddpm_fast.loops.training_state import read_state
+from ddpm_fast.values import ValueRange
 
 # Options that may differ between a run and its continuation, because they do not affect the weights, or by no more
 # than rounding.
@@ -213,6 +214,12 @@ def _refusal(name: str, asked: object, stored: object, step: int) -> str:
         f"{option} {asked} differs from the {stored} this run was started with, and would change its result: leave the "
         f"option out, or {way}"
     )
+
+
+def value_range(state: State | None) -> ValueRange | None:
+    """What [-1, 1] stands for in the float data of the run that is resumed; None if it has none."""
+    entry = None if state is None else state.meta.get("value_range")
+    return None if entry is None else ValueRange.from_dict(entry)
 
 
 def match_data(dataset: ImageSet, state: State, new_data: bool) -> tuple[ImageSet, dict[str, Any]]:

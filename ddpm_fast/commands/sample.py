@@ -5,7 +5,6 @@ With --init-image it edits a picture instead (edit.py).
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,7 +45,7 @@ app = App()
 def main(
     model: ModelOption = "mnist",
     n: Annotated[
-        int | None, typer.Option("--n", help="number of images; 64 if not given, fewer when editing a picture")
+        int | None, typer.Option("--n", "-n", help="number of images; 64 if not given, fewer when editing a picture")
     ] = None,
     steps: Annotated[
         str | None, typer.Option(help="a number of steps (50 if not given), sections 10,15,20, or a stride ddim50")
@@ -101,7 +100,7 @@ def main(
         str | None,
         path_option(
             "where the images go: a .png (a grid), an .npz, or a folder, which the same command continues; if "
-            "not given samples.png, or samples-2.png and so on where that exists"
+            "not given samples.png (of a model of floats samples.npz), or samples-2.png and so on where that exists"
         ),
     ] = None,
     format: Annotated[
@@ -169,8 +168,9 @@ def main(
         )
         # Everything that can be wrong is found here, before the sampling.
         prepared = _prepare(edit, loaded, pictures, count, options)
-        target = str(unused_path(Path("samples.png"))) if out is None else out
-        is_folder = _check_outputs(target, format, gif, loaded.model.config.in_channels)
+        default = "samples.png" if loaded.value_range is None else "samples.npz"
+        target = str(unused_path(Path(default))) if out is None else out
+        is_folder = _check_outputs(target, format, gif, loaded)
         # An animation and a comparison need all images.
         keeps_all = gif is not None or (edit is not None and edit.round_trip)
         if keeps_all or not is_folder:
@@ -190,7 +190,7 @@ def main(
             if format == "npz":  # the names of PNGs say the class
                 settings["labels"] = None if classes is None else classes.chosen
             per_part = batch_size if format == "npz" else None
-            folder = SampleFolder(target, settings, ids, classes, loaded.label_names, per_part)
+            folder = SampleFolder(target, settings, ids, classes, loaded.label_names, per_part, loaded.value_range)
             if folder.finished:
                 console.print(f"{folder.finished} of {count} images are in {escape(target)} already and are kept")
         if loaded.model.config.num_classes:
@@ -209,6 +209,7 @@ def main(
             ranks=ranks,
             keeps_all=keeps_all,
             continuable=edit is None or edit.continuable,
+            value_range=loaded.value_range,
         )
         with profiling(profile if ranks.is_first else None, torch_device, console.print) as drawing.after_row:
             x = job.run()
@@ -233,7 +234,7 @@ def _prepare(
 def _settings(loaded: checkpoint.LoadedModel, options: SamplingOptions, precision: str) -> dict[str, Any]:
     """All that an image depends on besides its sample id, its class, and the picture that it is an edit of."""
     return {
-        "model": hashlib.sha256(loaded.path.read_bytes()).hexdigest(),
+        "model": loaded.digest,
         "sampler": options.sampler,
         "steps": str(options.steps),
         "spacing": options.spacing,
@@ -265,18 +266,24 @@ def _choose_classes(
     return classes
 
 
-def _check_outputs(out: str, format: str, gif: Path | None, channels: int) -> bool:
+def _check_outputs(out: str, format: str, gif: Path | None, loaded: checkpoint.LoadedModel) -> bool:
     """Whether the images go into a folder. Raises InputError for output files that could not be written."""
     is_folder = images.output_kind(out) == "folder"
     if format not in FORMATS:
         raise InputError(f"--format is {format!r}; expected {' or '.join(FORMATS)}")
     if format != "png" and not is_folder:
         raise InputError(f"--format says what a folder holds, and --out is the file {out}: leave --format out")
-    images.check_output(out, channels=None if format == "npz" else channels)
+    channels = loaded.model.config.in_channels
+    if format == "npz":
+        images.check_output(out)
+    else:
+        images.check_output(out, channels, loaded.value_range)
     remove_leftovers(out if is_folder else Path(out).parent)  # of commands that were killed
     if gif is not None:
         if gif.suffix.lower() != ".gif":
             raise InputError(f"--gif is {gif}; expected a name ending in .gif")
+        if loaded.value_range is not None and channels not in (1, 3):
+            raise InputError(f"--gif shows 1 or 3 channels of floats, and this model has {channels}: leave --gif out")
         check_writable(gif)
     return is_folder
 

@@ -16,7 +16,7 @@ import torch
 import typer
 from rich.markup import escape
 
-from ddpm_fast.commands import resuming, training_setup
+from ddpm_fast.commands import fine_tuning, resuming, training_setup
 from ddpm_fast.commands.common import App, path_option, plain_errors
 from ddpm_fast.commands.profiling import PROFILE_HELP
 from ddpm_fast.commands.selecting import ImageColumnOption, LabelColumnOption, SplitOption, SubsetOption
@@ -63,6 +63,13 @@ def main(
     subset: SubsetOption = None,
     image_column: ImageColumnOption = None,
     label_column: LabelColumnOption = None,
+    layout: Annotated[str | None, typer.Option(help="of float arrays, if it cannot be told: NCHW or NHWC")] = None,
+    value_range: Annotated[
+        str | None,
+        typer.Option(
+            help="LOW,HIGH of float arrays, for all channels or each in turn: becomes [-1, 1]; measured if not given"
+        ),
+    ] = None,
     flip: Annotated[bool, typer.Option(help="mirror half of the images left-right")] = False,
     crop: Annotated[
         str,
@@ -151,6 +158,10 @@ def main(
         bool, typer.Option(help="call the network through torch.compile: may pay for long runs")
     ] = False,
     profile: Annotated[str | None, path_option(PROFILE_HELP)] = None,
+    init_from: Annotated[
+        str | None,
+        path_option("begin with a model's weights: a shipped name, a file or a run's folder; the network follows it"),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue from the newest checkpoint in --out")] = False,
     auto_resume: Annotated[
         bool,
@@ -171,6 +182,7 @@ def main(
 ) -> None:
     """Train a diffusion model on your images."""
     arguments = {**context.params, "out": str(out), "data": data and training_setup.absolute(data)}
+    arguments["init_from"] = init_from and fine_tuning.stored_name(init_from)
     options = resuming.Options.of(context, arguments)
     with plain_errors():
         place = local_device(device)

@@ -64,7 +64,7 @@ class Grids:
                 raise InputError(problem)
             if rank() > 0:
                 return None
-            x = torch.cat(parts)
+            x = images.shown_channels(torch.cat(parts), self._trainer.dataset.value_range)
             images.save_grid(path, x, columns=self._columns)
         except (InputError, OSError) as error:
             self._averaged = None  # and with it the memory of its graphs

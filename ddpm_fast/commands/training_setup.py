@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,9 @@ import torch
 from rich.markup import escape
 from rich.progress import Progress
 
-from ddpm_fast.commands import resuming
+from ddpm_fast.commands import fine_tuning, resuming
 from ddpm_fast.commands.common import console
+from ddpm_fast.commands.fine_tuning import Beginning
 from ddpm_fast.commands.precision import automatic_precision, choose_dtype
 from ddpm_fast.commands.profiling import check_profile
 from ddpm_fast.commands.resuming import Options, State
@@ -29,8 +31,10 @@ from ddpm_fast.loops.train_config import TrainConfig, divided
 from ddpm_fast.loops.training import Trainer
 from ddpm_fast.loops.training_state import check_network
 from ddpm_fast.nn import UNetConfig
+from ddpm_fast.nn.unet import norm_groups
 from ddpm_fast.objective import LEARNED_VARIANCES
 from ddpm_fast.schedule import SCHEDULES
+from ddpm_fast.values import ValueRange, parse_range
 
 
 class Parts(NamedTuple):
@@ -50,14 +54,17 @@ def prepare(options: Options, device: torch.device, stopping: Stopping) -> tuple
     arguments = options.arguments
     state = in_first(lambda: resuming.find_state(options.out, arguments))
     changes = in_all(lambda: _settle(options, state))
+    begun = in_all(lambda: fine_tuning.begin(options, state))
     if arguments["precision"] == "auto":
         arguments["precision"] = of_first_process(automatic_precision(device))
     in_all(lambda: choose(arguments, device))
-    parts, differing = in_all(lambda: _make_parts(arguments, state, stopping))
+    parts, differing = in_all(lambda: _make_parts(arguments, state, begun, stopping))
     found = of_each_process((len(parts.dataset), parts.dataset.digest if world_size() > 1 else ""))
     in_all(lambda: check_same_images(found))
     # Making it waits for other processes, so that only what goes wrong in all of them can be told by one.
     trainer = in_all(lambda: _make_trainer(parts, arguments, device), InputError)
+    if begun is not None and begun.loaded is not None:
+        fine_tuning.load_weights(trainer, begun.loaded)
     if state is not None:
         _resume(trainer, state, options.out, changes | differing)
     say(escape(description(trainer)))
@@ -87,21 +94,24 @@ def _settle(options: Options, state: State | None) -> dict[str, list[Any]]:
     return changes
 
 
-def _make_parts(arguments: dict[str, Any], state: State | None, stopping: Stopping) -> tuple[Parts, dict[str, Any]]:
-    """Load the images and make what is trained on them.
+def _make_parts(
+    arguments: dict[str, Any], state: State | None, begun: Beginning | None, stopping: Stopping
+) -> tuple[Parts, dict[str, Any]]:
+    """Load the images and make what is trained on them. begun: What a run with --init-from is made of.
 
     Returns:
         The parts, and what differs from the images that the run was trained on until here.
     """
-    diffusion, config = make_diffusion(arguments), make_config(arguments)
+    diffusion = make_diffusion(arguments) if begun is None else begun.diffusion
+    config = make_config(arguments)
     divided(config, world_size())
     # A run that is older than reading on demand had all images in memory, without those that were broken.
     in_memory = True if state is not None and "order" not in state.meta["training"] else None
-    dataset = load_images(arguments, stopping, in_memory)
+    dataset = load_images(arguments, stopping, in_memory, resuming.value_range(state))
     differing: dict[str, Any] = {}
     if state is not None:
         dataset, differing = resuming.match_data(dataset, state, arguments["new_data"])
-    network = make_network(arguments, dataset, diffusion)
+    network = make_network(arguments, dataset, diffusion, begun.network if begun is not None else None)
     if state is not None:
         check_network(state.path, state.meta, network)  # before it is built
     return Parts(network, diffusion, config, dataset), differing
@@ -150,7 +160,8 @@ def check(arguments: dict[str, Any]) -> None:
     check_profile(arguments["profile"])
     integers(arguments["channel_mult"], "--channel-mult")
     integers(arguments["attention"], "--attention")
-    if arguments["schedule"] not in SCHEDULES:
+    # A run that began with a model may have that model's own list of betas.
+    if arguments["schedule"] not in SCHEDULES and not (arguments["init_from"] and arguments["schedule"] == "betas"):
         raise InputError(f"schedule {arguments['schedule']!r} is unknown; there are {', '.join(SCHEDULES)}")
 
 
@@ -166,14 +177,19 @@ def choose(arguments: dict[str, Any], device: torch.device) -> None:
     arguments["loss"] = arguments["loss"] or ("hybrid" if learned else "simple")
 
 
-def load_images(arguments: dict[str, Any], stopping: Stopping, in_memory: bool | None = None) -> ImageSet:
+def load_images(
+    arguments: dict[str, Any], stopping: Stopping, in_memory: bool | None, value_range: ValueRange | None
+) -> ImageSet:
     """The dataset. Files that were skipped are shown as warnings. A signal raises Stopped.
 
     Args:
         arguments: The command's options.
         stopping: Whether to stop.
         in_memory: As for open_dataset.
+        value_range: That of the run which is resumed; None where the arguments say it, or nobody.
     """
+    given = None if arguments["value_range"] is None else parse_range(arguments["value_range"])
+    ends = given if value_range is None else value_range.ends
     if not console.is_terminal:
         say(f"Loading images from {escape(arguments['data'])}")
     with (
@@ -191,7 +207,7 @@ def load_images(arguments: dict[str, Any], stopping: Stopping, in_memory: bool |
             classes=bool(arguments["classes"]),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
             in_memory=False if arguments["crop"] == "random" else in_memory,
-            selection=selection_of(arguments),
+            selection=selection_of(arguments | {"value_range": ends}),
         )
     for warning in caught:
         warn(str(warning.message))
@@ -232,8 +248,20 @@ def make_config(arguments: dict[str, Any]) -> TrainConfig:
     )
 
 
-def make_network(arguments: dict[str, Any], dataset: ImageSet, diffusion: GaussianDiffusion) -> UNetConfig:
-    """The network that the arguments ask for, for these images."""
+def make_network(
+    arguments: dict[str, Any], dataset: ImageSet, diffusion: GaussianDiffusion, begun_with: UNetConfig | None
+) -> UNetConfig:
+    """The network that the arguments ask for, for these images.
+
+    Args:
+        arguments: The command's options.
+        dataset: The images.
+        diffusion: What it is trained for.
+        begun_with: The network of the model that the run began with, or None.
+    """
+    num_classes = 0 if arguments["classes"] is False else dataset.num_classes or 0
+    if begun_with is not None:
+        return dataclasses.replace(begun_with, num_classes=num_classes, dropout=arguments["dropout"])
     return UNetConfig(
         image_size=dataset.square_side(),
         in_channels=dataset.shape[0],
@@ -243,7 +271,7 @@ def make_network(arguments: dict[str, Any], dataset: ImageSet, diffusion: Gaussi
         attention_resolutions=integers(arguments["attention"], "--attention"),
         num_heads=arguments["num_heads"],
         dropout=arguments["dropout"],
-        num_classes=0 if arguments["classes"] is False else dataset.num_classes or 0,
+        num_classes=num_classes,
         scale_shift=arguments["scale_shift"],
         norm_groups=norm_groups(arguments["model_channels"]),
         learned_variance=diffusion.objective.learned,
@@ -258,17 +286,13 @@ def integers(text: str, name: str) -> tuple[int, ...]:
         raise InputError(f"{name} is {text!r}; expected integers separated by commas, such as 1,2,4") from None
 
 
-def norm_groups(channels: int) -> int:
-    """The largest number of groups, up to the usual 32, that divides the channels and leaves at least four in each."""
-    return next((groups for groups in range(32, 0, -1) if channels % groups == 0 and channels >= 4 * groups), 1)
-
-
 def description(trainer: Trainer) -> str:
     """A line that says what is trained, on what."""
     dataset, classes = trainer.dataset, trainer.model.config.num_classes
     parameters = sum(p.numel() for p in trainer.model.parameters())
+    values = "" if dataset.value_range is None else f" (floats {dataset.value_range.layout}, {dataset.value_range})"
     return (
-        f"{len(dataset)} images {'x'.join(map(str, dataset.shape))} from {dataset.name}"
+        f"{len(dataset)} images {'x'.join(map(str, dataset.shape))} from {dataset.name}{values}"
         f"{f', {classes} classes' if classes else ''}; "
         f"{parameters / 1e6:.2f}M parameters; {trainer.config.precision} on {trainer.device}"
     )

@@ -13,6 +13,7 @@ from ddpm_fast.data.hugging_face import HUGGING_FACE
 from ddpm_fast.data.imageset import ImageSet
 from ddpm_fast.data.load import BUILTIN, load_dataset, open_dataset, read_picture
 from ddpm_fast.data.order import ORDERS, batch_indices, flip_mask
+from ddpm_fast.data.selection import Selection
 from ddpm_fast.data.source import Source
 from ddpm_fast.data.stored import INDEX_DIGEST, StoredDataset
 
@@ -25,6 +26,7 @@ __all__ = [
     "Dataset",
     "Examples",
     "ImageSet",
+    "Selection",
     "Source",
     "StoredDataset",
     "batch_indices",

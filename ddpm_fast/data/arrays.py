@@ -1,163 +1,178 @@
-"""Array files: .npz (`images`, optionally `labels` and `label_names`) and .npy, uint8. They are never unpickled.
+"""Array files as images: .npz (`images`, optionally `labels` and `label_names`) and .npy. They are never unpickled.
 
-The headers are read and checked first. An array is allocated only if it is of the right kind, and as large as the file
-can hold.
+8-bit images are uint8, as here; floats.py has the others. The headers are checked first, and nothing of another kind is
+read or mapped.
 """
 
 import math
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from ddpm_fast.data.bounds import allocating, held_bytes, open_regular
+from ddpm_fast.data.arrayfile import REMEDY, ArrayFile, Header, open_arrays, read_images, read_labels
+from ddpm_fast.data.bounds import allocating
+from ddpm_fast.data.floats import FloatSource, open_floats
 from ddpm_fast.data.pixels import fit_square, run_parallel
+from ddpm_fast.data.selection import Selection
+from ddpm_fast.data.source import Window
 from ddpm_fast.errors import InputError
 
-_KEYS = ("images", "labels", "label_names")
 _LAYOUT = "uint8 [N, H, W] or [N, H, W, C]"
 _MOST_CLASSES = 1 << 16  # that a few images may belong to; the largest public set of labels has 21,841
-_REMEDY = "take fewer or smaller images"
 
 
-class Arrays(NamedTuple):
-    """What an array file holds.
-
-    Attributes:
-        images: uint8 [N, C, H, W], C-contiguous.
-        labels: int64 [N], or None.
-        label_names: One name for each class number, or None.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray | None
-    label_names: list[str] | None
-
-
-class _Header(NamedTuple):
-    """What the header of a stored array says."""
-
-    dtype: np.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def __str__(self) -> str:
-        return f"{self.dtype} {list(self.shape)}"
-
-
-def read_arrays(
+def open_array_source(
     path: Path,
+    name: str,
     image_size: int | None,
     channels: int | None,
+    selection: Selection,
     progress: Callable[[int, int], object] | None,
-) -> Arrays:
-    """Read an .npz or .npy file.
+) -> "tuple[ArraySource | FloatSource, list[str]]":
+    """Open an .npz or .npy file.
 
     Args:
         path: The file. A ~ at its start is the home folder.
-        image_size: The side of the square to resize to; None keeps the stored size.
-        channels: 1 or 3 to convert to grey or RGB; None keeps the stored channels.
-        progress: Called as progress(done, total) while images are resized or converted.
+        name: What to call the images.
+        image_size: The side of the square to resize 8-bit images to; None keeps the stored size.
+        channels: 1 or 3 to convert 8-bit images to grey or RGB; None keeps the stored channels.
+        selection: The layout and the range of floats.
+        progress: Called as progress(done, total) while the range of floats is measured.
+
+    Returns:
+        The images, and what the user is to be warned of.
 
     Raises:
-        InputError: If the file cannot be read without unpickling, does not hold such images and labels, or does not
+        InputError: If the file cannot be read without unpickling, does not hold such images and labels, or would not
             fit into memory.
     """
     path = Path(os.path.expanduser(path))
-    try:
-        with open_regular(path) as file:
-            is_archive = file.read(2) == b"PK"
-            file.seek(0)
-            stored = _read_npz(file, path) if is_archive else {"images": _map_npy(file, path)}
-    except InputError:  # the file can be read, and what it holds is wrong
-        raise
-    except Exception as error:  # zipfile, zlib, struct and numpy each raise their own exceptions for damaged files
-        raise InputError(
-            f"cannot read {path} as numpy arrays (pickled objects are never loaded): {error}; the file is "
-            f"damaged or holds something else: save {_LAYOUT} with np.savez(path, images=..., labels=...)"
-        ) from error
-    images = stored["images"]
-    labels, names = _check_labels(stored.get("labels"), stored.get("label_names"), path)
-    return Arrays(
-        _convert(images if images.ndim == 4 else images[..., None], image_size, channels, path, progress), labels, names
-    )
+    with open_arrays(path, _LAYOUT) as file:
+        is_float = file.headers["images"].dtype.kind == "f" and file.headers["images"].dtype.itemsize <= 8
+        if not is_float:
+            _check_images(file.headers["images"], path)
+            if selection.is_of_floats:
+                raise InputError(
+                    f"{path} has 8-bit images; a layout and a range of values (in training: --layout, --value-range) "
+                    "are for floats: leave them out"
+                )
+        _check_label_headers(file)
+        stored = read_labels(file)
+        labels, names = _check_labels(stored.get("labels"), stored.get("label_names"), path)
+        if is_float:
+            source, notes = open_floats(file, labels, names, name, selection, progress)
+            asked = (channels or source.shape[0], image_size or source.shape[1], image_size or source.shape[2])
+            if asked != source.shape:
+                raise InputError(
+                    f"the images of {path} are floats of {'x'.join(map(str, source.shape))}, and "
+                    f"{'x'.join(map(str, asked))} was asked for; floats are not scaled or converted here: do that "
+                    "yourself, or leave the size and the channels (--image-size, --channels) out"
+                )
+            return source, notes
+        return ArraySource(read_images(file), labels, names, file, image_size, channels, name), []
 
 
-def _map_npy(file: BinaryIO, path: Path) -> np.ndarray:
-    """The array of an .npy file, mapped into memory so that it is copied once, not twice."""
-    header = _read_header(file, os.fstat(file.fileno()).st_size)
-    _check_images(header, path)
-    with allocating(header.nbytes, f"the images of {path}", _REMEDY):
-        return np.lib.format.open_memmap(path, mode="r")
+class ArraySource:
+    """A `Source` of uint8 images in a mapped array.
 
-
-def _read_npz(file: BinaryIO, path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file that we know, checked as far as their headers go."""
-    archive_bytes = os.fstat(file.fileno()).st_size
-    with zipfile.ZipFile(file) as archive:
-        found = [name.removesuffix(".npy") for name in archive.namelist()]
-        headers = {}
-        for key in _KEYS:
-            if found.count(key) > 1:
-                raise InputError(f"{path} has {found.count(key)} arrays called '{key}'; save it again with one")
-            if key in found:
-                member = archive.getinfo(f"{key}.npy")
-                held = held_bytes(member, archive_bytes)
-                with archive.open(member) as stream:
-                    headers[key] = _read_header(stream, held)
-        if "images" not in headers:
-            raise InputError(
-                f"{path} has no array called 'images', only {sorted(found)}; save it with "
-                "np.savez(path, images=..., labels=...)"
-            )
-        _check_images(headers["images"], path)
-        _check_label_headers(headers, path)
-        arrays = {}
-        # The images are there twice while they are brought into our layout.
-        with allocating(2 * sum(header.nbytes for header in headers.values()), f"the arrays of {path}", _REMEDY):
-            for key in headers:
-                with archive.open(f"{key}.npy") as stream:
-                    arrays[key] = np.lib.format.read_array(stream, allow_pickle=False)
-        return arrays
-
-
-def _read_header(file: IO[bytes], held: int) -> _Header:
-    """The header at the start of a stored array.
-
-    Args:
-        file: The array's file or archive member, of which no more than the header is read.
-        held: The bytes that it can hold.
-
-    Raises:
-        ValueError: If it is no such array, has Python objects, or says that it is larger.
+    Attributes:
+        name: What the images are called.
+        shape: The channels, height and width of every image.
+        dtype: uint8.
+        labels: int64 [n], or None.
+        label_names: One name for each class, or None.
+        crops: Whether there is a size to cut the images to.
+        value_range: None.
     """
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    elif version == (2, 0):
-        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
-    else:
-        raise ValueError(f"it is of version {version} of numpy's format, which only structured arrays need")
-    header = _Header(dtype, shape)
-    if dtype.hasobject:
-        raise ValueError(f"an array of {dtype} holds pickled objects")
-    if min(shape, default=0) < 0 or file.tell() + header.nbytes > held:
-        raise ValueError(f"an array says that it is {header}, but the file holds {held} bytes of it")
-    return header
+
+    dtype = np.dtype(np.uint8)
+    value_range = None
+
+    def __init__(
+        self,
+        array: np.ndarray,
+        labels: np.ndarray | None,
+        label_names: list[str] | None,
+        file: ArrayFile,
+        image_size: int | None,
+        channels: int | None,
+        name: str,
+    ):
+        """Keep the array.
+
+        Args:
+            array: uint8 [n, H, W] or [n, H, W, C].
+            labels: int64 [n], or None.
+            label_names: One name for each class, or None.
+            file: The file that it is in.
+            image_size: The side of the square to resize to; None keeps the stored size.
+            channels: 1 or 3 to convert to grey or RGB; None keeps the stored channels.
+            name: What the images are called.
+        """
+        self._array = array if array.ndim == 4 else array[..., None]
+        self.name, self.labels, self.label_names = name, labels, label_names
+        self._channels, side = _wanted(self._array.shape, image_size, channels, file.path)
+        self._path, self._side = file.path, image_size
+        self.crops = image_size is not None
+        _, height, width, _ = self._array.shape
+        self.shape = self._channels, side or height, side or width
+        self._identity = file.identity() + repr(self.shape).encode()
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def read(self, i: int, window: Window | None = None) -> np.ndarray:
+        """Image number i: uint8 [C, H, W]."""
+        image = self._array[i]
+        fits = image.shape[:2] == self.shape[1:] and window is None
+        return _planes(image, None if fits else self._side, self._channels, window)
+
+    def read_all(self, progress: Callable[[int, int], object] | None = None) -> np.ndarray:
+        """All images in memory: uint8 [N, C, H, W].
+
+        Args:
+            progress: Called as progress(done, total) while images are resized or converted.
+
+        Raises:
+            InputError: If they do not fit into memory.
+        """
+        shape = len(self), *self.shape
+        with allocating(math.prod(shape), f"the images of {self._path}", REMEDY):
+            images = np.empty(shape, np.uint8)
+            if self._array.shape[1:] == (*self.shape[1:], self.shape[0]):
+                np.copyto(images, self._array.transpose(0, 3, 1, 2))
+                return images
+
+            def fill(i: int) -> None:
+                images[i] = self.read(i)
+
+            run_parallel(fill, len(self), progress)
+            return images
+
+    def name_of(self, i: int) -> str:
+        """What to call image number i in a message."""
+        return f"{self.name}[{i}]"
+
+    def identity(self) -> bytes:
+        """Bytes that say which images these are."""
+        return self._identity
+
+    def close(self) -> None:
+        """Drop the array; its file is closed once nothing refers to it."""
+        self._array = self._array[:0]
 
 
-def _check_images(images: _Header, path: Path) -> None:
+def _check_images(images: Header, path: Path) -> None:
     """Raises InputError if these are not images."""
     found = f"the images of {path} are {images}"
     if images.dtype != np.uint8:
-        raise InputError(f"{found}, expected {_LAYOUT}; scale to 0..255, round and cast to uint8")
+        raise InputError(
+            f"{found}, expected {_LAYOUT}; scale to 0..255, round and cast to uint8, or cast to float32 for data whose "
+            "values have a range of their own"
+        )
     if len(images.shape) not in (3, 4):
         raise InputError(f"{found}, expected {_LAYOUT}")
     if images.nbytes == 0:
@@ -168,8 +183,9 @@ def _check_images(images: _Header, path: Path) -> None:
         )
 
 
-def _check_label_headers(headers: dict[str, _Header], path: Path) -> None:
+def _check_label_headers(file: ArrayFile) -> None:
     """Raises InputError if the labels, or the names of the classes, cannot be such."""
+    headers, path = file.headers, file.path
     labels, names, count = headers.get("labels"), headers.get("label_names"), headers["images"].shape[0]
     if labels is None:
         return
@@ -207,50 +223,25 @@ def _check_labels(
     return labels.astype(np.int64), None
 
 
-def _convert(
-    images: np.ndarray,
-    image_size: int | None,
-    channels: int | None,
-    path: Path,
-    progress: Callable[[int, int], object] | None,
-) -> np.ndarray:
-    """Turn [N, H, W, C] as stored into [N, C', S, S]."""
-    count, height, width, stored = images.shape
+def _wanted(shape: tuple[int, ...], image_size: int | None, channels: int | None, path: Path) -> tuple[int, int | None]:
+    """The channels of the result, and the side to scale images of [N, H, W, C] to, None if they have it."""
+    _, height, width, stored = shape
     channels = stored if channels is None else channels
     if channels != stored and {channels, stored} != {1, 3}:
         raise InputError(
             f"the images of {path} have {stored} channels and {channels} were asked for; only grey and RGB "
             f"(1 and 3) convert into each other, so ask for {stored} or leave channels out"
         )
-    side = image_size if image_size is not None and (height, width) != (image_size, image_size) else None
-    area = height * width if side is None else side * side
-    with allocating(count * channels * area, f"the images of {path}", _REMEDY):
-        return _planes(images, side, channels, progress)
+    return channels, image_size if image_size is not None and (height, width) != (image_size, image_size) else None
 
 
-def _planes(
-    images: np.ndarray, side: int | None, channels: int, progress: Callable[[int, int], object] | None
-) -> np.ndarray:
-    """[N, H, W, C] as [N, channels, side, side], or of the same height and width if side is None."""
-    count, height, width, stored = images.shape
-    to_grey = channels < stored
-    if side is not None or to_grey:
-        if side is not None:
-            height = width = side
-        planes = np.empty((count, 1 if to_grey else stored, height, width), dtype=np.uint8)
-
-        def fill(i: int) -> None:
-            if to_grey:
-                layers = [Image.fromarray(images[i]).convert("L")]
-            else:
-                layers = [Image.fromarray(layer) for layer in images[i].transpose(2, 0, 1)]
-            for plane, layer in enumerate(layers):
-                planes[i, plane] = np.asarray(layer if side is None else fit_square(layer, side))
-
-        run_parallel(fill, count, progress)
+def _planes(image: np.ndarray, side: int | None, channels: int, window: Window | None = None) -> np.ndarray:
+    """[H, W, C] as [channels, side, side], or of the same height and width if side is None."""
+    if channels < image.shape[2]:
+        layers = [Image.fromarray(image).convert("L")]
+    elif side is None:
+        return np.broadcast_to(image.transpose(2, 0, 1), (channels, *image.shape[:2]))
     else:
-        planes = images.transpose(0, 3, 1, 2)
-    if channels > planes.shape[1]:
-        planes = np.broadcast_to(planes, (count, channels, height, width))
-    # A view is copied, so that the memory map does not outlive this call and the tensor is not read-only.
-    return planes if planes.flags.owndata else np.array(planes, order="C")
+        layers = [Image.fromarray(layer) for layer in image.transpose(2, 0, 1)]
+    fitted = [np.asarray(layer if side is None else fit_square(layer, side, window)) for layer in layers]
+    return np.stack(fitted * (channels // len(fitted)))

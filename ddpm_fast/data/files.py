@@ -18,6 +18,8 @@ from ddpm_fast.data.pixels import run_parallel
 from ddpm_fast.data.raster import NAMES, SUFFIXES, looks_like_picture
 from ddpm_fast.errors import InputError, printable
 
+# Names with a leading dot belong to other programs: macOS writes a "._x.jpg" for every x.jpg.
+_HIDDEN = re.compile(r"(?:^|/)(?:\.|__MACOSX(?:/|$))")
 NO_SUFFIX = "without a suffix"
 _KINDS_NAMED = 5
 _REMEDY = "leave the images as they are while they are read, and start again"
@@ -60,8 +62,7 @@ def kind_of(name: str) -> str:
 
 def is_hidden(name: str) -> bool:
     """Whether a path, or a folder on it, is not meant to be seen."""
-    # Names with a leading dot belong to other programs: macOS writes a "._x.jpg" for every x.jpg.
-    return name.startswith(".") or "/." in name or "__MACOSX" in name.split("/")
+    return _HIDDEN.search(name) is not None
 
 
 def _is_loop(parent: str, child: str) -> bool:
@@ -165,17 +166,21 @@ def choose_pictures(
     Raises:
         InputError: If there is none.
     """
-    shown = [i for i, name in enumerate(names) if not is_hidden(name)]
-    unnamed = [i for i in shown if not kind_of(names[i])]
-    looks = run_parallel(lambda k: _looks_like_picture(peek, unnamed[k]), len(unnamed))
-    found = {i for i, yes in zip(unnamed, looks, strict=True) if yes}
-    chosen, others = [], ignored.copy()
-    for i in shown:
-        if i in found or names[i].lower().endswith(SUFFIXES):
+    chosen, unnamed, others = [], [], +ignored  # without those of which there are none
+    for i, name in enumerate(names):
+        if is_hidden(name):
+            continue
+        if name.lower().endswith(SUFFIXES):
             chosen.append(i)
+        elif kind := kind_of(name):
+            others[kind] += 1
         else:
-            others[kind_of(names[i]) or NO_SUFFIX] += 1
-    others = +others  # without those of which there are none
+            unnamed.append(i)
+    looks = run_parallel(lambda k: _looks_like_picture(peek, unnamed[k]), len(unnamed))
+    found = [i for i, yes in zip(unnamed, looks, strict=True) if yes]
+    if len(found) < len(unnamed):
+        others[NO_SUFFIX] = len(unnamed) - len(found)
+    chosen += found
     if not chosen:
         raise InputError(
             f"no images in the {where} ({say_ignored(others)}); looked for {NAMES}, in files without a suffix or "

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 
 from ddpm_fast.errors import InputError, printable
+from ddpm_fast.values import ValueRange
 
 _NAMED = 20  # of many classes, so many are named in a message
 _Set = TypeVar("_Set", bound="ImageSet")
@@ -20,11 +21,13 @@ class ImageSet(ABC):
         labels: int64 [N], class numbers from 0, or None.
         label_names: One name for each class, or None.
         name: The name of the built-in set, or of the folder or file.
+        value_range: What [-1, 1] stands for in float data; None for uint8.
     """
 
     labels: torch.Tensor | None
     label_names: list[str] | None
     name: str
+    value_range: ValueRange | None
 
     @abstractmethod
     def __len__(self) -> int:

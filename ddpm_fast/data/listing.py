@@ -45,7 +45,7 @@ def list_pictures(source: str, selection: Selection) -> Listing | None:
         )
     if tars := _files(source, _TARS):
         return list_tar(tars, selection.image_column, selection.label_column or LABEL)
-    if selection != Selection():
+    if selection.has_columns:
         raise InputError(
             f"{printable(source)} has no columns; leave --image-column and --label-column out, or give tar shards, a "
             "data set of Hugging Face (hf:NAME) or a parquet file"

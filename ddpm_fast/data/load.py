@@ -10,6 +10,7 @@ import os
 import stat
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ddpm_fast.data.arrays import read_arrays
+from ddpm_fast.data.arrays import open_array_source
 from ddpm_fast.data.bounds import open_regular
 from ddpm_fast.data.cache import Cache
 from ddpm_fast.data.cache_index import is_prepared
@@ -46,6 +47,7 @@ def load_dataset(
     classes: bool = False,
     strict: bool = False,
     progress: Callable[[int, int], object] | None = None,
+    selection: Selection | None = None,
 ) -> Dataset:
     """Load images into memory. `open_dataset` reads large sets on demand.
 
@@ -59,6 +61,7 @@ def load_dataset(
         source: A built-in set ("emoji32" or "mnist5k"; write ./mnist5k for a folder of that name), a folder of
             images with its sub-folders, a .zip of them, an .npz with uint8 `images` [N, H, W] or [N, H, W, C] and
             optionally `labels` [N] and `label_names`, or an .npy of such images. A ~ at its start is the home folder.
+            Float data is an .npz or .npy of float32, float16 or float64 [N, C, H, W], [N, H, W, C] or [N, H, W].
         image_size: The side of the square to make: the shorter side is scaled to it, and the middle is cut out.
             Without it images keep their size, which must then be the same for all.
         channels: 1 (grey) or 3 (RGB). By default, files become 1 if all of them are grey and 3 otherwise, and arrays
@@ -68,11 +71,12 @@ def load_dataset(
         strict: Whether a broken file raises an InputError that names it. Otherwise it is skipped and listed in
             `Dataset.skipped`, and a warning names the first three.
         progress: Called as progress(done, total) while pictures are decoded or resized.
+        selection: What is said of the source besides its name.
 
     Raises:
         InputError: For anything else. The message says what was found, what was expected and what to do.
     """
-    opened = open_dataset(source, image_size, channels, classes, strict, progress, in_memory=True)
+    opened = open_dataset(source, image_size, channels, classes, strict, progress, True, selection)
     assert isinstance(opened, Dataset)
     return opened
 
@@ -96,7 +100,7 @@ def open_dataset(
 
     Args:
         in_memory: Whether to load all into memory. By default, sets of up to 256 MiB of pixels are.
-        selection: Which split and columns to take of a source that has such.
+        selection: What is said of the source besides its name.
 
     Returns:
         A `Dataset` in memory, or a `StoredDataset`.
@@ -111,10 +115,15 @@ def open_dataset(
     else:
         _check_is_there(path, source)
         name = str(source) if builtin else path.resolve().name
+    selection = selection or Selection()
     if not stands_for_files(text) and is_prepared(path):
+        if selection.is_of_floats:
+            raise InputError(_refusal_of_floats(name, "prepared images"))
         return _from_source(Cache(path, name, image_size, channels), classes, strict, in_memory)
-    listing = list_pictures(str(path) if builtin else text, selection or Selection())
+    listing = list_pictures(str(path) if builtin else text, selection)
     if listing is not None:
+        if selection.is_of_floats:
+            raise InputError(_refusal_of_floats(name, "pictures"))
         if channels not in (None, 1, 3):
             raise InputError(f"image files can have 1 channel (grey) or 3 (RGB), got channels={channels}")
         return _from_files(listing, name, _Wanted(image_size, channels, classes, strict, in_memory), progress)
@@ -123,10 +132,14 @@ def open_dataset(
             f"{path} is neither a folder, a .zip, a .tar, a .parquet, an .npz nor an .npy; put the images into a "
             "folder and give that"
         )
-    images, labels, label_names = read_arrays(path, image_size, channels, progress)
-    if classes and labels is None:
-        raise InputError(f"classes were asked for, but {path} has no labels; save `labels` in an .npz too")
-    return _dataset(images, labels, label_names, name, [])
+    return _from_arrays(path, name, _Wanted(image_size, channels, classes, strict, in_memory), selection, progress)
+
+
+def _refusal_of_floats(name: str, what: str) -> str:
+    return (
+        f"{printable(name)} has {what}; a layout and a range of values (--layout and --value-range) are for arrays of "
+        "floats: leave them out"
+    )
 
 
 def _check_is_there(path: Path, source: str | os.PathLike) -> None:
@@ -219,6 +232,25 @@ def _from_source(source: Source, classes: bool, strict: bool, in_memory: bool | 
         return stored
     images, labels = stored.batch(torch.arange(len(source)))
     return Dataset(images, labels, source.label_names, source.name)
+
+
+def _from_arrays(
+    path: Path,
+    name: str,
+    wanted: _Wanted,
+    selection: Selection,
+    progress: Callable[[int, int], object] | None,
+) -> ImageSet:
+    opened, notes = open_array_source(path, name, wanted.image_size, wanted.channels, selection, progress)
+    if wanted.classes and opened.labels is None:
+        raise InputError(f"classes were asked for, but {path} has no labels; save `labels` in an .npz too")
+    _warn(notes, stacklevel=3)  # the caller of open_dataset
+    size = len(opened) * math.prod(opened.shape) * opened.dtype.itemsize
+    in_memory = size <= IN_MEMORY if wanted.in_memory is None else wanted.in_memory
+    if not in_memory:
+        return StoredDataset.of(opened)
+    images = opened.read_all(progress)
+    return replace(_dataset(images, opened.labels, opened.label_names, name, []), value_range=opened.value_range)
 
 
 def _is_small(entries: Index, image_size: int | None, channels: int | None) -> bool:

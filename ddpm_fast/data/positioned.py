@@ -6,6 +6,7 @@ import weakref
 from pathlib import Path
 
 from ddpm_fast.data.bounds import open_regular
+from ddpm_fast.errors import InputError
 
 
 class PositionedFile:
@@ -32,9 +33,13 @@ class PositionedFile:
         self.close = weakref.finalize(self, os.close, self._descriptor)
 
     def read(self, offset: int, count: int) -> bytes:
-        """Bytes offset .. offset+count-1, or fewer where the file ends."""
+        """Bytes offset .. offset+count-1, or fewer where the file ends.
+
+        Raises:
+            InputError: After `close`.
+        """
         if not self.close.alive:
-            raise ValueError(f"{self.path} is closed")
+            raise InputError(f"{self.path} has been closed; open the images again")
         parts = []
         while count > 0:
             part = self._read_some(offset, count)

@@ -16,6 +16,7 @@ from ddpm_fast.data.pixels import run_parallel
 from ddpm_fast.data.reading import refusal
 from ddpm_fast.data.source import Source, Window
 from ddpm_fast.errors import InputError, printable
+from ddpm_fast.values import ValueRange
 
 INDEX_DIGEST = "index:"  # how a digest begins that is one of the index, not of the pixels
 _NAMED = 3  # broken images that are named in a warning; of the others only the number is said
@@ -72,6 +73,7 @@ class StoredDataset(ImageSet):
         name: What the images are called.
         strict: Whether a broken image raises an InputError instead of being replaced.
         broken: The images that turned out to be broken so far.
+        value_range: What [-1, 1] stands for in float data; None for uint8.
     """
 
     source: Source
@@ -80,12 +82,14 @@ class StoredDataset(ImageSet):
     name: str
     strict: bool = False
     broken: Broken = field(default_factory=Broken, compare=False)
+    value_range: ValueRange | None = None
 
     @classmethod
     def of(cls, source: Source, strict: bool = False) -> "StoredDataset":
         """The images of a source, with the labels that it has."""
         labels = None if source.labels is None else torch.from_numpy(np.array(source.labels, np.int64))
-        return cls(source, labels, source.label_names, source.name, strict)
+        value_range = getattr(source, "value_range", None)  # only sources of floats have one
+        return cls(source, labels, source.label_names, source.name, strict, value_range=value_range)
 
     def __len__(self) -> int:
         return len(self.source)

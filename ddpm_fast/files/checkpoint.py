@@ -4,11 +4,13 @@ A model file is small: bfloat16 weights and the config that builds the model. A 
 bit. tensorfile.py defines how either is laid out, checked and written.
 """
 
+import hashlib
 import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,11 @@ from ddpm_fast.files.atomic import remove_leftovers
 from ddpm_fast.files.fit import build, check_finite, offenders
 from ddpm_fast.files.memory import memory_for
 from ddpm_fast.nn.unet import UNet
+from ddpm_fast.values import ValueRange
 
 MODELS = Path(__file__).resolve().parent.parent / "models"  # the models that come with the package
 
-_MODEL_KEYS = ("unet", "diffusion", "label_names", "training")  # the entries of a model's config
+_MODEL_KEYS = ("unet", "diffusion", "label_names", "training", "value_range")  # the entries of a model's config
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 NamedParameters = Mapping[str, nn.Parameter] | Iterable[tuple[str, nn.Parameter]]
@@ -44,6 +47,7 @@ class LoadedModel:
         config: The config that it was saved with.
         label_names: One name for each class, or None.
         path: The file.
+        value_range: What [-1, 1] stands for in the data that it was trained on, or None: 8-bit images.
     """
 
     model: UNet
@@ -51,6 +55,45 @@ class LoadedModel:
     config: dict[str, Any]
     label_names: list[str] | None
     path: Path
+    value_range: ValueRange | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """The SHA-256 of the file: 64 hexadecimal digits."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    def to_values(self, x: Tensor) -> Tensor:
+        """Samples in the units of the data that the model was trained on: float32 [N, C, H, W].
+
+        Args:
+            x: What `sample` and the editing functions return, [N, C, H, W] in [-1, 1].
+
+        Raises:
+            InputError: If the model was trained on 8-bit images, or x has other channels.
+        """
+        return self._range().to_values(x)
+
+    def to_model(self, values: Tensor) -> Tensor:
+        """Values in the units of the data that the model was trained on, as the editing functions take them.
+
+        Args:
+            values: Floats [N, C, H, W]. Those beyond the range of the training data are clipped to it.
+
+        Returns:
+            float32 [N, C, H, W] in [-1, 1].
+
+        Raises:
+            InputError: If the model was trained on 8-bit images, or the values have other channels.
+        """
+        return self._range().to_model(values)
+
+    def _range(self) -> ValueRange:
+        if self.value_range is None:
+            raise InputError(
+                f"{self.path} was trained on 8-bit images, which have no units; x in [-1, 1] is the grey level "
+                "(x + 1) * 127.5, and the editing functions take uint8 as it is"
+            )
+        return self.value_range
 
 
 def available_models() -> list[str]:
@@ -69,8 +112,8 @@ def save_model(
     Args:
         path: The file to write.
         state: A state_dict, on any device.
-        config: {"unet": {...}, "diffusion": {...}, "label_names": [...] or None, "training": {...}}, which is written
-            as JSON.
+        config: {"unet": {...}, "diffusion": {...}, "label_names": [...] or None, "training": {...}}, and of float data
+            "value_range": ValueRange.to_dict(). It is written as JSON.
         dtype: What the floating tensors of the state are cast to.
 
     Raises:
@@ -121,7 +164,9 @@ def load_model(
     model, diffusion = build(path, state, config)
     with memory_for(path, sum(t.nbytes for t in model.state_dict().values())):
         model.to(device=device, dtype=dtype).eval()
-    return LoadedModel(model, diffusion, config, config.get("label_names"), path)
+    entry = config.get("value_range")
+    value_range = None if entry is None else ValueRange.from_dict(entry)
+    return LoadedModel(model, diffusion, config, config.get("label_names"), path, value_range)
 
 
 def _resolve(path_or_name: str | os.PathLike) -> Path:

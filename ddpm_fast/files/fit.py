@@ -17,6 +17,7 @@ from ddpm_fast.errors import InputError
 from ddpm_fast.files import tensorfile
 from ddpm_fast.files.memory import memory_for
 from ddpm_fast.nn.unet import UNet, UNetConfig
+from ddpm_fast.values import ValueRange
 
 # The types that weights are stored in. torch would load integers and complex numbers too, and round them in silence.
 _WEIGHTS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -62,6 +63,10 @@ def _check_rest(config: Mapping[str, Any], unet: UNetConfig) -> None:
         raise InputError(f"label_names has {len(names)} names for num_classes = {unet.num_classes}; expected as many")
     if training is not None and not isinstance(training, dict):
         raise InputError(f"training is {reprlib.repr(training)}; expected an object, or null")
+    if config.get("value_range") is not None:
+        channels = ValueRange.from_dict(config["value_range"]).channels
+        if channels != unet.in_channels:
+            raise InputError(f"value_range has {channels} channels, the network {unet.in_channels}; expected as many")
 
 
 def _check_size(state: Mapping[str, Tensor], unet: UNetConfig) -> None:

@@ -116,7 +116,7 @@ class Metrics:
 def send(numbers: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     """A copy on its way to the CPU, and the event after which it is there; None if it is there already."""
     if numbers.device.type != "cuda":
-        return numbers.cpu(), None
+        return numbers.to("cpu", copy=True), None
     place = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
     place.copy_(numbers, non_blocking=True)
     return place, torch.cuda.current_stream(numbers.device).record_event()

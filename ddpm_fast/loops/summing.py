@@ -12,6 +12,7 @@ sends that block at once, between two graphs.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -161,9 +162,9 @@ class Overlapped:
         """model: Its parameters are what is trained. call: What is called in place of the model."""
         device = next(model.parameters()).device
         self.numbers = Numbers(share, learns, lambda size: torch.empty(size, device=device))
-        self.network = DistributedDataParallel(
-            _Called(model, call), gradient_as_bucket_view=True, broadcast_buffers=False
-        )
+        # Strides along sizes of 1, of which it warns, make no difference to a copy.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        self.network = DistributedDataParallel(_Called(model, call), gradient_as_bucket_view=True)
         self.network.register_comm_hook(None, _sum)
 
     def computing(self, last: bool) -> AbstractContextManager[object]:
@@ -182,18 +183,18 @@ class Overlapped:
 
 
 class _Called(nn.Module):
-    """A model that is called in another way."""
+    """A model's parameters, and what is called in its place. Its buffers are constants, which nobody has to send."""
 
     def __init__(self, model: nn.Module, call: Callable[..., Tensor]):
         super().__init__()
-        self.model, self._call = model, call
+        self.trained, self._call = nn.ParameterList(model.parameters()), (call,)  # a tuple, or it would be a part
 
     def forward(self, *arguments: Any) -> Tensor:
-        return self._call(*arguments)
+        return self._call[0](*arguments)
 
 
-def _sum(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+# Without annotations, because torch compares them with its own types, and here they would be text.
+def _sum(_, bucket):  # type: ignore[no-untyped-def]
     """In the place of DistributedDataParallel's mean: its division would come in another place than one process's."""
     added = dist.all_reduce(bucket.buffer(), async_op=True)
-    assert added is not None, "asked for"
     return added.get_future().then(lambda future: future.value()[0])

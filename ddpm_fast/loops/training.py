@@ -17,7 +17,9 @@ from ddpm_fast.data import ImageSet
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
+from ddpm_fast.files.checkpoint import LoadedModel
 from ddpm_fast.loops import distributed
+from ddpm_fast.loops.fine_tuning import Start, starting_weights
 from ddpm_fast.loops.running import train
 from ddpm_fast.loops.snapshot import KEEP_CHECKPOINTS, MODEL_NAME, Snapshot
 from ddpm_fast.loops.train_config import TrainConfig
@@ -75,6 +77,31 @@ class Trainer(TrainingStep):
         super().__init__(network, diffusion, config, dataset, device, cuda_graph, compile, grad_checkpoint)
         self.history: list[dict[str, Any]] = []
 
+    def start_from(self, loaded: LoadedModel) -> Start:
+        """Begin with the weights of a model, before the first step. The average begins with the same ones.
+
+        The model's config must be the network's, but for the classes: those that the model has, by name, keep what it
+        has learned of them. The history says which model it was. Where several processes train together, each must
+        call it.
+
+        Args:
+            loaded: The model.
+
+        Returns:
+            What became of the classes.
+
+        Raises:
+            InputError: If steps have been taken already, or the network has another shape than the model.
+        """
+        if self.step:
+            raise InputError(f"{self.step} steps have been taken already; start from a model before the first one")
+        start = starting_weights(loaded, self.model, self.dataset.label_names)
+        self.model.load_state_dict(start.weights)
+        self.ema.load_state_dict(dict(self.model.named_parameters()))
+        before = f"{loaded.path.name}, SHA-256 {loaded.digest}"
+        self.history.append({"step": 0, "weights": ["random", before]})
+        return start
+
     def averaged_model(self) -> UNet:
         """A copy of the network with the averaged weights, for sampling."""
         with torch.random.fork_rng(devices=[]):
@@ -93,11 +120,13 @@ class Trainer(TrainingStep):
             "digest": self.dataset.digest,
             "steps": self.step,
         }
+        value_range = self.dataset.value_range
         return {
             "unet": self.model.config.to_dict(),
             "diffusion": self.diffusion.to_dict(),
             "label_names": self.dataset.label_names,
             "training": training | ({"history": self.history} if self.history else {}),
+            **({} if value_range is None else {"value_range": value_range.to_dict()}),
         }
 
     def snapshot(self, arguments: dict[str, Any]) -> Snapshot:

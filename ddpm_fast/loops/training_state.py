@@ -75,7 +75,7 @@ def read_state(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, An
     return tensors, meta
 
 
-def versions(meta: Mapping[str, Any]) -> dict[str, int]:
+def versions(meta: Mapping[str, Any]) -> dict[str, Any]:
     """The versions that a run began with, as fields of TrainConfig. A state that names none is of version 1.
 
     meta: What the state says about itself, as read_state gives it.

@@ -132,6 +132,7 @@ class TrainingStep:
         self._labels = torch.empty(size, dtype=torch.int64, device=device) if classes else None
         self._metrics = torch.empty(2, device=device)
         self._stop_flags: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+        self._late_flags = 1 if device.type == "cuda" else 0  # how many training steps later they are read
 
     def _make_examples(self) -> Examples:
         config = self.config
@@ -230,7 +231,7 @@ class TrainingStep:
         A GPU's number is read one training step later, when it has long arrived: in all processes at the same step.
         """
         self._stop_flags.append(send(wishes))
-        while len(self._stop_flags) > (1 if wishes.device.type == "cuda" else 0):
+        while len(self._stop_flags) > self._late_flags:
             number, event = self._stop_flags.popleft()
             if event is not None:
                 event.synchronize()

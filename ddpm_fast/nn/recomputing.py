@@ -32,7 +32,8 @@ def recomputed(stage: nn.Module, on: Tensor, draws: bool) -> Callable[..., Any]:
         return lambda *given: checkpoint(stage, *given, use_reentrant=False, preserve_rng_state=draws)
     # The backward may run in a thread of its own, and after functional_call has put the module's own weights back: the
     # choice of a backend and the weights are those of now.
-    context, weights = copy_context(), dict(stage.named_parameters())
+    context = copy_context()
+    weights: dict[str, Tensor] = dict(stage.named_parameters())
 
     def call(*given: Any) -> Any:
         def run(_: Tensor) -> Any:

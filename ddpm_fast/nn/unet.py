@@ -14,7 +14,7 @@ import dataclasses
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,23 @@ _CHOICES = {
     "time_denominator": ("half", "half-1"),
     "time_order": ("cos|sin", "sin|cos"),
 }
+
+
+class Images(Protocol):
+    """What a network's config must know of a data set."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def num_classes(self) -> int | None: ...
+
+    def square_side(self) -> int: ...
+
+
+def norm_groups(channels: int) -> int:
+    """The largest number of groups, up to the usual 32, that divides the channels and leaves at least four in each."""
+    return next((groups for groups in range(32, 0, -1) if channels % groups == 0 and channels >= 4 * groups), 1)
 
 
 @dataclass(frozen=True)
@@ -145,6 +162,32 @@ class UNetConfig:
                     f"level {level} has {channels} channels and attention, not divisible by num_heads "
                     f"{self.num_heads}: set num_heads to {divisors[-1]}"
                 )
+
+    @classmethod
+    def for_images(cls, images: Images, **fields: Any) -> "UNetConfig":
+        """A network for the images of a data set, as `python -m ddpm_fast.train` makes it if it is told nothing else.
+
+        Args:
+            images: What load_dataset gives. If it has classes, the network is conditioned on them.
+            fields: Those of UNetConfig that are to be otherwise, such as model_channels=32.
+
+        Raises:
+            InputError: If the images are no squares, or the fields do not make a network for them.
+        """
+        chosen: dict[str, Any] = {
+            "image_size": images.square_side(),
+            "in_channels": images.shape[0],
+            "num_classes": images.num_classes or 0,
+            "model_channels": 64,
+            "channel_mult": (1, 2, 2),
+            "attention_resolutions": (),
+            "num_heads": 4,
+            "dropout": 0.1,
+            "scale_shift": True,
+        }
+        chosen |= fields
+        chosen.setdefault("norm_groups", norm_groups(chosen["model_channels"]))
+        return cls(**chosen)
 
     @property
     def resolutions(self) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,11 +22,12 @@ from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files.atomic import check_writable_folder, write_once
 from ddpm_fast.pictures import images
 from ddpm_fast.pictures.parts import Parts, ids_of_part
+from ddpm_fast.values import ValueRange
 
 RECORD = "samples.json"
 FORMATS = ("png", "npz")
 _ADVICE = "give another folder to --out, or remove the images"
-_PICTURE = re.compile(r"([0-9]{6,})((?:_label.*)?\.png)")
+_PICTURE = re.compile(r"[0-9]{6,}(_label.*)?\.png")
 
 
 class Layout(Protocol):
@@ -44,31 +46,31 @@ class Pictures:
     def __init__(self, folder: Path, ids: range, labels: Sequence[int] | None, label_names: Sequence[str] | None):
         """See SampleFolder."""
         self._folder, self._ids, self._labels, self._names = folder, ids, labels, label_names
-        self._ends: dict[int | None, str] = {}  # of the name of a picture, behind the id, by class
 
     def there(self, names: Iterator[str]) -> np.ndarray:
         """See Layout."""
-        found, first, count = np.zeros(len(self._ids), bool), self._ids.start, len(self._ids)
+        first, count = self._ids.start, len(self._ids)
+        labels = np.zeros(count, np.intc) if self._labels is None else np.asarray(self._labels).astype(np.intc)
+        classes = [None] if self._labels is None else np.unique(labels).tolist()
+        # What follows the id in the name of a picture. A million names take a second, where a pattern takes four.
+        ends = {images.sample_name(0, label, self._names)[6:]: label or 0 for label in classes}
+        expected, found = array("i", labels.tobytes()), bytearray(count)
         for name in names:
-            matched = _PICTURE.fullmatch(name)
-            if matched is None:
+            cut = name.find("_")
+            digits = name[: cut if cut >= 0 else name.find(".")]
+            label = ends.get(name[len(digits) :])
+            if label is None or not (digits.isascii() and digits.isdecimal()):
                 continue
-            digits, end = matched.groups()
             number = int(digits) - first
-            if 0 <= number < count and (len(digits) == 6 or digits[0] != "0") and end == self._end(number):
+            is_id = len(digits) == 6 or (len(digits) > 6 and digits[0] != "0")
+            if is_id and 0 <= number < count and label == expected[number]:
                 found[number] = True
-        return found
+        return np.frombuffer(found, bool)
 
     def write(self, part: slice, x: Tensor) -> None:
         """See Layout. Pictures that exist stay as they are."""
         labels = None if self._labels is None else self._labels[part]
         images.save_images(self._folder, x, self._ids[part].start, labels, self._names, keep=True)
-
-    def _end(self, number: int) -> str:
-        label = None if self._labels is None else self._labels[number]
-        if label not in self._ends:
-            self._ends[label] = images.sample_name(0, label, self._names)[6:]
-        return self._ends[label]
 
 
 class SampleFolder:
@@ -82,6 +84,7 @@ class SampleFolder:
         labels: Sequence[int] | None = None,
         label_names: Sequence[str] | None = None,
         per_part: int | None = None,
+        value_range: ValueRange | None = None,
     ):
         """Open a folder, or make it. Several processes may do so at once: one of them writes the record.
 
@@ -92,6 +95,7 @@ class SampleFolder:
             labels: The class of each sample, or None.
             label_names: The names of the classes, or None.
             per_part: How many samples an array file holds; None for a picture of each sample.
+            value_range: What [-1, 1] stands for in array files, or None: 8-bit images.
 
         Raises:
             InputError: If the folder holds samples of other or unknown settings, or cannot be written.
@@ -101,7 +105,7 @@ class SampleFolder:
         self._layout: Layout = Pictures(self._folder, ids, labels, label_names)
         if per_part is not None:
             self._settings |= {"format": "npz", "images_per_part": per_part}
-            self._layout = Parts(self._folder, ids, labels, label_names, per_part)
+            self._layout = Parts(self._folder, ids, labels, label_names, per_part, value_range)
         self._refuse_unknown()
         check_writable_folder(self._folder)
         self._write_record()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.atomic import atomic_path, check_writable, check_writable_folder
+from ddpm_fast.values import ValueRange
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -146,10 +147,12 @@ def save_npz(
     labels: Tensor | Sequence[int] | None = None,
     label_names: Sequence[str] | None = None,
     durable: bool = False,
+    value_range: ValueRange | None = None,
 ) -> None:
     """Write samples as an .npz file that can be evaluated or trained on.
 
-    It holds `images`, uint8 [N, H, W, C], and if there are any `labels`, int64 [N], and `label_names`, strings.
+    It holds `images`, uint8 [N, H, W, C], and if there are any `labels`, int64 [N], and `label_names`, strings. The
+    images of a model of float data are float32, in the units and the layout of that data.
 
     Args:
         path: The file to write.
@@ -157,11 +160,12 @@ def save_npz(
         labels: N integers, or None.
         label_names: The names of the classes, or None.
         durable: Whether to wait until it is on the disk.
+        value_range: What [-1, 1] stands for (`LoadedModel.value_range`), or None: 8-bit images.
 
     Raises:
         InputError: For labels that are not N integers, and where `to_uint8` and `check_writable` do.
     """
-    images = to_uint8(x)
+    images = to_uint8(x) if value_range is None else value_range.to_array(x)
     classes = _labels(labels, len(x))
     arrays: dict[str, Any] = {"images": images}
     if classes is not None:
@@ -216,17 +220,24 @@ def save_gif(
         sheets[0].save(temporary, format="GIF", save_all=True, append_images=sheets[1:], duration=durations, loop=0)
 
 
-def check_output(out: str | os.PathLike, channels: int | None = None) -> None:
+def check_output(out: str | os.PathLike, channels: int | None = None, value_range: ValueRange | None = None) -> None:
     """Check that `save_samples(out, ...)` can write there, before the sampling. Creates the parent folders.
 
     Args:
         out: As in `save_samples`.
         channels: The number of channels of the samples, if it is known. A picture has 1, 3 or 4.
+        value_range: As in `save_samples`. Of float data, only grids of 1 or 3 channels are pictures.
 
     Raises:
         InputError: If it cannot.
     """
     kind = output_kind(out)
+    if kind != ".npz" and value_range is not None and (kind == "folder" or value_range.channels not in (1, 3)):
+        raise InputError(
+            f"this model was trained on floats of {value_range.channels} channels, whose values pictures cannot keep: "
+            "write them as .npz, or as a folder with --format npz (a .png can show 1 or 3 channels, black and white "
+            "being the ends of the range)"
+        )
     if kind != ".npz" and channels is not None:
         _check_channels(channels)
     if kind == "folder":
@@ -242,6 +253,7 @@ def save_samples(
     first_index: int = 0,
     columns: int | None = None,
     scale: int = 1,
+    value_range: ValueRange | None = None,
 ) -> None:
     """Write samples in the form that the name `out` asks for.
 
@@ -255,6 +267,7 @@ def save_samples(
         first_index: The sample id of the first sample, for a folder.
         columns: Images in a row, for a grid.
         scale: As in `make_grid`, for a grid.
+        value_range: As in `save_npz`, for an .npz.
 
     Raises:
         InputError: For another suffix, and where `save_grid`, `save_npz` and `save_images` do.
@@ -263,7 +276,7 @@ def save_samples(
     if kind == "folder":
         save_images(out, x, first_index, labels)
     elif kind == ".npz":
-        save_npz(out, x, labels)
+        save_npz(out, x, labels, value_range=value_range)
     else:
         save_grid(out, x, columns, scale=scale)
 
@@ -279,6 +292,16 @@ def output_kind(out: str | os.PathLike) -> str:
     raise InputError(
         f"cannot tell what to write as {text}: expected a name ending in .png (a grid), .npz (an array) or / (a folder)"
     )
+
+
+def shown_channels(x: Tensor, value_range: ValueRange | None = None) -> Tensor:
+    """The channels of samples [N, C, H, W] that a picture shows: all if it can, else the first three or the first.
+
+    Float data (with a value_range) has no opacity, so that a picture shows three of four channels.
+    """
+    if x.shape[1] in _MODES and (value_range is None or x.shape[1] != 4):
+        return x
+    return x[:, :3] if x.shape[1] > 3 else x[:, :1]
 
 
 def _pictures(x: Tensor) -> np.ndarray:

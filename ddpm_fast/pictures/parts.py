@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.pictures.images import save_npz
+from ddpm_fast.values import ValueRange
 
 _NAME = re.compile(r"([0-9]{6,})-([0-9]{6,})\.npz")
 
@@ -42,10 +43,11 @@ class Parts:
         labels: Sequence[int] | None,
         label_names: Sequence[str] | None,
         per_part: int,
+        value_range: ValueRange | None = None,
     ):
         """See folder.SampleFolder."""
         self._folder, self._ids, self._labels, self._names = folder, ids, labels, label_names
-        self._per_part = per_part
+        self._per_part, self._value_range = per_part, value_range
         self._shorter: dict[int, Path] = {}  # by the id of the first sample: parts of fewer samples than are wanted
 
     def there(self, names: Iterator[str]) -> np.ndarray:
@@ -84,4 +86,5 @@ class Parts:
         if ids.start in self._shorter:
             self._shorter.pop(ids.start).unlink(missing_ok=True)
         labels = None if self._labels is None else self._labels[part]
-        save_npz(target, x, labels, self._names if labels is not None else None, durable=True)
+        names = self._names if labels is not None else None
+        save_npz(target, x, labels, names, durable=True, value_range=self._value_range)

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_fast.data import archive, bounds, load_dataset, read_picture
-from ddpm_fast.data.arrays import read_arrays
+from ddpm_fast.data import Selection, archive, bounds, load_dataset, read_picture
+from ddpm_fast.data.arrays import open_array_source
 from ddpm_fast.errors import InputError
 
 MIB = 1 << 20
@@ -84,7 +84,7 @@ def test_zeros_that_unpack_to_more_than_the_memory_are_refused_unallocated(tmp_p
 
     def load():
         with pytest.raises(
-            InputError, match=r"arrays of .*a\.npz take 0\.03 GiB of memory, and 0\.03 GiB are available"
+            InputError, match=r"images of .*a\.npz take 0\.03 GiB of memory, and 0\.03 GiB are available"
         ):
             load_dataset(path)
 
@@ -110,11 +110,11 @@ def test_the_size_in_a_zip_directory_is_not_believed(tmp_path):
 @pytest.mark.parametrize(
     "key, shape, dtype, words",
     [
-        ("images", (16 * MIB // 8, 1, 1), "<f8", r"float64 \[2097152, 1, 1\], expected uint8"),
+        ("images", (16 * MIB // 8, 1, 1), "<i8", r"int64 \[2097152, 1, 1\], expected uint8"),
         ("labels", (16 * MIB // 8,), "<i8", r"int64 \[2097152\], but there are 2 images"),
         ("labels", (16 * MIB // 8, 1), "<i8", r"expected integers \[N\]"),
     ],
-    ids=["images of floats", "labels too many", "labels of two dimensions"],
+    ids=["images of integers", "labels too many", "labels of two dimensions"],
 )
 def test_arrays_of_the_wrong_kind_are_refused_unread(tmp_path, peak, key, shape, dtype, words):
     write_npz(tmp_path / "a.npz", shape, bytes(16 * MIB), key=key, dtype=dtype)
@@ -158,7 +158,7 @@ def test_a_lack_of_memory_is_not_called_damage(tmp_path, monkeypatch, error, suf
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(np.lib.format, "open_memmap", fail)
+    monkeypatch.setattr(np, "memmap", fail)
     monkeypatch.setattr(np.lib.format, "read_array", fail)
     with pytest.raises(
         InputError, match=r"^the (images|arrays) of .* take 0\.00 GiB of memory, which cannot be had; take"
@@ -353,7 +353,7 @@ def test_only_regular_files_are_opened(tmp_path, monkeypatch, kind, name):
         with pytest.raises(InputError, match=rf"--image: cannot read the image .*it is {what}, not a regular file"):
             read_picture(path, "--image")
         with pytest.raises(InputError, match=rf"cannot read .*it is {what}, not a regular file"):
-            read_arrays(path, None, None, None)
+            open_array_source(path, "a", None, None, Selection(), None)
 
     failures = []
 

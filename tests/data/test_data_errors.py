@@ -36,7 +36,7 @@ class Trap:
 
 def bad_source(kind, folder):
     make = {
-        "float": lambda: np.save(folder / "a.npy", np.zeros((2, 4, 4), np.float32)),
+        "wide": lambda: np.save(folder / "a.npy", np.zeros((2, 4, 4), np.uint16)),
         "rank 2": lambda: np.save(folder / "a.npy", zeros(4, 4)),
         "no images at all": lambda: np.save(folder / "a.npy", zeros(0, 4, 4, 3)),
         "channels first": lambda: np.save(folder / "a.npy", zeros(2, 3, 8, 8)),
@@ -67,7 +67,7 @@ def bad_source(kind, folder):
 @pytest.mark.parametrize(
     "kind, options, words",
     [
-        ("float", {}, r"float32 \[2, 4, 4\], expected uint8 \[N, H, W\] or \[N, H, W, C\]"),
+        ("wide", {}, r"uint16 \[2, 4, 4\], expected uint8 \[N, H, W\] or \[N, H, W, C\]"),
         ("rank 2", {}, r"uint8 \[4, 4\], expected uint8 \[N, H, W\]"),
         ("no images at all", {}, r"\[0, 4, 4, 3\], expected at least one image"),
         ("channels first", {}, r"\[2, 3, 8, 8\].*transpose\(0, 2, 3, 1\)"),

@@ -1,5 +1,7 @@
 """Images that are read on demand are those of the same folder in memory, broken ones apart."""
 
+import errno
+import os
 import warnings
 import zipfile
 
@@ -8,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_fast.data import StoredDataset, load_dataset, open_dataset
+from ddpm_fast.data import StoredDataset, files, load_dataset, open_dataset
+from ddpm_fast.data.index import Names
 from ddpm_fast.errors import InputError
 
 N = 23
@@ -157,3 +160,106 @@ def test_the_digest_is_of_the_index(folder, tmp_path):
     (tmp_path / "c.png").write_bytes((tmp_path / "c.png").read_bytes() + b"x")
     digests.append(open_dataset(tmp_path, in_memory=False).digest)
     assert len(set(digests)) == 3
+
+
+# ---- what other people's files may not do ----
+
+
+def good(path):
+    Image.new("L", (4, 4), 2).save(path)
+    return path.read_bytes()
+
+
+def read_all(source, words):
+    """Everything is a good picture of 2s, whose warnings are these."""
+    stored = open_dataset(source, image_size=4, channels=1, in_memory=False)
+    with pytest.warns(UserWarning, match=words):
+        assert stored.batch(torch.arange(len(stored)))[0].unique().tolist() == [2]
+    return stored
+
+
+def test_a_decompression_bomb_is_not_decoded(tmp_path, monkeypatch):
+    Image.new("L", (300, 300)).save(tmp_path / "bomb.png")
+    good(tmp_path / "good.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    assert read_all(tmp_path, r"bomb\.png is broken: it has 300x300 = 90000 pixels .* decompression").skipped
+
+
+def test_members_that_are_bombs_encrypted_or_damaged_are_not_read(tmp_path, monkeypatch):
+    picture = good(tmp_path / "good.png")
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.png", bytes(1 << 20))
+        archive.writestr("bzip.png", picture, compress_type=zipfile.ZIP_BZIP2)
+        archive.writestr("damaged.png", picture, compress_type=zipfile.ZIP_STORED)
+        archive.writestr("../../escapes.png", picture)
+        archive.writestr("good.png", picture)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"damaged.png") + len("damaged.png") + 20] ^= 1
+    path.write_bytes(data)
+    monkeypatch.setattr("ddpm_fast.data.archive._SMALL_MEMBER_BYTES", 1000)
+    words = r"bomb\.png is broken: it unpacks to|bzip\.png is broken: .*bzip2|damaged\.png is broken: .*CRC"
+    stored = read_all(path, words)
+    assert stored.skipped == ["bomb.png", "bzip.png", "damaged.png"]
+    assert stored.source.name_of(3) == "escapes.png"
+
+
+def test_a_shorter_archive_is_broken_members(tmp_path):
+    picture = good(tmp_path / "good.png")
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("a.png", "b.png"):
+            archive.writestr(name, picture)
+    stored = open_dataset(path, image_size=4, channels=1, in_memory=False)
+    with path.open("r+b") as file:
+        file.truncate(len(picture) + 40)  # within the second
+    with pytest.warns(UserWarning, match=r"b\.png is broken: it is damaged|b\.png is broken: there is no such"):
+        assert stored.batch(torch.tensor([1]))[0].unique().tolist() == [2]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_links_in_circles_and_pipes_are_not_followed(tmp_path):
+    good(tmp_path / "good.png")
+    (tmp_path / "circle").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "nowhere.png").symlink_to("missing")
+    stored = read_all(tmp_path, r"(pipe\.png is broken: it is a named pipe|nowhere\.png is broken: .*No such file)")
+    assert len(stored) == 3 and stored.skipped == ["nowhere.png", "pipe.png"]
+
+
+@pytest.mark.parametrize("number, fatal", [(errno.EIO, True), (errno.EMFILE, True), (errno.EACCES, False)])
+def test_a_disk_that_fails_ends_the_training_and_a_locked_file_does_not(tmp_path, monkeypatch, number, fatal):
+    for name in "ab":
+        good(tmp_path / f"{name}.png")
+    stored = open_dataset(tmp_path, image_size=4, channels=1, in_memory=False)
+    plain = files.open_regular
+
+    def failing(path):
+        if path.endswith("a.png"):
+            raise OSError(number, os.strerror(number))
+        return plain(path)
+
+    monkeypatch.setattr(files, "open_regular", failing)
+    if fatal:
+        with pytest.raises(InputError, match=r"cannot read the image a\.png of .*; see that its disk is there"):
+            stored.batch(torch.tensor([0]))
+    else:
+        with pytest.warns(UserWarning, match=r"a\.png is broken: .*Permission denied"):
+            stored.batch(torch.tensor([0]))
+
+
+def test_names_of_any_bytes_come_back(tmp_path):
+    texts = ["a", "", "é/ü.png", os.fsdecode(b"\xff\xfe.png"), "\U0001f431" * 9]
+    names = Names(texts)
+    assert list(names) == texts and [names[i] for i in range(5)] == texts and len(names) == 5
+    assert names.identity() != Names(["ab", *texts[2:]]).identity() != Names(["a", "b"]).identity()
+    with pytest.raises(IndexError):
+        names[5]
+
+
+def test_a_closed_archive_is_not_read(folder, tmp_path):
+    stored = open_dataset(zipped(folder, tmp_path / "a.zip"), 8, in_memory=False)
+    stored.close()
+    stored.close()
+    with pytest.raises(InputError, match=r"a\.zip has been closed; open the images again"):
+        stored.batch(torch.tensor([0]))

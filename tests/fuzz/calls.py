@@ -344,6 +344,19 @@ def record_losses(make: Maker, direct: bool) -> Call:
     return Call("record_losses", direct, arguments, written=("history", "counts"))
 
 
+def dropout(make: Maker, direct: bool) -> Call:
+    rng = make.rng
+    shape = make.shape()
+    x, key = make.image(shape), make.key(shape[0])
+    layer, share = rng.choice((0, 1, 7, 2**31, 2**32 - 1)), rng.choice((0.0, 0.1, 0.5, 1.0))
+    if direct:
+        arguments = {"x": x, "seed": key.seed, "sample_id": key.sample_id, "layer": layer}
+        arguments["dropped"] = round(share * 2**16)
+    else:
+        arguments = {"x": x, "key": key, "layer": layer, "share": share}
+    return Call("dropout", direct, arguments, differentiable=("x",), wild=make.wild)
+
+
 MAKERS: dict[str, Callable[[Maker, bool], Call]] = {
     "normal": normal,
     "q_sample": q_sample,
@@ -355,6 +368,7 @@ MAKERS: dict[str, Callable[[Maker, bool], Call]] = {
     "reverse_step_": reverse_step_,
     "draw_timesteps": draw_timesteps,
     "record_losses": record_losses,
+    "dropout": dropout,
     "group_norm": group_norm,
     "group_norm_backward": group_norm_backward,
     "winograd": winograd,

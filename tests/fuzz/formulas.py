@@ -57,6 +57,15 @@ def reverse_step(a: dict[str, Any]) -> Tensor:
     return following if sigma == 0 else following + deviation * noise_of(a, x)
 
 
+def dropout(a: dict[str, Any]) -> Tensor:
+    x = a["x"].to(F64)
+    key = a["key"] if "key" in a else NoiseKey(a["seed"], a["sample_id"], a["seed"])
+    share = a["share"] if "share" in a else a["dropped"] / 2**16
+    with ops.use_backend("reference"), torch.no_grad():
+        mask = ops.dropout(torch.ones(x.shape, dtype=F64), key, a["layer"], share)
+    return x * mask
+
+
 def group_norm(a: dict[str, Any]) -> Tensor:
     x = a["x"].to(F64)
     scale, shift = a["scale_shift"] or (None, None) if "scale_shift" in a else (a["scale"], a["shift"])
@@ -78,5 +87,6 @@ FORMULAS = {
     "q_sample": q_sample,
     "diffusion_loss": diffusion_loss,
     "reverse_step": reverse_step,
+    "dropout": dropout,
     "group_norm": group_norm,
 }

@@ -33,6 +33,7 @@ from tests.fuzz.supervise import Failed, Fuzzer, Notes, folder
 
 STEPS, SAVE_EVERY, KEPT = 6, 2, 2
 N, BATCH = 6, 2  # pictures to draw
+PARTS = "-parts"  # how the name of a folder of array files ends
 
 # --- what nobody kills
 
@@ -94,6 +95,8 @@ def usual() -> Usual:
 def _sample_arguments(out: Path) -> list[str]:
     model = folder() / "usual" / "run" / "model.safetensors"
     options = {"model": model, "n": N, "batch-size": BATCH, "steps": 3, "out": out, "device": "cpu"}
+    if out.name.endswith(PARTS):
+        options["format"] = "npz"
     return [f"--{name}={value}" for name, value in options.items()]
 
 
@@ -118,7 +121,7 @@ def drawn(suffix: str) -> Drawn:
 
 
 def _files(out: Path) -> dict[str, bytes]:
-    paths = [out] if out.is_file() else sorted(out.glob("*.png")) if out.is_dir() else []
+    paths = [out] if out.is_file() else sorted(out.glob("*.[pn][np][gz]")) if out.is_dir() else []
     return {"" if path == out else path.name: path.read_bytes() for path in paths}
 
 
@@ -262,7 +265,7 @@ def _check_same(name: str, expected: dict[str, Tensor], read: Callable[[], dict[
 
 def _sampling(rng: random.Random, notes: Notes, place: Path) -> int:
     """Sampling into a folder or a file, by one command that is killed and given again."""
-    suffix = rng.choice(("", "", "", ".png", ".npz"))
+    suffix = rng.choice(("", "", PARTS, PARTS, ".png", ".npz"))
     wanted = drawn(suffix)
     out, log = place / f"samples{suffix}", place / "log"
     kills, done = rng.choice((1, 2, 3)), []
@@ -302,7 +305,7 @@ def warm() -> None:
 def prepare() -> None:
     """In the worker: the undisturbed runs."""
     usual()
-    for suffix in ("", ".png", ".npz"):
+    for suffix in ("", PARTS, ".png", ".npz"):
         drawn(suffix)
 
 

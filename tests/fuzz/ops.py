@@ -32,7 +32,16 @@ from tests.fuzz.supervise import Failed, Fuzzer, Notes, limit_memory
 PACKAGE = str(Path(ddpm_fast.__file__).parent)
 NAMES = (*MAKERS, "q_sample", "reverse_step", "reverse_step_", "group_norm")
 # In fp32 these give the same bits on every backend, and the others the same but for rounding.
-EXACT = ("normal", "q_sample", "loss_backward", "reverse_step", "reverse_step_", "draw_timesteps", "record_losses")
+EXACT = (
+    "normal",
+    "q_sample",
+    "loss_backward",
+    "reverse_step",
+    "reverse_step_",
+    "draw_timesteps",
+    "record_losses",
+    "dropout",
+)
 # What an error may be of the largest value, besides a few times plain torch's own.
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10, torch.float64: 1e-9}
 LOOSE = {"group_norm": 1e-5, "group_norm_backward": 1e-3, "hybrid_loss": 1e-4, "vlb_terms": 1e-4}

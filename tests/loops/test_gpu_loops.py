@@ -12,7 +12,7 @@ from ddpm_fast.data import Dataset
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
-from ddpm_fast.loops import editing, graphs, training
+from ddpm_fast.loops import editing, graphs, training_step
 from ddpm_fast.loops.metrics import Metrics
 from ddpm_fast.loops.sampling import sample
 from ddpm_fast.loops.training import TrainConfig, Trainer
@@ -358,7 +358,7 @@ def test_training_with_copies_of_the_weights_is_that_of_autocast(monkeypatch, pr
     it is the same bits (test_working_weights.py)."""
     found = []
     for copies in (True, False):
-        monkeypatch.setattr(training, "copies_pay", lambda device, copies=copies: copies)
+        monkeypatch.setattr(training_step, "copies_pay", lambda device, copies=copies: copies)
         subject = trainer(None, precision=precision)
         found.append(torch.stack([torch.stack(subject.train_step()) for _ in range(6)]))
     torch.testing.assert_close(*found, rtol=2e-2, atol=1e-4)

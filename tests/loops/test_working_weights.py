@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_fast.data import Dataset
 from ddpm_fast.diffusion import GaussianDiffusion
-from ddpm_fast.loops import training
+from ddpm_fast.loops import training_step
 from ddpm_fast.loops.training import TrainConfig, Trainer
 from ddpm_fast.nn import UNetConfig, products
 from ddpm_fast.nn.block import memory_of
@@ -41,7 +41,7 @@ def trainer(copies, name="as Nichol and Dhariwal", precision="bf16", cuda_graph=
     config = UNetConfig(**(SMALL | CONFIGS[name]))
     labels, names = (torch.arange(32) % 3, ["a", "b", "c"]) if config.num_classes else (None, None)
     how = TrainConfig(batch_size=4, precision=precision, warmup=2, grad_clip=0.5)
-    with mock.patch.object(training, "copies_pay", lambda device: copies):
+    with mock.patch.object(training_step, "copies_pay", lambda device: copies):
         diffusion = GaussianDiffusion(Schedule.cosine(100))
         return Trainer(
             config, diffusion, how, Dataset(images, labels, names, "random"), torch.device("cpu"), cuda_graph

@@ -39,6 +39,7 @@ TURING = {
     f"reverse_step_kernel<Pixels<3>, 1, {F32}, {BF16}>": 113,
     f"reverse_step_kernel<Flat, 2, {F32}, {F32}>": 121,
     f"reverse_step_kernel<Pixels<3>, 2, {F32}, {BF16}>": 157,
+    f"dropout_kernel<Flat, {BF16}>": 32,
 }
 VALUES = {"Flat": 8, "Pixels<3>": 12, "Any": 4}
 
@@ -82,6 +83,7 @@ def test_every_op_is_there(arch):
         "reverse_step_kernel",
         "draw_timesteps_kernel",
         "record_losses_kernel",
+        "dropout_kernel",
         "group_norm_kernel",
         "group_norm_parts_kernel",
         "group_norm_apply_kernel",
@@ -130,6 +132,8 @@ def test_no_double_precision(arch):
         (f"loss_backward_kernel<Pixels<3>, 2, {BF16}>", 3 + 3),
         (f"reverse_step_kernel<Flat, 1, {F32}, {F32}>", 6 + 6),
         (f"reverse_step_kernel<Pixels<3>, 1, {F32}, {BF16}>", 6 + 6),
+        (f"dropout_kernel<Flat, {F32}>", 2 + 2),
+        (f"dropout_kernel<Flat, {BF16}>", 1 + 1),
     ],
 )
 def test_sixteen_byte_accesses(name, least, arch):
@@ -147,6 +151,7 @@ def test_sixteen_byte_accesses(name, least, arch):
         (f"reverse_step_kernel<Flat, 1, {F32}, {F32}>", 8),
         (f"reverse_step_kernel<Flat, 2, {F32}, {BF16}>", 8),
         (f"loss_backward_kernel<Flat, 1, {F32}>", 0),
+        (f"dropout_kernel<Flat, {BF16}>", 0),
     ],
 )
 def test_no_multiplication_and_addition_is_contracted(name, fused, arch):
@@ -177,6 +182,8 @@ def test_no_multiplication_and_addition_is_contracted(name, fused, arch):
         (f"reverse_step_kernel<Pixels<3>, 1, {F32}, {BF16}>", 99),
         (f"reverse_step_kernel<Flat, 2, {F32}, {F32}>", 117),
         (f"reverse_step_kernel<Pixels<3>, 2, {F32}, {BF16}>", 138),
+        (f"dropout_kernel<Flat, {F32}>", 27),
+        (f"dropout_kernel<Flat, {BF16}>", 29),
     ],
 )
 def test_instructions_an_element(name, budget, arch):

@@ -61,6 +61,7 @@ CALLS = {
     "channel_sums": (image(),),
     "draw_timesteps": (*DRAWN[1:], 5, 3, P, P.cumsum(0), torch.arange(0, 50, 10), torch.tensor([2, 0]), 2**23, 7),
     "record_losses": (uniform(5, 3), torch.arange(5), T, uniform(2)),
+    "dropout": (image(), KEY.seed, KEY.sample_id, 3, 20000),
     "winograd": (image(), FILTERS, uniform(3), 3),
     "winograd_filters": (WEIGHT, True),
     "winograd_weight_gradient": (image(), image(1, 3)),

@@ -116,6 +116,7 @@ OPCHECKS = {
         (*DRAWN[1:], 2, 0, P, P.cumsum(0), torch.tensor([0, 7]), T, 2**22, 2),
     ),
     "record_losses": lambda like, grad: (_ops.record_losses, (torch.rand(2, 3), T.clone(), T, torch.rand(2))),
+    "dropout": lambda like, grad: (_ops.dropout, (like(0, grad=grad), KEY.seed, KEY.sample_id, 3, 20000)),
 }
 WITHOUT_GRADIENT = (
     "normal",
@@ -188,7 +189,19 @@ def draw_step(x, output, seed, sample_id, step):
     return x * drawn.weights[:, None, None, None], output * drawn.labels.sum(), history + counts[:, None]
 
 
-COMPILED = {"train_step": train_step, "bound_step": bound_step, "sample_step": sample_step, "draw_step": draw_step}
+def dropping_step(x, output, seed, sample_id, step):
+    """What a network does between two convolutions in training."""
+    key = NoiseKey(seed, sample_id, step)
+    return (ops.dropout(x * output, key, 3, 0.4), ops.dropout(output, key, 4, 0.1))
+
+
+COMPILED = {
+    "train_step": train_step,
+    "bound_step": bound_step,
+    "sample_step": sample_step,
+    "draw_step": draw_step,
+    "dropping_step": dropping_step,
+}
 
 
 def results_and_gradients(run, arguments):

@@ -166,6 +166,25 @@ def test_draws_compiled(word, tmp_path):
     assert len(code.instructions) <= budget
 
 
+# Images, wide accesses of a thread, and instructions for one element: Philox takes some 10 of them.
+DROPPED = {
+    "fp32 channels_last": (image(F32, True), 8, 19),
+    "bf16 channels_last": (image(BF16, True), 4, 20),
+    "fp16": (image(F16), 0, 50),
+}
+
+
+@pytest.mark.parametrize("word", DROPPED)
+def test_dropout_compiled(word, tmp_path):
+    x, wide, budget = DROPPED[word]
+    (launch,) = launches_of("dropout", x, KEY, 3, 6554, x)
+    ptx, code = compiled(launch, 90, tmp_path)
+    check(ptx, code)
+    assert code.wide_accesses == wide
+    cost = len(code.instructions) / (8 * launch.options["BLOCK"] / (32 * launch.options["num_warps"]))
+    assert cost <= budget, f"{cost:.1f} instructions for one element, allowed {budget}"
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("word", CASES)
 def test_compiled_for_amd(word):

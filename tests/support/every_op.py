@@ -69,6 +69,7 @@ def run_all(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, dev
     fixed = df.GaussianDiffusion(schedule)
     learned = df.GaussianDiffusion(schedule, variance="learned_range", loss="hybrid")
     ops.normal(key, shape[1:], dtype=dtype, memory_format=layout or torch.contiguous_format)
+    torch.autograd.grad(ops.dropout(x := image().requires_grad_(), key, 3, 0.4).sum(), x)
     for x0, noise in itertools.product((pixels, image()), (key, image())):
         fixed.q_sample(x0, t, noise, dtype)
         losses(fixed, image(), x0, noise)

@@ -6,6 +6,7 @@ raises too. It stands in for ddpm_fast.loops.graphs.CudaGraph.
 """
 
 import contextlib
+from unittest import mock
 
 import pytest
 import torch
@@ -124,17 +125,26 @@ class DeviceGenerator(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.fixture
-def recording(monkeypatch):
-    """Captures on the CPU, by recording: yields RecordingGraph, its counts at 0."""
+@contextlib.contextmanager
+def recorded():
+    """Inside, captures on the CPU, by recording: yields RecordingGraph, its counts at 0."""
 
     class Counted(RecordingGraph):
         captures = replays = 0
         generator_captures = False
 
-    monkeypatch.setattr(graphs, "CudaGraph", Counted)
-    monkeypatch.setattr(graphs, "cannot_capture", lambda device, model=None: "")
-    monkeypatch.setattr(graphs, "_no_waiting", contextlib.nullcontext)
-    # On the CPU alone, this looks at the labels' values.
-    monkeypatch.setattr(UNet, "_check", lambda *_: None)
-    return Counted
+    with (
+        mock.patch.object(graphs, "CudaGraph", Counted),
+        mock.patch.object(graphs, "cannot_capture", lambda device, model=None: ""),
+        mock.patch.object(graphs, "_no_waiting", contextlib.nullcontext),
+        # On the CPU alone, this looks at the labels' values.
+        mock.patch.object(UNet, "_check", lambda *_: None),
+    ):
+        yield Counted
+
+
+@pytest.fixture
+def recording():
+    """As recorded()."""
+    with recorded() as counted:
+        yield counted

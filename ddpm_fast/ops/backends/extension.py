@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ddpm_fast.noise import NoiseKey, Stream
-from ddpm_fast.ops.tensors import Draw, Drawn, Norm, ReverseStep, VlbTerms, is_channels_last
+from ddpm_fast.ops.tensors import Draw, Drawn, Norm, ReverseStep, VlbTerms, is_channels_last, kept_scale
 
 PACKAGE = Path(__file__).resolve().parents[2]
 
@@ -300,6 +300,20 @@ class Kernels(ABC):
             losses.data_ptr(),
         )
 
+    def dropout(self, x: Tensor, key: NoiseKey, layer: int, dropped: int, out: Tensor) -> None:
+        self.run(
+            "dropout",
+            x,
+            image_of(x),
+            key.seed.data_ptr(),
+            key.sample_id.data_ptr(),
+            layer,
+            Stream.DROPOUT,
+            dropped,
+            kept_scale(dropped),
+            image_of(out),
+        )
+
     def table(self) -> dict[str, Callable[..., None]]:
         """The ops by name."""
         return {
@@ -312,4 +326,5 @@ class Kernels(ABC):
             "reverse_step": self.reverse_step,
             "draw_timesteps": self.draw_timesteps,
             "record_losses": self.record_losses,
+            "dropout": self.dropout,
         }

@@ -22,6 +22,7 @@ else:
     from ddpm_fast.ops.backends.triton.channels import add_bias, channel_sums, group_norm_parameters
     from ddpm_fast.ops.backends.triton.diffusion_loss import diffusion_loss
     from ddpm_fast.ops.backends.triton.draws import draw_timesteps, record_losses
+    from ddpm_fast.ops.backends.triton.dropout import dropout
     from ddpm_fast.ops.backends.triton.group_norm import group_norm
     from ddpm_fast.ops.backends.triton.group_norm_backward import group_norm_backward
     from ddpm_fast.ops.backends.triton.loss_backward import loss_backward
@@ -39,6 +40,7 @@ else:
         reverse_step,
         draw_timesteps,
         record_losses,
+        dropout,
         group_norm,
         group_norm_backward,
         group_norm_parameters,

@@ -59,9 +59,9 @@ def normal_pair(word0, word1):
 
 
 @triton.jit
-def normal4(counter, sample_id, step, stream, seed):
-    """The normals of elements 4 * counter + 0..3, in order: [4 * BLOCK] of a block of counters [BLOCK]; the rest are
-    int64 scalars, stream an integer."""
+def random_words(counter, sample_id, step, stream, seed):
+    """The four words (uint32 [BLOCK] each) of a block of counters [BLOCK]; the rest are int64 scalars, stream an
+    integer."""
     c1 = (sample_id & 0xFFFFFFFF).to(tl.uint32)
     c2 = (step & 0xFFFFFFFF).to(tl.uint32)
     c3 = (((sample_id >> 32) & 0xFFFFFF) << 8 | stream).to(tl.uint32)
@@ -69,7 +69,14 @@ def normal4(counter, sample_id, step, stream, seed):
     k1 = ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
     counter = counter.to(tl.uint32)
     zero = counter ^ counter
-    c0, c1, c2, c3 = philox4x32_10(counter, zero + c1, zero + c2, zero + c3, k0, k1)
+    return philox4x32_10(counter, zero + c1, zero + c2, zero + c3, k0, k1)
+
+
+@triton.jit
+def normal4(counter, sample_id, step, stream, seed):
+    """The normals of elements 4 * counter + 0..3, in order: [4 * BLOCK] of a block of counters [BLOCK]; the rest as in
+    random_words."""
+    c0, c1, c2, c3 = random_words(counter, sample_id, step, stream, seed)
     z0, z1 = normal_pair(c0, c1)
     z2, z3 = normal_pair(c2, c3)
     # All four stay in the thread that drew them, side by side: it writes 16 bytes of fp32 at once.
