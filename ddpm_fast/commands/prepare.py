@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -72,10 +73,8 @@ def main(
                 dataset = open_dataset(
                     str(data), image_size, channels, classes, strict, in_memory=False, selection=selection
                 )
-            if not isinstance(dataset, StoredDataset):
-                raise InputError(
-                    f"{printable(str(data))} is an array already, which needs no decoding; train from it as it is"
-                )
+            if not isinstance(dataset, StoredDataset) or dataset.dtype != torch.uint8:
+                raise InputError(f"{printable(str(data))} has floats, which need no decoding; train from it as it is")
             try:
                 _prepare(dataset, check_writable_folder(out), stopping)
             except Stopped:
