@@ -70,7 +70,7 @@ def _files(source: str, suffixes: tuple[str, ...]) -> list[Path]:
         with os.scandir(source) as inside:
             for entry in inside:
                 name = entry.name.lower()
-                if is_hidden(name):
+                if is_hidden(entry.name):
                     continue
                 # os.path.isdir takes a link in a circle for a file, where DirEntry.is_dir raises an OSError.
                 if name.endswith(SUFFIXES) or os.path.isdir(entry.path):
