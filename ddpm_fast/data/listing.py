@@ -66,13 +66,17 @@ def _files(source: str, suffixes: tuple[str, ...]) -> list[Path]:
     if not os.path.isdir(source):
         return [Path(source)] if source.lower().endswith(suffixes) else []
     found = []
-    with os.scandir(source) as inside:
-        for entry in inside:
-            name = entry.name.lower()
-            if is_hidden(entry.name):
-                continue
-            if entry.is_dir() or name.endswith(SUFFIXES):
-                return []
-            if name.endswith(suffixes):
-                found.append(entry.name)
+    try:
+        with os.scandir(source) as inside:
+            for entry in inside:
+                name = entry.name.lower()
+                if is_hidden(entry.name):
+                    continue
+                # os.path.isdir takes a link in a circle for a file, where DirEntry.is_dir raises an OSError.
+                if name.endswith(SUFFIXES) or os.path.isdir(entry.path):
+                    return []
+                if name.endswith(suffixes):
+                    found.append(entry.name)
+    except OSError:  # listed as a folder of pictures, it is refused with the reason
+        return []
     return [Path(source, name) for name in sorted(found, key=natural_key)]

@@ -79,6 +79,7 @@ def join(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[None]:
         yield
         return
     if device.type == "cuda":
+        device = local_device("cuda") if device.index is None else device
         torch.cuda.set_device(device)
     alone = device.type == "cuda" and _number("LOCAL_WORLD_SIZE", 1) <= torch.cuda.device_count()
     try:
