@@ -101,15 +101,6 @@ def join(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def of_all_processes(x: Tensor) -> Tensor:
-    """x [N] of every process, one after the other: [processes * N]. N must be the same everywhere."""
-    if world_size() == 1:
-        return x
-    everywhere = x.new_empty(world_size() * len(x))
-    dist.all_gather_into_tensor(everywhere, x.contiguous())
-    return everywhere
-
-
 def of_each_process(value: Any) -> list[Any]:
     """What each process gives, in their order: things that can be pickled. It waits for all of them."""
     if world_size() == 1:
