@@ -17,8 +17,10 @@ from ddpm_fast.commands.selecting import ImageColumnOption, LabelColumnOption, S
 from ddpm_fast.commands.stopping import Stopped, Stopping, stop_signals
 from ddpm_fast.commands.training_log import PLAIN_REPORT_SECONDS, duration, say, warn
 from ddpm_fast.data import StoredDataset, open_dataset
+from ddpm_fast.data.cache import Cache
 from ddpm_fast.data.cache import verify as verify_folder
 from ddpm_fast.data.cache_index import CacheIndex
+from ddpm_fast.data.picturesource import PictureSource
 from ddpm_fast.data.selection import Selection
 from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files.atomic import check_writable_folder, remove_leftovers
@@ -72,7 +74,7 @@ def main(
                 dataset = open_dataset(
                     str(data), image_size, channels, classes, strict, in_memory=False, selection=selection
                 )
-            if not isinstance(dataset, StoredDataset):
+            if not isinstance(dataset, StoredDataset) or not isinstance(dataset.source, PictureSource | Cache):
                 raise InputError(
                     f"{printable(str(data))} is an array already, which needs no decoding; train from it as it is"
                 )

@@ -24,6 +24,7 @@ from ddpm_fast.loops.metrics import Look
 from ddpm_fast.loops.training import Trainer
 
 PLAIN_REPORT_SECONDS = 30  # between lines of progress where there is no terminal to draw a bar on
+NOTABLE_WAITING = 0.05  # of the time; what is less is not said
 EARLY = (1, 2, 5, 10, 20, 50)  # the first lines come after so many training steps, however long these take
 ESTIMATE_SECONDS = 5  # that must have been measured, unless ten training steps take less
 
@@ -62,6 +63,7 @@ class TrainingLog:
         self._task = self._bar.add_task("", total=steps, completed=trainer.step, rate=0.0, loss=math.nan)
         self._first_step = trainer.step
         self._printed = self._looked = time.monotonic()
+        self._waited = trainer.waited
         # When the first step was over, which warms up, and its number. Then the same, moved by the pauses since.
         self._started: tuple[float, int] | None = None
         self._measured_from: tuple[float, int] | None = None
@@ -98,14 +100,17 @@ class TrainingLog:
             return
         now = time.monotonic()
         rate = sum(look.steps for look in looks) * self._trainer.config.batch_size / (now - self._looked)
-        self._looked = now
+        waiting = (self._trainer.waited - self._waited) / (now - self._looked)
+        self._looked, self._waited = now, self._trainer.waited
         for look in looks:
-            self._write(lambda writer, look=look: _add_point(writer, look, rate))  # type: ignore[misc]
+            self._write(lambda writer, look=look: _add_point(writer, look, rate, waiting))  # type: ignore[misc]
             self._bar.update(self._task, rate=rate, loss=look.loss)
         step = self._trainer.step
         if not console.is_terminal and (self.is_early() or self.is_due() or step == self._steps):
             self._printed = now
             shown = f"{rate:.{0 if rate >= 10 else 1}f} images/s"
+            if waiting >= NOTABLE_WAITING and self._started is not None:  # the first images are always waited for
+                shown += f", {waiting:.0%} of the time waiting for them"
             if self._started is not None:
                 since, first = self._started
                 shown += f"  {duration((now - since) / (step - first) * (self._steps - step))} left"
@@ -175,13 +180,14 @@ class TrainingLog:
             warn(f"the curves in {self._curves} could not be written, and the training goes on: {error}")
 
 
-def _add_point(writer: SummaryWriter, look: Look, rate: float) -> None:
+def _add_point(writer: SummaryWriter, look: Look, rate: float, waiting: float) -> None:
     """A point of each curve."""
     writer.add_scalar("loss", look.loss, look.step)
     writer.add_scalar("gradient norm", look.norm, look.step)
     if look.skipped:
         writer.add_scalar("training steps skipped", look.skipped, look.step)
     writer.add_scalar("images a second", rate, look.step)
+    writer.add_scalar("share of the time waiting for images", waiting, look.step)
 
 
 def duration(seconds: float) -> str:

@@ -79,6 +79,7 @@ def join(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[None]:
         yield
         return
     if device.type == "cuda":
+        device = local_device("cuda") if device.index is None else device
         torch.cuda.set_device(device)
     alone = device.type == "cuda" and _number("LOCAL_WORLD_SIZE", 1) <= torch.cuda.device_count()
     try:
@@ -98,15 +99,6 @@ def join(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
-
-
-def of_all_processes(x: Tensor) -> Tensor:
-    """x [N] of every process, one after the other: [processes * N]. N must be the same everywhere."""
-    if world_size() == 1:
-        return x
-    everywhere = x.new_empty(world_size() * len(x))
-    dist.all_gather_into_tensor(everywhere, x.contiguous())
-    return everywhere
 
 
 def of_each_process(value: Any) -> list[Any]:

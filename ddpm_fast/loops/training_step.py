@@ -138,6 +138,11 @@ class TrainingStep:
         config = self.config
         return Examples(self.dataset, config.seed, config.flip, config.order, config.crop)
 
+    @property
+    def waited(self) -> float:
+        """The seconds that training steps have waited for images so far, in this process."""
+        return self._examples.waited
+
     def _repeated(self) -> list[Callable[[Callable[[], None]], None]]:
         """What calls each part of a training step: graphs that replay them, or Python itself.
 

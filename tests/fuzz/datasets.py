@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddpm_fast.data.load import Dataset, load_dataset, read_picture
+from ddpm_fast.data.load import Dataset, load_dataset, open_dataset, read_picture
+from ddpm_fast.data.stored import StoredDataset
 from tests.fuzz import damage, material
 from tests.fuzz.places import MEGABYTES, PICTURE_MEGABYTES, Case, special, write
 
@@ -62,8 +63,8 @@ def picture(rng: random.Random, place: Path) -> Case:
     strict, channels = rng.random() < 0.2, rng.choice((None, 1, 3))
     return (
         f"in a folder, strict={strict}, {how}",
-        lambda: load_dataset(place, 8, channels, strict=strict),
-        lambda loaded: _check_dataset(loaded, 1, 2),
+        lambda: _load_both(place, 8, channels, strict=strict),
+        lambda loaded: check_dataset(loaded, 1, 2),
         PICTURE_MEGABYTES,
     )
 
@@ -71,7 +72,18 @@ def picture(rng: random.Random, place: Path) -> Case:
 _SIZES = ((10, 12), (12, 10), (8, 8))
 
 
-def _check_dataset(loaded: Dataset, least: int, most: int) -> str:
+def _load_both(source: Path, *of: Any, **options: Any) -> Dataset:
+    """The images in memory. Those that are read on demand must be the same, the broken ones left out."""
+    loaded = load_dataset(source, *of, **options)
+    stored = open_dataset(source, *of, **options, in_memory=False)
+    assert isinstance(stored, StoredDataset)
+    if stored.pixel_digest() != loaded.digest:
+        raise AssertionError(f"on demand {len(stored)} images without {stored.skipped}, in memory {len(loaded)}")
+    stored.close()
+    return loaded
+
+
+def check_dataset(loaded: Dataset, least: int, most: int) -> str:
     images, labels, names = loaded.images, loaded.labels, loaded.label_names
     if images.dtype != torch.uint8 or images.ndim != 4 or not images.is_contiguous():
         return f"the images are {images.dtype} {list(images.shape)}"
@@ -119,7 +131,7 @@ def array(rng: random.Random, place: Path) -> Case:
     return (
         f"{how}; image_size={size}, channels={channels}",
         lambda: load_dataset(path, size, channels, classes=classes),
-        lambda loaded: _check_dataset(loaded, 1, 1000),
+        lambda loaded: check_dataset(loaded, 1, 1000),
         MEGABYTES,
     )
 
@@ -224,8 +236,8 @@ def archive(rng: random.Random, place: Path) -> Case:
     classes = rng.random() < 0.5
     return (
         f"{how}; classes={classes}",
-        lambda: load_dataset(path, rng.choice((None, 8)), classes=classes),
-        lambda loaded: _check_dataset(loaded, 1, 4),
+        lambda: _load_both(path, rng.choice((None, 8)), classes=classes),
+        lambda loaded: check_dataset(loaded, 1, 4),
         MEGABYTES,
     )
 
@@ -303,7 +315,7 @@ def folder(rng: random.Random, place: Path) -> Case:
     strict = rng.random() < 0.2
     return (
         f"{'; '.join(done)}; classes={classes}, strict={strict}",
-        lambda: load_dataset(place, 8, classes=classes, strict=strict),
-        lambda loaded: _check_dataset(loaded, count, most),
+        lambda: _load_both(place, 8, classes=classes, strict=strict),
+        lambda loaded: check_dataset(loaded, count, most),
         PICTURE_MEGABYTES,
     )
