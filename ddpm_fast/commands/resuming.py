@@ -17,9 +17,9 @@ import typer
 from rich.progress import Progress
 
 from ddpm_fast.commands.common import console
+from ddpm_fast.commands.selecting import PARTS
 from ddpm_fast.commands.training_log import say, warn
 from ddpm_fast.data import INDEX_DIGEST, ImageSet, StoredDataset
-from ddpm_fast.data.selection import Selection
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
 from ddpm_fast.files.atomic import check_writable_folder
@@ -33,7 +33,7 @@ from ddpm_fast.values import ValueRange
 
 # Options about where the images are and how they are read, which are compared by their digest. The range of values is
 # the model's.
-_OF_SOURCE = set(Selection._fields) - {"value_range"}
+_OF_SOURCE = {*PARTS, "layout"}
 # Options that may differ between a run and its continuation, because they do not affect the weights, or by no more
 # than rounding.
 FREE = {

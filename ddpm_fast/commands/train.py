@@ -201,6 +201,7 @@ def _main(options: resuming.Options, device: torch.device) -> None:
         try:
             lock = in_all(lambda: stack.enter_context(resuming.locked_folder(options.out)) if rank() == 0 else None)
             trainer, state = training_setup.prepare(options, device, stopping)
+            stack.callback(trainer.close)
             _train(TrainingRun(trainer, options.arguments, stopping, lock, state.path if state else None))
         except Stopped:
             share_signal(stopping, say)

@@ -109,7 +109,7 @@ class TrainingLog:
         if not console.is_terminal and (self.is_early() or self.is_due() or step == self._steps):
             self._printed = now
             shown = f"{rate:.{0 if rate >= 10 else 1}f} images/s"
-            if waiting >= NOTABLE_WAITING:
+            if waiting >= NOTABLE_WAITING and self._started is not None:  # the first images are always waited for
                 shown += f", {waiting:.0%} of the time waiting for them"
             if self._started is not None:
                 since, first = self._started

@@ -22,7 +22,7 @@ from ddpm_fast.commands.selecting import selection_of
 from ddpm_fast.commands.stopping import Stopping
 from ddpm_fast.commands.together import in_all, in_first
 from ddpm_fast.commands.training_log import say, warn
-from ddpm_fast.data import BUILTIN, HUGGING_FACE, ImageSet, open_dataset
+from ddpm_fast.data import BUILTIN, HUGGING_FACE, ImageSet, StoredDataset, open_dataset
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.loops.distributed import of_each_process, of_first_process, rank, world_size
@@ -290,9 +290,10 @@ def description(trainer: Trainer) -> str:
     """A line that says what is trained, on what."""
     dataset, classes = trainer.dataset, trainer.model.config.num_classes
     parameters = sum(p.numel() for p in trainer.model.parameters())
+    reading = ", read on demand" if isinstance(dataset, StoredDataset) else ""
     values = "" if dataset.value_range is None else f" (floats {dataset.value_range.layout}, {dataset.value_range})"
     return (
-        f"{len(dataset)} images {'x'.join(map(str, dataset.shape))} from {dataset.name}{values}"
+        f"{len(dataset)} images {'x'.join(map(str, dataset.shape))} from {dataset.name}{values}{reading}"
         f"{f', {classes} classes' if classes else ''}; "
         f"{parameters / 1e6:.2f}M parameters; {trainer.config.precision} on {trainer.device}"
     )

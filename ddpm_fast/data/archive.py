@@ -88,6 +88,19 @@ def _unpack(file: PositionedFile, stored: np.void) -> bytes:
     return data
 
 
+def _read_directory(file: PositionedFile) -> tuple[dict[str, int], np.ndarray]:
+    """What an archive's directory says: the members that are no folders, and by each name the last one's place there.
+
+    zipfile takes about 1 KB for each member, which is given back at the end.
+    """
+    with file.stream() as stream, zipfile.ZipFile(stream) as archive:
+        # zipfile itself fails at a member whose name is empty.
+        members = [member for member in archive.infolist() if member.filename and not member.is_dir()]
+        found = {_ROOTS.sub("", posixpath.normpath(member.filename)): i for i, member in enumerate(members)}
+        values = (tuple(getattr(member, field) for field in _FIELDS) for member in members)
+        return found, np.fromiter(values, _MEMBER, len(members))
+
+
 def list_zip(path: Path) -> Listing:
     """Every picture in an archive. Of several members of one name, the last one counts, as for `unzip`.
 
@@ -99,17 +112,10 @@ def list_zip(path: Path) -> Listing:
     """
     try:
         file = PositionedFile(path)
-        with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
-            # zipfile itself fails at a member whose name is empty.
-            members = [member for member in infos if member.filename and not member.is_dir()]
-            found = {_ROOTS.sub("", posixpath.normpath(member.filename)): i for i, member in enumerate(members)}
-            stored = np.fromiter(
-                (tuple(getattr(member, field) for field in _FIELDS) for member in members), _MEMBER, len(members)
-            )
+        found, stored = _read_directory(file)
     except Exception as error:  # zipfile, struct and codecs each raise their own exceptions for damaged files
         raise InputError(f"cannot read the archive {path}: {error}; download or zip it again") from error
-    ignored = Counter({"replaced by a later one of its name": len(members) - len(found)})
+    ignored = Counter({"replaced by a later one of its name": len(stored) - len(found)})
     names, stored = list(found), stored[list(found.values())]
     everything = Archive(file, Names(names), stored)
     chosen, ignored = choose_pictures(names, lambda i: everything[i].open(), ignored, f"archive {path}")

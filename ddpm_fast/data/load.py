@@ -27,7 +27,7 @@ from ddpm_fast.data.files import Listing, class_labels, say_ignored
 from ddpm_fast.data.floats import FloatSource
 from ddpm_fast.data.imageset import ImageSet
 from ddpm_fast.data.index import Entry, Index
-from ddpm_fast.data.listing import list_pictures, stands_for_files
+from ddpm_fast.data.listing import list_pictures, refuse_columns, refuse_splits, stands_for_files
 from ddpm_fast.data.parts import PartsSource, list_parts
 from ddpm_fast.data.picturesource import PictureSource, spread
 from ddpm_fast.data.reading import mean_area, read_pictures
@@ -120,6 +120,8 @@ def open_dataset(
         name = str(source) if builtin else path.resolve().name
     selection = selection or Selection()
     if not stands_for_files(text) and is_prepared(path):
+        refuse_splits(text, selection)
+        refuse_columns(text, selection)
         if selection.is_of_floats:
             raise InputError(_refusal_of_floats(name, "prepared images"))
         return _from_source(Cache(path, name, image_size, channels), classes, strict, in_memory)

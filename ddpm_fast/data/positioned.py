@@ -4,6 +4,7 @@ import os
 import threading
 import weakref
 from pathlib import Path
+from typing import BinaryIO
 
 from ddpm_fast.data.bounds import open_regular
 from ddpm_fast.errors import InputError
@@ -48,6 +49,12 @@ class PositionedFile:
             parts.append(part)
             offset, count = offset + len(part), count - len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def stream(self) -> BinaryIO:
+        """The same file as a stream, at its start."""
+        stream = os.fdopen(os.dup(self._descriptor), "rb")
+        stream.seek(0)
+        return stream
 
     def _read_some(self, offset: int, count: int) -> bytes:
         if hasattr(os, "pread"):

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ddpm_fast.errors import InputError, check_integer
 from ddpm_fast.files import checkpoint
 from ddpm_fast.files.lock import FolderLock
-from ddpm_fast.loops.distributed import of_first_process, rank
+from ddpm_fast.loops.distributed import of_first_process, rank, world_size
 from ddpm_fast.loops.metrics import Metrics
 from ddpm_fast.loops.training_step import TrainingStep
 
@@ -40,9 +40,9 @@ def train(trainer: TrainingStep, steps: int, save: Callable[[], object] | None, 
             metrics.add(*trainer.train_step())
             is_last = trainer.step == steps or trainer.stopping
             saves = is_last or (save is not None and trainer.step % save_every == 0)
-            # Before anything is saved it must be known to be good.
+            # Before anything is saved it must be known to be good. And all processes must end after the same step.
             if saves or trainer.step % LOOK_EVERY == 0:
-                for look in metrics.look(wait=saves):
+                for look in metrics.look(wait=saves or world_size() > 1):
                     bar.update(task, loss=look.loss)
             bar.update(task, completed=trainer.step)
             if saves and save is not None:

@@ -95,7 +95,8 @@ def test_new_data_of_another_size_is_brought_to_the_network_s(tmp_path, out):
 
 def test_images_read_on_demand_are_compared_by_their_index_or_once_by_their_pixels(data, out, monkeypatch):
     monkeypatch.setattr("ddpm_fast.data.load.IN_MEMORY", 0)
-    assert "All images of data are read once" in command("--out", out, "--resume", "--steps=3").stdout
+    told = command("--out", out, "--resume", "--steps=3").stdout
+    assert "All images of data are read once" in told and "from data, read on demand" in told
     assert meta(out)["training"]["digest"].startswith("index:")
     assert "read once" not in command("--out", out, "--resume", "--steps=4").stdout
     (data / "dog" / "0.png").write_bytes((data / "dog" / "0.png").read_bytes() + b"more")
@@ -162,6 +163,39 @@ def test_options_change_only_when_that_is_asked_for(out):
     told = command("--out", out, "--resume", "--steps=4").stdout  # the new ones are the run's now
     assert "Changed" not in told and meta(out)["arguments"]["batch_size"] == 3
     assert meta(out)["training"]["history"] == [changed]
+
+
+def test_how_a_run_learns_is_kept_and_may_change(tmp_path, data):
+    out = tmp_path / "out"
+    start(data, out, "--steps=2", "--lr-schedule=cosine", "--beta1=0.8", "--beta2=0.99", "--micro-batch=2")
+    kept = meta(out)["training"]
+    assert (kept["lr_schedule"], kept["lr_steps"], kept["betas"]) == ("cosine", 2, [0.8, 0.99])
+    refused = command("--out", out, "--resume", "--steps=3", status=2).stderr
+    assert "the learning rate has fallen to 0 at --lr-steps 2" in refused
+    assert "add --change" in command("--out", out, "--resume", "--lr-steps=4", "--steps=3", status=2).stderr
+    more = ["--change", "--lr-steps=4", "--beta2=0.95", "--steps=3", "--micro-batch=4", "--grad-checkpoint"]
+    told = command("--out", out, "--resume", *more).stdout
+    assert "beta2 0.99 -> 0.95" in told and "lr_steps 2 -> 4" in told and "micro_batch 2 ->" not in told
+    assert "in micro-batches of 2 until here, and goes on in micro-batches of 4" in told
+    kept = meta(out)["training"]
+    assert (kept["lr_steps"], kept["betas"], kept["history"][0]["beta2"]) == (4, [0.8, 0.95], [0.99, 0.95])
+
+
+def test_a_micro_batch_that_does_not_divide_says_what_would(tmp_path, data):
+    assert "give micro_batch 2" in start(data, tmp_path / "out", "--micro-batch=3", status=2).stderr
+
+
+def test_a_run_that_is_older_than_the_versions_keeps_the_first(out):
+    def forget(said):
+        for name in ("order", "dropout", "micro_batch", "lr_schedule", "lr_steps", "betas"):
+            said["training"].pop(name)
+        for name in ("micro_batch", "grad_checkpoint", "lr_schedule", "lr_steps", "beta1", "beta2"):
+            said["arguments"].pop(name)
+
+    assert (meta(out)["training"]["order"], meta(out)["training"]["dropout"]) == (2, 2)
+    rewrite(checkpoint.latest_checkpoint(out), forget)
+    command("--out", out, "--resume", "--steps=3")
+    assert (meta(out)["training"]["order"], meta(out)["training"]["dropout"]) == (1, 1)
 
 
 @pytest.mark.parametrize("option", ["--model-channels=8", "--prediction=eps", "--timesteps=30", "--seed=1"])
