@@ -45,12 +45,10 @@ def gpu(monkeypatch):
 )
 def test_auto_is_what_the_gpu_computes_fast(gpu, capability, has_bf16, hip, training, sampling):
     gpu(capability, has_bf16, hip)
-    arguments = {"precision": "auto", "variance": "fixed_small", "loss": None}
-    training_setup.choose(arguments, GPU)
-    assert arguments["precision"] == training
+    assert precision.automatic_precision(GPU) == training
     assert precision.DTYPE_NAMES[precision.choose_dtype("auto", GPU)] == sampling
     for name in ("fp32", "bf16", "fp16"):  # what is asked for is done
-        arguments["precision"] = name
+        arguments = {"precision": name, "variance": "fixed_small", "loss": None, "lr_schedule": "constant"}
         training_setup.choose(arguments, GPU)
         assert arguments["precision"] == name
 
