@@ -283,3 +283,15 @@ def test_a_compressed_file_is_packed_anew_as_the_message_says(tmp_path, monkeypa
     dataset = open_dataset(tmp_path / "b.npz", in_memory=False)
     assert isinstance(dataset.source._array, np.memmap) and dataset.labels.tolist() == [0, 1, 2, 3, 4]
     assert torch.equal(everything(dataset), load_dataset(tmp_path / "a.npz").images)
+
+
+def test_arrays_and_tensors_are_scaled_alike():
+    values = latents(dtype=np.float32)
+    span = ValueRange.given([-1, 1, -20, 10, 0, 0, 7.5, 7.5], 4, "NCHW")
+    assert np.array_equal(span.to_model(torch.from_numpy(values)).numpy(), span.array_to_model(values))
+    assert (span.array_to_model(values)[:, 2:] == 0).all()  # channels of one value, whatever the values are
+    for wrong in (values[:, :3], values.astype(np.int32), values[0, 0]):
+        with pytest.raises(InputError, match=r"expected floats \[\.\.\., 4, H, W\]"):
+            span.array_to_model(wrong)
+        with pytest.raises(InputError, match=r"expected floats \[\.\.\., 4, H, W\]"):
+            span.to_model(torch.from_numpy(wrong))
