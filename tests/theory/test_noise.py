@@ -257,6 +257,7 @@ def test_streams_are_a_contract():
         "USER": 5,
         "KNOWN": 6,
         "EVALUATION": 7,
+        "DROPOUT": 8,
     }
     assert {stream.name: stream.value for stream in Stream} == names
 
