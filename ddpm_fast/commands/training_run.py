@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,6 @@ class TrainingRun:
         with (
             TrainingLog(trainer, self.out, arguments["steps"]) as log,
             profiling(arguments["profile"], trainer.device, say) as profiled,
-            contextlib.closing(trainer),
             saver,
         ):
             grids = Grids(trainer, self.out, warn)
