@@ -24,16 +24,4 @@ DDPM_FN float dropout(float x, uint32_t bits, uint32_t dropped, float scale) {
     return bits >= dropped ? kept : 0.0f;
 }
 
-// The images as [N, positions, channels]: there the order of the elements is the logical one, channels_last memory is
-// contiguous, and contiguous memory is channels_last.
-DDPM_FN DropoutArgs turned(const DropoutArgs& args) {
-    DropoutArgs call = args;
-    const bool one = args.shape.channels == 1 || args.shape.positions == 1;  // both formats are the same
-    call.shape.channels = args.shape.positions;
-    call.shape.positions = args.shape.channels;
-    call.x.channels_last = !one && !args.x.channels_last;
-    call.out.channels_last = !one && !args.out.channels_last;
-    return call;
-}
-
 }  // namespace ddpm

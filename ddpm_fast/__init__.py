@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 import ddpm_fast.starting as _starting  # noqa: F401  # first, because the other imports take seconds
 from ddpm_fast import ops
-from ddpm_fast.data import load_dataset
+from ddpm_fast.data import load_dataset, open_dataset
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.checkpoint import LoadedModel, available_models, load_model, save_model
@@ -47,6 +47,7 @@ __all__ = [
     "interpolate",
     "load_dataset",
     "load_model",
+    "open_dataset",
     "ops",
     "sample",
     "save_model",

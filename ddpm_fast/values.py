@@ -7,6 +7,7 @@ channel, which a model therefore keeps, so that its samples come out in the unit
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -114,11 +115,15 @@ class ValueRange:
         Returns:
             float32, of the same shape, in [-1, 1]. Values beyond the range are clipped to it. NaN stays NaN.
         """
-        low, high = self._ends(values)
-        # In float64: a pressure of 101,325 that varies by 1 would keep a hundredth of it in float32.
-        half = (high - low) / 2
-        scaled = (values.double() - (low + half)) / torch.where(half > 0, half, torch.inf)
-        return scaled.clamp_(-1, 1).float()
+        self._check(values.dtype.is_floating_point, values.dtype, values.shape)
+        centre, divisor = (torch.from_numpy(part).to(values.device) for part in (self._scale[0], self._divisor))
+        return _scaled(values, centre, divisor).float()
+
+    def array_to_model(self, values: np.ndarray) -> np.ndarray:
+        """`to_model` of an array, with the same bits."""
+        self._check(values.dtype.kind == "f", values.dtype, values.shape)
+        x: np.ndarray = _scaled(values, self._scale[0], self._divisor)
+        return x.astype(np.float32)
 
     def to_values(self, x: Tensor) -> Tensor:
         """Samples of a model in the data's units.
@@ -129,9 +134,9 @@ class ValueRange:
         Returns:
             float32, of the same shape.
         """
-        low, high = self._ends(x)
-        half = (high - low) / 2
-        return (x.detach().double() * half + (low + half)).float()
+        self._check(x.dtype.is_floating_point, x.dtype, x.shape)
+        centre, half = (torch.from_numpy(part).to(x.device) for part in self._scale)
+        return (x.detach() * half + centre).float()
 
     def to_array(self, x: Tensor) -> np.ndarray:
         """Samples of a model in the data's units and layout: float32.
@@ -154,15 +159,26 @@ class ValueRange:
             return array[:, 0]
         return array if self.layout == "NCHW" else np.ascontiguousarray(array.transpose(0, 2, 3, 1))
 
-    def _ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """low and high as float64 [C, 1, 1]. Raises InputError unless x fits them."""
-        if x.ndim < 3 or x.shape[-3] != self.channels or not x.is_floating_point():
+    @cached_property
+    def _scale(self) -> tuple[np.ndarray, np.ndarray]:
+        """What 0 stands for and how far 1 lies from it, float64 [C, 1, 1]."""
+        low, high = (np.array(ends, np.float64)[:, None, None] for ends in (self.low, self.high))
+        half = (high - low) / 2
+        return low + half, half
+
+    @cached_property
+    def _divisor(self) -> np.ndarray:
+        """How far 1 lies from 0, or infinity where it does not, so that a channel of one value is 0."""
+        half = self._scale[1]
+        return np.where(half > 0, half, np.inf)
+
+    def _check(self, is_float: bool, dtype: object, shape: Sequence[int]) -> None:
+        """Raises InputError unless values fit the range."""
+        if len(shape) < 3 or shape[-3] != self.channels or not is_float:
             raise InputError(
-                f"the values are {str(x.dtype).removeprefix('torch.')} {list(x.shape)}; expected floats "
+                f"the values are {str(dtype).removeprefix('torch.')} {list(shape)}; expected floats "
                 f"[..., {self.channels}, H, W], because the range is of {self.channels} channels"
             )
-        low = torch.tensor(self.low, dtype=torch.float64, device=x.device)
-        return low[:, None, None], torch.tensor(self.high, dtype=torch.float64, device=x.device)[:, None, None]
 
     def __str__(self) -> str:
         pairs = list(zip(self.low, self.high, strict=True))
@@ -170,6 +186,14 @@ class ValueRange:
             return f"{pairs[0][0]:.5g} to {pairs[0][1]:.5g}"
         more = f" and {len(pairs) - _NAMED} more channels" if len(pairs) > _NAMED else ""
         return ", ".join(f"{low:.5g} to {high:.5g}" for low, high in pairs[:_NAMED]) + more
+
+
+def _scaled(values: Any, centre: Any, divisor: Any) -> Any:
+    """Values in [-1, 1], of arrays or tensors alike; float64, because centre and divisor are.
+
+    A pressure of 101,325 that varies by 1 would keep a hundredth of it in float32.
+    """
+    return ((values - centre) / divisor).clip(-1, 1)
 
 
 def parse_range(text: str) -> list[float]:

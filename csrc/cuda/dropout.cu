@@ -37,6 +37,18 @@ cudaError_t run(const DropoutArgs& args, void* stream) {
     return launch(dropout_kernel<Access, kType>, grid_for(Access::tiles(args.shape)), args.shape.samples, stream, args);
 }
 
+// The images as [N, positions, channels]: there the order of the elements is the logical one, channels_last memory is
+// contiguous, and contiguous memory is channels_last.
+DropoutArgs turned(const DropoutArgs& args) {
+    DropoutArgs call = args;
+    const bool one = args.shape.channels == 1 || args.shape.positions == 1;  // both formats are the same
+    call.shape.channels = args.shape.positions;
+    call.shape.positions = args.shape.channels;
+    call.x.channels_last = !one && !args.x.channels_last;
+    call.out.channels_last = !one && !args.out.channels_last;
+    return call;
+}
+
 }  // namespace
 
 int dropout(const DropoutArgs& given, float*, void* stream) {

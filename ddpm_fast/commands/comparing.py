@@ -30,7 +30,7 @@ from ddpm_fast.commands.precision import DTYPE_NAMES, choose_dtype
 from ddpm_fast.commands.ranks import ranks_of_environment
 from ddpm_fast.commands.report import check_report_path, write_report
 from ddpm_fast.commands.stopping import Stopped, stop_signals
-from ddpm_fast.data import Dataset
+from ddpm_fast.data import ImageSet
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
 from ddpm_fast.loops.network import Network
@@ -206,7 +206,7 @@ def _check_outputs(out: Path, plot: Path | None, loaded: checkpoint.LoadedModel)
         check_picture(plot)
 
 
-def matching_images(dataset: Dataset, classes: Sequence[int] | None, n: int) -> np.ndarray:
+def matching_images(dataset: ImageSet, classes: Sequence[int] | None, n: int) -> np.ndarray:
     """The first real images whose classes are those of the samples, one by one: uint8 [n, H, W, C].
 
     Args:

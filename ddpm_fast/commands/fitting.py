@@ -4,23 +4,25 @@ trained on them."""
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 from rich.markup import escape
 
 from ddpm_fast.commands.common import console, expand_home
-from ddpm_fast.data import BUILTIN, INDEX_DIGEST, Dataset, load_dataset
+from ddpm_fast.data import BUILTIN, INDEX_DIGEST, ImageSet, open_dataset
+from ddpm_fast.data.parts import list_parts
 from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files.checkpoint import LoadedModel
 
 
-def load_fitting(source: str, loaded: LoadedModel) -> Dataset:
+def load_fitting(source: str, loaded: LoadedModel) -> ImageSet:
     """The images, as the model was trained on them, with its classes. What is assumed of them is said.
 
     Pictures of another size or of other colours are converted, as in training. Arrays must have the model's size.
 
     Args:
-        source: As for load_dataset.
+        source: As for open_dataset.
         loaded: The model.
 
     Raises:
@@ -32,11 +34,11 @@ def load_fitting(source: str, loaded: LoadedModel) -> Dataset:
             f"{loaded.path.name} was trained on floats: bits/dim is the likelihood of the 256 values of a pixel, and "
             "floats have none, only a density in units of their own; give a model of 8-bit images"
         )
-    is_folder = source not in BUILTIN and os.path.isdir(path)
+    is_folder = source not in BUILTIN and os.path.isdir(path) and not list_parts(Path(path))
     has_files = is_folder or path.lower().endswith(".zip")
     # For a model with classes, the sub-folders of a folder are the classes. Array files have labels of their own.
     by_folder = config.num_classes > 0 and is_folder and any(entry.is_dir() for entry in os.scandir(path))
-    dataset = load_dataset(
+    dataset = open_dataset(
         source,
         image_size=config.image_size if has_files else None,
         channels=config.in_channels if has_files else None,
@@ -56,7 +58,7 @@ def load_fitting(source: str, loaded: LoadedModel) -> Dataset:
     return _with_classes(dataset, loaded)
 
 
-def _with_classes(dataset: Dataset, loaded: LoadedModel) -> Dataset:
+def _with_classes(dataset: ImageSet, loaded: LoadedModel) -> ImageSet:
     """The images with the numbers of the model's classes, matched by name where both have names."""
     classes, names = loaded.model.config.num_classes, loaded.label_names
     if not classes or dataset.labels is None or dataset.num_classes is None:
@@ -76,12 +78,15 @@ def _with_classes(dataset: Dataset, loaded: LoadedModel) -> Dataset:
     return dataset
 
 
-def is_training_set(dataset: Dataset, loaded: LoadedModel) -> bool | None:
+def is_training_set(dataset: ImageSet, loaded: LoadedModel) -> bool | None:
     """Whether the model was trained on these images; None if its file does not tell."""
     training = loaded.config.get("training") or {}
-    # These images are in memory and have a digest of their pixels, which says nothing about one of an index.
-    if training.get("digest") and not str(training["digest"]).startswith(INDEX_DIGEST):
-        return bool(training["digest"] == dataset.digest)
+    digest = str(training.get("digest") or "")
+    if digest == dataset.digest:
+        return True
+    # Images that stay on the disk have a digest of their index, which others may have for the same pixels.
+    if digest and not any(one.startswith(INDEX_DIGEST) for one in (digest, dataset.digest)):
+        return False
     if training.get("data") is None:
         return None
     if training["data"] != dataset.name:
@@ -89,7 +94,7 @@ def is_training_set(dataset: Dataset, loaded: LoadedModel) -> bool | None:
     return True if dataset.name in BUILTIN else None
 
 
-def say_training_set(dataset: Dataset, known: bool | None) -> None:
+def say_training_set(dataset: ImageSet, known: bool | None) -> None:
     """Say so if what is measured on these images is, or may be, measured on the training set."""
     if known:
         console.print(f"{escape(dataset.name)} is the training set: new images may fare worse.")

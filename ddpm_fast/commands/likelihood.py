@@ -32,7 +32,7 @@ from ddpm_fast.commands.precision import DTYPE_NAMES, choose_dtype
 from ddpm_fast.commands.ranks import Ranks, ranks_of_environment
 from ddpm_fast.commands.report import check_report_path, write_report
 from ddpm_fast.commands.stopping import Stopped, stop_signals
-from ddpm_fast.data import BUILTIN, Dataset
+from ddpm_fast.data import BUILTIN, ImageSet
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
 from ddpm_fast.loops.distributed import join, of_each_process, world_size
@@ -218,7 +218,7 @@ def _check_outputs(out: Path, plot: Path | None) -> None:
         check_picture(plot)
 
 
-def _load_dataset(source: str, loaded: checkpoint.LoadedModel) -> Dataset:
+def _load_dataset(source: str, loaded: checkpoint.LoadedModel) -> ImageSet:
     """The images to evaluate. Says so if the null class has to be used for a lack of labels."""
     dataset = load_fitting(source, loaded)
     if loaded.model.config.num_classes and dataset.labels is None:
@@ -229,7 +229,7 @@ def _load_dataset(source: str, loaded: checkpoint.LoadedModel) -> Dataset:
 
 def evaluate_images(
     loaded: checkpoint.LoadedModel,
-    dataset: Dataset,
+    dataset: ImageSet,
     n: int,
     batch_size: int,
     options: LikelihoodOptions,

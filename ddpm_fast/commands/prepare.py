@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from pathlib import Path
 from typing import Annotated
@@ -17,8 +16,10 @@ from ddpm_fast.commands.selecting import ImageColumnOption, LabelColumnOption, S
 from ddpm_fast.commands.stopping import Stopped, Stopping, stop_signals
 from ddpm_fast.commands.training_log import PLAIN_REPORT_SECONDS, duration, say, warn
 from ddpm_fast.data import StoredDataset, open_dataset
+from ddpm_fast.data.cache import Cache
 from ddpm_fast.data.cache import verify as verify_folder
 from ddpm_fast.data.cache_index import CacheIndex
+from ddpm_fast.data.picturesource import PictureSource
 from ddpm_fast.data.selection import Selection
 from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files.atomic import check_writable_folder, remove_leftovers
@@ -72,7 +73,7 @@ def main(
                 dataset = open_dataset(
                     str(data), image_size, channels, classes, strict, in_memory=False, selection=selection
                 )
-            if not isinstance(dataset, StoredDataset):
+            if not isinstance(dataset, StoredDataset) or not isinstance(dataset.source, PictureSource | Cache):
                 raise InputError(
                     f"{printable(str(data))} is an array already, which needs no decoding; train from it as it is"
                 )
@@ -90,11 +91,11 @@ def _prepare(dataset: StoredDataset, out: Path, stopping: Stopping) -> None:
         if not index.complete:
             with _Shown(len(dataset), preparing.finished_images(index)) as shown:
 
-                def advance(count: int) -> None:
+                def look(read: int) -> None:
                     stopping.check()
-                    shown.advance(count)
+                    shown.show(read)
 
-                preparing.write_images(dataset, out, index, advance)
+                preparing.write_images(dataset, out, index, look)
     _report(index)
     say_written(out)
 
@@ -122,12 +123,11 @@ def _verify(out: Path) -> None:
 
 
 class _Shown:
-    """A progress bar, or lines where there is no terminal. Use it in a with statement; threads may share it."""
+    """A progress bar, or lines where there is no terminal. Use it in a with statement."""
 
     def __init__(self, total: int, done: int):
         """The numbers of images in all, and of those that were finished before."""
-        self._lock = threading.Lock()
-        self._total, self._first, self._done = total, done, done
+        self._total, self._before = total, done
         self._started = self._printed = time.monotonic()
         self._bar = Progress(
             TextColumn("decoding"),
@@ -141,20 +141,17 @@ class _Shown:
         self._task = self._bar.add_task("", total=total, completed=done, rate=0.0)
 
     def __enter__(self) -> _Shown:
-        self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def advance(self, count: int) -> None:
-        """Show that so many more images were read."""
-        with self._lock:
-            self._done += count
-            now = time.monotonic()
-            rate = (self._done - self._first) / max(now - self._started, 1e-9)
-            self._bar.update(self._task, completed=self._done, rate=rate)
-            if not console.is_terminal and now - self._printed > PLAIN_REPORT_SECONDS:
-                self._printed = now
-                left = duration((self._total - self._done) / rate)
-                say(f"{self._done}/{self._total} images  {rate:.0f} images/s  {left} left")
+    def show(self, read: int) -> None:
+        """Show that so many images were read since the start."""
+        self._bar.start()  # not before, since it starts a thread, beside which no process is to be forked
+        now, done = time.monotonic(), self._before + read
+        rate = read / max(now - self._started, 1e-9)
+        self._bar.update(self._task, completed=done, rate=rate)
+        if not console.is_terminal and now - self._printed > PLAIN_REPORT_SECONDS and read:
+            self._printed = now
+            say(f"{done}/{self._total} images  {rate:.0f} images/s  {duration((self._total - done) / rate)} left")

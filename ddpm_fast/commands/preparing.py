@@ -1,18 +1,26 @@
 """Writes the prepared folders that ddpm_fast/data/cache.py reads: images are decoded in parallel, file by file.
 
 Each file holds the readable ones among a fixed range of the source's images, so that files do not depend on each other:
-two are made at a time, and those that are finished stay when the work is stopped. The index is written after each.
+every core makes one at a time, and those that are finished stay when the work is stopped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
+import multiprocessing
+import multiprocessing.dummy
 import os
+import queue
 import shutil
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from traceback import format_exception
+from typing import Any
 
 import numpy as np
 
@@ -21,14 +29,15 @@ from ddpm_fast.data.bounds import Unreadable, allocating
 from ddpm_fast.data.cache import LABELS, array_header, images_file
 from ddpm_fast.data.cache_index import INDEX, CacheIndex, ImageFile, is_prepared, read_index
 from ddpm_fast.data.files import is_hidden
-from ddpm_fast.data.pixels import run_parallel
+from ddpm_fast.data.pixels import usable_cores
 from ddpm_fast.data.reading import refusal
 from ddpm_fast.data.stored import INDEX_DIGEST
 from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files.atomic import atomic_path
 
-FILE_BYTES = 128 << 20  # of the images of one file, which are in memory while it is made
-_AT_ONCE = 2  # files: while one is hashed and written, the next is decoded
+FILE_BYTES = 32 << 20  # of the images of one file, which each worker has in memory while it makes it
+_LOOK_SECONDS = 0.2  # between two looks at what the workers have done
+_SAVE_SECONDS = 2.0  # between two times that the index is saved
 
 
 def begin(dataset: StoredDataset, out: Path) -> CacheIndex:
@@ -93,29 +102,32 @@ def finished_images(index: CacheIndex) -> int:
     return sum(file.count + len(file.skipped) for file in index.files if file is not None)
 
 
-def write_images(dataset: StoredDataset, out: Path, index: CacheIndex, advance: Callable[[int], object]) -> None:
-    """Write what a folder lacks.
+def write_images(dataset: StoredDataset, out: Path, index: CacheIndex, look: Callable[[int], object]) -> None:
+    """Write what a folder lacks, in a process for each core, or in threads where a process cannot be forked.
 
     Args:
         dataset: The images.
         out: The folder.
-        index: What it has, which is brought up to date with each file.
-        advance: Called with the number of images that were read since its last call, from several threads. What it
-            raises ends the work.
+        index: What it has, which is brought up to date.
+        look: Called several times a second with the number of images that have been read. What it raises ends the work.
 
     Raises:
         InputError: If a file cannot be read or written, an image is broken and the data set is strict, or all are
             broken.
     """
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        lacking = [number for number, file in enumerate(index.files) if file is None]
-        making = {pool.submit(_make_file, dataset, out, index, number, advance): number for number in lacking}
-        try:
-            for future in as_completed(making):
-                index.files[making[future]] = future.result()
+    lacking = [number for number, file in enumerate(index.files) if file is None]
+    # Where other threads run, as on Windows and macOS, a forked process is not safe.
+    forks = sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods()
+    team = _Team(multiprocessing.get_context("fork") if forks else multiprocessing.dummy, dataset, out, index, lacking)
+    try:
+        for number, file in team.made(look):
+            index.files[number] = file
+            if team.is_time_to_save():
                 _write_index(out, index)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    finally:
+        for number, file in team.end():
+            index.files[number] = file
+        _write_index(out, index)
     if not sum(file.count for file in index.files if file is not None):
         raise InputError(f"none of the {len(dataset)} images of {printable(dataset.name)} is readable")
     if dataset.labels is not None:
@@ -127,39 +139,124 @@ def write_images(dataset: StoredDataset, out: Path, index: CacheIndex, advance: 
     _write_index(out, index)
 
 
-def _make_file(
-    dataset: StoredDataset, out: Path, index: CacheIndex, number: int, advance: Callable[[int], object]
-) -> ImageFile:
-    """Decode the images of one file and write it."""
-    first = number * index.per_file
-    numbers = range(first, min(first + index.per_file, len(dataset)))
-    shape = (len(numbers), *index.shape)
-    with allocating(math.prod(shape), "the images of one file", "close other programs"):
-        images = np.empty(shape, np.uint8)
+class _Team:
+    """Processes or threads, each of which takes the next file that is lacking when it has finished one.
 
-    def fill(k: int) -> str | None:
+    Threads alone would not do: of the 0.15 ms that a picture of 64x64 takes, Python holds its lock for most.
+
+    Args:
+        context: What makes the workers: multiprocessing, or its likeness with threads.
+        dataset: The images.
+        out: The folder.
+        index: What it has.
+        lacking: The numbers of the files that it lacks.
+    """
+
+    def __init__(self, context: Any, dataset: StoredDataset, out: Path, index: CacheIndex, lacking: list[int]) -> None:
+        self._dataset, self._out, self._index, self._lacking = dataset, out, index, lacking
+        self._lock, self._results = context.Lock(), context.Queue()
+        # The position in `lacking` that is taken next, the images that have been read, and whether to stop.
+        self._next, self._read, self._stop = (context.Value("q", 0) for _ in range(3))
+        self._starter, self._saved = os.getpid(), time.monotonic()
+        self._workers = [context.Process(target=self._work) for _ in range(min(usable_cores(), len(lacking)))]
+        for worker in self._workers:
+            worker.daemon = True
+            worker.start()
+
+    def made(self, look: Callable[[int], object]) -> Iterator[tuple[int, ImageFile]]:
+        """The number of each file and what it has, as they are finished."""
+        for _ in self._lacking:
+            while True:
+                look(self._read.value)
+                if lost := self._lost():
+                    raise InputError(
+                        f"a process that was decoding images was ended ({lost[0]}), perhaps because memory ran out; "
+                        "close other programs and run the same command again, which goes on"
+                    )
+                with contextlib.suppress(queue.Empty):
+                    number, made = self._results.get(timeout=_LOOK_SECONDS)
+                    break
+            if isinstance(made, Exception):
+                raise made
+            yield number, made
+        look(self._read.value)
+
+    def is_time_to_save(self) -> bool:
+        """Whether the index was last saved some seconds ago: with many files, it is not small."""
+        if time.monotonic() - self._saved < _SAVE_SECONDS:
+            return False
+        self._saved = time.monotonic()
+        return True
+
+    def end(self) -> Iterator[tuple[int, ImageFile]]:
+        """Let the workers stop at their next image, wait for that, and give what they had finished before."""
+        self._stop.value = 1
+        if self._lost():  # it may have held a lock, for which the others would wait
+            for worker in self._workers:
+                worker.kill()
+        works = True
+        while works:
+            works = any(worker.is_alive() for worker in self._workers)
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    number, made = self._results.get(timeout=_LOOK_SECONDS if works else 0)
+                    if isinstance(made, ImageFile):
+                        yield number, made
+        for worker in self._workers:
+            worker.join()
+
+    def _lost(self) -> list[int]:
+        """How the workers ended that did not end by themselves."""
+        return [worker.exitcode for worker in self._workers if worker.exitcode]
+
+    def _work(self) -> None:
+        """What a worker does."""
+        if os.getpid() != self._starter:  # Ctrl-C reaches every process of a terminal: the first one decides
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        while not self._is_over():
+            with self._lock:
+                position = self._next.value
+                self._next.value += 1
+            if position >= len(self._lacking):
+                return
+            self._results.put((self._lacking[position], self._attempt(self._lacking[position])))
+
+    def _attempt(self, number: int) -> ImageFile | Exception | None:
+        """What came of a file: None if the work was stopped."""
         try:
-            images[k] = dataset.source.read(numbers[k])
-        except Unreadable as error:
-            if dataset.strict:
-                raise InputError(refusal(dataset.source.name_of(numbers[k]), str(error))) from error
-            return str(error)
-        return None
+            return self._make_file(number)
+        except InputError as error:
+            return error
+        except Exception as error:  # not every one can be sent to another process
+            return RuntimeError("".join(format_exception(error)))
 
-    told = 0
+    def _is_over(self) -> bool:
+        """Whether to stop: because that was said, or the process that said to start was killed."""
+        return bool(self._stop.value) or self._starter not in (os.getpid(), os.getppid())
 
-    def progress(done: int, _: int) -> None:
-        nonlocal told
-        advance(done - told)
-        told = done
-
-    reasons = run_parallel(fill, len(numbers), progress)
-    skipped = [
-        (i, dataset.source.name_of(i), reason) for i, reason in zip(numbers, reasons, strict=True) if reason is not None
-    ]
-    if skipped:
-        images = np.delete(images, [i - first for i, _, _ in skipped], axis=0)
-    return ImageFile(len(images), _write_array(out / images_file(number), images), skipped)
+    def _make_file(self, number: int) -> ImageFile | None:
+        """Decode the images of a file and write it; None if the work was stopped."""
+        source, per_file = self._dataset.source, self._index.per_file
+        first = number * per_file
+        numbers = range(first, min(first + per_file, len(self._dataset)))
+        shape = (len(numbers), *self._index.shape)
+        with allocating(math.prod(shape), "the images of one file", "close other programs"):
+            images = np.empty(shape, np.uint8)
+        skipped: list[tuple[int, str, str]] = []
+        for i in numbers:
+            if self._is_over():
+                return None
+            try:
+                images[i - first - len(skipped)] = source.read(i)
+            except Unreadable as error:
+                if self._dataset.strict:
+                    raise InputError(refusal(source.name_of(i), str(error))) from error
+                skipped.append((i, source.name_of(i), str(error)))
+            with self._lock:
+                self._read.value += 1
+        images = images[: len(numbers) - len(skipped)]
+        return ImageFile(len(images), _write_array(self._out / images_file(number), images), skipped)
 
 
 def _write_array(path: Path, array: np.ndarray) -> str:

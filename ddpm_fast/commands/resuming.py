@@ -17,9 +17,9 @@ import typer
 from rich.progress import Progress
 
 from ddpm_fast.commands.common import console
+from ddpm_fast.commands.selecting import PARTS
 from ddpm_fast.commands.training_log import say, warn
 from ddpm_fast.data import INDEX_DIGEST, ImageSet, StoredDataset
-from ddpm_fast.data.selection import Selection
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
 from ddpm_fast.files.atomic import check_writable_folder
@@ -31,11 +31,14 @@ from ddpm_fast.loops.training import Trainer
 from ddpm_fast.loops.training_state import read_state
 from ddpm_fast.values import ValueRange
 
+# Options about where the images are and how they are read, which are compared by their digest. The range of values is
+# the model's.
+_OF_SOURCE = {*PARTS, "layout"}
 # Options that may differ between a run and its continuation, because they do not affect the weights, or by no more
 # than rounding.
 FREE = {
     "data",  # the images may have moved; what they are is compared by their digest
-    *Selection._fields,
+    *_OF_SOURCE,
     "steps",
     "log_every",
     "sample_every",
@@ -188,7 +191,7 @@ def adopt(options: Options, state: State) -> dict[str, list[Any]]:
         if not _is_like(value, options.defaults.get(name)):
             raise InputError(f"{state.path}: its --{name} is {value!r:.200}: use a state that nobody edited")
         is_given = name in options.given and not (name == "precision" and arguments[name] == "auto")  # stored as chosen
-        if not is_given and not (name in Selection._fields and elsewhere):
+        if not is_given and not (name in _OF_SOURCE and elsewhere):
             arguments[name] = value
         elif name not in FREE and arguments[name] != value:
             if not (arguments["change"] and name in CHANGEABLE):

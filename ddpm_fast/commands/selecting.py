@@ -8,6 +8,8 @@ import typer
 
 from ddpm_fast.data.selection import Selection
 
+PARTS = ("split", "subset", "image_column", "label_column")  # the options below
+
 SplitOption = Annotated[
     str | None, typer.Option(help="the split of a Hugging Face data set, such as train or train[:10%]")
 ]

@@ -6,9 +6,13 @@ In one process alone, everything here does nothing more than to call what it is 
 
 from __future__ import annotations
 
+import contextlib
+import re
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
+
+import torch.distributed as dist
 
 from ddpm_fast.commands.common import errors, in_words
 from ddpm_fast.commands.stopping import Stopped, Stopping
@@ -16,6 +20,9 @@ from ddpm_fast.errors import InputError
 from ddpm_fast.loops.distributed import of_each_process, of_first_process, rank, world_size
 
 T = TypeVar("T")
+
+# Gloo's errors are general ones, which only their texts tell apart.
+_LOST = re.compile(r"closed by peer|reset by peer|broken pipe|timed out", re.IGNORECASE)
 
 
 class _Outcome(NamedTuple):
@@ -83,6 +90,21 @@ def share_signal(stopping: Stopping, say: Callable[[str], object]) -> None:
                 say(f"Rank {number} was asked to stop ({arrived.name})")
             stopping.signal = arrived
             return
+
+
+@contextlib.contextmanager
+def naming_lost_ranks() -> Iterator[None]:
+    """Inside, what torch raises because another process has ended, or does not answer, becomes an InputError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if world_size() == 1 or not (isinstance(error, dist.DistError) or _LOST.search(str(error))):
+            raise
+        raise InputError(
+            f"another rank has ended, or cannot be reached ({str(error).splitlines()[0]:.300}): look at what it said, "
+            "and start all of them again with --auto-resume, which goes on from the last saved state (torchrun "
+            "--max-restarts does so by itself)"
+        ) from error
 
 
 def _failure(texts: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from ddpm_fast.commands.common import App, path_option, plain_errors
 from ddpm_fast.commands.profiling import PROFILE_HELP
 from ddpm_fast.commands.selecting import ImageColumnOption, LabelColumnOption, SplitOption, SubsetOption
 from ddpm_fast.commands.stopping import Stopped, stop_signals
-from ddpm_fast.commands.together import in_all, in_first, share_signal
+from ddpm_fast.commands.together import in_all, in_first, naming_lost_ranks, share_signal
 from ddpm_fast.commands.training_log import say
 from ddpm_fast.commands.training_run import TrainingRun
 from ddpm_fast.data import BUILTIN
@@ -186,7 +186,7 @@ def main(
     options = resuming.Options.of(context, arguments)
     with plain_errors():
         place = local_device(device)
-        with join(place):
+        with join(place), naming_lost_ranks():
             _main(options.of_the_first(), place)
 
 

@@ -63,8 +63,8 @@ def prepare(options: Options, device: torch.device, stopping: Stopping) -> tuple
     in_all(lambda: check_same_images(found))
     # Making it waits for other processes, so that only what goes wrong in all of them can be told by one.
     trainer = in_all(lambda: _make_trainer(parts, arguments, device), InputError)
-    if begun is not None and begun.loaded is not None:
-        fine_tuning.load_weights(trainer, begun.loaded)
+    if begun is not None and (model := begun.loaded) is not None:
+        in_all(lambda: fine_tuning.load_weights(trainer, model))
     if state is not None:
         _resume(trainer, state, options.out, changes | differing)
     say(escape(description(trainer)))

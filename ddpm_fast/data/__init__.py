@@ -2,8 +2,8 @@
 
 `load_dataset` in load.py is the entry point, and dataset.py says what it returns. files.py lists folders and archives,
 raster.py opens a picture as one of the formats that are read, pixels.py turns one picture into pixels, reading.py many.
-arrays.py reads .npz and .npy files. bounds.py says what a file may ask for. order.py says which image is the k-th
-training example.
+arrays.py reads .npz and .npy files, parts.py several of them as one. bounds.py says what a file may ask for. order.py
+says which image is the k-th training example.
 """
 
 from ddpm_fast.data.dataset import Dataset

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ddpm_fast.data.pixels import usable_cores
 from ddpm_fast.data.source import Window
 from ddpm_fast.data.stored import StoredDataset
 
@@ -126,7 +127,7 @@ def reader_threads() -> int:
 
     The launcher says in the environment variable LOCAL_WORLD_SIZE how many processes there are on this machine.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     beside = os.environ.get("LOCAL_WORLD_SIZE", "")
     processes = int(beside) if beside.isascii() and beside.isdigit() else 1
     return max(1, min(_MOST_THREADS, cores // max(1, processes)))

@@ -194,8 +194,9 @@ def _check_unmapped(file: ArrayFile) -> None:
         why = "in Fortran order" if file.headers["images"].is_fortran else "compressed"
         raise InputError(
             f"the images of {file.path} are {size / 2**30:,.2f} GiB and {why}, so they would have to be read into "
-            f"memory, which is done up to {_MOST_UNMAPPED / 2**30:g} GiB; save them in C order with np.save, or with "
-            "np.savez (not np.savez_compressed), or convert them once with python -m ddpm_fast.prepare"
+            f"memory, which is done up to {_MOST_UNMAPPED / 2**30:g} GiB; save them in C order with np.savez (not "
+            "np.savez_compressed), or pack a compressed file anew without compression: unzip it in an empty folder, "
+            "and there zip -0 new.npz *.npy"
         )
 
 

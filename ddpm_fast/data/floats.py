@@ -79,8 +79,7 @@ class FloatSource:
             raise InputError(not_finite(stored, first, self.name))
         layout = self.value_range.layout
         images = stored[:, None] if layout == "NHW" else stored.transpose(_TO_NCHW[layout])
-        x: np.ndarray = self.value_range.to_model(torch.from_numpy(images.astype(np.float64))).numpy()
-        return x
+        return self.value_range.array_to_model(images)
 
     def read_all(self, progress: Callable[[int, int], object] | None = None) -> np.ndarray:
         """All images in memory: float32 [N, C, H, W] in [-1, 1].

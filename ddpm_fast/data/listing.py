@@ -21,6 +21,24 @@ def stands_for_files(source: str) -> bool:
     return source.startswith(HUGGING_FACE) or is_pattern(source)
 
 
+def refuse_splits(source: str, selection: Selection) -> None:
+    """Raises InputError if a part is selected that only Hugging Face's data sets have."""
+    if selection.split is not None or selection.subset is not None:
+        raise InputError(
+            f"{printable(source)} has no splits and no subsets; leave --split and --subset out, or give a data set of "
+            "Hugging Face (hf:NAME) or a parquet file"
+        )
+
+
+def refuse_columns(source: str, selection: Selection) -> None:
+    """Raises InputError if a column is selected."""
+    if selection.has_columns:
+        raise InputError(
+            f"{printable(source)} has no columns; leave --image-column and --label-column out, or give tar shards, a "
+            "data set of Hugging Face (hf:NAME) or a parquet file"
+        )
+
+
 def list_pictures(source: str, selection: Selection) -> Listing | None:
     """The pictures of a source.
 
@@ -38,18 +56,10 @@ def list_pictures(source: str, selection: Selection) -> Listing | None:
         return list_rows(source.removeprefix(HUGGING_FACE), selection)
     if tables := _files(source, _TABLES):
         return list_rows(tables, selection)
-    if selection.split is not None or selection.subset is not None:
-        raise InputError(
-            f"{printable(source)} has no splits and no subsets; leave --split and --subset out, or give a data set of "
-            "Hugging Face (hf:NAME) or a parquet file"
-        )
+    refuse_splits(source, selection)
     if tars := _files(source, _TARS):
         return list_tar(tars, selection.image_column, selection.label_column or LABEL)
-    if selection.has_columns:
-        raise InputError(
-            f"{printable(source)} has no columns; leave --image-column and --label-column out, or give tar shards, a "
-            "data set of Hugging Face (hf:NAME) or a parquet file"
-        )
+    refuse_columns(source, selection)
     path = Path(source)
     if path.is_dir():
         return list_folder(path)
@@ -66,14 +76,17 @@ def _files(source: str, suffixes: tuple[str, ...]) -> list[Path]:
     if not os.path.isdir(source):
         return [Path(source)] if source.lower().endswith(suffixes) else []
     found = []
-    with os.scandir(source) as inside:
-        for entry in inside:
-            name = entry.name.lower()
-            if is_hidden(entry.name):
-                continue
-            # os.path.isdir takes a link in a circle for a file, where DirEntry.is_dir raises an OSError.
-            if name.endswith(SUFFIXES) or os.path.isdir(entry.path):
-                return []
-            if name.endswith(suffixes):
-                found.append(entry.name)
+    try:
+        with os.scandir(source) as inside:
+            for entry in inside:
+                name = entry.name.lower()
+                if is_hidden(entry.name):
+                    continue
+                # os.path.isdir takes a link in a circle for a file, where DirEntry.is_dir raises an OSError.
+                if name.endswith(SUFFIXES) or os.path.isdir(entry.path):
+                    return []
+                if name.endswith(suffixes):
+                    found.append(entry.name)
+    except OSError:  # listed as a folder of pictures, it is refused with the reason
+        return []
     return [Path(source, name) for name in sorted(found, key=natural_key)]

@@ -18,15 +18,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ddpm_fast.data.arrays import open_array_source
+from ddpm_fast.data.arrays import ArraySource, open_array_source
 from ddpm_fast.data.bounds import open_regular
 from ddpm_fast.data.cache import Cache
 from ddpm_fast.data.cache_index import is_prepared
 from ddpm_fast.data.dataset import Dataset
 from ddpm_fast.data.files import Listing, class_labels, say_ignored
+from ddpm_fast.data.floats import FloatSource
 from ddpm_fast.data.imageset import ImageSet
 from ddpm_fast.data.index import Entry, Index
-from ddpm_fast.data.listing import list_pictures, stands_for_files
+from ddpm_fast.data.listing import list_pictures, refuse_columns, refuse_splits, stands_for_files
+from ddpm_fast.data.parts import PartsSource, list_parts
 from ddpm_fast.data.picturesource import PictureSource, spread
 from ddpm_fast.data.reading import mean_area, read_pictures
 from ddpm_fast.data.selection import Selection
@@ -60,7 +62,8 @@ def load_dataset(
     Args:
         source: A built-in set ("emoji32" or "mnist5k"; write ./mnist5k for a folder of that name), a folder of
             images with its sub-folders, a .zip of them, an .npz with uint8 `images` [N, H, W] or [N, H, W, C] and
-            optionally `labels` [N] and `label_names`, or an .npy of such images. A ~ at its start is the home folder.
+            optionally `labels` [N] and `label_names`, a folder of such .npz files, or an .npy of such images. A ~
+            at its start is the home folder.
             Float data is an .npz or .npy of float32, float16 or float64 [N, C, H, W], [N, H, W, C] or [N, H, W].
         image_size: The side of the square to make: the shorter side is scaled to it, and the middle is cut out.
             Without it images keep their size, which must then be the same for all.
@@ -117,22 +120,27 @@ def open_dataset(
         name = str(source) if builtin else path.resolve().name
     selection = selection or Selection()
     if not stands_for_files(text) and is_prepared(path):
+        refuse_splits(text, selection)
+        refuse_columns(text, selection)
         if selection.is_of_floats:
             raise InputError(_refusal_of_floats(name, "prepared images"))
         return _from_source(Cache(path, name, image_size, channels), classes, strict, in_memory)
+    wanted = _Wanted(image_size, channels, classes, strict, in_memory)
+    if not stands_for_files(text) and (parts := list_parts(path)):
+        return _from_arrays(parts, name, wanted, selection, progress)
     listing = list_pictures(str(path) if builtin else text, selection)
     if listing is not None:
         if selection.is_of_floats:
             raise InputError(_refusal_of_floats(name, "pictures"))
         if channels not in (None, 1, 3):
             raise InputError(f"image files can have 1 channel (grey) or 3 (RGB), got channels={channels}")
-        return _from_files(listing, name, _Wanted(image_size, channels, classes, strict, in_memory), progress)
+        return _from_files(listing, name, wanted, progress)
     if path.suffix.lower() not in (".npz", ".npy"):
         raise InputError(
             f"{path} is neither a folder, a .zip, a .tar, a .parquet, an .npz nor an .npy; put the images into a "
             "folder and give that"
         )
-    return _from_arrays(path, name, _Wanted(image_size, channels, classes, strict, in_memory), selection, progress)
+    return _from_arrays([path], name, wanted, selection, progress)
 
 
 def _refusal_of_floats(name: str, what: str) -> str:
@@ -235,21 +243,32 @@ def _from_source(source: Source, classes: bool, strict: bool, in_memory: bool | 
 
 
 def _from_arrays(
-    path: Path,
+    paths: list[Path],
     name: str,
     wanted: _Wanted,
     selection: Selection,
     progress: Callable[[int, int], object] | None,
 ) -> ImageSet:
-    opened, notes = open_array_source(path, name, wanted.image_size, wanted.channels, selection, progress)
+    """The images of an array file, or of several as one data set."""
+    notes: list[str] = []
+
+    def open_one(path: Path, name: str) -> ArraySource | FloatSource:
+        opened, noted = open_array_source(path, name, wanted.image_size, wanted.channels, selection, progress)
+        notes.extend(noted)
+        return opened
+
+    opened = open_one(paths[0], name) if len(paths) == 1 else PartsSource(paths, name, open_one)
     if wanted.classes and opened.labels is None:
-        raise InputError(f"classes were asked for, but {path} has no labels; save `labels` in an .npz too")
-    _warn(notes, stacklevel=3)  # the caller of open_dataset
+        raise InputError(f"classes were asked for, but {paths[0]} has no labels; save `labels` in an .npz too")
+    _warn(list(dict.fromkeys(notes)), stacklevel=3)  # the caller of open_dataset
     size = len(opened) * math.prod(opened.shape) * opened.dtype.itemsize
     in_memory = size <= IN_MEMORY if wanted.in_memory is None else wanted.in_memory
     if not in_memory:
         return StoredDataset.of(opened)
-    images = opened.read_all(progress)
+    if isinstance(opened, PartsSource):
+        images = StoredDataset.of(opened).batch(torch.arange(len(opened)))[0].numpy()
+    else:
+        images = opened.read_all(progress)
     return replace(_dataset(images, opened.labels, opened.label_names, name, []), value_range=opened.value_range)
 
 

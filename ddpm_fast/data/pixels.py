@@ -133,6 +133,11 @@ def decode(image: Image.Image, size: int | None, channels: int, window: Window |
     return Pixels(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1), peak)
 
 
+def usable_cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def run_parallel(
     job: Callable[[int], _R], total: int, progress: Callable[[int, int], object] | None = None
 ) -> list[_R]:

@@ -6,6 +6,8 @@ Nothing here starts a process: torchrun, accelerate launch, srun or Ray do.
 from __future__ import annotations
 
 import os
+import secrets
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +25,9 @@ _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # How long a process waits for the others, before it takes one of them for dead. Longer than the longest work that one
 # does alone: writing a checkpoint to a slow disk.
 TIMEOUT = timedelta(minutes=30)
+
+
+_CALL = "ddpm_fast-call"  # the key of torchrun's store under which the first process calls the others
 
 
 class RanksDiffer(RuntimeError):
@@ -79,6 +84,7 @@ def join(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[None]:
         yield
         return
     if device.type == "cuda":
+        device = local_device("cuda") if device.index is None else device
         torch.cuda.set_device(device)
     alone = device.type == "cuda" and _number("LOCAL_WORLD_SIZE", 1) <= torch.cuda.device_count()
     try:
@@ -87,6 +93,7 @@ def join(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[None]:
             backend="cpu:gloo,cuda:nccl" if alone else "gloo",
             timeout=timeout,
             device_id=device if alone else None,
+            **_meeting(timeout),
         )
     except (RuntimeError, ValueError) as error:
         told = ", ".join(f"{name}={os.environ.get(name)}" for name in _ENVIRONMENT)
@@ -98,15 +105,6 @@ def join(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
-
-
-def of_all_processes(x: Tensor) -> Tensor:
-    """x [N] of every process, one after the other: [processes * N]. N must be the same everywhere."""
-    if world_size() == 1:
-        return x
-    everywhere = x.new_empty(world_size() * len(x))
-    dist.all_gather_into_tensor(everywhere, x.contiguous())
-    return everywhere
 
 
 def of_each_process(value: Any) -> list[Any]:
@@ -170,6 +168,47 @@ def _are_several() -> bool:
     if number >= count:
         raise InputError(f"RANK is {number} and WORLD_SIZE {count}; expected a rank in 0..{count - 1}")
     return True
+
+
+def _meeting(timeout: timedelta) -> dict[str, Any]:
+    """Where the processes meet, as arguments of init_process_group; none where torch's own way will do.
+
+    torchrun starts all processes again after one has died (--max-restarts), and hands them the same store, in which
+    the addresses of the dead ones still stand: torch 2.13 connects to those, and fails. So the first process makes a
+    name for this meeting, and they use the part of the store that has it.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
+    number, count = _number("RANK", 0), _number("WORLD_SIZE", 1)
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0), is_master=False, wait_for_workers=False, timeout=timeout
+    )
+    name = _call_the_others(store, count) if number == 0 else _answer_the_first(store, number, timeout)
+    return {"store": dist.PrefixStore(name, store), "rank": number, "world_size": count}
+
+
+def _call_the_others(store: dist.Store, count: int) -> str:
+    """Make a name, and wait until all others have answered it. Nobody can answer it later."""
+    name = f"ddpm_fast-{secrets.token_hex(8)}"
+    store.set(_CALL, name)
+    store.wait([f"{name}/{number}" for number in range(1, count)])
+    store.set(_CALL, "")
+    store.set(f"{name}/met", "")
+    return name
+
+
+def _answer_the_first(store: dist.Store, number: int, timeout: timedelta) -> str:
+    """Answer the first process until it has heard all. A call may be one of a process that died before it had."""
+    end, name = time.monotonic() + timeout.total_seconds(), ""
+    while not (name and store.check([f"{name}/met"])):
+        if time.monotonic() > end:
+            raise RuntimeError(f"rank 0 did not answer within {timeout}")
+        called = store.get(_CALL).decode() if store.check([_CALL]) else ""
+        if called and called != name:
+            name = called
+            store.set(f"{name}/{number}", "")
+        time.sleep(0.02)
+    return name
 
 
 def _local_rank() -> int:

@@ -3,51 +3,64 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ddpm_fast.errors import InputError, check_integer
 from ddpm_fast.files import checkpoint
 from ddpm_fast.files.lock import FolderLock
-from ddpm_fast.loops.distributed import of_first_process, rank
+from ddpm_fast.loops.distributed import of_first_process, rank, world_size
 from ddpm_fast.loops.metrics import Metrics
-
-if TYPE_CHECKING:
-    from ddpm_fast.loops.training import Trainer
+from ddpm_fast.loops.training_step import TrainingStep
 
 LOOK_EVERY = 20  # training steps between two looks at the loss
 
 
-def train(trainer: Trainer, steps: int, out: Path | None, save_every: int) -> None:
-    """See Trainer.train."""
+def train(trainer: TrainingStep, steps: int, save: Callable[[], object] | None, save_every: int) -> None:
+    """Train up to training step `steps`, or until the processes want to stop.
+
+    Args:
+        trainer: What is trained.
+        steps: How many training steps there will have been in all.
+        save: Saves what has been reached, every save_every training steps and at the end. None: nothing is saved.
+        save_every: How many training steps there are between two saves.
+
+    Raises:
+        NonFiniteLoss: At the first training step that is not finite. Nothing after the last good step is saved.
+    """
     check_integer("steps", steps, 0)
     check_integer("save_every", save_every, 1)
     metrics = Metrics(trainer.step, scaled=trainer.config.precision == "fp16")
     columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(elapsed_when_finished=True))
-    with (
-        _folder(out, trainer.step),
-        Progress(*columns, TextColumn("loss {task.fields[loss]:.4f}"), disable=rank() > 0) as bar,
-    ):
+    with Progress(*columns, TextColumn("loss {task.fields[loss]:.4f}"), disable=rank() > 0) as bar:
         task = bar.add_task("", total=steps, completed=trainer.step, loss=float("nan"))
         while trainer.step < steps and not trainer.stopping:
             metrics.add(*trainer.train_step())
             is_last = trainer.step == steps or trainer.stopping
-            saves = out is not None and (is_last or trainer.step % save_every == 0)
-            # Before anything is saved it must be known to be good.
-            if saves or is_last or trainer.step % LOOK_EVERY == 0:
-                for look in metrics.look(wait=saves or is_last):
+            saves = is_last or (save is not None and trainer.step % save_every == 0)
+            # Before anything is saved it must be known to be good. And all processes must end after the same step.
+            if saves or trainer.step % LOOK_EVERY == 0:
+                for look in metrics.look(wait=saves or world_size() > 1):
                     bar.update(task, loss=look.loss)
             bar.update(task, completed=trainer.step)
-            if saves and out is not None:
-                trainer.save(out)
+            if saves and save is not None:
+                save()
 
 
 @contextlib.contextmanager
-def _folder(out: Path | None, step: int) -> Iterator[None]:
-    """Inside, the folder is there and locked. The first process sees to it, and all raise what is wrong."""
+def kept_folder(out: Path | None, step: int) -> Iterator[None]:
+    """Inside, the folder is there and locked. The first process sees to it, and all raise what is wrong.
+
+    Args:
+        out: The folder; None: there is none.
+        step: The training step that what will be saved there has reached.
+
+    Raises:
+        InputError: If it has a training state that is further, which a save would remove, or another process writes
+            there, or it cannot be written.
+    """
     with contextlib.ExitStack() as stack:
         problem = None
         if out is not None and rank() == 0:

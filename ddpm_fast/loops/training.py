@@ -20,7 +20,7 @@ from ddpm_fast.files import checkpoint
 from ddpm_fast.files.checkpoint import LoadedModel
 from ddpm_fast.loops import distributed
 from ddpm_fast.loops.fine_tuning import Start, starting_weights
-from ddpm_fast.loops.running import train
+from ddpm_fast.loops.running import kept_folder, train
 from ddpm_fast.loops.snapshot import KEEP_CHECKPOINTS, MODEL_NAME, Snapshot
 from ddpm_fast.loops.train_config import TrainConfig
 from ddpm_fast.loops.training_state import check_network, check_tensors, machine, read_state, versions
@@ -205,7 +205,9 @@ class Trainer(TrainingStep):
             InputError: If `out` has the states of a run that is further than this one, which a save would remove; if
                 another process writes there; or if it cannot be written.
         """
-        train(self, steps, None if out is None else Path(out), save_every)
+        folder = None if out is None else Path(out)
+        with kept_folder(folder, self.step):
+            train(self, steps, None if folder is None else lambda: self.save(folder), save_every)
 
     def close(self) -> None:
         """End what reads images ahead. There are no training steps after that."""

@@ -24,12 +24,14 @@ def recomputed(stage: nn.Module, on: Tensor, draws: bool) -> Callable[..., Any]:
         stage: A module.
         on: A tensor on the device where it computes, whose autocast is restored in the backward.
         draws: Whether it draws random numbers from torch's generator, whose state then has to be restored as well.
+            Under torch.compile such a stage keeps its activations.
 
     Returns:
         A function of the same arguments.
     """
     if torch.compiler.is_compiling():
-        return lambda *given: checkpoint(stage, *given, use_reentrant=False, preserve_rng_state=draws)
+        # A compiled graph does not restore the generator (torch 2.13): the backward would be that of other masks.
+        return stage if draws else lambda *given: checkpoint(stage, *given, use_reentrant=False)
     # The backward may run in a thread of its own, and after functional_call has put the module's own weights back: the
     # choice of a backend and the weights are those of now.
     context = copy_context()

@@ -414,7 +414,8 @@ class UNet(Derives):
         """What runs a stage: itself, or what computes it again in the backward."""
         if not (self.recompute and torch.is_grad_enabled()):
             return stage
-        return recomputed(stage, emb.emb, draws=self.training and self.config.dropout > 0 and emb.key is None)
+        layers = (layer for layer in stage.modules() if isinstance(layer, nn.Dropout))
+        return recomputed(stage, emb.emb, draws=emb.key is None and any(layer.training and layer.p for layer in layers))
 
     def _embedding(self, t: Tensor, labels: Tensor | None, fuses: bool) -> Embedding:
         """The embedding of timesteps and labels. A loop gives all samples one timestep, as an expanded tensor: it is

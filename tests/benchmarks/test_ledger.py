@@ -30,6 +30,8 @@ from benchmarks.ledger.entries import (
 from benchmarks.ledger.fused import fused
 from benchmarks.ledger.launches import multi_tensor_launches
 from benchmarks.ledger.pretence import META, as_on_a_gpu
+from ddpm_fast import ops
+from ddpm_fast.noise import NoiseKey
 
 BF16 = torch.bfloat16
 IMAGE = 4 * 64 * 8 * 8 * 2  # bytes of an image() in bf16
@@ -69,6 +71,14 @@ def test_a_convolution_with_a_bias_is_two_kernels():
         assert entries(counted(lambda: conv(plain))) == [(COPIES, 1, 2 * IMAGE), *expected]
         conv.bias = None
         assert entries(counted(lambda: conv(x))) == expected[:1]
+
+
+def test_dropout_is_a_kernel_in_each_direction():
+    key, x = NoiseKey.of(0, 4, device=META), image(grad=True)
+    whole = [(ELEMENTWISE, 1, 2 * IMAGE + (1 + 4) * 8)]  # the seed and the ids
+    assert entries(counted(lambda: ops.dropout(x, key, 3, 0.1))) == whole
+    y, grad = ops.dropout(x, key, 3, 0.1), image()
+    assert entries(counted(lambda: y.backward(grad))) == whole
 
 
 def test_the_gradients_of_a_convolution_are_a_kernel_each():

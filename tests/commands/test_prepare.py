@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import signal
-import threading
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from support.commands import run
 from ddpm_fast.commands import preparing
 from ddpm_fast.data import Dataset, open_dataset
 from ddpm_fast.data.cache import Cache
+from ddpm_fast.data.selection import Selection
 from ddpm_fast.data.source import Window
 from ddpm_fast.errors import InputError
 
@@ -130,14 +133,15 @@ def test_no_folder_is_written_of_which_every_picture_is_broken(folder, tmp_path)
 
 def stop_at(monkeypatch, file, how):
     """Let the making of a file, and of those after it, end in an exception."""
-    make = preparing._make_file
+    make = preparing._Team._make_file
 
-    def fail(dataset, out, index, number, advance):
+    def fail(team, number):
         if number >= file:
             raise how
-        return make(dataset, out, index, number, advance)
+        return make(team, number)
 
-    monkeypatch.setattr(preparing, "_make_file", fail)
+    monkeypatch.setattr(preparing._Team, "_make_file", fail)
+    monkeypatch.setattr(preparing, "usable_cores", lambda: 1)  # so that the files before are finished
 
 
 def test_what_is_finished_stays_and_a_second_start_makes_the_rest(folder, tmp_path, monkeypatch):
@@ -146,12 +150,12 @@ def test_what_is_finished_stays_and_a_second_start_makes_the_rest(folder, tmp_pa
     with monkeypatch.context() as patch:
         stop_at(patch, 3, InputError("the disk is full"))
         assert prepare(folder, out, "--classes").exit_code == 2
-    with pytest.raises(InputError, match=r"is not finished: [0-3] of its 5 files"):
+    with pytest.raises(InputError, match=r"is not finished: 3 of its 5 files"):
         open_dataset(out)
     index = json.loads((out / "index.json").read_text())
     finished = [number for number, file in enumerate(index["files"]) if file is not None]
     times = {number: (out / f"images-{number:05}.npy").stat().st_mtime_ns for number in finished}
-    assert len(finished) >= 1
+    assert finished == [0, 1, 2]
     result = prepare(folder, out, "--classes")
     assert result.exit_code == 0, result.stderr
     assert {n: (out / f"images-{n:05}.npy").stat().st_mtime_ns for n in finished} == times
@@ -161,32 +165,56 @@ def test_what_is_finished_stays_and_a_second_start_makes_the_rest(folder, tmp_pa
     assert prepare(folder, out, "--classes").exit_code == 0  # nothing is left to do
 
 
-def test_ctrl_c_keeps_the_finished_files(folder, tmp_path, monkeypatch):
-    make = preparing._make_file
-    first_is_done = threading.Event()
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_the_finished_files(folder, tmp_path, monkeypatch, number):
+    make, command = preparing._Team._make_file, os.getpid()
 
-    def slow(dataset, out, index, number, advance):
-        if number == 0:
-            made = make(dataset, out, index, number, advance)
-            first_is_done.set()
-            return made
-        assert first_is_done.wait(20)
-        while not (out / "index.json").exists():
-            pass
-        signal.raise_signal(signal.SIGINT) if number == 1 else None
-        while True:  # until the signal was noted, which the main thread does
-            advance(0)
+    def interrupted(team, file):
+        if file < 2:
+            return make(team, file)
+        os.kill(command, number)
+        while not team._is_over():
+            time.sleep(0.01)
+        return None
 
-    monkeypatch.setattr(preparing, "_make_file", slow)
-    result = prepare(folder, tmp_path / "out")
-    assert result.exit_code == 128 + signal.SIGINT
+    with monkeypatch.context() as patch:
+        patch.setattr(preparing._Team, "_make_file", interrupted)
+        patch.setattr(preparing, "usable_cores", lambda: 1)
+        result = prepare(folder, tmp_path / "out")
+    assert result.exit_code == 128 + number
     assert "the same command goes on" in result.stdout
-    monkeypatch.undo()
-    monkeypatch.setattr(preparing, "FILE_BYTES", PER_FILE * 6 * 6 * 3)
     index = json.loads((tmp_path / "out" / "index.json").read_text())
-    assert [file is not None for file in index["files"]] == [True, False, False, False, False]
+    assert [file is not None for file in index["files"]] == [True, True, False, False, False]
     assert prepare(folder, tmp_path / "out").exit_code == 0
     assert np.array_equal(images_of(open_dataset(tmp_path / "out", in_memory=False)), expected())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux decodes in processes")
+def test_a_process_that_is_killed_ends_the_work_and_keeps_the_finished_files(folder, tmp_path, monkeypatch):
+    make, command = preparing._Team._make_file, os.getpid()
+
+    def killed(team, file):
+        if file == 3:
+            assert os.getpid() != command
+            os.kill(os.getpid(), signal.SIGKILL)
+        return make(team, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparing._Team, "_make_file", killed)
+        result = prepare(folder, tmp_path / "out")
+    assert result.exit_code == 2 and "was ended (-9), perhaps because memory ran out" in result.stderr
+    assert prepare(folder, tmp_path / "out").exit_code == 0
+    assert np.array_equal(images_of(open_dataset(tmp_path / "out", in_memory=False)), expected())
+
+
+@pytest.mark.parametrize("platform", ["linux", "win32"])
+def test_processes_and_threads_write_the_same(folder, tmp_path, monkeypatch, platform):
+    monkeypatch.setattr(preparing.sys, "platform", platform)
+    monkeypatch.setattr(preparing, "usable_cores", lambda: 3)
+    (folder / "cat" / "003.png").write_text("no picture")
+    assert prepare(folder, tmp_path / "out", "--image-size", 6).exit_code == 0
+    kept = [i for i in range(COUNT) if i != 3]
+    assert np.array_equal(images_of(open_dataset(tmp_path / "out", in_memory=False)), expected(kept))
 
 
 def test_a_file_that_was_lost_or_cut_off_is_made_again(folder, tmp_path):
@@ -397,3 +425,23 @@ def test_a_file_that_is_not_what_the_index_says_is_refused(prepared, replace):
             Cache(prepared, "x")
     finally:
         path.write_bytes(before)
+
+
+def test_arrays_need_no_preparing(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((4, 6, 6, 3), np.uint8))
+    for data in ("mnist5k", tmp_path / "a.npy"):
+        result = prepare(data, tmp_path / "out")
+        assert result.exit_code == 2 and "is an array already" in result.stderr
+
+
+def test_prepared_images_have_no_columns(prepared):
+    for selection in (Selection(split="train"), Selection(label_column="label"), Selection(layout="NCHW")):
+        with pytest.raises(InputError, match="leave"):
+            open_dataset(prepared, selection=selection)
+
+
+def test_a_prepared_folder_can_be_prepared_smaller(prepared, tmp_path):
+    assert prepare(prepared, tmp_path / "out", "--image-size", 3).exit_code == 0
+    small = open_dataset(tmp_path / "out", in_memory=False)
+    assert small.label_names == ["cat", "dog"]
+    assert np.array_equal(images_of(small), images_of(open_dataset(prepared, 3, in_memory=False)))

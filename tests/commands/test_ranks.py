@@ -14,6 +14,7 @@ from support.commands import run, save_small_model
 from ddpm_fast.commands import everywhere, precision
 from ddpm_fast.commands.likelihood import finished_part
 from ddpm_fast.commands.ranks import Ranks, ranks_of_environment
+from ddpm_fast.data import open_dataset
 from ddpm_fast.errors import InputError
 from ddpm_fast.loops.likelihood import BitsPerDim
 
@@ -125,6 +126,37 @@ def test_what_killed_ranks_leave_is_completed_by_any_number_of_ranks(environment
     environment()
     result = run("sample", *arguments, "--out", tmp_path / "s")
     assert "8 of 8 images are in" in result.stdout and "images/s" not in result.stdout
+
+
+def test_a_folder_of_parts_is_evaluated_as_one_data_set(small, tmp_path):
+    for out in (("s", "--format", "npz"), ("s.npz",)):
+        run("sample", "--model", small, "--n", 7, *BASE, "--out", tmp_path / out[0], *out[1:])
+    for name in ("s", "s.npz"):
+        arguments = ("--model", small, "--data", tmp_path / name, "--steps", 2, "--out", tmp_path / f"{name}.json")
+        assert run("evaluate", "nll", *arguments).exit_code == 0
+    parts, one = (json.loads((tmp_path / name).read_text()) for name in ("s.json", "s.npz.json"))
+    assert {**parts, "data": ""} == {**one, "data": ""} and parts["images"] == 7
+    assert open_dataset(tmp_path / "s").label_names == ["1", "2", "hen & hare"]
+
+
+def test_labels_are_part_of_what_a_folder_of_parts_was_drawn_with(small, tmp_path):
+    arguments = ("--model", small, "--n", 2, *BASE, "--format", "npz", "--out", tmp_path / "s")
+    run("sample", *arguments)
+    result = run("sample", *arguments, "--labels", "hen & hare")
+    assert result.exit_code == 2 and "labels [0, 1, 2] instead of [2]" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--out", "s.npz", "--format", "npz"), "--format says what a folder holds"),
+        (("--out", "s", "--format", "gif"), "--format is 'gif'; expected png or npz"),
+    ],
+)
+def test_a_format_that_does_not_fit_is_refused(small, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    result = run("sample", "--model", small, "--n", 2, *BASE, *arguments)
+    assert result.exit_code == 2 and message in result.stderr and not list(tmp_path.iterdir())
 
 
 def test_a_rank_with_other_settings_is_refused(environment, small, tmp_path):

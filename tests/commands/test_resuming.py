@@ -165,6 +165,39 @@ def test_options_change_only_when_that_is_asked_for(out):
     assert meta(out)["training"]["history"] == [changed]
 
 
+def test_how_a_run_learns_is_kept_and_may_change(tmp_path, data):
+    out = tmp_path / "out"
+    start(data, out, "--steps=2", "--lr-schedule=cosine", "--beta1=0.8", "--beta2=0.99", "--micro-batch=2")
+    kept = meta(out)["training"]
+    assert (kept["lr_schedule"], kept["lr_steps"], kept["betas"]) == ("cosine", 2, [0.8, 0.99])
+    refused = command("--out", out, "--resume", "--steps=3", status=2).stderr
+    assert "the learning rate has fallen to 0 at --lr-steps 2" in refused
+    assert "add --change" in command("--out", out, "--resume", "--lr-steps=4", "--steps=3", status=2).stderr
+    more = ["--change", "--lr-steps=4", "--beta2=0.95", "--steps=3", "--micro-batch=4", "--grad-checkpoint"]
+    told = command("--out", out, "--resume", *more).stdout
+    assert "beta2 0.99 -> 0.95" in told and "lr_steps 2 -> 4" in told and "micro_batch 2 ->" not in told
+    assert "in micro-batches of 2 until here, and goes on in micro-batches of 4" in told
+    kept = meta(out)["training"]
+    assert (kept["lr_steps"], kept["betas"], kept["history"][0]["beta2"]) == (4, [0.8, 0.95], [0.99, 0.95])
+
+
+def test_a_micro_batch_that_does_not_divide_says_what_would(tmp_path, data):
+    assert "give micro_batch 2" in start(data, tmp_path / "out", "--micro-batch=3", status=2).stderr
+
+
+def test_a_run_that_is_older_than_the_versions_keeps_the_first(out):
+    def forget(said):
+        for name in ("order", "dropout", "micro_batch", "lr_schedule", "lr_steps", "betas"):
+            said["training"].pop(name)
+        for name in ("micro_batch", "grad_checkpoint", "lr_schedule", "lr_steps", "beta1", "beta2"):
+            said["arguments"].pop(name)
+
+    assert (meta(out)["training"]["order"], meta(out)["training"]["dropout"]) == (2, 2)
+    rewrite(checkpoint.latest_checkpoint(out), forget)
+    command("--out", out, "--resume", "--steps=3")
+    assert (meta(out)["training"]["order"], meta(out)["training"]["dropout"]) == (1, 1)
+
+
 @pytest.mark.parametrize("option", ["--model-channels=8", "--prediction=eps", "--timesteps=30", "--seed=1"])
 def test_what_makes_another_model_never_changes(out, option):
     refused = command("--out", out, "--resume", "--change", option, "--steps=3", status=2).stderr

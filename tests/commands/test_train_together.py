@@ -1,18 +1,24 @@
 """Several processes train as one: the same bits, one set of files, one voice, and one end for all of them."""
 
+import contextlib
 import errno
 import os
+import re
 import signal
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.together import Together, nothing, wait_for_step
+from support.together import ROOTS, SECONDS, Together, nothing, wait_for_step, wait_until
 from support.train_command import SMALL, meta, pictures, weights
 
 from ddpm_fast.files import checkpoint
+from ddpm_fast.loops.training import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +119,27 @@ def test_a_full_disk_stops_all(tmp_path, data):
     assert "so the training stops" in ended.said[0] and meta(tmp_path / "out")["step"] == 2
 
 
+def drift():
+    """This process computes something else than the others."""
+    plain = Trainer.snapshot
+
+    def snapshot(trainer, arguments):
+        if trainer.step == 4:
+            with torch.no_grad():
+                next(trainer.model.parameters()).add_(1e-6)
+        return plain(trainer, arguments)
+
+    Trainer.snapshot = snapshot
+
+
+def test_a_rank_with_other_weights_is_found_at_the_next_save(tmp_path, data):
+    arguments = options(data, tmp_path / "out", "--steps=999999", "--save-every=2")
+    ended = run(tmp_path, *arguments, befores=(nothing, drift))
+    assert ended.statuses == [1, 1] and ended.said[1] == ""
+    assert ended.said[0].count("the state of step 4 differs between the ranks") == 1
+    assert meta(tmp_path / "out")["step"] == 2
+
+
 def test_what_is_wrong_in_one_or_in_all_is_told_once_and_ends_all(tmp_path, data, two):
     out = tmp_path / "out"
     more = pictures(tmp_path / "more", ["cat", "dog"])
@@ -131,3 +158,38 @@ def test_what_is_wrong_in_one_or_in_all_is_told_once_and_ends_all(tmp_path, data
         assert ended.statuses == [2, 2] and ended.said[1] == "", ended
         assert ended.said[0].count("Error") == 1 and message in ended.said[0], ended
     assert not out.exists()
+
+
+def test_a_rank_that_is_killed_costs_the_steps_since_the_last_save_and_torchrun_stops_as_one(tmp_path, data):
+    """Under the real torchrun, which starts all ranks again when one has died, and hands on signals."""
+    out, log = tmp_path / "out", tmp_path / "log"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    command = [*launcher, "-m", "ddpm_fast.train", *options(data, out, "--steps=999999", "--save-every=5")]
+    environment = os.environ | {"PYTHONPATH": str(ROOTS[1]), "OMP_NUM_THREADS": "1", "COLUMNS": "400"}
+    with log.open("w") as file:
+        torchrun = subprocess.Popen([*command, "--auto-resume"], env=environment, stdout=file, stderr=file)
+    try:
+        wait_for_step(out, 5)
+        os.kill(rank_of(torchrun.pid, 1), signal.SIGKILL)
+        wait_until(lambda: "Resuming at step" in log.read_text())
+        resumed = int(re.search(r"Resuming at step (\d+)", log.read_text())[1])
+        wait_for_step(out, resumed + 5)
+        torchrun.terminate()
+        torchrun.wait(SECONDS)
+    finally:
+        torchrun.kill()
+    said, step = log.read_text(), meta(out)["step"]
+    assert resumed % 5 == 0 and step > resumed, "it went on from a save"
+    assert said.count("SIGTERM: saving, then stopping") == said.count(f"Stopped at step {step}, saved") == 1, said
+    assert said.count("another rank has ended") <= 1, "a rank said so, or was ended by torchrun first"
+    assert torchrun.returncode != 0
+
+
+def rank_of(launcher, number):
+    """The process of a rank, by the environment that the launcher gave it."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == launcher and f"\0RANK={number}\0" in "\0" + (process / "environ").read_text():
+                return int(process.name)
+    raise AssertionError(f"no rank {number}")

@@ -1,6 +1,7 @@
 """Float arrays as data: their layout, range and units, compared with numpy's own arithmetic."""
 
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def test_compressed_arrays_are_read_up_to_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(arrayfile, "_MOST_UNMAPPED", 1000)
     for kind, images in (("float", latents()), ("8-bit", np.zeros((4, 20, 20), np.uint8))):
         np.savez_compressed(tmp_path / f"{kind}.npz", images=images)
-        with pytest.raises(InputError, match=r"compressed, so .*np\.savez .*python -m ddpm_fast\.prepare"):
+        with pytest.raises(InputError, match=r"compressed, so .*np\.savez .* zip -0 new\.npz \*\.npy"):
             open_dataset(tmp_path / f"{kind}.npz")
         np.savez(tmp_path / f"{kind}.npz", images=images)
         monkeypatch.setattr(arrayfile, "_READ_WHOLE", 10)
@@ -271,3 +272,26 @@ def test_a_stored_range_comes_back():
     span = ValueRange((-1.5, 0.1), (2.0, 0.1), "NHWC")
     assert ValueRange.from_dict(span.to_dict()) == span and span.ends == [-1.5, 2.0, 0.1, 0.1]
     assert ValueRange.given(span.ends, 2, "NHWC") == span
+
+
+def test_a_compressed_file_is_packed_anew_as_the_message_says(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "a.npz", images=latents(), labels=np.arange(5))
+    with zipfile.ZipFile(tmp_path / "a.npz") as packed, zipfile.ZipFile(tmp_path / "b.npz", "w") as stored:
+        for name in packed.namelist():  # what unzip and zip -0 do
+            stored.writestr(name, packed.read(name))
+    monkeypatch.setattr(arrayfile, "_READ_WHOLE", 10)
+    dataset = open_dataset(tmp_path / "b.npz", in_memory=False)
+    assert isinstance(dataset.source._array, np.memmap) and dataset.labels.tolist() == [0, 1, 2, 3, 4]
+    assert torch.equal(everything(dataset), load_dataset(tmp_path / "a.npz").images)
+
+
+def test_arrays_and_tensors_are_scaled_alike():
+    values = latents(dtype=np.float32)
+    span = ValueRange.given([-1, 1, -20, 10, 0, 0, 7.5, 7.5], 4, "NCHW")
+    assert np.array_equal(span.to_model(torch.from_numpy(values)).numpy(), span.array_to_model(values))
+    assert (span.array_to_model(values)[:, 2:] == 0).all()  # channels of one value, whatever the values are
+    for wrong in (values[:, :3], values.astype(np.int32), values[0, 0]):
+        with pytest.raises(InputError, match=r"expected floats \[\.\.\., 4, H, W\]"):
+            span.array_to_model(wrong)
+        with pytest.raises(InputError, match=r"expected floats \[\.\.\., 4, H, W\]"):
+            span.to_model(torch.from_numpy(wrong))

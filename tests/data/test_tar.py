@@ -359,3 +359,9 @@ def test_what_a_folder_does_not_have_cannot_be_selected(tmp_path, selection):
     (tmp_path / "a.png").write_bytes(picture(5))
     with pytest.raises(InputError, match=r"has no (splits|columns)"):
         opened(tmp_path, selection=selection)
+
+
+def test_a_link_to_itself_beside_shards_does_no_harm(tmp_path):
+    write(tmp_path / "a.tar", [("0.png", picture(6))])
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert greys(opened(tmp_path)) == [6]

@@ -8,6 +8,9 @@ import torch
 
 from ddpm_fast import objective
 from ddpm_fast.data import load_dataset
+from ddpm_fast.files import checkpoint
+from ddpm_fast.values import ValueRange
+from tests.support.commands import save_small_model
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -34,6 +37,11 @@ def test_the_examples_of_the_page_on_sampling_run(tmp_path, monkeypatch):
     (tmp_path / "many").mkdir()
     for first in (0, 2):
         np.savez(tmp_path / "many" / f"{first:06d}.npz", images=np.full((2, 4, 4, 1), first, np.uint8))
+    (tmp_path / "runs" / "temperature").mkdir(parents=True)
+    kelvin = ValueRange((250.0,), (320.0,), "NHW")
+    path = tmp_path / "runs" / "temperature" / "model.safetensors"
+    state, config = checkpoint.read_model(save_small_model(path, classes=0, channels=1))
+    checkpoint.save_model(path, state, config | {"value_range": kelvin.to_dict()})
     blocks = "\n".join(python_blocks(DOCS / "sampling.md"))
     few, numbers = re.subn(r"steps=\d+|(?<=, )100(?=, labels)|(?<=, )64(?=, )", shortened, blocks)
     assert numbers == 10
@@ -42,6 +50,7 @@ def test_the_examples_of_the_page_on_sampling_run(tmp_path, monkeypatch):
     exec(compile(few, "sampling.md", "exec"), names)
     assert names["images"].shape == digits.shape  # encoded and decoded
     assert np.load("for-adm.npz")["arr_0"][:, 0, 0, 0].tolist() == [0, 0, 2, 2]
+    assert 250 <= names["kelvin"].min() <= names["kelvin"].max() <= 320 and names["warmer"].shape == (16, 1, 8, 8)
     assert len(names["frames"]) == 6 and names["frames"][0].shape == (8, 1, 28, 28)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import ddpm_fast as df
 
@@ -13,12 +14,16 @@ README = (ROOT / "README.md").read_text()
 PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def run_example(number: int) -> dict:
-    """The names that the README's python example leaves behind."""
+def run_example(number: int, smaller: dict[str, str] | None = None) -> dict:
+    """The names that a python example of the README leaves behind. smaller: texts that occur once in it, and what
+    replaces them."""
     examples = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(examples) == 2
-    names: dict = {}
-    exec(compile(examples[number], "README.md", "exec"), names)
+    assert len(examples) == 3
+    text, names = examples[number], {"df": df}
+    for before, after in (smaller or {}).items():
+        assert text.count(before) == 1
+        text = text.replace(before, after)
+    exec(compile(text, "README.md", "exec"), names)
     return names
 
 
@@ -28,7 +33,19 @@ def test_the_first_example_draws_eight_digits():
     assert -1.1 < images.min() < -0.9 and 0.9 < images.max() < 1.1
 
 
-def test_the_second_example_trains_on_new_noise_in_each_iteration(monkeypatch):
+def test_the_second_example_trains_on_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    for i in range(4):
+        Image.new("RGB", (20, 30), (60 * i, 0, 200)).save(tmp_path / "images" / f"{i}.png")
+    names = run_example(
+        1, {"path/to/images": "images", "size=64)\n": "size=8)\n", "10_000": "2", "batch_size=64": "batch_size=2"}
+    )
+    loaded = df.load_model("runs/mine")
+    assert names["trainer"].step == 2 and loaded.model.config.image_size == 8
+
+
+def test_the_third_example_trains_on_new_noise_in_each_iteration(monkeypatch):
     losses, keys = df.GaussianDiffusion.training_losses, []
 
     def recorded(self, output, x0, t, noise) -> torch.Tensor:
@@ -36,7 +53,7 @@ def test_the_second_example_trains_on_new_noise_in_each_iteration(monkeypatch):
         return losses(self, output, x0, t, noise)
 
     monkeypatch.setattr(df.GaussianDiffusion, "training_losses", recorded)
-    names = run_example(1)
+    names = run_example(2)
     assert names["loss"].isfinite() and names["x"].shape == (4, 1, 28, 28)
     first, second, third = (df.ops.normal(key, (4,)) for key in keys)
     assert not torch.equal(first, second) and not torch.equal(second, third)

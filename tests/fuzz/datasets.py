@@ -64,7 +64,7 @@ def picture(rng: random.Random, place: Path) -> Case:
     return (
         f"in a folder, strict={strict}, {how}",
         lambda: _load_both(place, 8, channels, strict=strict),
-        lambda loaded: _check_dataset(loaded, 1, 2),
+        lambda loaded: check_dataset(loaded, 1, 2),
         PICTURE_MEGABYTES,
     )
 
@@ -83,7 +83,7 @@ def _load_both(source: Path, *of: Any, **options: Any) -> Dataset:
     return loaded
 
 
-def _check_dataset(loaded: Dataset, least: int, most: int) -> str:
+def check_dataset(loaded: Dataset, least: int, most: int) -> str:
     images, labels, names = loaded.images, loaded.labels, loaded.label_names
     if images.dtype != torch.uint8 or images.ndim != 4 or not images.is_contiguous():
         return f"the images are {images.dtype} {list(images.shape)}"
@@ -131,7 +131,7 @@ def array(rng: random.Random, place: Path) -> Case:
     return (
         f"{how}; image_size={size}, channels={channels}",
         lambda: load_dataset(path, size, channels, classes=classes),
-        lambda loaded: _check_dataset(loaded, 1, 1000),
+        lambda loaded: check_dataset(loaded, 1, 1000),
         MEGABYTES,
     )
 
@@ -237,7 +237,7 @@ def archive(rng: random.Random, place: Path) -> Case:
     return (
         f"{how}; classes={classes}",
         lambda: _load_both(path, rng.choice((None, 8)), classes=classes),
-        lambda loaded: _check_dataset(loaded, 1, 4),
+        lambda loaded: check_dataset(loaded, 1, 4),
         MEGABYTES,
     )
 
@@ -316,6 +316,6 @@ def folder(rng: random.Random, place: Path) -> Case:
     return (
         f"{'; '.join(done)}; classes={classes}, strict={strict}",
         lambda: _load_both(place, 8, classes=classes, strict=strict),
-        lambda loaded: _check_dataset(loaded, count, most),
+        lambda loaded: check_dataset(loaded, count, most),
         PICTURE_MEGABYTES,
     )

@@ -153,3 +153,13 @@ def test_compiled_as_one_graph():
     probe = torch.randn(found.shape)
     for one, other in zip(*(torch.autograd.grad(y, stage.parameters(), probe) for y in (found, expected)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_with_torchs_dropout_nothing_is_computed_again():
+    """Its masks would be others the second time."""
+    stage = torch.nn.Dropout(0.5)
+
+    def run(x):
+        return x + (recomputed(stage, x, draws=True) is stage)
+
+    assert torch.compile(run, backend="eager", fullgraph=True)(torch.zeros(())) == 1

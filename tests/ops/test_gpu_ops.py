@@ -16,6 +16,7 @@ from ddpm_fast.ops import (
     LabelDrop,
     diffusion_loss,
     draw_timesteps,
+    dropout,
     hybrid_loss,
     normal,
     q_sample,
@@ -101,6 +102,8 @@ class Batch:
         return [
             normal(self.key, self.x.shape[1:]),
             q_sample(self.x0, self.t, self.tables["q"], self.key, torch.bfloat16),
+            dropout(self.x, self.key, 5, 0.3),
+            dropout(self.output, self.key, 5, 0.3),
             *step,
             *(x for results in drawn for x in results),
             history,

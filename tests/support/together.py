@@ -98,12 +98,15 @@ class Together:
             os.kill(self.processes[rank].pid, number)
 
 
+def wait_until(happened):
+    """Wait until a function gives something true."""
+    end = time.monotonic() + SECONDS
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def wait_for_step(out, step):
     """Wait for the state of a step, or of a later one."""
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
-        newest = checkpoint.latest_checkpoint(out)
-        if newest is not None and newest >= checkpoint.checkpoint_path(out, step):
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"no state of step {step} in {out}")
+    wanted = checkpoint.checkpoint_path(out, step)
+    wait_until(lambda: (newest := checkpoint.latest_checkpoint(out)) is not None and newest >= wanted)
