@@ -149,9 +149,9 @@ def _size(path: str) -> int:
     return found.st_size if stat.S_ISREG(found.st_mode) else _UNKNOWN
 
 
-def files_alone(folder: str | os.PathLike, suffixes: tuple[str, ...]) -> list[Path]:
+def files_alone(folder: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
     """The files of some kind in a folder, in natural order. None if it has pictures or sub-folders too."""
-    found = []
+    found: list[str] = []
     try:
         with os.scandir(folder) as inside:
             for entry in inside:
