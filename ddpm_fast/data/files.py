@@ -149,6 +149,24 @@ def _size(path: str) -> int:
     return found.st_size if stat.S_ISREG(found.st_mode) else _UNKNOWN
 
 
+def files_alone(folder: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files of some kind in a folder, in natural order. None if it has pictures or sub-folders too."""
+    found: list[str] = []
+    try:
+        with os.scandir(folder) as inside:
+            for entry in inside:
+                name = entry.name.lower()
+                if is_hidden(name):
+                    continue
+                if name.endswith(SUFFIXES) or os.path.isdir(entry.path):
+                    return []
+                if name.endswith(suffixes):
+                    found.append(entry.name)
+    except OSError:  # listed as a folder of pictures, it is refused with the reason
+        return []
+    return [Path(folder, name) for name in sorted(found, key=natural_key)]
+
+
 def choose_pictures(
     names: list[str], peek: Callable[[int], BinaryIO], ignored: Counter[str], where: str
 ) -> tuple[list[int], Counter[str]]:

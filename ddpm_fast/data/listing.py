@@ -4,10 +4,9 @@ import os
 from pathlib import Path
 
 from ddpm_fast.data.archive import list_zip
-from ddpm_fast.data.files import Listing, is_hidden, list_folder, natural_key
+from ddpm_fast.data.files import Listing, files_alone, list_folder
 from ddpm_fast.data.hugging_face import HUGGING_FACE, list_rows
 from ddpm_fast.data.patterns import expand, is_pattern
-from ddpm_fast.data.raster import SUFFIXES
 from ddpm_fast.data.selection import Selection
 from ddpm_fast.data.tar import LABEL, list_tar
 from ddpm_fast.errors import InputError, printable
@@ -67,26 +66,9 @@ def list_pictures(source: str, selection: Selection) -> Listing | None:
 
 
 def _files(source: str, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files of some kind that a source stands for, in their order; none if it stands for something else.
-
-    A folder stands for them if all that it has beside them are files of other kinds, none of which is a picture.
-    """
+    """The files of some kind that a source stands for, in their order; none if it stands for something else."""
     if is_pattern(source):
         return expand(source) if source.lower().endswith(suffixes) else []
     if not os.path.isdir(source):
         return [Path(source)] if source.lower().endswith(suffixes) else []
-    found = []
-    try:
-        with os.scandir(source) as inside:
-            for entry in inside:
-                name = entry.name.lower()
-                if is_hidden(entry.name):
-                    continue
-                # os.path.isdir takes a link in a circle for a file, where DirEntry.is_dir raises an OSError.
-                if name.endswith(SUFFIXES) or os.path.isdir(entry.path):
-                    return []
-                if name.endswith(suffixes):
-                    found.append(entry.name)
-    except OSError:  # listed as a folder of pictures, it is refused with the reason
-        return []
-    return [Path(source, name) for name in sorted(found, key=natural_key)]
+    return files_alone(source, suffixes)

@@ -1,7 +1,6 @@
 """A folder of .npz files, such as `python -m ddpm_fast.sample --format npz` writes, as one data set."""
 
 import hashlib
-import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -10,10 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ddpm_fast.data.arrays import ArraySource
-from ddpm_fast.data.files import natural_key
+from ddpm_fast.data.files import files_alone
 from ddpm_fast.data.floats import FloatSource
 from ddpm_fast.data.pixels import run_parallel
-from ddpm_fast.data.raster import SUFFIXES
 from ddpm_fast.data.source import Window
 from ddpm_fast.errors import InputError
 
@@ -25,18 +23,7 @@ _Open = Callable[[Path, str], ArraySource | FloatSource]
 
 def list_parts(folder: Path) -> list[Path]:
     """The .npz files of a folder, in natural order (2 before 10). None if it has pictures or sub-folders too."""
-    names = []
-    if folder.is_dir():
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                name = entry.name.lower()
-                if name.startswith("."):
-                    continue
-                if name.endswith(SUFFIXES) or entry.is_dir():
-                    return []
-                if name.endswith(".npz"):
-                    names.append(entry.name)
-    return [folder / name for name in sorted(names, key=natural_key)]
+    return files_alone(folder, (".npz",)) if folder.is_dir() else []
 
 
 class _Kind(NamedTuple):
