@@ -83,7 +83,7 @@ def writing(target: str | os.PathLike) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def atomic_path(target: str | os.PathLike, durable: bool = True) -> Iterator[Path]:
+def atomic_path(target: str | os.PathLike, durable: bool = True, replaces: bool = True) -> Iterator[Path]:
     """Yield a temporary path (an empty file) in the target's folder, and rename it to `target` if the block succeeds.
 
     If the block raises, the temporary file is removed and `target` stays as it was. Parent folders are created.
@@ -92,6 +92,7 @@ def atomic_path(target: str | os.PathLike, durable: bool = True) -> Iterator[Pat
         target: The file to write.
         durable: Whether to wait until the bytes are on the disk before renaming, so that a power cut leaves either the
             old file or the new one. That takes milliseconds; pictures, which can be drawn again, do without it.
+        replaces: Whether the new file takes the place of one that is there; otherwise that one stays.
 
     Raises:
         InputError: Where `check_writable` does, and if the disk is full or the file cannot be written for another
@@ -110,7 +111,8 @@ def atomic_path(target: str | os.PathLike, durable: bool = True) -> Iterator[Pat
             if durable:
                 with open(temporary, "rb+") as file:
                     os.fsync(file.fileno())
-            os.replace(temporary, path)
+            if replaces or not _link(temporary, path):
+                os.replace(temporary, path)
         finally:
             with contextlib.suppress(OSError):  # what went wrong before matters more than this
                 temporary.unlink()
@@ -126,28 +128,9 @@ def write_once(target: str | os.PathLike, text: str) -> None:
     Raises:
         InputError: Where `atomic_path` does.
     """
-    path = Path(os.path.realpath(target))
-    if path.exists():
-        return
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary, descriptor = _create(path.parent)
-        try:
+    if not Path(target).exists():
+        with atomic_path(target, replaces=False) as temporary:
             temporary.write_text(text, encoding="utf-8")
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                pass
-            except OSError:  # a file system without links, on which two that are equally early replace each other's
-                os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            if descriptor is not None:
-                os.close(descriptor)
-    _sync_folder(path.parent)
 
 
 def is_full_disk(error: BaseException | None) -> bool:
@@ -173,6 +156,17 @@ def remove_leftovers(folder: str | os.PathLike) -> None:
                     path.unlink()  # while it is locked, because its writer may just have created it
             if free is None and time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
                 path.unlink()
+
+
+def _link(temporary: Path, path: Path) -> bool:
+    """Give a file a second name, unless something has that name. False where the file system has no such links."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:
+        return False
+    return True
 
 
 def _is_about(error: OSError, path: Path) -> bool:

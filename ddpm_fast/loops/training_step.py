@@ -177,10 +177,13 @@ class TrainingStep:
         if self._sums is None:
             self._begin_micro_batch(0)
             self._advance[0](self._compute)
-            self.stopping |= self.wants_stop
         else:
             self._add_up(self._sums)
         self.step += 1
+        if self._sums is None or distributed.world_size() == 1:
+            self.stopping |= self.wants_stop
+        else:
+            self._see_stop(self._sums.numbers.stop)
         loss, norm = self._metrics.clone().unbind()  # the next step writes to the same place
         return loss, norm
 
@@ -198,7 +201,6 @@ class TrainingStep:
             sums.numbers.note(number)
         sums.sum()
         update(partial(self._update_summed, sums))
-        self._see_stop(sums.numbers.stop)
 
     def _begin_micro_batch(self, number: int) -> None:
         """Give the arithmetic the micro-batch of that number of this process's share of the batch."""

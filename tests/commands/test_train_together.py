@@ -18,6 +18,7 @@ from support.together import ROOTS, SECONDS, Together, nothing, wait_for_step, w
 from support.train_command import SMALL, meta, pictures, weights
 
 from ddpm_fast.files import checkpoint
+from ddpm_fast.loops.training import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +117,27 @@ def test_a_full_disk_stops_all(tmp_path, data):
     ended = run(tmp_path, *arguments, befores=(partial(fill_the_disk, out), nothing))
     assert ended.statuses == [1, 1] and ended.said[1] == ""
     assert "so the training stops" in ended.said[0] and meta(tmp_path / "out")["step"] == 2
+
+
+def drift():
+    """This process computes something else than the others."""
+    plain = Trainer.snapshot
+
+    def snapshot(trainer, arguments):
+        if trainer.step == 4:
+            with torch.no_grad():
+                next(trainer.model.parameters()).add_(1e-6)
+        return plain(trainer, arguments)
+
+    Trainer.snapshot = snapshot
+
+
+def test_a_rank_with_other_weights_is_found_at_the_next_save(tmp_path, data):
+    arguments = options(data, tmp_path / "out", "--steps=999999", "--save-every=2")
+    ended = run(tmp_path, *arguments, befores=(nothing, drift))
+    assert ended.statuses == [1, 1] and ended.said[1] == ""
+    assert ended.said[0].count("the state of step 4 differs between the ranks") == 1
+    assert meta(tmp_path / "out")["step"] == 2
 
 
 def test_what_is_wrong_in_one_or_in_all_is_told_once_and_ends_all(tmp_path, data, two):
