@@ -170,7 +170,7 @@ def test_likelihoods_of_floats_are_refused(trained, tmp_path):
     done = run("evaluate", "nll", f"--model={tmp_path / 'bytes.safetensors'}", f"--data={tmp_path / 'a.npy'}")
     assert done.exit_code == 2 and "has floats, but the model was trained on 8-bit images" in done.stderr
     done = run("prepare", f"--data={tmp_path / 'a.npy'}", f"--out={tmp_path / 'cache'}")
-    assert done.exit_code == 2 and "has floats, which need no decoding" in done.stderr
+    assert done.exit_code == 2 and "no decoding; train from it as it is" in done.stderr
     with pytest.raises(df.InputError, match="trained on 8-bit images, which have no units"):
         df.load_model(tmp_path / "bytes.safetensors").to_values(torch.zeros(1, 3, 8, 8))
 
