@@ -31,7 +31,7 @@ from ddpm_fast.loops.train_config import TrainConfig, divided
 from ddpm_fast.loops.training import Trainer
 from ddpm_fast.loops.training_state import check_network
 from ddpm_fast.nn import UNetConfig
-from ddpm_fast.nn.unet import norm_groups
+from ddpm_fast.nn.unet_config import norm_groups
 from ddpm_fast.objective import LEARNED_VARIANCES
 from ddpm_fast.schedule import SCHEDULES
 from ddpm_fast.values import ValueRange, parse_range

@@ -16,7 +16,8 @@ from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import tensorfile
 from ddpm_fast.files.memory import memory_for
-from ddpm_fast.nn.unet import UNet, UNetConfig
+from ddpm_fast.nn.unet import UNet
+from ddpm_fast.nn.unet_config import UNetConfig
 from ddpm_fast.values import ValueRange
 
 # The types that weights are stored in. torch would load integers and complex numbers too, and round them in silence.

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
-from ddpm_fast.nn.unet import UNet, UNetConfig
+from ddpm_fast.nn.unet import UNet
+from ddpm_fast.nn.unet_config import UNetConfig
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DModel

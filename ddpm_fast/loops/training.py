@@ -18,6 +18,7 @@ from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
 from ddpm_fast.files.checkpoint import LoadedModel
+from ddpm_fast.files.optimizer import load_optimizer_tensors, optimizer_to_tensors
 from ddpm_fast.loops import distributed
 from ddpm_fast.loops.fine_tuning import Start, starting_weights
 from ddpm_fast.loops.running import kept_folder, train
@@ -148,7 +149,7 @@ class Trainer(TrainingStep):
         return now
 
     def _state(self, arguments: dict[str, Any]) -> Snapshot:
-        optimizer = checkpoint.optimizer_to_tensors(self.optimizer, self.model.named_parameters())
+        optimizer = optimizer_to_tensors(self.optimizer, self.model.named_parameters())
         tensors = checkpoint.add_prefix("model.", self.model.state_dict())
         tensors |= checkpoint.add_prefix("ema.", self.ema.state_dict())
         tensors |= checkpoint.add_prefix("optim.", optimizer)
@@ -257,9 +258,7 @@ class Trainer(TrainingStep):
         self.loss_scale.load_state_dict(checkpoint.take_prefix("loss_scale.", tensors))
         self.model.load_state_dict(checkpoint.take_prefix("model.", tensors))
         self.ema.load_state_dict(checkpoint.take_prefix("ema.", tensors))
-        checkpoint.load_optimizer_tensors(
-            self.optimizer, self.model.named_parameters(), checkpoint.take_prefix("optim.", tensors)
-        )
+        load_optimizer_tensors(self.optimizer, self.model.named_parameters(), checkpoint.take_prefix("optim.", tensors))
         # Whatever the config says: a run goes on as it began.
         self.config = dataclasses.replace(self.config, **versions(meta))
         self._examples.close()

@@ -1,6 +1,7 @@
 """The network, and the moving average of its weights."""
 
 from ddpm_fast.nn.ema import EMA
-from ddpm_fast.nn.unet import UNet, UNetConfig
+from ddpm_fast.nn.unet import UNet
+from ddpm_fast.nn.unet_config import UNetConfig
 
 __all__ = ["EMA", "UNet", "UNetConfig"]

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddpm_fast.nn.unet import UNet, UNetConfig
+from ddpm_fast.nn.unet import UNet
+from ddpm_fast.nn.unet_config import UNetConfig
 from ddpm_fast.ops import use_backend
 
 

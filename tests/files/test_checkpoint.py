@@ -20,7 +20,9 @@ from torch import nn
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint, tensorfile
-from ddpm_fast.nn.unet import UNet, UNetConfig
+from ddpm_fast.files.optimizer import load_optimizer_tensors, optimizer_to_tensors
+from ddpm_fast.nn.unet import UNet
+from ddpm_fast.nn.unet_config import UNetConfig
 from ddpm_fast.schedule import Schedule
 
 CONFIG = UNetConfig(
@@ -632,7 +634,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, options):
     straight = Net(0)
     opt = adamw(straight, **options)
     train(straight, opt, range(3))
-    optim = checkpoint.optimizer_to_tensors(opt, straight.named_parameters())
+    optim = optimizer_to_tensors(opt, straight.named_parameters())
     tensors = checkpoint.add_prefix("model.", straight.state_dict()) | checkpoint.add_prefix("optim.", optim)
     checkpoint.save_training(tmp_path / "a", tensors, {})
     train(straight, opt, range(3, 6))
@@ -643,8 +645,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, options):
     read, _ = checkpoint.read_training(tmp_path / "a")
     resumed.load_state_dict(checkpoint.take_prefix("model.", read))
     optim = checkpoint.take_prefix("optim.", read)
-    checkpoint.load_optimizer_tensors(opt_resumed, dict(resumed.named_parameters()), optim)
-    for name, tensor in checkpoint.optimizer_to_tensors(opt_resumed, resumed.named_parameters()).items():
+    load_optimizer_tensors(opt_resumed, dict(resumed.named_parameters()), optim)
+    for name, tensor in optimizer_to_tensors(opt_resumed, resumed.named_parameters()).items():
         assert same_bits(tensor, optim[name]), name
     moment = opt_resumed.state[resumed.conv.weight]["exp_avg"]
     assert moment.stride() == resumed.conv.weight.stride() and not moment.requires_grad
@@ -656,16 +658,16 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, options):
 def test_a_parameter_that_was_never_stepped_has_only_a_step_of_0():
     net = Net(0)
     opt = adamw(net)
-    fresh = checkpoint.optimizer_to_tensors(opt, net.named_parameters())
+    fresh = optimizer_to_tensors(opt, net.named_parameters())
     assert set(fresh) == {f"{name}.step" for name, _ in net.named_parameters()}
     assert all(same_bits(step, torch.zeros(())) for step in fresh.values())
     train(net, opt, range(1))
-    after = set(checkpoint.optimizer_to_tensors(opt, net.named_parameters()))
+    after = set(optimizer_to_tensors(opt, net.named_parameters()))
     assert {key for key in after if key.startswith("idle")} == {"idle.step"}
     assert {key for key in after if key.startswith("conv.bias")} == {
         "conv.bias.step", "conv.bias.exp_avg", "conv.bias.exp_avg_sq",
     }  # fmt: skip
-    checkpoint.load_optimizer_tensors(opt, net.named_parameters(), fresh)
+    load_optimizer_tensors(opt, net.named_parameters(), fresh)
     assert not opt.state
 
 
@@ -690,20 +692,20 @@ def test_a_state_that_does_not_fit_changes_nothing(change, message):
     net = Net(0)
     opt = adamw(net)
     train(net, opt, range(2))
-    before = checkpoint.optimizer_to_tensors(opt, net.named_parameters())
+    before = optimizer_to_tensors(opt, net.named_parameters())
     copies = {name: tensor.clone() for name, tensor in before.items()}
     changed = {name: tensor for name, tensor in {**copies, **change}.items() if tensor is not None}
     with pytest.raises(InputError, match=f"does not fit the model: .*{message}"):
-        checkpoint.load_optimizer_tensors(opt, net.named_parameters(), changed)
-    after = checkpoint.optimizer_to_tensors(opt, net.named_parameters())
+        load_optimizer_tensors(opt, net.named_parameters(), changed)
+    after = optimizer_to_tensors(opt, net.named_parameters())
     assert all(after[name] is not None and same_bits(after[name], copies[name]) for name in copies)
 
 
 def test_optimizers_that_cannot_be_kept_are_refused():
     net = Net(0)
     with pytest.raises(InputError, match=r"1 of the optimizer's 5 parameters have no name, the first of shape \[2\]"):
-        checkpoint.optimizer_to_tensors(adamw(net), [(n, p) for n, p in net.named_parameters() if n != "idle"])
+        optimizer_to_tensors(adamw(net), [(n, p) for n, p in net.named_parameters() if n != "idle"])
     opt = adamw(net, amsgrad=True)
     train(net, opt, range(1))
     with pytest.raises(InputError, match=r"keeps max_exp_avg_sq for .*; expected AdamW without amsgrad"):
-        checkpoint.optimizer_to_tensors(opt, net.named_parameters())
+        optimizer_to_tensors(opt, net.named_parameters())

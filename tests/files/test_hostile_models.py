@@ -17,7 +17,8 @@ from ddpm_fast.errors import InputError
 from ddpm_fast.files import tensorfile
 from ddpm_fast.files.fit import build
 from ddpm_fast.loops.sampling import sample
-from ddpm_fast.nn.unet import UNet, UNetConfig
+from ddpm_fast.nn.unet import UNet
+from ddpm_fast.nn.unet_config import UNetConfig
 from ddpm_fast.schedule import Schedule
 
 UNET = UNetConfig(

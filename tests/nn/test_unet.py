@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ddpm_fast.errors import InputError
 from ddpm_fast.formats.diffusers import from_diffusers, translated
 from ddpm_fast.nn.layers import Attention, NearestUp, ResBlock, TimeEmbedding
-from ddpm_fast.nn.unet import UNet, UNetConfig
+from ddpm_fast.nn.unet import UNet
+from ddpm_fast.nn.unet_config import UNetConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

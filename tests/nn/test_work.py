@@ -2,7 +2,7 @@
 
 import pytest
 
-from ddpm_fast.nn.unet import UNetConfig
+from ddpm_fast.nn.unet_config import UNetConfig
 from ddpm_fast.nn.work import work
 
 
