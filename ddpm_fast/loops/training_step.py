@@ -297,11 +297,10 @@ class TrainingStep:
     def _update(self, t: Tensor, losses: Tensor, loss: Tensor) -> None:
         """What follows once the gradient of the whole batch is there. t, losses: of the whole batch, if the timestep
         sampler learns from them."""
-        with part("backward"):
-            gradient = self.loss_scale.clip(self.model.parameters(), self.config.grad_clip)
-        self._before_update()
-        self.timestep_sampler.update(t, losses)
         with part("update"):
+            gradient = self.loss_scale.clip(self.model.parameters(), self.config.grad_clip)
+            self._before_update()
+            self.timestep_sampler.update(t, losses)
             self.loss_scale.step(self.optimizer, gradient)
         with part("average"):
             self.ema.update(self._step, gradient.overflowed)
