@@ -76,7 +76,7 @@ def _section(result: Result, page: Path, pictures: dict[Path, Figure]) -> str:
             picture(f"Growth of {name}", figure)
             parts.append(_growth_table(curves, name))
     return "\n".join(
-        filter(None, [*parts, _convolutions(result), _noise(result), _fidelity(result), _left_out(result)])
+        filter(None, [*parts, *(table(result) for table in (_convolutions, _noise, _fidelity, _loading, _left_out))])
     )
 
 
@@ -208,6 +208,21 @@ def _fidelity(result: Result) -> str:
     lines.append([control, "-", "-", "-", "-", f"{result.found['control']['p_value']:.3g}"])
     mode = f"mode, {result.found['n']} digits in {result.found['steps']} steps"
     return markdown_table([mode, "time", "mean difference", "pixels that differ", "of the worst image", "p"], lines)
+
+
+def _loading(result: Result) -> str:
+    lines = [
+        [
+            f"{line['count']:,} in a {line['kind']}",
+            f"{line['open_seconds']:.2g} s",
+            *(f"{line[name] / 2**20:.0f}" for name in ("anonymous_bytes", "anonymous_bytes_of_the_set", "peak_bytes")),
+            f"{line['images_per_second']:,.0f}",
+            f"{line['waited']:.1%}",
+        ]
+        for line in result.found.get("loading", [])
+    ]
+    memory = ("memory in MiB", "of the set", "peak")
+    return markdown_table(["images read on demand", "opened in", *memory, "images/s", "waits at 80% of that"], lines)
 
 
 def _left_out(result: Result) -> str:

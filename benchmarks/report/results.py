@@ -100,7 +100,7 @@ def read_result(path: Path) -> Result:
             rows.append(row)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: rows[{len(rows)}] is no row ({error!r}); measure again") from error
-    if not (rows or any(found.get(name) for name in ("growth", "fidelity", "convolutions"))):
+    if not (rows or any(found.get(name) for name in ("growth", "fidelity", "convolutions", "loading"))):
         raise InputError(f"{path} has no results: nothing was timed; measure again, its log says what went wrong")
     absent: dict[str, set[str]] = {}
     for reason, cases in found["absent"].items():
