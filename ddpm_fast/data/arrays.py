@@ -15,6 +15,7 @@ from PIL import Image
 from ddpm_fast.data.arrayfile import REMEDY, ArrayFile, Header, open_arrays, read_images, read_labels
 from ddpm_fast.data.bounds import allocating
 from ddpm_fast.data.floats import FloatSource, open_floats
+from ddpm_fast.data.mapped import will_need
 from ddpm_fast.data.pixels import fit_square, run_parallel
 from ddpm_fast.data.selection import Selection
 from ddpm_fast.data.source import Window
@@ -127,6 +128,7 @@ class ArraySource:
     def read(self, i: int, window: Window | None = None) -> np.ndarray:
         """Image number i: uint8 [C, H, W]."""
         image = self._array[i]
+        will_need(image)
         fits = image.shape[:2] == self.shape[1:] and window is None
         return _planes(image, None if fits else self._side, self._channels, window)
 

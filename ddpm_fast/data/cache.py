@@ -20,6 +20,7 @@ from PIL import Image
 from ddpm_fast.data.bounds import open_regular
 from ddpm_fast.data.cache_index import CacheIndex, read_index
 from ddpm_fast.data.labels import check_class_numbers
+from ddpm_fast.data.mapped import will_need
 from ddpm_fast.data.pixels import fit_square
 from ddpm_fast.data.source import Window
 from ddpm_fast.errors import InputError, printable
@@ -103,6 +104,7 @@ class Cache:
             raise IndexError(i)
         file = int(np.searchsorted(self._ends, i, side="right"))
         image = self._files[file][i - int(self._ends[file])]  # from the end of the file, since the number is negative
+        will_need(image)
         if self._side is None and self.shape[0] == len(image):
             return image
         return _converted(image, self._side, self.shape[0], window)

@@ -13,6 +13,7 @@ import torch
 
 from ddpm_fast.data.arrayfile import REMEDY, ArrayFile, Header, read_images
 from ddpm_fast.data.bounds import allocating
+from ddpm_fast.data.mapped import will_need
 from ddpm_fast.data.selection import Selection
 from ddpm_fast.errors import InputError
 from ddpm_fast.values import ValueRange
@@ -75,6 +76,7 @@ class FloatSource:
     def _read(self, first: int, last: int) -> np.ndarray:
         """The images first .. last-1: float32 [last - first, C, H, W] in [-1, 1]."""
         stored = self._array[first:last]
+        will_need(stored)
         if not np.isfinite(stored).all():
             raise InputError(not_finite(stored, first, self.name))
         layout = self.value_range.layout
