@@ -3,9 +3,6 @@ masks and weights. What they do is in support/two_ranks.py; torchrun starts it o
 
 import fcntl
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,9 +15,6 @@ from ddpm_fast.loops.distributed import RanksDiffer, check_same
 from ddpm_fast.loops.snapshot import checksum
 from ddpm_fast.loops.train_config import TrainConfig, divided
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
@@ -31,13 +25,7 @@ def folder(tmp_path_factory):
     with open(out / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one worker of pytest-xdist starts them for all
         if not (out / "1.pt").exists():
-            command = [sys.executable, *LAUNCH, str(REPOSITORY / "tests/support/two_ranks.py"), str(out)]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-            run = subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=300, start_new_session=True
-            )
-            assert run.returncode == 0, run.stdout + run.stderr
-            (out / "printed").write_text(run.stdout + run.stderr)
+            (out / "printed").write_text(two_ranks.start(out, "cpu"))
     return out
 
 

@@ -1,6 +1,5 @@
-"""What two processes do that train together, under torchrun: `python -m torch.distributed.run --standalone
---nproc-per-node 2 tests/support/two_ranks.py FOLDER`. Each writes what it found to FOLDER/rank.pt. One start
-of torchrun serves many tests (loops/test_distributed.py), which compare it with what one process does.
+"""What two processes do that train together, started by torchrun. Each writes what it found to FOLDER/rank.pt. One start
+serves many tests (loops/test_distributed.py), which compare it with what one process does.
 
 TRAININGS is also what that one process does, so this file says what is trained, and nothing of what is expected.
 """
@@ -8,6 +7,8 @@ TRAININGS is also what that one process does, so this file says what is trained,
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
@@ -45,9 +46,10 @@ TRAININGS = {
     "four parts": {"timestep_sampling": "stratified", "micro_batch": 2},
     "four parts, replayed": {"timestep_sampling": "loss_second_moment", "micro_batch": 2, "cuda_graph": None},
 }
+ON_A_GPU = ("uniform", "uniform, replayed", "bf16, replayed", "four parts, replayed")
 
 
-def trainer(diffusion=None, cuda_graph=False, grad_checkpoint=False, **options) -> Trainer:
+def trainer(diffusion=None, cuda_graph=False, grad_checkpoint=False, device="cpu", **options) -> Trainer:
     """With every source of randomness in use: dropout, dropped labels, flips."""
     diffusion = diffusion or df.GaussianDiffusion(df.Schedule.cosine(100))
     network = df.UNetConfig(
@@ -57,7 +59,7 @@ def trainer(diffusion=None, cuda_graph=False, grad_checkpoint=False, **options) 
     config = TrainConfig(**{"batch_size": BATCH, "warmup": 5, "flip": True, "label_drop": 0.3, "lr": 1e-3} | options)
     images = torch.randint(0, 256, (50, 2, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     data = Dataset(images, torch.arange(50) % 3, None, "random pixels")
-    return Trainer(network, diffusion, config, data, "cpu", cuda_graph, False, grad_checkpoint)
+    return Trainer(network, diffusion, config, data, device, cuda_graph, False, grad_checkpoint)
 
 
 def watch(subject: Trainer, seen: list) -> None:
@@ -75,16 +77,17 @@ def train(name: str, steps: int | None = None, **others) -> dict:
     """All that a training gives: its losses and norms, what its network was given, and its state."""
     steps = steps or (STEPS if name in TIMESTEP_SAMPLINGS else FEW)
     options, seen = TRAININGS[name] | others, []
-    as_on_a_gpu = options.get("cuda_graph", False) is None
+    on_a_cpu = options.get("device", "cpu") == "cpu"
+    as_on_a_gpu = on_a_cpu and options.get("cuda_graph", False) is None
     with contextlib.ExitStack() as stack:
         if as_on_a_gpu:
             stack.enter_context(recorded())
             stack.enter_context(mock.patch.object(training_step, "copies_pay", lambda device: True))
         subject = trainer(**options)
-        if not as_on_a_gpu:
+        if on_a_cpu and not as_on_a_gpu:
             watch(subject, seen)
         metrics = torch.stack([torch.stack(subject.train_step()) for _ in range(steps)])
-    return {"metrics": metrics, "given": seen, "state": dict(subject.snapshot({}).copied().tensors)}
+    return {"metrics": metrics.cpu(), "given": seen, "state": dict(subject.snapshot({}).copied().tensors)}
 
 
 def agreed_stop(rank: int) -> list[bool]:
@@ -146,9 +149,34 @@ def halves(folder: Path) -> None:
     trainer(timestep_sampling="loss_second_moment", diffusion=SHORT).train(STEPS // 2, folder)
 
 
+def start(folder: Path, device: str) -> str:
+    """Start the two processes. Returns what they printed, once they have ended well."""
+    root = Path(__file__).resolve().parents[2]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    run = subprocess.run(
+        [*launch, __file__, str(folder), device],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        start_new_session=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout + run.stderr
+
+
+def on_a_gpu(folder: Path) -> None:
+    """The trainings that are tried on a GPU, which the two processes may share."""
+    device = distributed.local_device("cuda")
+    with distributed.join(device):
+        found = {name: train(name, device=device) for name in ON_A_GPU}
+        torch.save(found, folder / f"{distributed.rank()}.pt")
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    device = distributed.local_device()
+    device = torch.device("cpu")
     with distributed.join(device):
         rank = distributed.rank()
         found = {
@@ -169,4 +197,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    (main if sys.argv[2] == "cpu" else on_a_gpu)(Path(sys.argv[1]))
