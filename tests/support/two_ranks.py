@@ -1,5 +1,5 @@
-"""What two processes do that train together, started by torchrun. Each writes what it found to FOLDER/rank.pt. One start
-serves many tests (loops/test_distributed.py), which compare it with what one process does.
+"""What two processes do that train together, started by torchrun. Each writes what it found to FOLDER/rank.pt.
+One start serves many tests (loops/test_distributed.py), which compare it with what one process does.
 
 TRAININGS is also what that one process does, so this file says what is trained, and nothing of what is expected.
 """
