@@ -85,8 +85,12 @@ def _load_both(source: Path, *of: Any, **options: Any) -> Dataset:
 
 def check_dataset(loaded: Dataset, least: int, most: int) -> str:
     images, labels, names = loaded.images, loaded.labels, loaded.label_names
-    if images.dtype != torch.uint8 or images.ndim != 4 or not images.is_contiguous():
+    # Only arrays of floats have a range of values, which was made [-1, 1].
+    dtype = torch.uint8 if loaded.value_range is None else torch.float32
+    if images.dtype != dtype or images.ndim != 4 or not images.is_contiguous():
         return f"the images are {images.dtype} {list(images.shape)}"
+    if loaded.value_range is not None and not bool((images.abs() <= 1).all()):
+        return f"the values go from {float(images.min())} to {float(images.max())}"
     if not least <= len(images) <= most:
         return f"{len(images)} images were loaded"
     if labels is not None:
