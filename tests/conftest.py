@@ -25,6 +25,12 @@ if torch.cuda.is_available():
     BACKENDS += [pytest.param(f"gpu_{name}", marks=pytest.mark.gpu) for name in ("cuda", "triton")]
 
 
+@pytest.fixture
+def wide_terminal(monkeypatch):
+    """Lines are not broken where a test looks for a text."""
+    monkeypatch.setenv("COLUMNS", "400")
+
+
 def pytest_addoption(parser):
     parser.addoption("--exhaustive", action="store_true", help="also run the cases that `pairwise` leaves out")
 

@@ -14,10 +14,7 @@ import ddpm_fast as df
 from ddpm_fast.loops import sampling
 from ddpm_fast.pictures.images import to_uint8
 
-
-@pytest.fixture(autouse=True)
-def wide_terminal(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "400")
+pytestmark = pytest.mark.usefixtures("wide_terminal")
 
 
 @pytest.fixture(scope="module")

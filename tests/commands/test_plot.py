@@ -20,10 +20,7 @@ from ddpm_fast.nn import UNet, UNetConfig
 from ddpm_fast.noise import normals
 from ddpm_fast.pictures import canvas, figures
 
-
-@pytest.fixture(autouse=True)
-def wide_terminal(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "400")
+pytestmark = pytest.mark.usefixtures("wide_terminal")
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,7 @@ from ddpm_fast.files import checkpoint
 from ddpm_fast.files.lock import FolderLock
 from ddpm_fast.loops import training
 
-
-@pytest.fixture(autouse=True)
-def wide_terminal(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "400")
-
-
-@pytest.fixture
-def data(tmp_path):
-    """Two classes of four pictures."""
-    return pictures(tmp_path / "data", ["cat", "dog"])
+pytestmark = pytest.mark.usefixtures("wide_terminal")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from support.train_command import command, meta, pictures, start, weights
+from support.train_command import command, meta, start, weights
 
 from ddpm_fast.commands import saving, stopping
 from ddpm_fast.errors import InputError
@@ -21,14 +21,7 @@ from ddpm_fast.loops.training import Trainer
 SECONDS = 60  # until a test that would hang fails
 
 
-@pytest.fixture(autouse=True)
-def wide_terminal(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "400")
-
-
-@pytest.fixture
-def data(tmp_path):
-    return pictures(tmp_path / "data", ["cat", "dog"])
+pytestmark = pytest.mark.usefixtures("wide_terminal")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.train_command import SMALL, command, meta, pictures, start, weights
+from support.train_command import SMALL, command, meta, start, weights
 
 from ddpm_fast.commands import training_log
 from ddpm_fast.commands.precision import choose_dtype
@@ -34,14 +34,7 @@ CPU = torch.device("cpu")
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
-@pytest.fixture(autouse=True)
-def wide_terminal(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "400")
-
-
-@pytest.fixture
-def data(tmp_path):
-    return pictures(tmp_path / "data", ["cat", "dog"])
+pytestmark = pytest.mark.usefixtures("wide_terminal")
 
 
 def act_at(monkeypatch, owner, name, call, act, first=None):

@@ -15,6 +15,7 @@ from pathlib import Path
 from ddpm_fast.commands import sample as sample_command
 from ddpm_fast.commands import train as train_command
 from tests.fuzz.supervise import Failed
+from tests.support import forked
 
 GRACE = 30.0  # seconds from a signal to the end of a process; a busy machine may take some
 SIGNALS = (signal.SIGKILL,) * 7 + (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -124,12 +125,7 @@ class Process:
 
 def _command(name: str, arguments: Sequence[str], log: Path, kill: Kill | None) -> int:
     """Run a command here, in a process that was forked for it. Returns its exit status."""
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(target, 1)
-    os.dup2(target, 2)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    forked.begin(log)
     count = 0
 
     def watch(happened: str, _: object) -> None:

@@ -38,9 +38,7 @@ TINY = [
 DIVERGING = ["--steps=200", "--lr=1e30", "--grad-clip=1e30", "--precision=fp32"]
 
 
-@pytest.fixture(autouse=True)
-def wide_terminal(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "400")
+pytestmark = pytest.mark.usefixtures("wide_terminal")
 
 
 def command(*arguments, check=True):

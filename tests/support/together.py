@@ -4,7 +4,6 @@ everything: so they start in a fraction of a second."""
 import functools
 import multiprocessing
 import os
-import signal
 import socket
 import sys
 import time
@@ -12,6 +11,8 @@ from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
 from unittest import mock
+
+from support import forked
 
 from ddpm_fast.files import checkpoint
 
@@ -23,12 +24,7 @@ def _run(arguments, environment, log, before):
     """A process: one rank."""
     from support import warm  # not in the tests' own process
 
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(target, 1)
-    os.dup2(target, 2)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    forked.begin(log)
     os.environ.update(environment)
     before()
     try:
