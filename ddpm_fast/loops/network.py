@@ -56,7 +56,7 @@ class Network:
             model=model,
             device=torch.device("cpu") if parameter is None else parameter.device,
             dtype=None if parameter is None else parameter.dtype,
-            shape=None if config is None else (config.in_channels, config.image_size, config.image_size),
+            shape=None if config is None else config.shape,
             in_channels=None if config is None else config.in_channels,
             out_channels=None if config is None else config.out_channels,
             classes=None if config is None else config.num_classes,
