@@ -117,8 +117,10 @@ class LoadedModel:
 
     @property
     def has_null_class(self) -> bool:
-        """Whether it can be asked for no class in particular: an unconditional model, or one with a null class."""
-        return not self.classes or bool(self._described("null_class"))
+        """Whether it can be called without labels: an unconditional model, or one with a null class."""
+        if isinstance(self.model, UNet):
+            return not self.classes or self.model.config.null_class
+        return not self._described("needs_labels")
 
     def _described(self, name: str) -> Any:
         """What our network's config, or another library's network itself, says; None if it does not."""
