@@ -96,12 +96,12 @@ def begin(options: Options, state: State | None) -> Beginning | None:
     diffusion = _choose_diffusion(options, loaded)
     say(escape(printable(_description(loaded))))
     # The new network has a null class, which training needs.
-    return Beginning(replace(loaded.unet, null_class=True), diffusion, loaded)
+    return Beginning(replace(loaded.unet.config, null_class=True), diffusion, loaded)
 
 
 def _adopt_network(options: Options, loaded: LoadedModel) -> None:
     """Make the arguments about the network the model's. Raises InputError if one was given that contradicts it."""
-    arguments, network = options.arguments, loaded.unet
+    arguments, network = options.arguments, loaded.unet.config
     for name, value_of in _NETWORK.items():
         value = value_of(network)
         shown = "none" if value == "" else value
@@ -159,7 +159,7 @@ def _choose_diffusion(options: Options, loaded: LoadedModel) -> GaussianDiffusio
 
 
 def _description(loaded: LoadedModel) -> str:
-    network = loaded.unet
+    network = loaded.unet.config
     shape = f"{network.image_size}x{network.image_size}"
     channels = {1: "grey", 3: "RGB"}.get(network.in_channels, f"{network.in_channels} channels")
     return (

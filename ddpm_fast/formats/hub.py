@@ -193,7 +193,9 @@ def library(what: str) -> types.ModuleType:
         InputError: If it is not installed.
     """
     try:
-        import huggingface_hub  # an optional dependency
+        # An optional dependency, which imports its parts only when they are named.
+        import huggingface_hub.constants
+        import huggingface_hub.errors
     except ImportError as error:
         raise InputError(
             f"{what} needs the library huggingface_hub ({error}); install it: pip install 'ddpm-fast[hf]'"

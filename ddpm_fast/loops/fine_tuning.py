@@ -36,13 +36,13 @@ class Start:
 
 def check_fits(loaded: LoadedModel, network: UNetConfig) -> None:
     """Raises InputError if a network is of another shape than a model, apart from its classes."""
-    own, other = dataclasses.asdict(network), dataclasses.asdict(loaded.unet)
+    own, other = dataclasses.asdict(network), dataclasses.asdict(loaded.unet.config)
     differing = [name for name in own if own[name] != other[name] and name not in _FREE]
     if differing:
         listed = ", ".join(f"{name} is {other[name]} and here {own[name]}" for name in differing)
         raise InputError(
             f"{loaded.path} has another network than this ({listed}): make the network of the model's own config, as "
-            "in dataclasses.replace(loaded.unet, num_classes=...)"
+            "in dataclasses.replace(loaded.unet.config, num_classes=...)"
         )
 
 
