@@ -406,14 +406,10 @@ def _prepare(
     if not isinstance(images, Tensor) or not (images.is_floating_point() or images.dtype == torch.uint8):
         found = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise InputError(f"the images are {found}; expected a tensor of floats about in [-1, 1], or uint8 in 0..255")
-    shape, own = tuple(images.shape[1:]), network.shape
-    if own is not None and shape != own:
-        raise InputError(
-            f"the images are {list(images.shape)}; this U-Net edits [N, {', '.join(map(str, own))}]: resize them, or "
-            "change their channels"
-        )
+    shape = tuple(images.shape[1:])
     if not shape:
         raise InputError(f"the images are {list(images.shape)}; expected [N, C, ...]")
+    network.check_shape(shape, f"the images are {list(images.shape)}")
     if not images.isfinite().all():
         raise InputError("the images have NaN or infinite values; expected floats about in [-1, 1]")
     prepared = prepare(network, diffusion, len(images) if n is None else n, replace(options, shape=shape))

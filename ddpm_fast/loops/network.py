@@ -22,7 +22,8 @@ class Network:
         model: Called as model(x, t) or model(x, t, labels), with x [N, C, ...] and t int64 [N].
         device: Where its parameters are. The CPU for a model without parameters.
         dtype: The dtype of its parameters. None for a model without parameters, which is given x as it is.
-        shape: The shape of one sample, (C, H, W). None for a network of one's own, which does not say.
+        shape: The shape of one sample, (C, H, W), if no other is asked for. None for a network of one's own, which does
+            not say.
         in_channels: C. None for a network of one's own.
         out_channels: The channels of its output. None for a network of one's own, which shows them when it is called.
         classes: The number of classes, 0 for an unconditional model. The null class has this number. None for a network
@@ -69,22 +70,41 @@ class Network:
         return type(self.model).__name__
 
     def sample_shape(self, shape: Sequence[int] | None) -> tuple[int, ...]:
-        """The shape of one sample: the network's own, or the given one.
+        """The shape of one sample: the given one, or the network's own.
 
         Raises:
-            InputError: If neither is known, if the given one is no shape, or if the two differ.
+            InputError: If neither is known, if the given one is no shape, or if the network takes none of that shape.
         """
         if shape is not None and (not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) == 0):
             raise InputError(f"shape is {shape!r}; expected that of one sample, such as (3, 32, 32)")
-        if self.shape is None:
-            if shape is None:
+        if shape is None:
+            if self.shape is None:
                 raise InputError(f"the shape of a {self.name}'s samples is not known: give shape=(C, H, W)")
-            if not isinstance(shape, Sequence) or not shape:
-                raise InputError(f"shape is {shape!r:.200}; expected that of one sample, such as (3, 32, 32)")
-            return tuple(check_integer(f"shape[{i}]", size, 1) for i, size in enumerate(shape))
-        if shape is not None and (not isinstance(shape, Sequence) or tuple(shape) != self.shape):
-            raise InputError(f"shape is {shape!r:.200}, but this U-Net draws {self.shape}: leave shape out")
-        return self.shape
+            return self.shape
+        given = tuple(check_integer(f"shape[{i}]", size, 1) for i, size in enumerate(shape))
+        self.check_shape(given, f"shape is {given}")
+        return given
+
+    def check_shape(self, shape: tuple[int, ...], found: str) -> None:
+        """Check that the network takes samples of a shape. A U-Net takes every height and width that its levels halve.
+
+        Args:
+            shape: The shape of one sample.
+            found: What has this shape, for the message: a sentence such as "shape is (3, 64, 32)".
+
+        Raises:
+            InputError: If it has other channels, or cannot be halved. The message says which sizes can.
+        """
+        if not isinstance(self.model, UNet):
+            return
+        config = self.model.config
+        if len(shape) != 3 or shape[0] != config.in_channels:
+            raise InputError(f"{found}; this U-Net takes [{config.in_channels}, H, W], and was made for {config.shape}")
+        if near := config.near_sizes(*shape[1:]):
+            raise InputError(
+                f"{found}; a height and a width have to be halved {len(config.channel_mult) - 1} times for the levels "
+                f"of this U-Net: take {' or '.join(near)}"
+            )
 
     def check_output(self, learned: bool) -> None:
         """Check that the output has the channels that the diffusion reads, where the network says how many it has.
