@@ -118,26 +118,19 @@ class UNetConfig:
 
     def check_halves(self, height: int, width: int) -> None:
         """Raises InputError for images of a size that cannot be halved for the levels, naming sizes that can."""
-        ways = self.near_sizes(height, width)
-        if not ways:
+        divisor = 2 ** (len(self.channel_mult) - 1)
+        if height % divisor == width % divisor == 0 and min(height, width) > 0:
             return
         both = (height,) if height == width else (height, width)
+        lower = [size // divisor * divisor for size in both]
+        upper = [low + divisor if size % divisor or not low else low for low, size in zip(lower, both, strict=True)]
+        ways = ["x".join(map(str, sizes)) for sizes in (lower, upper) if min(sizes)]
         levels = min((size & -size).bit_length() for size in both)
         raise InputError(
             f"image_size {'x'.join(map(str, both))} cannot be halved {len(self.channel_mult) - 1} times for the "
             f"{len(self.channel_mult)} levels of channel_mult {self.channel_mult}: resize the images to "
-            f"{' or '.join(ways)}, or give channel_mult at most {levels} level{'s' * (levels != 1)}"
+            f"{' or '.join(dict.fromkeys(ways))}, or give channel_mult at most {levels} level{'s' * (levels != 1)}"
         )
-
-    def near_sizes(self, height: int, width: int) -> list[str]:
-        """The next sizes that can be halved for the levels, as texts; none if this one can."""
-        divisor = 2 ** (len(self.channel_mult) - 1)
-        if height % divisor == width % divisor == 0 and min(height, width) > 0:
-            return []
-        both = (height,) if height == width else (height, width)
-        lower = [size // divisor * divisor for size in both]
-        upper = [low + divisor if size % divisor or not low else low for low, size in zip(lower, both, strict=True)]
-        return list(dict.fromkeys("x".join(map(str, sizes)) for sizes in (lower, upper) if min(sizes)))
 
     def _check_channels(self) -> None:
         """The channels of each level must be divisible by what splits them."""

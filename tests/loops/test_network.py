@@ -145,20 +145,3 @@ def test_a_unet_takes_images_of_other_sizes_than_it_was_made_for(use):
     assert torch.equal(found, use(Wrapped(random_unet(image_size=(12, 20), **SMALL)), diffusion))
     if found.ndim == 4:
         assert found.shape[1:] == (2, 12, 20)
-
-
-@pytest.mark.parametrize(
-    "shape, words",
-    [
-        ((2, 12, 22), r"shape is \(2, 12, 22\); .* halved 2 times .*: take 12x20 or 12x24"),
-        ((2, 2, 8), "take 4x8"),
-        ((2, 6, 6), "take 4 or 8"),
-        ((3, 8, 8), r"takes \[2, H, W\], and was made for \(2, 8, 8\)"),
-        ((2, 64), r"takes \[2, H, W\]"),
-        ((2, 8, 8.0), r"shape\[2\] is 8.0, a float"),
-        ((2, 8, 0), r"shape\[2\] is 0"),
-    ],
-)
-def test_a_shape_that_a_unet_cannot_take_is_refused_with_those_that_it_can(shape, words):
-    with pytest.raises(InputError, match=words):
-        sample(random_unet(image_size=8, **SMALL), GaussianDiffusion(Schedule.cosine(20)), 1, shape=shape)

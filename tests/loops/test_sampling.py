@@ -90,9 +90,12 @@ def test_with_an_elementwise_network_the_batch_does_not_matter_at_all(shape):
     assert torch.equal(together[17:18], sample(Elementwise(), diffusion, 1, **options, first_sample_id=17))
 
 
-def test_a_network_of_ones_own_needs_the_shape():
+def test_shape_is_needed_for_a_network_of_ones_own_and_only_then(network):
+    diffusion = GaussianDiffusion(Schedule.cosine(100))
     with pytest.raises(InputError, match="samples is not known"):
-        sample(Elementwise(), GaussianDiffusion(Schedule.cosine(100)), 1)
+        sample(Elementwise(), diffusion, 1)
+    with pytest.raises(InputError, match="leave shape out"):
+        sample(network, diffusion, 1, shape=(3, 16, 16))
 
 
 def test_low_precision_network_keeps_the_state_in_fp32(network):
