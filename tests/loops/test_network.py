@@ -72,8 +72,8 @@ def test_a_network_of_ones_own_does_not_say_its_shape_or_classes():
     assert (found.device, found.dtype) == (torch.device("cpu"), torch.bfloat16)
     assert found.shape is found.in_channels is found.out_channels is found.classes is None and found.may_wait
     assert Network.of(torch.nn.Identity()).dtype is None
-    with pytest.raises(InputError, match=r"the model is a function; expected a torch\.nn\.Module"):
-        Network.of(lambda x, t: x)
+    with pytest.raises(InputError, match=r"the model is a str; expected a torch\.nn\.Module or a function"):
+        Network.of("mnist")
 
 
 @pytest.mark.parametrize("labels", [3, [3, 3], torch.tensor([3, 3]), torch.tensor(3)], ids=str)
