@@ -20,13 +20,14 @@ from ddpm_fast.loops.editing import decode, encode, image_to_image, inpaint, int
 from ddpm_fast.loops.options import SamplingOptions, Step
 from ddpm_fast.loops.sampling import sample
 from ddpm_fast.loops.training import TrainConfig, Trainer
-from ddpm_fast.nn import EMA, UNet, UNetConfig
+from ddpm_fast.nn import EMA, Foreign, UNet, UNetConfig
 from ddpm_fast.noise import NoiseKey, Stream
 from ddpm_fast.ops import use_backend
 from ddpm_fast.schedule import Schedule
 
 __all__ = [
     "EMA",
+    "Foreign",
     "GaussianDiffusion",
     "InputError",
     "LoadedModel",

@@ -27,7 +27,7 @@ from ddpm_fast.schedule import SCHEDULES
 _NAMED = 20  # of many classes, so many are named
 
 
-def _text(numbers: tuple[int, ...]) -> str:
+def _text(numbers: tuple[float, ...]) -> str:
     return ",".join(map(str, numbers))
 
 

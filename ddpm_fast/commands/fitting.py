@@ -40,7 +40,7 @@ def load_fitting(source: str, loaded: LoadedModel) -> ImageSet:
     by_folder = config.num_classes > 0 and is_folder and any(entry.is_dir() for entry in os.scandir(path))
     dataset = open_dataset(
         source,
-        image_size=config.image_size if has_files else None,
+        image_size=config.height if has_files else None,
         channels=config.in_channels if has_files else None,
         classes=by_folder,
     )

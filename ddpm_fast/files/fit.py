@@ -77,7 +77,7 @@ def _check_size(state: Mapping[str, Tensor], unet: UNetConfig) -> None:
     # Of a residual block: ten tensors or more; a 3x3 convolution of its channels, and the layer of the embedding.
     layers = 10 * blocks * len(unet.channel_mult)
     parameters = blocks * sum(9 * channels**2 + 4 * first * channels for channels in unet.level_channels)
-    parameters += 9 * unet.in_channels * first + 16 * first**2 + 4 * first * unet.num_classes
+    parameters += 9 * unet.in_channels * unet.first_channels + 16 * first**2 + 4 * first * unet.num_classes
     if layers > len(state) or parameters > elements:
         raise InputError(
             f"its config describes a larger network than the file holds, which has {len(state)} tensors of "

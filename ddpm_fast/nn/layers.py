@@ -73,13 +73,15 @@ class TimeEmbedding(nn.Module):
     """Sinusoids of the timestep, then Linear-SiLU-Linear: t [N] (integer or float) -> [N, 4*channels].
 
     `denominator` spaces the frequencies 10000^(-i/half) or 10000^(-i/(half-1)), half = channels // 2;
-    `order` says which half of the embedding holds the sines. Both exist in published checkpoints.
+    `order` says which half of the embedding holds the sines; `scale` multiplies the timestep first. All exist in
+    published checkpoints.
     """
 
     frequencies: Tensor
 
-    def __init__(self, channels: int, denominator: str, order: str) -> None:
+    def __init__(self, channels: int, denominator: str, order: str, scale: float = 1.0) -> None:
         super().__init__()
+        self.scale = scale
         self.count = channels // 2  # of the frequencies
         self.denominator = self.count if denominator == "half" else self.count - 1
         self.order = order
@@ -99,7 +101,8 @@ class TimeEmbedding(nn.Module):
         return self
 
     def forward(self, t: Tensor) -> Tensor:
-        angle = t.float()[:, None] * self.frequencies
+        scaled = t.float() if self.scale == 1 else t.float() * self.scale
+        angle = scaled[:, None] * self.frequencies
         parts = [angle.cos(), angle.sin()] if self.order == "cos|sin" else [angle.sin(), angle.cos()]
         embedding = torch.cat(parts, dim=1).to(self.linear1.weight.dtype)
         return self.linear2(F.silu(self.linear1(embedding)))
@@ -229,18 +232,24 @@ def _pixels(x: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Self-attention over all pixels, plus the skip: x [N, C, H, W] -> the same shape, pending if x is."""
+    """Self-attention over all pixels, plus the skip: x [N, C, H, W] -> the same shape, pending if x is.
 
-    def __init__(self, channels: int, heads: int, *, groups: int, eps: float):
+    With no groups there is no norm before it.
+    """
+
+    def __init__(self, channels: int, heads: int, *, groups: int | None, eps: float):
         super().__init__()
         self.heads = heads
-        self.norm = GroupNorm(groups, channels, eps, silu=False)
+        self.norm = None if groups is None else GroupNorm(groups, channels, eps, silu=False)
         self.qkv = Linear(channels, 3 * channels)
         self.proj = zeroed(Linear(channels, channels))
 
     def forward(self, x: Tensor | Pending) -> Tensor | Pending:
         image = x if isinstance(x, Pending) else Pending(x)
-        h = self.norm(image if is_added_by_norms(image.image) else image.total())
+        if self.norm is None:
+            h = image.total()
+        else:
+            h = self.norm(image if is_added_by_norms(image.image) else image.total())
         n, c, height, width = h.shape
         pixels = h.permute(0, 2, 3, 1).reshape(n, height * width, c)
         qkv = self.qkv(pixels).view(n, height * width, 3, self.heads, c // self.heads)

@@ -68,14 +68,19 @@ class _Layers:
             resample=resample,
         )
 
-    def attention(self, c: int) -> nn.Module:
-        return Attention(c, self.config.num_heads, groups=self.config.norm_groups, eps=self.config.norm_eps)
+    def attention(self, c: int, groups: int | None) -> nn.Module:
+        return Attention(c, self.config.heads(c), groups=groups, eps=self.config.norm_eps)
 
-    def attentions(self, level: int) -> list[nn.Module]:
-        """The attention of a level, or nothing."""
-        if self.config.resolutions[level] not in self.config.attention_resolutions:
+    def attentions(self, level: int, heights: tuple[int, ...]) -> list[nn.Module]:
+        """The attention of a level if its height is among these, or nothing."""
+        if self.config.resolutions[level] not in heights:
             return []
-        return [self.attention(self.config.level_channels[level])]
+        return [self.attention(self.config.level_channels[level], self.config.norm_groups)]
+
+    def middle(self, c: int) -> Stage:
+        kind, norm_groups = self.config.middle_attention, self.config.norm_groups
+        attention = [] if kind == "none" else [self.attention(c, norm_groups if kind == "normed" else None)]
+        return Stage(self.res_block(c, c), *attention, self.res_block(c, c))
 
     def downsample(self, c: int) -> nn.Module:
         if self.config.resample == "resblock":
@@ -104,29 +109,33 @@ class UNet(Derives):
         self.recompute = False
         channels = config.level_channels
         layers = _Layers(config)
-        self.time_embedding = TimeEmbedding(config.model_channels, config.time_denominator, config.time_order)
+        self.time_embedding = TimeEmbedding(
+            config.model_channels, config.time_denominator, config.time_order, config.timestep_scale
+        )
         if config.num_classes:
-            self.label_embedding = nn.Embedding(config.num_classes + 1, layers.emb_channels)
-        self.conv_in = Conv2d(config.in_channels, config.model_channels)
+            self.label_embedding = nn.Embedding(config.label_rows, layers.emb_channels)
+        self.conv_in = Conv2d(config.in_channels + config.condition_channels, config.first_channels)
 
-        c = config.model_channels
+        c = config.first_channels
         skips = [c]
         self.encoder = nn.ModuleList()
         for level, c_level in enumerate(channels):
             for _ in range(config.num_res_blocks):
-                self.encoder.append(Stage(layers.res_block(c, c_level), *layers.attentions(level)))
+                attentions = layers.attentions(level, config.attention_resolutions)
+                self.encoder.append(Stage(layers.res_block(c, c_level), *attentions))
                 c = c_level
                 skips.append(c)
             if level < len(channels) - 1:
                 self.encoder.append(Stage(layers.downsample(c)))
                 skips.append(c)
 
-        self.middle = Stage(layers.res_block(c, c), layers.attention(c), layers.res_block(c, c))
+        self.middle = layers.middle(c)
 
+        on_the_way_up = config.attention_resolutions if config.decoder_attention is None else config.decoder_attention
         self.decoder = nn.ModuleList()
         for level, c_level in reversed(list(enumerate(channels))):
             for block in range(config.num_res_blocks + 1):
-                stage = [layers.res_block(c + skips.pop(), c_level), *layers.attentions(level)]
+                stage = [layers.res_block(c + skips.pop(), c_level), *layers.attentions(level, on_the_way_up)]
                 c = c_level
                 if level > 0 and block == config.num_res_blocks:
                     stage.append(layers.upsample(c))
@@ -146,29 +155,35 @@ class UNet(Derives):
         labels: Tensor | None = None,
         seed: Tensor | None = None,
         sample_id: Tensor | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """Predict from noised images.
 
         Args:
-            x: [N, C, H, W], floats. They are cast to the parameters' dtype.
+            x: [N, C, H, W], floats, of any size that can be halved for the levels. They are cast to the parameters'
+                dtype.
             t: [N], the timesteps, integer or float.
-            labels: [N], integer classes, where num_classes is the null class. None means the null class for all.
+            labels: [N], integer classes, where num_classes is the null class, if there is one. None means the null
+                class for all.
             seed: int64 scalar on x's device. In train mode dropout then is a function of it, of the sample's id and of
                 nothing else (ops.dropout). None means torch's own dropout.
             sample_id: int64 [N], the ids that go with the seed: the numbers of the training examples, say, of which no
                 two steps have the same.
+            condition: [N or 1, condition_channels, H', W'], floats, for a network that gets a second image. Another
+                size than x's is scaled to it, bilinearly.
 
         Returns:
             [N, C or 2C, H, W], channels_last, in the parameters' dtype or autocast's.
 
         Raises:
-            InputError: For wrong shapes and dtypes, labels for an unconditional network, labels out of range, and a
-                seed without ids. The range is checked only on the CPU, because on a GPU the check would wait for the
+            InputError: For wrong shapes and dtypes, labels for an unconditional network, no labels for a network of
+                classes without a null class, labels out of range, a seed without ids, and a condition too much or too
+                few. The range is checked only on the CPU, because on a GPU the check would wait for the
                 device.
         """
         self._check(x, t, labels)
         key = _dropout_key(x, seed, sample_id)
-        x = x.to(self.conv_in.weight.dtype, memory_format=torch.channels_last)
+        x = self._beside(condition, x).to(self.conv_in.weight.dtype, memory_format=torch.channels_last)
         pends = is_added_by_norms(x)
         if pends and any(compat.has_forward_hooks(module) for module in self.modules()):
             with unfused():  # a hook is given whole images
@@ -231,14 +246,37 @@ class UNet(Derives):
         biases = [block.conv1.bias for block in blocks if block.conv1.bias is not None]
         return *projection, torch.cat(biases).float()
 
+    def _beside(self, condition: Tensor | None, x: Tensor) -> Tensor:
+        """x, and the condition's channels after its own."""
+        channels = self.config.condition_channels
+        if condition is None and not channels:
+            return x
+        if condition is None:
+            raise InputError(f"this network gets a second image of {channels} channels beside x: give it as condition")
+        if not channels:
+            raise InputError("this network gets no second image (condition_channels = 0): leave the condition out")
+        n = len(x)
+        if condition.ndim != 4 or condition.shape[1] != channels or condition.shape[0] not in (1, n):
+            raise InputError(f"condition is {list(condition.shape)}; expected [{n} or 1, {channels}, H, W]")
+        condition = condition.to(x.dtype)
+        if condition.shape[2:] != x.shape[2:]:
+            condition = F.interpolate(condition, (x.shape[2], x.shape[3]), mode="bilinear")
+        return torch.cat([x, condition.expand(n, -1, -1, -1)], dim=1)
+
     def _check(self, x: Tensor, t: Tensor, labels: Tensor | None) -> None:
         config = self.config
-        expected = (config.in_channels, config.image_size, config.image_size)
-        if x.ndim != 4 or tuple(x.shape[1:]) != expected or not x.is_floating_point():
-            raise InputError(f"x is {x.dtype} {list(x.shape)}; expected floats [N, {', '.join(map(str, expected))}]")
+        if x.ndim != 4 or x.shape[1] != config.in_channels or not x.is_floating_point():
+            raise InputError(
+                f"x is {x.dtype} {list(x.shape)}; expected floats [N, {', '.join(map(str, config.shape))}]"
+            )
+        config.check_halves(x.shape[2], x.shape[3])
         if t.shape != x.shape[:1] or t.dtype == torch.bool or t.is_complex():
             raise InputError(f"t is {t.dtype} {list(t.shape)}; expected one timestep for each sample, [{x.shape[0]}]")
         if labels is None:
+            if config.num_classes and not config.null_class:
+                raise InputError(
+                    f"this network has {config.num_classes} classes and no null class: give labels, one for each sample"
+                )
             return
         if not config.num_classes:
             raise InputError("labels were given to an unconditional network (num_classes = 0): leave them out")
@@ -249,11 +287,9 @@ class UNet(Derives):
             )
         if labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel():
             low, high = labels.min().item(), labels.max().item()
-            if low < 0 or high > config.num_classes:
-                raise InputError(
-                    f"labels go from {low} to {high}; expected 0 to {config.num_classes - 1}, "
-                    f"or {config.num_classes} for the null class"
-                )
+            if low < 0 or high >= config.label_rows:
+                null = f", or {config.num_classes} for the null class" if config.null_class else ""
+                raise InputError(f"labels go from {low} to {high}; expected 0 to {config.num_classes - 1}{null}")
 
 
 def _dropout_key(x: Tensor, seed: Tensor | None, sample_id: Tensor | None) -> NoiseKey | None:

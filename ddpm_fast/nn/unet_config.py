@@ -7,35 +7,36 @@ Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models", are
                time_denominator="half-1", time_order="sin|cos")
     UNetConfig(num_res_blocks=3, attention_resolutions=(16, 8), num_heads=4,
                scale_shift=True, learned_variance=True)
+
+The fields after norm_eps are there for networks that other codes have trained (formats/). Files that were written
+before a field was added do not have it; from_dict then takes what was the only choice.
 """
 
 import dataclasses
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ddpm_fast.errors import InputError, check_integer
+from ddpm_fast.errors import InputError
+from ddpm_fast.nn.config_fields import fields_from_dict, set_typed, shown
 from ddpm_fast.objective import output_channels
 
-# The least and the largest value of each integer. Nobody needs a larger network, and a file may ask for anything.
-_RANGES = {
-    "image_size": (1, 2**14),
-    "in_channels": (1, 2**14),
-    "model_channels": (1, 2**14),
-    "num_res_blocks": (1, 2**10),
-    "num_heads": (1, 2**14),
-    "norm_groups": (1, 2**14),
-    "num_classes": (0, 2**24),
-    "channel_mult": (1, 2**14),
-    "attention_resolutions": (1, 2**14),
-}
-_MOST_LEVELS = 15  # an image of the largest size can be halved 14 times
 _CHOICES = {
     "resample": ("conv", "resblock"),
     "downsample_padding": ("symmetric", "asymmetric"),
     "time_denominator": ("half", "half-1"),
     "time_order": ("cos|sin", "sin|cos"),
+    "middle_attention": ("normed", "plain", "none"),
+}
+# The fields that files may lack, with what the networks in such files are.
+_ADDED = {
+    "stem_channels": 0,
+    "decoder_attention": None,
+    "middle_attention": "normed",
+    "head_channels": 0,
+    "null_class": True,
+    "timestep_scale": 1.0,
+    "condition_channels": 0,
 }
 
 
@@ -64,10 +65,10 @@ class UNetConfig:
         InputError: If the fields do not make a network. The message says which values would.
     """
 
-    image_size: int = 32  # height and width of the samples
+    image_size: int | tuple[int, int] = 32  # height and width of the samples; two numbers where they differ
     in_channels: int = 3
     model_channels: int = 128  # channels of the first level
-    channel_mult: tuple[int, ...] = (1, 2, 2, 2)  # each level's channels, as multiples of model_channels
+    channel_mult: tuple[float, ...] = (1, 2, 2, 2)  # each level's channels, as multiples of model_channels
     num_res_blocks: int = 2  # residual blocks of a level in the encoder; the decoder has one more
     attention_resolutions: tuple[int, ...] = (16,)  # heights of levels with self-attention; the middle always has it
     num_heads: int = 1  # heads of the self-attention
@@ -81,17 +82,24 @@ class UNetConfig:
     time_order: str = "cos|sin"  # which half of the time embedding has the cosines
     norm_groups: int = 32  # groups of the group norms
     norm_eps: float = 1e-5  # epsilon of the group norms
+    stem_channels: int = 0  # channels that the first convolution makes; 0 means model_channels
+    decoder_attention: tuple[int, ...] | None = None  # attention_resolutions of the way up; None: those of the way down
+    middle_attention: str = "normed"  # "plain" has no norm before the middle's attention, "none" has no attention there
+    head_channels: int = 0  # channels of each head of the self-attention; 0 means that there are num_heads
+    null_class: bool = True  # whether there is a null class
+    timestep_scale: float = 1.0  # what timesteps are multiplied by before they are embedded
+    condition_channels: int = 0  # channels of a second image, which the network gets beside the sample
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _typed(field.name, getattr(self, field.name), field.type))
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise InputError(f"{name} is {_shown(getattr(self, name))}; expected one of {', '.join(choices)}")
+        set_typed(self, _CHOICES)
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout is {self.dropout}; expected a probability in [0, 1)")
         if not 0 < self.norm_eps <= 1:
             raise InputError(f"norm_eps is {self.norm_eps}; expected a small positive number such as 1e-5")
+        if not 0 < self.timestep_scale <= 1e6:
+            raise InputError(
+                f"timestep_scale is {self.timestep_scale}; expected 1, or 1000/T for a network of rescaled timesteps"
+            )
         self._check_levels()
         self._check_channels()
 
@@ -99,22 +107,30 @@ class UNetConfig:
         """The image must be divisible into the levels, and attention must be at levels that exist."""
         if not self.channel_mult:
             raise InputError("channel_mult is empty; expected one multiplier for each level, such as (1, 2, 2, 2)")
+        self.check_halves(self.height, self.width)
+        for name in ("attention_resolutions", "decoder_attention"):
+            unknown = [r for r in getattr(self, name) or () if r not in self.resolutions]
+            if unknown:
+                raise InputError(
+                    f"{name} has {shown(unknown)}, but the levels of an image of {self.size_name} have heights "
+                    f"{list(self.resolutions)}: choose among these, or () for attention in the middle only"
+                )
+
+    def check_halves(self, height: int, width: int) -> None:
+        """Raises InputError for images of a size that cannot be halved for the levels, naming sizes that can."""
         divisor = 2 ** (len(self.channel_mult) - 1)
-        if self.image_size % divisor:
-            lower = self.image_size // divisor * divisor
-            works = f"{lower} or {lower + divisor}" if lower else str(divisor)
-            levels = (self.image_size & -self.image_size).bit_length()
-            raise InputError(
-                f"image_size {self.image_size} cannot be halved {len(self.channel_mult) - 1} times for the "
-                f"{len(self.channel_mult)} levels of channel_mult {self.channel_mult}: resize the images to "
-                f"{works}, or give channel_mult at most {levels} level{'s' if levels > 1 else ''}"
-            )
-        unknown = [r for r in self.attention_resolutions if r not in self.resolutions]
-        if unknown:
-            raise InputError(
-                f"attention_resolutions has {_shown(unknown)}, but the levels of an image of {self.image_size} have "
-                f"heights {list(self.resolutions)}: choose among these, or () for attention in the middle only"
-            )
+        if height % divisor == width % divisor == 0 and min(height, width) > 0:
+            return
+        both = (height,) if height == width else (height, width)
+        lower = [size // divisor * divisor for size in both]
+        upper = [low + divisor if size % divisor or not low else low for low, size in zip(lower, both, strict=True)]
+        ways = ["x".join(map(str, sizes)) for sizes in (lower, upper) if min(sizes)]
+        levels = min((size & -size).bit_length() for size in both)
+        raise InputError(
+            f"image_size {'x'.join(map(str, both))} cannot be halved {len(self.channel_mult) - 1} times for the "
+            f"{len(self.channel_mult)} levels of channel_mult {self.channel_mult}: resize the images to "
+            f"{' or '.join(dict.fromkeys(ways))}, or give channel_mult at most {levels} level{'s' * (levels != 1)}"
+        )
 
     def _check_channels(self) -> None:
         """The channels of each level must be divisible by what splits them."""
@@ -124,21 +140,36 @@ class UNetConfig:
                 "time embedding are sines and half cosines"
             )
         for level, channels in enumerate(self.level_channels):
-            if channels % self.norm_groups:
+            if channels < 1 or channels % self.norm_groups:
                 divisors = [g for g in range(1, 33) if all(c % g == 0 for c in self.level_channels)]
                 raise InputError(
                     f"level {level} has {self.model_channels} x {self.channel_mult[level]} = {channels} "
                     f"channels, not divisible by norm_groups {self.norm_groups}: make model_channels a multiple of "
                     f"norm_groups, or set norm_groups to {divisors[-1]}"
                 )
-            is_last = level == len(self.level_channels) - 1
-            attends = is_last or self.resolutions[level] in self.attention_resolutions
-            if attends and channels % self.num_heads:
-                divisors = [h for h in range(1, self.num_heads) if channels % h == 0]
-                raise InputError(
-                    f"level {level} has {channels} channels and attention, not divisible by num_heads "
-                    f"{self.num_heads}: set num_heads to {divisors[-1]}"
-                )
+            if self._attends(level):
+                self._check_heads(level, channels)
+        if self.first_channels % self.norm_groups:
+            raise InputError(
+                f"the first convolution makes {self.first_channels} channels, not divisible by norm_groups "
+                f"{self.norm_groups}: give stem_channels a multiple of it"
+            )
+
+    def _attends(self, level: int) -> bool:
+        """Whether there is attention at a level, on the way down, on the way up or in the middle."""
+        heights = {*self.attention_resolutions, *(self.decoder_attention or ())}
+        is_last = level == len(self.channel_mult) - 1
+        return self.resolutions[level] in heights or (is_last and self.middle_attention != "none")
+
+    def _check_heads(self, level: int, channels: int) -> None:
+        splits = self.head_channels or self.num_heads
+        if channels % splits:
+            name = "head_channels" if self.head_channels else "num_heads"
+            divisors = [h for h in range(1, min(splits, channels + 1)) if channels % h == 0]
+            raise InputError(
+                f"level {level} has {channels} channels and attention, not divisible by {name} {splits}: set {name} to "
+                f"{divisors[-1]}"
+            )
 
     @classmethod
     def for_images(cls, images: Images, **fields: Any) -> "UNetConfig":
@@ -167,14 +198,48 @@ class UNetConfig:
         return cls(**chosen)
 
     @property
+    def height(self) -> int:
+        """The height of the samples."""
+        return self.image_size if isinstance(self.image_size, int) else self.image_size[0]
+
+    @property
+    def width(self) -> int:
+        """The width of the samples."""
+        return self.image_size if isinstance(self.image_size, int) else self.image_size[1]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W), the shape of one sample."""
+        return self.in_channels, self.height, self.width
+
+    @property
+    def size_name(self) -> str:
+        """The size as options write it: "32", or "64x32" for a height of 64 and a width of 32."""
+        return str(self.height) if self.height == self.width else f"{self.height}x{self.width}"
+
+    @property
     def resolutions(self) -> tuple[int, ...]:
-        """The height (and width) of each level."""
-        return tuple(self.image_size >> level for level in range(len(self.channel_mult)))
+        """The height of each level."""
+        return tuple(self.height >> level for level in range(len(self.channel_mult)))
 
     @property
     def level_channels(self) -> tuple[int, ...]:
         """The channels of each level."""
-        return tuple(self.model_channels * mult for mult in self.channel_mult)
+        return tuple(round(self.model_channels * mult) for mult in self.channel_mult)
+
+    @property
+    def first_channels(self) -> int:
+        """The channels that the first convolution makes."""
+        return self.stem_channels or self.model_channels
+
+    @property
+    def label_rows(self) -> int:
+        """The rows of the table of classes: the classes, and the null class if there is one."""
+        return self.num_classes + self.null_class if self.num_classes else 0
+
+    def heads(self, channels: int) -> int:
+        """The heads of the self-attention over so many channels."""
+        return channels // self.head_channels if self.head_channels else self.num_heads
 
     @property
     def out_channels(self) -> int:
@@ -190,40 +255,7 @@ class UNetConfig:
         """The config that `to_dict` described.
 
         Raises:
-            InputError: For unknown, missing and invalid fields. A checkpoint must have all of them, because a default
-                may change later.
+            InputError: For unknown, missing and invalid fields. A checkpoint must have all of them but those that were
+                added later, because a default may change.
         """
-        if not isinstance(fields, Mapping):
-            raise InputError(f"a U-Net's config is a {type(fields).__name__}; expected a dict of its fields")
-        known = [field.name for field in dataclasses.fields(cls)]
-        unknown = sorted(set(map(str, fields)) - set(known))
-        if unknown:
-            raise InputError(f"unknown U-Net config field(s) {', '.join(unknown)}; known are {', '.join(known)}")
-        missing = [name for name in known if name not in fields]
-        if missing:
-            raise InputError(
-                f"missing U-Net config field(s) {', '.join(missing)}; all are needed: start from UNetConfig().to_dict()"
-            )
-        return cls(**fields)
-
-
-def _typed(name: str, value: Any, kind: Any) -> Any:
-    """The value as the field's type: lists become tuples, and ints floats. Anything else must have the type."""
-    if kind is int:
-        return check_integer(name, value, *_RANGES[name])
-    if kind == tuple[int, ...]:
-        if not isinstance(value, (list, tuple)):
-            raise InputError(f"{name} is {_shown(value)}; expected a list of integers")
-        if len(value) > _MOST_LEVELS:
-            raise InputError(f"{name} has {len(value)} entries; expected at most {_MOST_LEVELS}, one for each level")
-        return tuple(check_integer(name, v, *_RANGES[name]) for v in value)
-    if kind is float and type(value) is int and abs(value) < 2**53:
-        return float(value)
-    if type(value) is not kind:
-        raise InputError(f"{name} is {_shown(value)}; expected {kind.__name__}")
-    return value
-
-
-def _shown(value: object) -> str:
-    """The value for a message, shortened if it is long."""
-    return reprlib.repr(value)
+        return cls(**fields_from_dict(cls, fields, "U-Net", _ADDED))

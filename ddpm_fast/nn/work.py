@@ -48,15 +48,18 @@ def work(config: UNetConfig) -> Work:
     layers."""
     with torch.device("meta"), use_backend("reference"):
         model = UNet(config).to("meta").eval()
-        x = torch.empty(1, config.in_channels, config.image_size, config.image_size)
+        x = torch.empty(1, *config.shape)
         t = torch.zeros(1, dtype=torch.int64)
+        given = {"labels": t} if config.num_classes else {}
+        if config.condition_channels:
+            given["condition"] = torch.empty(1, config.condition_channels, config.height, config.width)
         moved = []
         for layer in model.modules():
             if not list(layer.children()):
                 layer.register_forward_hook(lambda _, inputs, output: moved.append(inputs[0].numel() + output.numel()))
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(x, t)
+            model(x, t, **given)
         activations = sum(moved)
         with FlopCounterMode(display=False) as training:
-            model(x, t).sum().backward()
+            model(x, t, **given).sum().backward()
     return Work(counter.get_total_flops(), training.get_total_flops(), activations, parameters(model))

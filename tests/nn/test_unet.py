@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.testing import assert_close
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.formats.diffusers import from_diffusers, translated
@@ -281,6 +282,43 @@ def test_one_channel_28_pixels_three_levels():
     assert perturbed(config)(*batch(config, 2)).shape == (2, 1, 28, 28)
 
 
+def test_a_network_without_a_null_class_wants_labels():
+    net = perturbed(small(null_class=False))
+    x, t, _ = batch(net.config)
+    labels = torch.tensor([0, 4, 2])
+    assert net.label_embedding.weight.shape == (5, 64) and net(x, t, labels).shape == x.shape
+    with pytest.raises(InputError, match="5 classes and no null class: give labels"):
+        net(x, t)
+    with pytest.raises(InputError, match=r"from 5 to 5; expected 0 to 4$"):
+        net(x, t, torch.full_like(labels, 5))
+
+
+def test_a_condition_comes_after_the_channels_of_x_and_is_scaled_to_its_size():
+    net, plain = perturbed(small(condition_channels=2)), perturbed(SMALL)
+    state = net.state_dict()
+    both = state["conv_in.weight"]
+    plain.load_state_dict(state | {"conv_in.weight": both[:, :3]})
+    x, t, labels = batch(SMALL)
+    condition = torch.randn(3, 2, 4, 4)
+    scaled = F.interpolate(condition, scale_factor=2, mode="bilinear")
+    added = F.conv2d(scaled, both[:, 3:], padding=1)
+    plain.conv_in.register_forward_hook(lambda layer, inputs, output: output + added)
+    assert_close(net(x, t, labels, condition=condition), plain(x, t, labels), atol=1e-5, rtol=1e-5)
+    with pytest.raises(InputError, match="a second image of 2 channels"):
+        net(x, t, labels)
+    with pytest.raises(InputError, match="gets no second image"):
+        perturbed(SMALL)(x, t, labels, condition=condition)
+    with pytest.raises(InputError, match=r"condition is \[3, 1, 4, 4\]; expected \[3 or 1, 2, H, W\]"):
+        net(x, t, labels, condition=condition[:, :1])
+
+
+def test_a_file_of_before_has_none_of_the_later_fields():
+    added = ("stem_channels", "decoder_attention", "middle_attention", "head_channels", "null_class")
+    added = (*added, "timestep_scale", "condition_channels")
+    old = {name: value for name, value in SMALL.to_dict().items() if name not in added}
+    assert UNetConfig.from_dict(old) == SMALL
+
+
 def test_empty_batch():
     x, t, labels = batch(SMALL, 0)
     assert UNet(SMALL)(x, t, labels).shape == (0, 3, 8, 8)
@@ -377,9 +415,19 @@ def test_nearest_upsampling_repeats_pixels():
         pytest.param({"model_channels": 0}, "model_channels is 0; expected an integer in 1", id="no channels"),
         pytest.param({"channel_mult": ()}, "channel_mult is empty", id="no levels"),
         pytest.param({"channel_mult": (1, 0)}, "channel_mult is 0", id="empty level"),
+        pytest.param({"channel_mult": (1, 1.7)}, r"level 1 has 16 x 1.7 = 27 channels, not divisible", id="fraction"),
+        pytest.param({"channel_mult": (1, math.nan)}, "channel_mult has nan", id="no number"),
+        pytest.param({"image_size": (8, 9)}, "8x9 cannot be halved .* to 8x8 or 8x10,", id="a side that is not halved"),
         pytest.param(
-            {"channel_mult": (1, 1.5)}, "channel_mult is 1.5, a float; expected an integer", id="fractional level"
+            {"image_size": (8, 8, 8)}, r"expected the side of a square, or \(height, width\)", id="three sides"
         ),
+        pytest.param({"decoder_attention": (5,)}, r"decoder_attention has \[5\]", id="attention on the way up"),
+        pytest.param(
+            {"head_channels": 3}, r"not divisible by head_channels 3: set head_channels to 2", id="head width"
+        ),
+        pytest.param({"stem_channels": 6}, r"makes 6 channels, not divisible by norm_groups", id="stem"),
+        pytest.param({"timestep_scale": 0.0}, r"timestep_scale is 0.0; expected 1, or 1000/T", id="scale"),
+        pytest.param({"middle_attention": "some"}, "expected one of normed, plain, none", id="middle"),
         pytest.param({"dropout": 1.0}, r"dropout is 1.0.*\[0, 1\)", id="dropout"),
         pytest.param({"norm_eps": 0}, "norm_eps is 0.0", id="eps"),
         pytest.param({"num_classes": -1}, "num_classes is -1", id="classes"),
@@ -412,7 +460,7 @@ def test_config_with_unknown_or_missing_fields():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        pytest.param({"x": torch.zeros(3, 3, 8, 9)}, r"\[3, 3, 8, 9\]; expected floats \[N, 3, 8, 8\]", id="size"),
+        pytest.param({"x": torch.zeros(3, 3, 8, 9)}, r"8x9 cannot be halved 1 times", id="size"),
         pytest.param({"x": torch.zeros(3, 1, 8, 8)}, r"expected floats \[N, 3, 8, 8\]", id="channels"),
         pytest.param({"x": torch.zeros(3, 8, 8)}, "expected floats", id="no batch"),
         pytest.param({"x": torch.zeros(3, 3, 8, 8, dtype=torch.uint8)}, "uint8", id="integers"),
