@@ -40,7 +40,7 @@ class Hub:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+    protocol_version = "HTTP/1.0"  # a connection ends with its answer, so that none outlives the server
     hub: Hub
 
     def log_message(self, *_):
