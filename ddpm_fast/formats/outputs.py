@@ -45,16 +45,17 @@ class Inputs:
     condition: Tensor | None
 
     @classmethod
-    def of(cls, config: UNetConfig, timesteps: int) -> Inputs:
+    def of(cls, config: UNetConfig, timesteps: int, longest_side: int | None = _LONGEST_SIDE) -> Inputs:
         """Make the inputs of a network.
 
         Args:
             config: The network's.
             timesteps: T.
+            longest_side: What the sides are halved to, as far as the levels allow; None keeps the config's.
         """
         sides = [config.height, config.width]
         halvings = 2 ** (len(config.channel_mult) - 1)
-        while max(sides) > _LONGEST_SIDE and all(side % (2 * halvings) == 0 for side in sides):
+        while longest_side and max(sides) > longest_side and all(side % (2 * halvings) == 0 for side in sides):
             sides = [side // 2 for side in sides]
         classes = config.num_classes
         return cls(
