@@ -7,10 +7,11 @@ ops; the rest is plain torch. loops/likelihood.py sums the bound over the chain.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Unpack
 
 from ddpm_fast import ops
@@ -263,7 +264,7 @@ class GaussianDiffusion:
         constant = 0.5 * (-alpha_bar - math.log1p(-alpha_bar)) if alpha_bar > 1e-4 else small
         return (constant + 0.5 * alpha_bar * x.flatten(1).square().mean(1)) / math.log(2)
 
-    def bits_per_dim(self, model: nn.Module, x0: Tensor, **options: Unpack[LikelihoodKeywords]) -> BitsPerDim:
+    def bits_per_dim(self, model: Callable[..., Any], x0: Tensor, **options: Unpack[LikelihoodKeywords]) -> BitsPerDim:
         """The variational bound on -log p(x_0) of each image in bits/dim, with its parts.
 
         The options are those of loops.likelihood.LikelihoodOptions: steps, labels, seed, first_sample_id, clip,

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from ddpm_fast import compat
 from ddpm_fast.errors import InputError
-
-Call = Callable[..., Tensor]
+from ddpm_fast.loops.network import Call
 
 # Dropout draws what it draws in eager mode. Otherwise the compiler has random numbers of its own.
 _OPTIONS: dict[str, str | int | bool | Callable] = {"fallback_random": True}
@@ -30,7 +29,7 @@ def compiled(model: nn.Module) -> Call:
     """What is called in place of a model.
 
     Args:
-        model: Called as model(x, t) or model(x, t, labels).
+        model: Called as model(x, t) or model(x, t, labels), or with arguments by name.
 
     Returns:
         A function of the same arguments, which compiles the call for each new layout of them (shapes, dtypes and
@@ -38,11 +37,12 @@ def compiled(model: nn.Module) -> Call:
     """
     kept = _compiled.setdefault(model, {})
 
-    def call(*arguments: Tensor | None) -> Tensor:
-        layout = tuple(None if a is None else (a.shape, a.dtype, a.stride()) for a in arguments)
+    def call(*arguments: Tensor | None, **named: Tensor | None) -> Tensor:
+        given = (*arguments, *named.values())
+        layout = (*named, *(None if a is None else (a.shape, a.dtype, a.stride()) for a in given))
         if layout not in kept:
             kept[layout] = _compile(_call)
-        return _run(kept[layout], model, *arguments)
+        return _run(kept[layout], model, *arguments, **named)
 
     return call
 
@@ -53,8 +53,8 @@ def check_compiler(device: torch.device) -> None:
     _run(_compile(_successor), torch.zeros(8, device=device))
 
 
-def _call(model: nn.Module, *arguments: Tensor) -> Tensor:
-    return model(*arguments)
+def _call(model: nn.Module, *arguments: Tensor, **named: Tensor) -> Tensor:
+    return model(*arguments, **named)
 
 
 def _successor(x: Tensor) -> Tensor:
@@ -71,9 +71,9 @@ def _compile(function: Call) -> Call:
     return torch.compile(copy, dynamic=False, options=_OPTIONS)
 
 
-def _run(function: Call, *arguments: object) -> Tensor:
+def _run(function: Call, *arguments: object, **named: object) -> Tensor:
     try:
-        return function(*arguments)
+        return function(*arguments, **named)
     except RuntimeError as error:
         if not compat.is_compile_error(error):
             raise

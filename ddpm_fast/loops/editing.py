@@ -19,9 +19,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Unpack
 
 from ddpm_fast import ops
@@ -40,7 +41,7 @@ from ddpm_fast.samplers import SamplerTable, ddim_encode_table
 
 
 def image_to_image(
-    model: nn.Module,
+    model: Callable[..., Any],
     diffusion: GaussianDiffusion,
     images: Tensor,
     strength: float = 0.5,
@@ -84,7 +85,7 @@ def prepare_image_to_image(
 
 
 def inpaint(
-    model: nn.Module,
+    model: Callable[..., Any],
     diffusion: GaussianDiffusion,
     images: Tensor,
     mask: Tensor,
@@ -150,7 +151,7 @@ def prepare_inpaint(
 
 
 def interpolate(
-    model: nn.Module,
+    model: Callable[..., Any],
     diffusion: GaussianDiffusion,
     a: Tensor,
     b: Tensor,
@@ -274,7 +275,7 @@ def _encoding_of_ends(ends: Tensor, path: Prepared) -> Prepared:
 
 
 def encode(
-    model: nn.Module,
+    model: Callable[..., Any],
     diffusion: GaussianDiffusion,
     images: Tensor,
     steps: TimestepSpec | None = None,
@@ -310,7 +311,7 @@ def prepare_encode(
 
 
 def decode(
-    model: nn.Module,
+    model: Callable[..., Any],
     diffusion: GaussianDiffusion,
     latents: Tensor,
     steps: TimestepSpec | None = None,
@@ -406,14 +407,11 @@ def _prepare(
     if not isinstance(images, Tensor) or not (images.is_floating_point() or images.dtype == torch.uint8):
         found = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise InputError(f"the images are {found}; expected a tensor of floats about in [-1, 1], or uint8 in 0..255")
-    shape, own = tuple(images.shape[1:]), network.shape
-    if own is not None and shape != own:
-        raise InputError(
-            f"the images are {list(images.shape)}; this U-Net edits [N, {', '.join(map(str, own))}]: resize them, or "
-            "change their channels"
-        )
+    shape = tuple(images.shape[1:])
     if not shape:
         raise InputError(f"the images are {list(images.shape)}; expected [N, C, ...]")
+    if misfit := network.misfit(shape):
+        raise InputError(f"the images are {list(images.shape)}, but {misfit}")
     if not images.isfinite().all():
         raise InputError("the images have NaN or infinite values; expected floats about in [-1, 1]")
     prepared = prepare(network, diffusion, len(images) if n is None else n, replace(options, shape=shape))

@@ -122,18 +122,20 @@ def null_class(
         InputError: For a null_label that is not the U-Net's, and for guidance without labels or of a model without a
             null class.
     """
-    classes = network.classes
-    if null_label is not None and classes is not None and null_label != classes:
+    classes, has_null = network.classes, network.null_class
+    if null_label is not None and has_null and null_label != classes:
         raise InputError(f"null_label is {null_label}, but this U-Net's null class is {classes}: leave null_label out")
+    if null_label is not None and classes and not has_null and null_label >= classes:
+        raise InputError(f"null_label is {null_label}; this {network.name} has the classes 0..{classes - 1}")
     if guidance is None:
         return None
     if classes == 0:
         raise InputError("guidance needs a model with classes, and this one was trained without: leave guidance out")
     if labels is None:
         raise InputError("guidance needs labels, the classes to guide towards: give labels, or leave guidance out")
-    if classes is None and null_label is None:
+    if not has_null and null_label is None:
         raise InputError(
             f"guidance needs to know which class of the {network.name} stands for none (the one that labels were "
-            "replaced by in training): give null_label"
+            "replaced by in training): give null_label, or leave guidance out if there is none"
         )
-    return null_label if classes is None else classes
+    return classes if has_null else null_label

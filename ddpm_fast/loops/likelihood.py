@@ -9,10 +9,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Unpack
 
 from ddpm_fast.errors import check_integer
@@ -113,13 +113,13 @@ class LikelihoodKeywords(TypedDict, total=False):
 
 @torch.inference_mode()
 def bits_per_dim(
-    diffusion: BoundedDiffusion, model: nn.Module, x0: Tensor, **options: Unpack[LikelihoodKeywords]
+    diffusion: BoundedDiffusion, model: Callable[..., Any], x0: Tensor, **options: Unpack[LikelihoodKeywords]
 ) -> BitsPerDim:
     """The variational bound of each image in bits/dim [H eq. 5, 13].
 
     Args:
         diffusion: The diffusion that the model was trained for.
-        model: Called as model(x_t, t) or model(x_t, t, labels), with x_t in the dtype of its parameters.
+        model: As in sample(): called as model(x_t, t) or model(x_t, t, labels).
         x0: The images, [N, C, ...]: floats in [-1, 1], or uint8.
         **options: The fields of LikelihoodOptions.
 
@@ -139,13 +139,14 @@ def bits_per_dim(
     labels = network.check_labels(wanted.labels, n)
     labels = None if labels is None else labels.to(device)
     columns = []
-    with evaluating(model), derived.held(model):
+    call = network.called()
+    with evaluating(network.model), derived.held(network.model):
         for s, end in enumerate(ends):
             first = ends[s - 1] + 1 if s else 0
             t = first + uniform_integers(replace(key, stream=Stream.TIMESTEP), end - first + 1)
             x_t = diffusion.q_sample(x0, t, key, dtype=network.dtype or torch.float32)
             asked = told.index_select(0, t)
-            output = model(x_t, asked) if labels is None else model(x_t, asked, labels)
+            output = call(x_t, asked) if labels is None else call(x_t, asked, labels)
             terms, mse_x0, mse_eps = diffusion.vlb_terms(output, x0, t, key, clip=wanted.clip, decoder=wanted.decoder)
             columns.append((terms, mse_x0, mse_eps, t))
             key.step.add_(1)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ddpm_fast.errors import InputError, check_integer
 from ddpm_fast.nn import UNet
+from ddpm_fast.nn.foreign import Foreign
 from ddpm_fast.objective import output_channels
+
+Call = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,15 +23,18 @@ class Network:
     """A model, and the answers to what the loops ask about it. Make one with Network.of.
 
     Attributes:
-        model: Called as model(x, t) or model(x, t, labels), with x [N, C, ...] and t int64 [N].
-        device: Where its parameters are. The CPU for a model without parameters.
+        model: The module whose weights and mode these are: the network itself, or the Foreign around a function.
+        device: Where its parameters are, or its buffers. The CPU for a model without either.
         dtype: The dtype of its parameters. None for a model without parameters, which is given x as it is.
-        shape: The shape of one sample, (C, H, W). None for a network of one's own, which does not say.
-        in_channels: C. None for a network of one's own.
-        out_channels: The channels of its output. None for a network of one's own, which shows them when it is called.
-        classes: The number of classes, 0 for an unconditional model. The null class has this number. None for a network
-            of one's own, which does not say.
+        shape: The shape of one sample, (C, H, W), unless another is asked for. None for a network that does not say.
+        in_channels: C. None for a network that does not say.
+        out_channels: The channels of its output. None for a network that does not say: it shows them when it is called.
+        classes: The number of classes, 0 for an unconditional model. None for a network that does not say.
+        null_class: Whether class number `classes` stands for "no class".
+        takes_labels, needs_labels: Whether it may, and must, be called with labels.
+        divisor: What the height and width of an image must be divisible by.
         may_wait: Whether calling it may wait for the device, which a CUDA graph does not allow. A UNet never does.
+        foreign: What calls a model that is not ours in its own way. None for a UNet, and for a Foreign itself.
     """
 
     model: nn.Module
@@ -37,54 +44,111 @@ class Network:
     in_channels: int | None
     out_channels: int | None
     classes: int | None
+    null_class: bool
+    takes_labels: bool
+    needs_labels: bool
+    divisor: int
     may_wait: bool
+    foreign: Foreign | None
 
     @classmethod
-    def of(cls, model: nn.Module) -> Network:
+    def of(cls, model: Callable[..., Any]) -> Network:
         """Ask a model everything once.
 
+        Args:
+            model: A UNet, a Foreign, diffusers' UNet2DModel, or any module or function of (x, t) or (x, t, labels).
+
         Raises:
-            InputError: If the model is not a torch.nn.Module.
+            InputError: If the model is none of these.
         """
-        if not isinstance(model, nn.Module):
-            raise InputError(
-                f"the model is a {type(model).__name__}; expected a torch.nn.Module, called as model(x, t)"
-            )
-        parameter = next(model.parameters(), None)
-        config = model.config if isinstance(model, UNet) else None
+        return cls._of_unet(model) if isinstance(model, UNet) else cls._of_foreign(model)
+
+    @classmethod
+    def _of_unet(cls, model: UNet) -> Network:
+        config = model.config
+        device, dtype = _place(model)
         return cls(
             model=model,
-            device=torch.device("cpu") if parameter is None else parameter.device,
-            dtype=None if parameter is None else parameter.dtype,
-            shape=None if config is None else config.shape,
-            in_channels=None if config is None else config.in_channels,
-            out_channels=None if config is None else config.out_channels,
-            classes=None if config is None else config.num_classes,
+            device=device,
+            dtype=dtype,
+            shape=config.shape,
+            in_channels=config.in_channels,
+            out_channels=config.out_channels,
+            classes=config.num_classes,
+            null_class=config.num_classes > 0 and config.null_class,
+            takes_labels=config.num_classes > 0,
+            needs_labels=config.num_classes > 0 and not config.null_class,
+            divisor=2 ** (len(config.channel_mult) - 1),
             may_wait=type(model) is not UNet,  # a subclass may do more
+            foreign=None,
+        )
+
+    @classmethod
+    def _of_foreign(cls, model: Callable[..., Any]) -> Network:
+        foreign = model if isinstance(model, Foreign) else Foreign(model)
+        # A module stands for itself: what is kept beside it, such as its graphs, is found by it in the next call.
+        module = model if isinstance(model, nn.Module) else foreign
+        device, dtype = _place(module)
+        return cls(
+            model=module,
+            device=device,
+            dtype=dtype,
+            shape=foreign.shape,
+            in_channels=None if foreign.shape is None else foreign.shape[0],
+            out_channels=foreign.out_channels,
+            classes=foreign.classes,
+            null_class=False,
+            takes_labels=foreign.takes_labels,
+            needs_labels=foreign.needs_labels,
+            divisor=foreign.divisor,
+            may_wait=True,
+            foreign=None if module is foreign else foreign,
         )
 
     @property
     def name(self) -> str:
-        """The name of the model's class, for error messages."""
-        return type(self.model).__name__
+        """What the network is called, for error messages."""
+        return self.model.name if isinstance(self.model, Foreign) else type(self.model).__name__
+
+    def called(self, call: Call | None = None) -> Call:
+        """What is called as call(x, t) or call(x, t, labels) and answers with a tensor.
+
+        Args:
+            call: What is called in the model's place, such as a compiled copy. None for the model itself.
+        """
+        call = self.model if call is None else call
+        return call if self.foreign is None else self.foreign.adapted(call)
 
     def sample_shape(self, shape: Sequence[int] | None) -> tuple[int, ...]:
-        """The shape of one sample: the network's own, or the given one.
+        """The shape of one sample: the given one, or the network's own.
 
         Raises:
-            InputError: If neither is known, if the given one is no shape, or if the two differ.
+            InputError: If neither is known, if the given one is no shape, or if it does not fit the network.
         """
-        if shape is not None and (not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) == 0):
-            raise InputError(f"shape is {shape!r}; expected that of one sample, such as (3, 32, 32)")
-        if self.shape is None:
-            if shape is None:
+        if shape is None:
+            if self.shape is None:
                 raise InputError(f"the shape of a {self.name}'s samples is not known: give shape=(C, H, W)")
-            if not isinstance(shape, Sequence) or not shape:
-                raise InputError(f"shape is {shape!r:.200}; expected that of one sample, such as (3, 32, 32)")
-            return tuple(check_integer(f"shape[{i}]", size, 1) for i, size in enumerate(shape))
-        if shape is not None and (not isinstance(shape, Sequence) or tuple(shape) != self.shape):
-            raise InputError(f"shape is {shape!r:.200}, but this U-Net draws {self.shape}: leave shape out")
-        return self.shape
+            return self.shape
+        if not isinstance(shape, Sequence) or isinstance(shape, str) or not shape:
+            raise InputError(f"shape is {shape!r:.200}; expected that of one sample, such as (3, 32, 32)")
+        wanted = tuple(check_integer(f"shape[{i}]", size, 1) for i, size in enumerate(shape))
+        if misfit := self.misfit(wanted):
+            raise InputError(f"shape is {wanted}, but {misfit}, or leave shape out")
+        return wanted
+
+    def misfit(self, shape: tuple[int, ...]) -> str:
+        """Why samples cannot have this shape, and what to do; or the empty string."""
+        if self.shape is None:
+            return ""
+        if len(shape) != len(self.shape) or shape[0] != self.shape[0]:
+            places = "".join(f", {letter}" for letter in "DHW"[4 - len(self.shape) :])
+            return f"this {self.name} draws ({self.shape[0]}{places}): give as many dimensions and channels"
+        if wrong := [size for size in shape[1:] if size % self.divisor]:
+            return (
+                f"this {self.name} halves the sides of an image until they are 1/{self.divisor}, and {wrong[0]} is not "
+                f"divisible by {self.divisor}: give {-(-wrong[0] // self.divisor) * self.divisor}"
+            )
+        return ""
 
     def check_output(self, learned: bool) -> None:
         """Check that the output has the channels that the diffusion reads, where the network says how many it has.
@@ -105,7 +169,12 @@ class Network:
             InputError: If the labels are not integers, are neither one nor n, or are not classes of the network.
         """
         if labels is None:
+            if self.needs_labels and n:
+                known = f", 0 to {self.classes - 1}" if self.classes else ""
+                raise InputError(f"this {self.name} cannot be called without labels: give labels, its classes{known}")
             return None
+        if self.classes != 0 and not self.takes_labels:
+            raise InputError(f"the {self.name} takes x and t alone: leave the labels out")
         tensor = _integers(labels, n)
         if tensor.ndim == 0:
             tensor = tensor.expand(n)
@@ -117,10 +186,12 @@ class Network:
             return tensor
         if self.classes == 0:
             raise InputError("this model is unconditional (it was trained without classes): leave the labels out")
-        if n and not 0 <= int(tensor.min()) <= int(tensor.max()) <= self.classes:
+        last = self.classes if self.null_class else self.classes - 1
+        if n and not 0 <= int(tensor.min()) <= int(tensor.max()) <= last:
+            none = f" (and {self.classes} for none)" if self.null_class else ""
             raise InputError(
                 f"labels run from {int(tensor.min())} to {int(tensor.max())}; this model has the classes "
-                f"0..{self.classes - 1} (and {self.classes} for none)"
+                f"0..{self.classes - 1}{none}"
             )
         return tensor
 
@@ -162,6 +233,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _place(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
+    """Where a model is, and the dtype of its parameters, if it has any."""
+    parameter = next(model.parameters(), None)
+    if parameter is not None:
+        return parameter.device, parameter.dtype
+    buffer = next(model.buffers(), None)
+    return torch.device("cpu") if buffer is None else buffer.device, None
 
 
 def _integers(labels: int | Sequence[int] | Tensor, n: int) -> Tensor:

@@ -17,18 +17,19 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Unpack
 
 from ddpm_fast import ops
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import check_integer
 from ddpm_fast.loops import graphs
-from ddpm_fast.loops.compiled import Call, check_compiler, compiled
+from ddpm_fast.loops.compiled import check_compiler, compiled
 from ddpm_fast.loops.guidance import null_class, predictor
-from ddpm_fast.loops.network import Network, evaluating
+from ddpm_fast.loops.network import Call, Network, evaluating
 from ddpm_fast.loops.options import SamplingKeywords, SamplingOptions, Step
 from ddpm_fast.loops.state import BatchState, DeviceTable, Paste, RowKind, asking_rows, looks_back
 from ddpm_fast.nn import derived
@@ -185,7 +186,7 @@ class Prepared:
     @functools.cached_property
     def _call(self) -> Call:
         """What is called as the network."""
-        return compiled(self.network.model) if self.options.compile else self.network.model
+        return self.network.called(compiled(self.network.model) if self.options.compile else None)
 
     # What the table says, as Python values: read once, and not for each batch.
 
@@ -256,7 +257,9 @@ def prepare(network: Network, diffusion: GaussianDiffusion, n: int, options: Sam
     return prepared
 
 
-def sample(model: nn.Module, diffusion: GaussianDiffusion, n: int, **options: Unpack[SamplingKeywords]) -> Tensor:
+def sample(
+    model: Callable[..., Any], diffusion: GaussianDiffusion, n: int, **options: Unpack[SamplingKeywords]
+) -> Tensor:
     """Draw n images.
 
     Image i depends on (seed, first_sample_id + i, its label, and the options of sampler and guidance) and on nothing
@@ -267,8 +270,9 @@ def sample(model: nn.Module, diffusion: GaussianDiffusion, n: int, **options: Un
     it was captured: a network of one's own whose forward does more than arithmetic on tensors needs cuda_graph=False.
 
     Args:
-        model: A UNet, or any network called as model(x, t) or model(x, t, labels) with x [N, C, ...] and t int64 [N];
-            for the latter give shape=(C, ...).
+        model: A UNet, diffusers' UNet2DModel, or any module or function called as model(x, t) or model(x, t, labels),
+            with x [N, C, ...] and t int64 [N]. For one that does not say its shape give shape=(C, ...). See Foreign for
+            where a function is.
         diffusion: The diffusion that the model was trained for.
         n: The number of images.
         **options: The fields of SamplingOptions, which describes each: sampler, steps, spacing, eta, clip, guidance,

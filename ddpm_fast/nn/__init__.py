@@ -1,7 +1,8 @@
 """The network, and the moving average of its weights."""
 
 from ddpm_fast.nn.ema import EMA
+from ddpm_fast.nn.foreign import Foreign
 from ddpm_fast.nn.unet import UNet
 from ddpm_fast.nn.unet_config import UNetConfig
 
-__all__ = ["EMA", "UNet", "UNetConfig"]
+__all__ = ["EMA", "Foreign", "UNet", "UNetConfig"]
