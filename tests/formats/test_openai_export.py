@@ -45,7 +45,8 @@ def test_what_is_exported_reads_back(name, tmp_path):
 def test_the_null_class_becomes_a_class(tmp_path):
     export, path = EXPORTS["null class"], tmp_path / "model.pt"
     model = network(export)
-    found = read(read_pickle(path), path, export_openai(model, export.diffusion, path))
+    flags = export_openai(model, export.diffusion, path)
+    found = read(read_pickle(path), path, flags)
     again = UNet(found.unet).eval()
     again.load_state_dict(found.state)
     x, t, _, _ = export_inputs(export)
