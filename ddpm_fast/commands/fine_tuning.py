@@ -1,7 +1,7 @@
 """`python -m ddpm_fast.train --init-from MODEL`: a new run that begins with a model's weights.
 
-What the network and the diffusion are follows the model. An option that contradicts the network is refused; one that
-changes the diffusion is followed, and said.
+What the network and the diffusion are follows the model. An option that contradicts the network's weights is refused;
+another size of the images, and what changes the diffusion, is followed, and said.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from rich.markup import escape
 
 from ddpm_fast.commands.resuming import Options, State
+from ddpm_fast.commands.sizes import as_argument, parse_size
 from ddpm_fast.commands.training_log import say
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError, printable
@@ -35,7 +36,7 @@ def _text(numbers: tuple[float, ...]) -> str:
 
 # The options that say what the network is, as the command line has them; of a model these are what its network is.
 _NETWORK: dict[str, Callable[[UNetConfig], Any]] = {
-    "image_size": lambda network: network.image_size,
+    "image_size": lambda network: as_argument(network.image_size),
     "channels": lambda network: network.in_channels,
     "model_channels": lambda network: network.model_channels,
     "channel_mult": lambda network: _text(network.channel_mult),
@@ -59,7 +60,7 @@ class Beginning:
     """What a run that begins with a model is made of.
 
     Attributes:
-        network: The model's network; the run's may have other classes.
+        network: The model's network, of the size that was asked for; the run's may have other classes.
         diffusion: What it is trained for.
         loaded: The model; None if the run is resumed.
     """
@@ -90,18 +91,27 @@ def begin(options: Options, state: State | None) -> Beginning | None:
     if os.path.abspath(name) == os.path.abspath(arguments["out"]):
         raise InputError(f"--init-from is the folder of this run, {name}: to go on with it give --resume instead")
     loaded = load_model(name, flags=arguments["flags"])
-    _adopt_network(options, loaded)
+    network = _adopt_network(options, loaded)
     if loaded.value_range is not None and arguments["value_range"] is None:
         arguments["value_range"] = ",".join(map(repr, loaded.value_range.ends))
     diffusion = _choose_diffusion(options, loaded)
-    say(escape(printable(_description(loaded))))
+    say(escape(printable(_description(loaded, network))))
     # The new network has a null class, which training needs.
-    return Beginning(replace(loaded.unet, null_class=True), diffusion, loaded)
+    return Beginning(replace(network, null_class=True), diffusion, loaded)
 
 
-def _adopt_network(options: Options, loaded: LoadedModel) -> None:
-    """Make the arguments about the network the model's. Raises InputError if one was given that contradicts it."""
+def _adopt_network(options: Options, loaded: LoadedModel) -> UNetConfig:
+    """Make the arguments about the network the model's.
+
+    Returns:
+        The model's network, for images of the size that was given, if one was.
+
+    Raises:
+        InputError: If an argument was given that contradicts it.
+    """
     arguments, network = options.arguments, loaded.unet
+    if "image_size" in options.given and arguments["image_size"] is not None:
+        network = network.resized(*parse_size(arguments["image_size"]))
     for name, value_of in _NETWORK.items():
         value = value_of(network)
         shown = "none" if value == "" else value
@@ -113,13 +123,14 @@ def _adopt_network(options: Options, loaded: LoadedModel) -> None:
         arguments[name] = value
     if "dropout" not in options.given:
         arguments["dropout"] = network.dropout
+    return network
 
 
 def _plain(name: str, value: Any) -> Any:
     """What two texts of the same numbers have in common; other values as they are."""
     if name not in ("channel_mult", "attention"):
         return value
-    numbers = [int(part) for part in str(value).split(",") if part.strip()]
+    numbers = [float(part) for part in str(value).split(",") if part.strip()]
     return sorted(set(numbers)) if name == "attention" else numbers
 
 
@@ -158,13 +169,16 @@ def _choose_diffusion(options: Options, loaded: LoadedModel) -> GaussianDiffusio
     return diffusion
 
 
-def _description(loaded: LoadedModel) -> str:
-    network = loaded.unet
-    shape = f"{network.image_size}x{network.image_size}"
+def _description(loaded: LoadedModel, network: UNetConfig) -> str:
+    theirs = loaded.unet
+    owner = "as the model has them"
+    if network.image_size != theirs.image_size:
+        owner = f"where the model has {theirs.height}x{theirs.width}"
+    shape = f"{network.height}x{network.width}"
     channels = {1: "grey", 3: "RGB"}.get(network.in_channels, f"{network.in_channels} channels")
     return (
         f"Starting from {loaded.path}; pictures of another size or other colours are scaled, cut and converted to "
-        f"{shape} and {channels}, as the model has them"
+        f"{shape} and {channels}, {owner}"
     )
 
 

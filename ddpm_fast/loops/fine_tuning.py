@@ -13,7 +13,7 @@ from ddpm_fast.errors import InputError
 from ddpm_fast.files.checkpoint import LoadedModel
 from ddpm_fast.nn import UNet, UNetConfig
 
-# The fields that may differ from the model's: they are of no weight, or of the table of the classes.
+# The fields that may differ from the model's, beside the size: they are of no weight, or of the table of the classes.
 _FREE = ("num_classes", "null_class", "dropout")
 _TABLE = "label_embedding.weight"
 _LAST_BIAS = "time_embedding.linear2.bias"
@@ -35,14 +35,17 @@ class Start:
 
 
 def check_fits(loaded: LoadedModel, network: UNetConfig) -> None:
-    """Raises InputError if a network is of another shape than a model, apart from its classes."""
-    own, other = dataclasses.asdict(network), dataclasses.asdict(loaded.unet)
+    """Raises InputError if a network has other weights than a model, apart from its classes."""
+    theirs = loaded.unet
+    if len(theirs.channel_mult) == len(network.channel_mult):
+        theirs = theirs.resized(network.height, network.width)
+    own, other = dataclasses.asdict(network), dataclasses.asdict(theirs)
     differing = [name for name in own if own[name] != other[name] and name not in _FREE]
     if differing:
         listed = ", ".join(f"{name} is {other[name]} and here {own[name]}" for name in differing)
         raise InputError(
             f"{loaded.path} has another network than this ({listed}): make the network of the model's own config, as "
-            "in dataclasses.replace(loaded.unet, num_classes=...)"
+            "in dataclasses.replace(loaded.unet, num_classes=...), or .resized(height, width)"
         )
 
 
@@ -60,7 +63,7 @@ def starting_weights(loaded: LoadedModel, model: UNet, label_names: Sequence[str
         label_names: The names of its classes, or None.
 
     Raises:
-        InputError: If the network is of another shape, or without classes while the model has them and no null class.
+        InputError: If the network has other weights, or without classes while the model has them and no null class.
     """
     check_fits(loaded, model.config)
     weights = {name: tensor.detach().clone() for name, tensor in loaded.model.state_dict().items()}
