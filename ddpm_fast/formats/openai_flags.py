@@ -104,7 +104,8 @@ def code_of(given: Mapping[str, Any], channel_mult: tuple[float, ...], resblock_
         return GUIDED
     if has_own_sizes and (channel_mult in sizes_of_guided or size in (128, 512)):
         return GUIDED
-    if "sigma_small" in given or (has_own_sizes and channel_mult == (1, 2, 2, 2) and size in (None, 32)):
+    is_32 = channel_mult == (1, 2, 2, 2) and given.get("image_size", 32) == 32 and "large_size" not in given
+    if "sigma_small" in given or (has_own_sizes and is_32):
         return IMPROVED
     if "channel_mult" not in given and all(given.get(flag) == value for flag, value in _README_OF_IMPROVED.items()):
         return IMPROVED

@@ -43,7 +43,7 @@ def main() -> None:
     for name, case in DIFFUSIONS.items():
         golden |= {f"{name}/{what}": value for what, value in diffusion_numbers(codes[case.code], case).items()}
     np.savez_compressed(HERE / "openai.npz", **golden)
-    published = {name: published_shapes(codes[case.code], case) for name, case in PUBLISHED.items()}
+    published = {name: published_model(codes[case.code], case) for name, case in PUBLISHED.items()}
     (HERE / "openai_published.json").write_text(json.dumps(published, indent=1) + "\n")
     for name in EXPORTS:
         check_export(codes, name)
@@ -96,13 +96,22 @@ def diffusion_numbers(code: ModuleType, case: Case) -> dict[str, np.ndarray]:
     return numbers | {"loss": diffusion.training_losses(answers, x0, t, noise=noise)["loss"].numpy()}
 
 
-def published_shapes(code: ModuleType, case: Case) -> dict[str, object]:
-    """How many parameters a published network has, and a digest of their names and shapes."""
+def published_model(code: ModuleType, case: Case) -> dict[str, object]:
+    """How many parameters a published network has, a digest of their names and shapes, and its diffusion."""
     with torch.device("meta"):
-        model, _ = made(code, case)
+        model, diffusion = made(code, case)
     shapes = sorted(f"{name} {list(value.shape)}" for name, value in model.state_dict().items())
     count = sum(value.numel() for value in model.state_dict().values())
-    return {"parameters": count, "shapes": hashlib.sha256("\n".join(shapes).encode()).hexdigest()}
+    return {
+        "parameters": count,
+        "shapes": hashlib.sha256("\n".join(shapes).encode()).hexdigest(),
+        "timesteps": diffusion.num_timesteps,
+        "betas": diffusion.betas.sum(),
+        "prediction": diffusion.model_mean_type.name,
+        "variance": diffusion.model_var_type.name,
+        "loss": diffusion.loss_type.name,
+        "rescale_timesteps": diffusion.rescale_timesteps,
+    }
 
 
 def check_export(codes: dict[str, ModuleType], name: str) -> None:
