@@ -7,6 +7,7 @@ names are those of the arguments of pesser's Model and Diffusion.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,7 +62,7 @@ _FLAGS: dict[str, Any] = {
 class _Naming:
     """Names with the level's number in them, which counts from the largest image on both sides."""
 
-    ends = {  # noqa: RUF012
+    ends: Mapping[str, str] = {
         "time_embedding.linear1": "temb.dense.0",
         "time_embedding.linear2": "temb.dense.1",
         "conv_in": "conv_in",
@@ -69,7 +70,7 @@ class _Naming:
         "conv_out": "conv_out",
     }
     middle = ("mid.block_1", "mid.attn_1", "mid.block_2")
-    block = {  # noqa: RUF012
+    block: Mapping[str, str] = {
         "norm1": "norm1",
         "conv1": "conv1",
         "emb": "temb_proj",

@@ -6,6 +6,7 @@ T. The flags are those of its main.py, as its flagfile.txt has them; those that 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ _OTHER_FLAGS: dict[str, Any] = {
 class _Naming:
     """Names in flat lists: the blocks of a level, then what halves or doubles the image."""
 
-    ends = {  # noqa: RUF012
+    ends: Mapping[str, str] = {
         "time_embedding.linear1": "time_embedding.timembedding.1",
         "time_embedding.linear2": "time_embedding.timembedding.3",
         "conv_in": "head",
@@ -63,7 +64,7 @@ class _Naming:
         "conv_out": "tail.2",
     }
     middle = ("middleblocks.0", "middleblocks.0.attn", "middleblocks.1")
-    block = {  # noqa: RUF012
+    block: Mapping[str, str] = {
         "norm1": "block1.0",
         "conv1": "block1.2",
         "emb": "temb_proj.1",
