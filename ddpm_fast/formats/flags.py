@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -68,5 +69,7 @@ def _value(name: str, text: str, like: object) -> Any:
     else:
         kind, expected = (int, "an integer") if isinstance(like, int) else (float, "a number")
         with contextlib.suppress(ValueError):
-            return kind(text)
+            number = kind(text)
+            if math.isfinite(number):
+                return number
     raise InputError(f"--{name} is {text!r:.200}; expected {expected}")
