@@ -180,7 +180,15 @@ def expand_home(path: Any) -> Any:
 
 
 ModelOption = Annotated[
-    str, path_option("a shipped model's name, a model.safetensors file, or the folder of a training run")
+    str,
+    path_option(
+        "a shipped model's name, a model.safetensors file, the folder of a training run, a diffusers folder, another "
+        "library's .pt or .ckpt, or hf:OWNER/NAME"
+    ),
+]
+FlagsOption = Annotated[
+    str | None,
+    typer.Option(help="of a .pt file: the flags that its training script was given, such as '--image_size 64 ...'"),
 ]
 
 

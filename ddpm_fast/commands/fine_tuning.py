@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from ddpm_fast.commands.resuming import Options, State
 from ddpm_fast.commands.training_log import say
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError, printable
-from ddpm_fast.files.checkpoint import LoadedModel, available_models, load_model
+from ddpm_fast.files.checkpoint import LoadedModel, available_models
+from ddpm_fast.formats.hub import PREFIX
+from ddpm_fast.formats.load import load_model
 from ddpm_fast.loops.training import Trainer
 from ddpm_fast.nn import UNetConfig
 from ddpm_fast.objective import LEARNED_VARIANCES
@@ -47,8 +49,9 @@ _SCHEDULE = {"schedule", "timesteps", "zero_terminal_snr"}
 
 
 def stored_name(init_from: str) -> str:
-    """The model's path from wherever the run will be resumed, or the name of one that ships."""
-    return init_from if init_from in available_models() else str(Path(init_from).absolute())
+    """The model's path from wherever the run will be resumed, or the name of one that ships or is on the Hub."""
+    is_name = init_from in available_models() or init_from.startswith(PREFIX)
+    return init_from if is_name else str(Path(init_from).absolute())
 
 
 @dataclass(frozen=True)
@@ -78,24 +81,27 @@ def begin(options: Options, state: State | None) -> Beginning | None:
     """
     arguments, name = options.arguments, options.arguments["init_from"]
     if name is None:
+        if arguments["flags"] is not None:
+            raise InputError("--flags are those of the model that --init-from names: give that, or leave them out")
         return None
     if state is not None:  # the model may be gone, or another one, by now
         diffusion = GaussianDiffusion.from_dict(state.meta.get("diffusion"))  # type: ignore[arg-type]
         return Beginning(UNetConfig.from_dict(state.meta["unet"]), diffusion, None)
     if os.path.abspath(name) == os.path.abspath(arguments["out"]):
         raise InputError(f"--init-from is the folder of this run, {name}: to go on with it give --resume instead")
-    loaded = load_model(name)
+    loaded = load_model(name, flags=arguments["flags"])
     _adopt_network(options, loaded)
     if loaded.value_range is not None and arguments["value_range"] is None:
         arguments["value_range"] = ",".join(map(repr, loaded.value_range.ends))
     diffusion = _choose_diffusion(options, loaded)
     say(escape(printable(_description(loaded))))
-    return Beginning(loaded.model.config, diffusion, loaded)
+    # The new network has a null class, which training needs.
+    return Beginning(replace(loaded.unet, null_class=True), diffusion, loaded)
 
 
 def _adopt_network(options: Options, loaded: LoadedModel) -> None:
     """Make the arguments about the network the model's. Raises InputError if one was given that contradicts it."""
-    arguments, network = options.arguments, loaded.model.config
+    arguments, network = options.arguments, loaded.unet
     for name, value_of in _NETWORK.items():
         value = value_of(network)
         shown = "none" if value == "" else value
@@ -153,7 +159,7 @@ def _choose_diffusion(options: Options, loaded: LoadedModel) -> GaussianDiffusio
 
 
 def _description(loaded: LoadedModel) -> str:
-    network = loaded.model.config
+    network = loaded.unet
     shape = f"{network.image_size}x{network.image_size}"
     channels = {1: "grey", 3: "RGB"}.get(network.in_channels, f"{network.in_channels} channels")
     return (

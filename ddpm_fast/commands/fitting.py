@@ -60,7 +60,7 @@ def load_fitting(source: str, loaded: LoadedModel) -> ImageSet:
 
 def _with_classes(dataset: ImageSet, loaded: LoadedModel) -> ImageSet:
     """The images with the numbers of the model's classes, matched by name where both have names."""
-    classes, names = loaded.model.config.num_classes, loaded.label_names
+    classes, names = loaded.classes, loaded.label_names
     if not classes or dataset.labels is None or dataset.num_classes is None:
         return dataset
     if names and dataset.label_names:

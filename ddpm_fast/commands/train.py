@@ -17,7 +17,7 @@ import typer
 from rich.markup import escape
 
 from ddpm_fast.commands import fine_tuning, resuming, training_setup
-from ddpm_fast.commands.common import App, path_option, plain_errors
+from ddpm_fast.commands.common import App, FlagsOption, path_option, plain_errors
 from ddpm_fast.commands.profiling import PROFILE_HELP
 from ddpm_fast.commands.selecting import ImageColumnOption, LabelColumnOption, SplitOption, SubsetOption
 from ddpm_fast.commands.stopping import Stopped, stop_signals
@@ -160,8 +160,11 @@ def main(
     profile: Annotated[str | None, path_option(PROFILE_HELP)] = None,
     init_from: Annotated[
         str | None,
-        path_option("begin with a model's weights: a shipped name, a file or a run's folder; the network follows it"),
+        path_option(
+            "begin with a model's weights, from whatever --model of the other commands takes; the network follows"
+        ),
     ] = None,
+    flags: FlagsOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue from the newest checkpoint in --out")] = False,
     auto_resume: Annotated[
         bool,

@@ -21,7 +21,7 @@ def parse_flags(text: str | None, known: Mapping[str, object], of: str) -> dict[
         of: Whose flags these are, for messages.
 
     Raises:
-        InputError: For a flag that is unknown, is given twice or has no value of its type.
+        InputError: For a flag that is unknown, is given twice with two values, or has no value of its type.
     """
     try:
         words = shlex.split(text or "")
@@ -37,13 +37,13 @@ def parse_flags(text: str | None, known: Mapping[str, object], of: str) -> dict[
         name, has_value, value = word[2:].partition("=")
         if name not in known:
             raise InputError(f"--{name:.200} is no flag of {of}; known are {', '.join(known)}")
-        if name in found:
-            raise InputError(f"--{name} is given twice: give it once")
         if not has_value:
             if not words:
                 raise InputError(f"--{name} has no value: give one after it")
             value = words.pop(0)
-        found[name] = _value(name, value, known[name])
+        made = _value(name, value, known[name])
+        if found.setdefault(name, made) != made:
+            raise InputError(f"--{name} is given twice, as {found[name]!r:.200} and {made!r:.200}: give it once")
     return found
 
 

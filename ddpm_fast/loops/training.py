@@ -99,7 +99,7 @@ class Trainer(TrainingStep):
         start = starting_weights(loaded, self.model, self.dataset.label_names)
         self.model.load_state_dict(start.weights)
         self.ema.load_state_dict(dict(self.model.named_parameters()))
-        before = f"{loaded.path.name}, SHA-256 {loaded.digest}"
+        before = f"{loaded.name}, SHA-256 {loaded.digest}"
         self.history.append({"step": 0, "weights": ["random", before]})
         return start
 

@@ -89,6 +89,22 @@ def test_classes_that_the_model_lacks_are_named(tmp_path, animals):
     assert not torch.allclose(table[0], theirs[1], atol=0.1)
 
 
+def test_a_model_without_a_null_class_gets_one_and_keeps_its_classes(tmp_path, animals):
+    path = save_model(tmp_path / "m.safetensors", num_classes=2, null_class=False)
+    begin(animals, tmp_path, path, "--classes", "--lr=1e-12")
+    table = checkpoint.take_prefix("ema.", weights(tmp_path / "run"))["label_embedding.weight"]
+    assert meta(tmp_path / "run")["unet"]["null_class"] and table.shape[0] == 3
+    torch.testing.assert_close(table[:2], df.load_model(path).model.label_embedding.weight, rtol=0, atol=1e-6)
+    (tmp_path / "again").mkdir()
+    done = begin(animals, tmp_path / "again", path, status=2)
+    assert "has classes and no null class" in done.stderr
+
+
+def test_flags_without_a_model_are_refused(tmp_path, animals):
+    done = command(f"--data={animals}", f"--out={tmp_path / 'run'}", *QUICK, "--flags=--image_size 8", status=2)
+    assert "--flags are those of the model that --init-from names" in done.stderr
+
+
 @pytest.mark.parametrize(
     "option, words",
     [
