@@ -28,10 +28,10 @@ def load_fitting(source: str, loaded: LoadedModel) -> ImageSet:
     Raises:
         InputError: For images or classes that do not fit the model.
     """
-    path = expand_home(source)
+    (channels, height, width), path = loaded.shape, expand_home(source)
     if loaded.value_range is not None:
         raise InputError(
-            f"{loaded.name} was trained on floats: bits/dim is the likelihood of the 256 values of a pixel, and "
+            f"{loaded.path.name} was trained on floats: bits/dim is the likelihood of the 256 values of a pixel, and "
             "floats have none, only a density in units of their own; give a model of 8-bit images"
         )
     is_folder = source not in BUILTIN and os.path.isdir(path) and not list_parts(Path(path))
@@ -40,8 +40,8 @@ def load_fitting(source: str, loaded: LoadedModel) -> ImageSet:
     by_folder = loaded.classes > 0 and is_folder and any(entry.is_dir() for entry in os.scandir(path))
     dataset = open_dataset(
         source,
-        image_size=loaded.shape[1:] if has_files else None,
-        channels=loaded.shape[0] if has_files else None,
+        image_size=(height, width) if has_files else None,
+        channels=channels if has_files else None,
         classes=by_folder,
     )
     shape = "x".join(map(str, loaded.shape))
