@@ -16,7 +16,6 @@ import ddpm_fast as df
 from ddpm_fast.errors import InputError
 from ddpm_fast.formats import lucidrains
 from ddpm_fast.formats.imported import Wrapped
-from ddpm_fast.formats.pickles import read_pickle
 from ddpm_fast.schedule import Schedule
 
 PATH = Path("model-3.pt")
@@ -53,8 +52,8 @@ class Answers(torch.nn.Module):
         return self.output.clone()
 
 
-def written(theirs, path: Path) -> object:
-    """What their Trainer writes of a diffusion, and reads again."""
+def written(theirs, path: Path) -> df.LoadedModel:
+    """What their Trainer writes of a diffusion, loaded."""
     from ema_pytorch import EMA
 
     opt = torch.optim.Adam(theirs.parameters(), lr=1e-4, betas=(0.9, 0.99))
@@ -64,7 +63,7 @@ def written(theirs, path: Path) -> object:
             parameter.add_(1)  # the average differs from what was trained last
     data = {"step": 3, "model": theirs.state_dict(), "opt": opt.state_dict(), "ema": ema.state_dict()}
     torch.save({**data, "scaler": None, "version": "2.3.4"}, path)
-    return read_pickle(path)
+    return df.load_model(path, flags="--image_size 8x16")
 
 
 def read(content: object, flags: str | None = "--image_size 8") -> Wrapped:
@@ -88,10 +87,10 @@ def test_the_network_answers_as_in_its_package(tmp_path, arguments):
     x, t = made_input("x", (2, channels, 8, 16)), torch.tensor([3, 70])
     with torch.no_grad():
         expected = unet(x, t)
-        wrapped = read(written(diffusion(unet), tmp_path / "model.pt"), "--image_size 8x16")
-        assert torch.equal(wrapped.model(x, t), expected)
-    assert wrapped.model.shape == (channels, 8, 16)
-    images = df.sample(wrapped.model, wrapped.diffusion, 2, sampler="ddim", steps=3)
+        loaded = written(diffusion(unet), tmp_path / "model.pt")
+        assert torch.equal(loaded.model(x, t), expected)
+    assert loaded.model.shape == (channels, 8, 16)
+    images = df.sample(loaded.model, loaded.diffusion, 2, sampler="ddim", steps=3)
     assert images.shape == (2, channels, 8, 16)
 
 
