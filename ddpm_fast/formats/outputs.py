@@ -93,9 +93,9 @@ def difference(record: object, outputs: Tensor) -> float:
     """
     own = recorded(outputs)
     rms, values = _numbers(record, "rms", [N]), _numbers(record, "values", [N, len(own["values"][0])])
-    scale = torch.tensor(own["rms"], dtype=torch.float64).clamp(min=torch.finfo(torch.float32).tiny)
-    apart = (values - torch.tensor(own["values"], dtype=torch.float64)).abs().amax(dim=1)
-    return float((torch.maximum(apart, (rms - scale).abs()) / scale).max())
+    own_rms, own_values = (torch.tensor(own[name], dtype=torch.float64) for name in ("rms", "values"))
+    apart = torch.maximum((values - own_values).abs().amax(dim=1), (rms - own_rms).abs())
+    return float((apart / own_rms.clamp(min=torch.finfo(torch.float32).tiny)).max())  # a new network's outputs are 0
 
 
 def check(loaded: LoadedModel) -> float | None:
