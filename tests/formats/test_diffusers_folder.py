@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from support.diffusers_configs import KINDS, SCHEDULERS, inputs
 from support.made_weights import made_state
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ddpm_fast as df
 from ddpm_fast.errors import InputError
@@ -146,6 +147,35 @@ def test_the_published_network_is_that_of_the_paper():
     assert unet_config(CIFAR10, learned=False) == df.UNetConfig(
         downsample_padding="asymmetric", norm_eps=1e-6, time_denominator="half-1", time_order="sin|cos"
     )
+
+
+class _Operations(TorchDispatchMode):
+    """Notes each operation, with the strides of what it makes, which tell the memory format."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        self.found.append((str(function), made.stride() if isinstance(made, torch.Tensor) else None))
+        return made
+
+
+@torch.no_grad()
+def test_a_network_from_a_folder_runs_the_same_kernels_as_one_from_a_file_of_ours(tmp_path):
+    theirs = load_model(write(tmp_path / "folder"))
+    config = {"unet": theirs.model.config.to_dict(), "diffusion": theirs.diffusion.to_dict()}
+    df.save_model(tmp_path / "model.safetensors", theirs.model.state_dict(), config, dtype=torch.float32)
+    x, t, _ = inputs(KINDS[HO_2020])
+    found = []
+    for loaded in (theirs, load_model(tmp_path / "model.safetensors")):
+        loaded.model(x, t)  # what is derived from the weights is made once
+        with _Operations() as operations:
+            loaded.model(x, t)
+        found.append(operations.found)
+    assert found[0] == found[1]
+    assert sum(name.startswith("ddpm_fast.") for name, _ in found[0]) > 10
 
 
 # Layouts
