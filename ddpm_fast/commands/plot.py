@@ -137,9 +137,9 @@ def read_image(data: str, index: int, image: Path | None) -> Tensor:
         if not os.path.isfile(image):  # Path.is_file raises for a name that is too long
             raise InputError(f"--image: there is no file {image}; give the path of a picture")
         picture = read_picture(image, "--image")
-        return (
-            read_picture(image, "--image", Size.of(LARGEST_SIDE)) if max(picture.shape[1:]) > LARGEST_SIDE else picture
-        )
+        if max(picture.shape[1:]) <= LARGEST_SIDE:
+            return picture
+        return read_picture(image, "--image", Size.of(LARGEST_SIDE))
     try:
         found = load_dataset(data).images
     except InputError:
