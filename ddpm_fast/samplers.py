@@ -180,17 +180,21 @@ def _mean(ab: Tensor, ab_next: Tensor, direction: Tensor) -> tuple[Tensor, Tenso
     return b_x, ab_next.sqrt() - ab.sqrt() * b_x
 
 
-def _towards_next(diffusion: GaussianDiffusion, eta: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(b_x, b_x0, sigma) of DDIM's step from each t to t-1, float64 [T].
+def towards(ab: Tensor, ab_next: Tensor, eta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(b_x, b_x0, sigma) of DDIM's step from noise levels alpha_bar to less noisy ones, float64 [S].
 
     e^{-2h} = (ab/(1-ab)) / (ab'/(1-ab')) is the ratio of the two SNRs. In its terms [S eq. 16] reads
     sigma^2 = eta^2 (1-ab') (1 - e^{-2h}). Then 1 - ab' - sigma^2 = (1-ab') (1 - eta^2 + eta^2 e^{-2h}), in which no
     term is ever negative.
     """
-    ab, ab_next = diffusion.schedule.alphas_cumprod, diffusion.schedule.alphas_cumprod_prev
     ratio = ab * (1 - ab_next) / ((1 - ab) * ab_next)
     b_x, b_x0 = _mean(ab, ab_next, ((1 - ab_next) * (1 - eta**2 + eta**2 * ratio)).sqrt())
     return b_x, b_x0, eta * ((1 - ab_next) * (1 - ratio)).sqrt()
+
+
+def _towards_next(diffusion: GaussianDiffusion, eta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """`towards` from each t to t-1, float64 [T]."""
+    return towards(diffusion.schedule.alphas_cumprod, diffusion.schedule.alphas_cumprod_prev, eta)
 
 
 def _rows(

@@ -109,7 +109,7 @@ def _adopt_network(options: Options, loaded: LoadedModel) -> UNetConfig:
     Raises:
         InputError: If an argument was given that contradicts it.
     """
-    arguments, network = options.arguments, loaded.unet
+    arguments, network = options.arguments, loaded.unet.config
     if "image_size" in options.given and arguments["image_size"] is not None:
         network = network.resized(*parse_size(arguments["image_size"]))
     for name, value_of in _NETWORK.items():
@@ -170,7 +170,7 @@ def _choose_diffusion(options: Options, loaded: LoadedModel) -> GaussianDiffusio
 
 
 def _description(loaded: LoadedModel, network: UNetConfig) -> str:
-    theirs = loaded.unet
+    theirs = loaded.unet.config
     owner = "as the model has them"
     if network.image_size != theirs.image_size:
         owner = f"where the model has {theirs.height}x{theirs.width}"

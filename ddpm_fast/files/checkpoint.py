@@ -24,7 +24,6 @@ from ddpm_fast.files.atomic import remove_leftovers
 from ddpm_fast.files.fit import build, check_finite
 from ddpm_fast.files.memory import memory_for
 from ddpm_fast.nn.unet import UNet
-from ddpm_fast.nn.unet_config import UNetConfig
 from ddpm_fast.values import ValueRange
 
 MODELS = Path(__file__).resolve().parent.parent / "models"  # the models that come with the package
@@ -54,7 +53,7 @@ class LoadedModel:
         label_names: One name for each class, or None.
         path: The file, or the folder of another library's model.
         value_range: What [-1, 1] stands for in the data that it was trained on, or None: 8-bit images.
-        files: The files that the weights and the config were read from; none stands for `path`, where that is a file.
+        files: Another library's files, from which the weights and the config were read; none for a file of ours.
     """
 
     model: nn.Module
@@ -68,11 +67,10 @@ class LoadedModel:
     @cached_property
     def digest(self) -> str:
         """The SHA-256 of the file: 64 hexadecimal digits. Of several files, or with flags, that of their list."""
-        flags = self.origin.get("flags")
-        if not self.files and not flags:
+        if not self.files:
             return _sha256(self.path)
-        parts = [f"{file.name} {_sha256(file)}" for file in self.files or (self.path,)]
-        return hashlib.sha256("\n".join([*parts, flags or ""]).encode()).hexdigest()
+        parts = [f"{file.name} {_sha256(file)}" for file in self.files] + [self.origin.get("flags") or ""]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     @property
     def name(self) -> str:
@@ -85,18 +83,18 @@ class LoadedModel:
         return self.config.get("origin") or {}
 
     @property
-    def unet(self) -> UNetConfig:
-        """The config of our U-Net.
+    def unet(self) -> UNet:
+        """The model, which is our U-Net.
 
         Raises:
-            InputError: If the network is another library's, which has none.
+            InputError: If the network is another library's.
         """
         if not isinstance(self.model, UNet):
             raise InputError(
                 f"{self.path} is a {type(self.model).__name__}, another library's network; expected our own U-Net, "
                 "which can be trained further, converted and exported: it can be sampled from"
             )
-        return self.model.config
+        return self.model
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -93,27 +93,71 @@ def to_diffusers(state: dict[str, Tensor], names: Iterable[str], config: UNetCon
 def our_names(names: Iterable[str], config: UNetConfig) -> dict[str, str]:
     """Our name of each parameter of a UNet2DModel; to_q, to_k and to_v all have that of our qkv, in this order."""
     names = sorted(names, key=lambda name: "qkv".find(name.rpartition(".to_")[2][:1]))
+    prefixes = _prefixes(config)
+    return {name: translated(name, prefixes, _SUFFIXES) for name in names}
+
+
+def their_names(names: Iterable[str], config: UNetConfig) -> list[str]:
+    """The names of the parameters of the UNet2DModel that is UNet(config), whose own have these names.
+
+    Raises:
+        InputError: If one is no name of a parameter of UNet(config).
+    """
+    prefixes = {ours: theirs for theirs, ours in _prefixes(config).items()}
+    suffixes = {ours: theirs for theirs, ours in _SUFFIXES.items() if ours != "qkv"} | {"qkv": "qkv"}
+    found = [translated(name, prefixes, suffixes) for name in names]
+    return [name.replace(".qkv.", f".{part}.") for name in found for part in _parts(name)]
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    return ("to_q", "to_k", "to_v") if ".qkv." in name else ("",)
+
+
+# Our names of what is inside a layer of a UNet2DModel.
+_SUFFIXES = {
+    "": "",
+    "norm1": "norm1",
+    "conv1": "conv1",
+    "norm2": "norm2",
+    "conv2": "conv2",
+    "conv": "conv",
+    "conv_shortcut": "skip",
+    "time_emb_proj": "emb",
+    "group_norm": "norm",
+    "to_out.0": "proj",
+    "linear_1": "linear1",
+    "linear_2": "linear2",
+    "to_q": "qkv",
+    "to_k": "qkv",
+    "to_v": "qkv",
+}
+
+
+def _prefixes(config: UNetConfig) -> dict[str, str]:
+    """Our names of the layers of the UNet2DModel that is UNet(config)."""
     levels, blocks = len(config.channel_mult), config.num_res_blocks
+    up_heights = config.attention_resolutions if config.decoder_attention is None else config.decoder_attention
+    last = 1 if config.middle_attention == "none" else 2
     prefixes = {name: name for name in ("conv_in", "conv_out", "time_embedding")}
     prefixes |= {"conv_norm_out": "norm_out", "class_embedding": "label_embedding"}
-    last = 1 if config.middle_attention == "none" else 2
     prefixes |= {"mid_block.resnets.0": "middle.0", "mid_block.resnets.1": f"middle.{last}"}
-    prefixes |= {"mid_block.attentions.0": "middle.1"}
-    for level in range(levels):
+    if last == 2:
+        prefixes["mid_block.attentions.0"] = "middle.1"
+    for level, height in enumerate(config.resolutions):
+        down, up = f"down_blocks.{level}", f"up_blocks.{levels - 1 - level}"
         first = level * (blocks + 1)
         for j in range(blocks):
-            prefixes[f"down_blocks.{level}.resnets.{j}"] = f"encoder.{first + j}.0"
-            prefixes[f"down_blocks.{level}.attentions.{j}"] = f"encoder.{first + j}.1"
-        prefixes[f"down_blocks.{level}.downsamplers.0"] = f"encoder.{first + blocks}.0"
+            prefixes[f"{down}.resnets.{j}"] = f"encoder.{first + j}.0"
+            if height in config.attention_resolutions:
+                prefixes[f"{down}.attentions.{j}"] = f"encoder.{first + j}.1"
+        prefixes[f"{down}.downsamplers.0"] = f"encoder.{first + blocks}.0"
+        first = (levels - 1 - level) * (blocks + 1)
         for j in range(blocks + 1):
-            prefixes[f"up_blocks.{level}.resnets.{j}"] = f"decoder.{first + j}.0"
-            prefixes[f"up_blocks.{level}.attentions.{j}"] = f"decoder.{first + j}.1"
-        attends = f"up_blocks.{level}.attentions.0.to_q.weight" in names
-        prefixes[f"up_blocks.{level}.upsamplers.0"] = f"decoder.{first + blocks}.{2 if attends else 1}"
-    suffixes = {name: name for name in ("", "norm1", "conv1", "norm2", "conv2", "conv")}
-    suffixes |= {"conv_shortcut": "skip", "time_emb_proj": "emb", "group_norm": "norm", "to_out.0": "proj"}
-    suffixes |= {"linear_1": "linear1", "linear_2": "linear2", "to_q": "qkv", "to_k": "qkv", "to_v": "qkv"}
-    return {name: translated(name, prefixes, suffixes) for name in names}
+            prefixes[f"{up}.resnets.{j}"] = f"decoder.{first + j}.0"
+            if height in up_heights:
+                prefixes[f"{up}.attentions.{j}"] = f"decoder.{first + j}.1"
+        prefixes[f"{up}.upsamplers.0"] = f"decoder.{first + blocks}.{2 if height in up_heights else 1}"
+    return prefixes
 
 
 def translated(name: str, prefixes: dict[str, str], suffixes: dict[str, str]) -> str:

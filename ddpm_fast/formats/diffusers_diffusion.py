@@ -110,6 +110,54 @@ def read_diffusion(given: Mapping[str, Any]) -> GaussianDiffusion:
     return GaussianDiffusion(schedule, prediction, variance, "hybrid" if variance == "learned_range" else "simple")
 
 
+def scheduler_fields(diffusion: GaussianDiffusion, clip: bool = True) -> dict[str, Any]:
+    """The fields of the DDPMScheduler that takes the steps of a diffusion.
+
+    Args:
+        diffusion: The diffusion.
+        clip: Whether the predicted x_0 is limited to [-1, 1].
+
+    Raises:
+        InputError: If DDPMScheduler cannot be this diffusion: its variance is learned as a logarithm, or its chain is
+            respaced.
+    """
+    objective, source = diffusion.objective, diffusion.schedule.source
+    if objective.variance == "learned":
+        raise InputError(
+            "DDPMScheduler has no variance whose logarithm is learned freely; this diffusion's variance is 'learned', "
+            "expected learned_range or a fixed one"
+        )
+    original = Schedule.from_dict({name: value for name, value in source.items() if name != "zero_terminal_snr"})
+    T = len(original)
+    if diffusion.num_timesteps != T:
+        raise InputError(
+            f"the diffusion is respaced to {diffusion.num_timesteps} of {T} timesteps; expected the whole chain: give "
+            "the diffusion that the network was trained with"
+        )
+    fields = {**DEFAULTS, "num_train_timesteps": T}
+    named = {name: (first, last) for name, first, last in _named(T)}
+    kind = source["kind"]
+    if kind in named:
+        fields |= {"beta_schedule": kind, "beta_start": named[kind][0], "beta_end": named[kind][1]}
+    elif kind == "cosine":
+        fields["beta_schedule"] = "squaredcos_cap_v2"
+    else:
+        fields["trained_betas"] = original.betas.tolist()
+    return {
+        **fields,
+        "rescale_betas_zero_snr": bool(source.get("zero_terminal_snr", False)),
+        "prediction_type": {ours: theirs for theirs, ours in _PREDICTIONS.items()}[objective.prediction],
+        "variance_type": objective.variance,  # fixed_large_log, which some configs have, makes NaN there
+        "clip_sample": clip,
+        "clip_sample_range": 1.0,
+        "thresholding": False,
+        "dynamic_thresholding_ratio": 0.995,
+        "sample_max_value": 1.0,
+        "timestep_spacing": "linspace",  # which visits timesteps as our samplers do, and ends at 0
+        "steps_offset": 0,
+    }
+
+
 def _schedule(fields: Mapping[str, Any]) -> Schedule:
     """The chain of a config's betas: the one of that name here, where the two are the same, or else of those betas."""
     T = check_integer("num_train_timesteps", fields["num_train_timesteps"], 1, _MOST_TIMESTEPS)

@@ -31,7 +31,7 @@ from ddpm_fast.formats.pickles import read_pickle
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 WEIGHTS = "diffusion_pytorch_model"
 # The files that may hold the weights, in the order in which they are looked for; an index lists shards.
-_WEIGHTS = tuple(
+WEIGHT_FILES = tuple(
     f"{WEIGHTS}{variant}"
     for variant in (".safetensors", ".safetensors.index.json", ".bin", ".fp16.safetensors", ".fp16.bin")
 )
@@ -144,7 +144,7 @@ def _sides(text: str) -> int | list[int]:
 
 def _weights(folder: Path) -> dict[str, Tensor]:
     """The weights of a network's folder by their present names, on the CPU, in the dtypes of the file."""
-    for name in _WEIGHTS:
+    for name in WEIGHT_FILES:
         path = file_in(folder, name)
         if path is None:
             continue
@@ -155,7 +155,9 @@ def _weights(folder: Path) -> dict[str, Tensor]:
         else:
             state = _safetensors(path)
         return {_present(name): tensor for name, tensor in state.items()}
-    raise InputError(f"{folder} has no {_WEIGHTS[0]}, nor any of {', '.join(_WEIGHTS[1:])}: fetch the whole folder")
+    raise InputError(
+        f"{folder} has no {WEIGHT_FILES[0]}, nor any of {', '.join(WEIGHT_FILES[1:])}: fetch the whole folder"
+    )
 
 
 def _present(name: str) -> str:

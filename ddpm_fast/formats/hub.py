@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from ddpm_fast.errors import InputError, printable
+from ddpm_fast.formats.diffusers_folder import CONFIG, INDEX, SCHEDULER, WEIGHT_FILES, WEIGHTS
 
 PREFIX = "hf:"
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")  # the names of files that torch.save has written
@@ -27,8 +28,7 @@ _SOURCE = re.compile(rf"hf:({_NAME})/({_NAME})(?:@({_REVISION}))?(?:/(.+))?", re
 _LONGEST_REASON = 300
 _LISTED = 10
 
-_CONFIG, _PIPELINE, _SCHEDULER = "config.json", "model_index.json", "scheduler_config.json"
-_DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+_SHARD = re.compile(rf"{WEIGHTS}-\d+-of-\d+\.safetensors")
 _OURS = "model.safetensors"
 
 T = TypeVar("T")
@@ -140,17 +140,17 @@ def needed(names: Sequence[str], address: Address) -> list[str]:
 
 def _pipeline(names: set[str]) -> list[str]:
     """The network and the scheduler of a diffusers pipeline, or nothing if this is none."""
-    if _PIPELINE not in names:
-        return []
     folder = {name.removeprefix("unet/") for name in names if name.startswith("unet/")}
     network = [f"unet/{name}" for name in _network(folder)]
-    return [_PIPELINE, *network, *sorted(names & {f"scheduler/{_SCHEDULER}"})] if network else []
+    return [*network, *(names & {INDEX, f"scheduler/{SCHEDULER}"})] if network and INDEX in names else []
 
 
 def _network(names: set[str]) -> list[str]:
     """The config, the weights and the scheduler beside a network of diffusers, or nothing if this is none."""
-    weights = [name for name in _DIFFUSERS_WEIGHTS if name in names][:1]
-    return [_CONFIG, *weights, *sorted(names & {_SCHEDULER})] if weights and _CONFIG in names else []
+    weights = [name for name in WEIGHT_FILES if name in names][:1]
+    if weights and weights[0].endswith(".json"):
+        weights += [name for name in names if _SHARD.fullmatch(name)]
+    return [CONFIG, *weights, *(names & {SCHEDULER})] if weights and CONFIG in names else []
 
 
 def _common(names: Sequence[str]) -> str:
@@ -193,7 +193,9 @@ def library(what: str) -> types.ModuleType:
         InputError: If it is not installed.
     """
     try:
-        import huggingface_hub  # an optional dependency
+        # An optional dependency, which imports its parts only when they are named.
+        import huggingface_hub.constants
+        import huggingface_hub.errors
     except ImportError as error:
         raise InputError(
             f"{what} needs the library huggingface_hub ({error}); install it: pip install 'ddpm-fast[hf]'"

@@ -20,7 +20,7 @@ from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files import checkpoint, tensorfile
 from ddpm_fast.files.checkpoint import LoadedModel
 from ddpm_fast.files.memory import memory_for
-from ddpm_fast.formats import hub
+from ddpm_fast.formats import diffusers_folder, hub, openai
 from ddpm_fast.formats.imported import Imported, Wrapped
 from ddpm_fast.formats.pickles import read_pickle
 
@@ -49,17 +49,17 @@ class Folder:
     Attributes:
         name: Whose format it is.
         claims: Whether a folder is of this format.
-        read: The model in it.
+        read: The model in it, from its path and the flags.
     """
 
     name: str
     claims: Callable[[Path], bool]
-    read: Callable[[Path], Imported]
+    read: Callable[[Path, str | None], Imported]
 
 
 # In the order in which they are asked.
-FORMATS: tuple[Format, ...] = ()
-FOLDERS: tuple[Folder, ...] = ()
+FORMATS: tuple[Format, ...] = (Format("improved-diffusion and guided-diffusion", openai.claims, openai.read),)
+FOLDERS: tuple[Folder, ...] = (Folder("diffusers", diffusers_folder.is_folder, diffusers_folder.read_folder),)
 
 
 def load_model(
@@ -84,7 +84,7 @@ def load_model(
         device: Where to put the model.
         dtype: The dtype of the parameters; None means float32.
         flags: What the training script of a .pt file was given, such as "--image_size 64 --num_channels 128", where
-            its weights do not say it.
+            its weights do not say it; or what a diffusers folder leaves out.
 
     Raises:
         InputError: For a source that is missing, damaged, of no known format or of several, or that needs other flags;
@@ -104,8 +104,7 @@ def _load(name: str, device: str | torch.device, dtype: torch.dtype | None, flag
     path = Path(os.path.expanduser(name))
     folder = _folder_format(path)
     if folder is not None:
-        _refuse_flags(path, flags)
-        return _place(path, folder.read(path), _files_of(path), device, dtype)
+        return _place(path, folder.read(path, flags), _files_of(path), device, dtype)
     if _is_pickle(path):
         content = read_pickle(path)
         return _place(path, _format_of(path, content).read(content, path, flags), (path,), device, dtype)
@@ -121,16 +120,12 @@ def _load(name: str, device: str | torch.device, dtype: torch.dtype | None, flag
         if folder is None:
             raise
         raise InputError(f"{error}. It belongs to a folder of {folder.name}: give that, {path.parent}") from error
-    _refuse_flags(path, flags)
-    return loaded
-
-
-def _refuse_flags(path: Path, flags: str | None) -> None:
     if flags is not None:
         raise InputError(
             f"{path} says itself how its model is made; flags are for files that do not, such as improved-diffusion's "
             "and guided-diffusion's .pt: leave them out"
         )
+    return loaded
 
 
 def _folder_format(path: Path) -> Folder | None:

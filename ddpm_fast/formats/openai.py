@@ -53,7 +53,7 @@ def read(content: object, path: Path, flags: str | None) -> Imported:
             difference and whose default is not known; and if the weights are not those of such a network.
     """
     try:
-        state = _checked(content)
+        state = checked_state(content)
         shapes = read_shapes(state)
         if flags is None:
             raise _without_flags(shapes)
@@ -88,7 +88,7 @@ def _without_flags(shapes: Shapes) -> InputError:
     )
 
 
-def _checked(content: object) -> dict[str, Tensor]:
+def checked_state(content: object) -> dict[str, Tensor]:
     """The content as a state dict of weights, none of them larger than the memory behind it.
 
     Raises:

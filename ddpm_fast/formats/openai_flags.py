@@ -104,7 +104,8 @@ def code_of(given: Mapping[str, Any], channel_mult: tuple[float, ...], resblock_
         return GUIDED
     if has_own_sizes and (channel_mult in sizes_of_guided or size in (128, 512)):
         return GUIDED
-    if "sigma_small" in given or (has_own_sizes and channel_mult == (1, 2, 2, 2) and size in (None, 32)):
+    is_32 = channel_mult == (1, 2, 2, 2) and given.get("image_size", 32) == 32 and "large_size" not in given
+    if "sigma_small" in given or (has_own_sizes and is_32):
         return IMPROVED
     if "channel_mult" not in given and all(given.get(flag) == value for flag, value in _README_OF_IMPROVED.items()):
         return IMPROVED
@@ -122,7 +123,7 @@ def rescaling(given: Mapping[str, Any], code: str | None, learned: bool) -> tupl
     Raises:
         InputError: If the code is not known, a flag is not given, and it makes a difference.
     """
-    steps = given.get("diffusion_steps", DIFFUSION_FLAGS["diffusion_steps"])
+    steps = _timesteps(given)
     matters = {
         "rescale_timesteps": steps != 1000,
         "rescale_learned_sigmas": steps != 1000 and learned and not given.get("use_kl", False),
@@ -151,11 +152,9 @@ def make_diffusion(given: Mapping[str, Any], learned: bool, rescale_learned_sigm
         InputError: For a schedule that they do not have, and for too few timesteps.
     """
     flags = DIFFUSION_FLAGS | dict(given)
-    schedule, steps = flags["noise_schedule"], flags["diffusion_steps"]
+    schedule, steps = flags["noise_schedule"], _timesteps(given)
     if schedule not in ("linear", "cosine"):
         raise InputError(f"--noise_schedule is {schedule!r:.200}; expected linear or cosine")
-    if not isinstance(steps, int) or steps < 2:
-        raise InputError(f"--diffusion_steps is {steps!r:.200}; expected the number of timesteps, such as 1000")
     fixed = "fixed_small" if flags["sigma_small"] else "fixed_large"
     regression = "hybrid" if learned else "simple"
     return GaussianDiffusion(
@@ -165,3 +164,10 @@ def make_diffusion(given: Mapping[str, Any], learned: bool, rescale_learned_sigm
         loss="rescaled_vlb" if flags["use_kl"] else regression,
         vlb_weight=1 / steps if learned and not rescale_learned_sigmas else 1 / 1000,
     )
+
+
+def _timesteps(given: Mapping[str, Any]) -> int:
+    steps = given.get("diffusion_steps", 1000)
+    if steps < 1:
+        raise InputError(f"--diffusion_steps is {steps}; expected the number of timesteps, such as 1000")
+    return int(steps)

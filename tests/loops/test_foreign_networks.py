@@ -9,6 +9,7 @@ from support.networks import random_unet
 
 import ddpm_fast as df
 from ddpm_fast.loops import graphs
+from ddpm_fast.loops.compiled import compiled
 from ddpm_fast.loops.network import Network
 
 DIFFUSION = df.GaussianDiffusion(df.Schedule.cosine(20), prediction="v", variance="fixed_small")
@@ -128,11 +129,32 @@ def test_a_module_keeps_its_graphs_from_call_to_call(recording):
     assert list(graphs._replays) == [peer]
 
 
-def test_guidance_and_compilation_go_the_networks_own_way(monkeypatch):
+class Labelled(torch.nn.Module):
+    """The least network that takes labels by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = torch.nn.Parameter(torch.tensor([0.5, 0.25, -1.0]))
+
+    def forward(self, x, t, *, class_labels):
+        return {"sample": x * self.rows[class_labels].view(-1, 1, 1, 1) + t.view(-1, 1, 1, 1)}
+
+
+def test_a_compiled_network_is_called_in_its_own_way(monkeypatch):
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **_: real(function, backend="eager"))
-    peer = Diffusers(random_unet(num_classes=3, **NETWORK))
-    options = {"steps": 3, "labels": [0, 1], "guidance": 3.0, "null_label": 2}
-    torch.testing.assert_close(
-        df.sample(peer, DIFFUSION, 2, **options, compile=True), df.sample(peer, DIFFUSION, 2, **options)
-    )
+    module, (x, t, labels) = Labelled(), (torch.ones(2, *SHAPE), torch.tensor([3, 5]), torch.tensor([2, 0]))
+    network = Network.of(module)
+    raw = compiled(module)
+    assert torch.equal(raw(x, t, class_labels=labels)["sample"], module(x, t, class_labels=labels)["sample"])
+    assert network.takes_labels and network.needs_labels
+    with pytest.raises(df.InputError, match=r"the Labelled answered with a dict; .*\['out'\]"):
+        network.called(raw)(x, t, labels)
+
+
+def test_guidance_goes_the_networks_own_way():
+    unet = random_unet(num_classes=3, **NETWORK)
+    options = {"steps": 3, "labels": [0, 1], "guidance": 3.0}
+    found = df.sample(Diffusers(unet), DIFFUSION, 2, **options, null_label=2)
+    expected = df.sample(lambda x, t, y: unet(x, t, y), DIFFUSION, 2, **options, null_label=2, shape=SHAPE)
+    assert torch.equal(found, expected) and not torch.equal(found, df.sample(unet, DIFFUSION, 2, **options))

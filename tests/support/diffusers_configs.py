@@ -1,7 +1,13 @@
-"""Configs of small UNet2DModels, as their config.json has them: each kind of network that diffusers' folders may hold.
+"""Configs of small UNet2DModels and of schedulers, as diffusers' folders have them: each kind that there may be.
 
 A field that is left out has diffusers' own default.
 """
+
+from collections.abc import Mapping
+
+import torch
+from support.made_weights import made_input
+from torch import Tensor
 
 _CONV = {
     "sample_size": 8,
@@ -41,3 +47,44 @@ KINDS: dict[str, dict] = {
         "norm_num_groups": 2,
     },
 }
+# Configs of schedulers, as their scheduler_config.json has them.
+SCHEDULERS: dict[str, dict] = {
+    "DDPM by default": {"_class_name": "DDPMScheduler"},
+    "another range": {
+        "_class_name": "DDPMScheduler",
+        "beta_start": 0.001,
+        "beta_end": 0.05,
+        "num_train_timesteps": 200,
+    },
+    "cosine": {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"},
+    "sigmoid": {"_class_name": "DDPMScheduler", "beta_schedule": "sigmoid", "num_train_timesteps": 300},
+    "latent diffusion": {
+        "_class_name": "PNDMScheduler",
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+    },
+    "zero terminal SNR": {
+        "_class_name": "DDIMScheduler",
+        "rescale_betas_zero_snr": True,
+        "prediction_type": "v_prediction",
+    },
+    "betas": {
+        "_class_name": "DPMSolverMultistepScheduler",
+        "trained_betas": [0.001 * i for i in range(1, 41)],
+        "num_train_timesteps": 40,
+    },
+    "UniPC": {
+        "_class_name": "UniPCMultistepScheduler",
+        "beta_schedule": "squaredcos_cap_v2",
+        "num_train_timesteps": 500,
+    },
+    "a learned range": {"_class_name": "DDPMScheduler", "variance_type": "learned_range"},
+}
+
+
+def inputs(fields: Mapping) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(x, t, labels) for two samples of a network of KINDS."""
+    size = fields["sample_size"]
+    x = made_input("x", (2, fields.get("in_channels", 3), *(size if isinstance(size, list) else (size, size))))
+    return x, torch.tensor([3, 700]), torch.tensor([0, 4]) if "num_class_embeds" in fields else None

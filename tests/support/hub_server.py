@@ -12,10 +12,12 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+DOWN = "/goes-down"  # a request of this is the last one that is answered
 
 
 class Hub:
@@ -34,10 +36,11 @@ class Hub:
         self.requests: list[tuple[str, str, str | None]] = []
         self.created: list[dict] = []
         self.blobs: dict[str, bytes] = {}
+        self.close: Callable[[], None] = lambda: None
 
 
 class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+    protocol_version = "HTTP/1.0"  # a connection ends with its answer, so that none outlives the server
     hub: Hub
 
     def log_message(self, *_):
@@ -57,6 +60,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _begin(self):
         path = unquote(urlsplit(self.path).path)
+        if path == DOWN:  # only when this is answered
+            threading.Thread(target=self.hub.close).start()
         self.hub.requests.append((self.command, path, self.headers.get("Authorization")))
         chunks = []
         if self.headers.get("Transfer-Encoding") == "chunked":
@@ -105,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self._answer(body=files[name], headers={"X-Repo-Commit": COMMIT, "ETag": f'"{_oid(files[name])}"'})
         else:
-            self._answer(404, {"error": "unknown"})
+            self._answer(200 if path == DOWN else 404, {"error": "unknown"})
 
     do_HEAD = do_GET
 
@@ -168,11 +173,17 @@ def hub_server():
     """Serve a Hub. Yields it and its address."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+
+    def close():
+        server.shutdown()
+        server.server_close()
+
+    hub.close = close
     thread.start()
     try:
         yield hub, f"http://127.0.0.1:{server.server_address[1]}"
     finally:
-        server.shutdown()
-        server.server_close()
+        close()
         thread.join()

@@ -48,7 +48,7 @@ class Export:
     diffusion: GaussianDiffusion
 
 
-_SMALL = UNetConfig(image_size=64, model_channels=32, channel_mult=(1, 2, 3, 4), num_res_blocks=1, null_class=True)
+_SMALL = UNetConfig(image_size=64, model_channels=32, channel_mult=(1, 2, 3, 4), num_res_blocks=1)
 _SMALL = replace(_SMALL, attention_resolutions=(16, 8), num_heads=4, scale_shift=True)
 _UPDOWN = replace(_SMALL, image_size=16, model_channels=64, channel_mult=(1, 2), resample="resblock")
 
@@ -341,14 +341,34 @@ PUBLISHED = {
     ),
 }
 
+_TWO_LEVELS = replace(_SMALL, image_size=16, channel_mult=(1, 2), attention_resolutions=(8,))
+# Models of ours that their code can be.
 EXPORTS = {
-    # The network of the MNIST model's kind: guidance's null class is class 10 of theirs.
+    # Of the kind of the MNIST model: guidance's null class is class 10 of theirs.
     "null class": Export(
         "guided",
-        replace(
-            _SMALL, image_size=8, channel_mult=(1, 2), attention_resolutions=(4,), num_classes=10, head_channels=16
-        ),
-        GaussianDiffusion(Schedule.cosine(1000), variance="learned_range", loss="hybrid"),
+        replace(_TWO_LEVELS, num_classes=10, num_heads=1, head_channels=16, dropout=0.1, learned_variance=True),
+        GaussianDiffusion(Schedule.cosine(400), variance="learned_range", loss="hybrid"),
+    ),
+    "added": Export(
+        "guided",
+        replace(_TWO_LEVELS, attention_resolutions=(), scale_shift=False, resample="resblock", timestep_scale=2.0),
+        GaussianDiffusion(Schedule.linear(500), prediction="x0", loss="rescaled_vlb"),
+    ),
+    "fixed small": Export(
+        "improved",
+        replace(_SMALL, image_size=32, channel_mult=(1, 2, 2, 2), num_classes=5, null_class=False, timestep_scale=0.25),
+        GaussianDiffusion(Schedule.linear(4000), variance="fixed_small"),
+    ),
+    "guided 512": Export(
+        "guided",
+        replace(NETWORKS["guided_512"].config, attention_resolutions=(16,)),
+        GaussianDiffusion(Schedule.linear(1000), variance="learned_range", loss="rescaled_vlb"),
+    ),
+    "upsampler": Export(
+        "guided",
+        replace(_SMALL, condition_channels=3, learned_variance=True),
+        GaussianDiffusion(Schedule.linear(250), variance="learned_range", loss="hybrid", vlb_weight=1 / 250),
     ),
 }
 
@@ -378,3 +398,13 @@ def thinned(output: Tensor) -> Tensor:
     """The output at so few pixels that a golden file stays small."""
     step = max(1, output.shape[-2] // 16)
     return output[..., ::step, ::step].contiguous()
+
+
+def export_inputs(export: Export) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """(x, t, labels, condition) for an exported network, of as few pixels as it takes."""
+    config = export.config
+    size = max(8, 2 ** (len(config.channel_mult) - 1))
+    t = torch.tensor([3, export.diffusion.num_timesteps - 1])
+    labels = torch.tensor([0, config.label_rows - 1]) if config.num_classes else None
+    condition = made_input("condition", (2, 3, size // 2, size // 2)) if config.condition_channels else None
+    return made_input("x", (2, config.in_channels, size, size)), t, labels, condition
