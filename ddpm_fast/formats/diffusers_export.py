@@ -74,14 +74,14 @@ def export_diffusers(
     """
     if isinstance(model, LoadedModel):
         diffusion, label_names = diffusion or model.diffusion, label_names or model.label_names
-        model = model.model
-    if not isinstance(model, UNet):
+    network = model.model if isinstance(model, LoadedModel) else model
+    if not isinstance(network, UNet):
         raise InputError(
-            f"the model is a {type(model).__name__}; expected a UNet of ddpm_fast, or what load_model gave"
+            f"the model is a {type(network).__name__}; expected a UNet of ddpm_fast, or what load_model gave"
         )
     if not isinstance(diffusion, GaussianDiffusion):
         raise InputError(f"the diffusion is a {type(diffusion).__name__}; expected a GaussianDiffusion")
-    config = model.config
+    config = network.config
     if config.condition_channels:
         raise InputError(
             f"DDPMPipeline has no image to give beside the sample; this network's condition_channels is "
@@ -93,7 +93,7 @@ def export_diffusers(
             f"{config.learned_variance}: give the diffusion that it was trained with"
         )
     fields, scheduler = unet_fields(config), scheduler_fields(diffusion, clip)
-    state = model.state_dict()
+    state = network.state_dict()
     weights = to_diffusers(state, their_names(state, config), config)
     check_finite("the model", weights)
     parts = {
