@@ -15,7 +15,8 @@ from ddpm_fast import ops
 from ddpm_fast.data import load_dataset, open_dataset
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
-from ddpm_fast.files.checkpoint import LoadedModel, available_models, load_model, save_model
+from ddpm_fast.files.checkpoint import LoadedModel, available_models, save_model
+from ddpm_fast.formats.load import load_model
 from ddpm_fast.loops.editing import decode, encode, image_to_image, inpaint, interpolate
 from ddpm_fast.loops.options import SamplingOptions, Step
 from ddpm_fast.loops.sampling import sample

@@ -179,8 +179,15 @@ def expand_home(path: Any) -> Any:
     return None if path is None else type(path)(os.path.expanduser(path))
 
 
-ModelOption = Annotated[
-    str, path_option("a shipped model's name, a model.safetensors file, or the folder of a training run")
+SOURCES = (
+    "a shipped model's name, a model.safetensors file, the folder of a training run, a diffusers folder, another "
+    "library's .pt or .ckpt, or hf:OWNER/NAME"
+)
+ModelOption = Annotated[str, path_option(SOURCES)]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=SOURCES, callback=expand_home)]
+FlagsOption = Annotated[
+    str | None,
+    typer.Option(help="of a .pt file: the flags that its training script was given, such as '--image_size 64 ...'"),
 ]
 
 

@@ -16,6 +16,7 @@ from rich.markup import escape
 from torch import Tensor
 
 from ddpm_fast.commands.common import (
+    FlagsOption,
     ModelOption,
     choose_device,
     console,
@@ -32,7 +33,8 @@ from ddpm_fast.commands.report import check_report_path, write_report
 from ddpm_fast.commands.stopping import Stopped, stop_signals
 from ddpm_fast.data import ImageSet
 from ddpm_fast.errors import InputError
-from ddpm_fast.files import checkpoint
+from ddpm_fast.files.checkpoint import LoadedModel
+from ddpm_fast.formats.load import load_model
 from ddpm_fast.loops.network import Network
 from ddpm_fast.loops.options import SamplingOptions
 from ddpm_fast.loops.sampling import Prepared, prepare
@@ -79,6 +81,7 @@ class Choice:
 
 def samplers(
     model: ModelOption = "mnist",
+    flags: FlagsOption = None,
     samplers: Annotated[
         str | None,
         typer.Option(
@@ -122,8 +125,8 @@ def samplers(
             raise InputError(f"--n is {n} and --batch-size {batch_size}; expected at least 2 and 1")
         torch_device = choose_device(device)
         dtype = choose_dtype(precision, torch_device)
-        loaded = checkpoint.load_model(model, device=torch_device, dtype=dtype)
-        classes = parse_labels(labels, n, loaded.model.config.num_classes, loaded.label_names)
+        loaded = load_model(model, torch_device, dtype, flags)
+        classes = parse_labels(labels, n, loaded.classes, loaded.label_names)
         if classes is None:
             check_null_class(loaded, "without labels the null class is used")
         drawing = Drawing(batch_size)
@@ -141,7 +144,7 @@ def samplers(
         ]
         out = unused_path(Path("samplers.json")) if out is None else out
         _check_outputs(out, plot, loaded)
-        about = {"model": loaded.path.name, "n": n, "seed": seed, "precision": DTYPE_NAMES[dtype], "data": data}
+        about = {"model": loaded.name, "n": n, "seed": seed, "precision": DTYPE_NAMES[dtype], "data": data}
         real = None
         if data is not None:
             dataset = load_fitting(data, loaded)
@@ -198,11 +201,11 @@ class Drawn:
     seconds: float
 
 
-def _check_outputs(out: Path, plot: Path | None, loaded: checkpoint.LoadedModel) -> None:
+def _check_outputs(out: Path, plot: Path | None, loaded: LoadedModel) -> None:
     """Raises InputError for output files that could not be written."""
     check_report_path(out)
     if plot is not None:
-        check_channels(str(loaded.path), loaded.model.config.in_channels)
+        check_channels(str(loaded.path), loaded.shape[0])
         check_picture(plot)
 
 

@@ -185,12 +185,12 @@ def read_images(path: Path, loaded: LoadedModel, option: str, channels: int | No
         InputError: For a file that is missing or unreadable, for images of another size than the model's, and for
             colour where grey is expected.
     """
-    config = loaded.model.config
+    own_channels, *size = loaded.shape
     if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
         raise InputError(f"{option}: there is no file {path}; give a picture, or an .npz with `images`")
     if channels is None and loaded.value_range is not None:
         return _read_values(path, loaded, loaded.value_range, option)
-    channels = config.in_channels if channels is None else channels
+    channels = own_channels if channels is None else channels
     if path.suffix.lower() in (".npz", ".npy"):
         try:
             images = load_dataset(path).images
@@ -201,10 +201,10 @@ def read_images(path: Path, loaded: LoadedModel, option: str, channels: int | No
     else:
         images = read_picture(path, option)[None]
     height, width = images.shape[2:]
-    if (height, width) != (config.image_size, config.image_size):
+    if [height, width] != size:
         raise InputError(
-            f"{option}: {path} is {width}x{height} pixels, and this model draws {config.image_size}x"
-            f"{config.image_size}: crop or scale it to that size first"
+            f"{option}: {path} is {width}x{height} pixels, and this model draws {size[1]}x{size[0]}: crop or scale it "
+            "to that size first"
         )
     if images.shape[1] == 3 and channels == 1 and (images == images[:, :1]).all():
         images = images[:, :1]  # grey, saved as colour
@@ -219,15 +219,14 @@ def read_images(path: Path, loaded: LoadedModel, option: str, channels: int | No
 
 def _read_values(path: Path, loaded: LoadedModel, value_range: ValueRange, option: str) -> Tensor:
     """The float images of an .npz or .npy, laid out as those that the model was trained on: [K, C, H, W] in [-1, 1]."""
-    config = loaded.model.config
-    expected = f"{config.in_channels}x{config.image_size}x{config.image_size}"
+    expected = "x".join(map(str, loaded.shape))
     if path.suffix.lower() not in (".npz", ".npy"):
         raise InputError(f"{option}: this model was trained on floats: give an .npz or .npy of them, not {path}")
     try:
         dataset = load_dataset(path, selection=Selection(layout=value_range.layout, value_range=value_range.ends))
     except InputError as error:
         raise InputError(f"{option}: {error}") from error
-    if dataset.shape != (config.in_channels, config.image_size, config.image_size):
+    if dataset.shape != loaded.shape:
         found = "x".join(map(str, dataset.shape))
         raise InputError(f"{option}: {path} has images of {found}; expected {expected}, as the model was trained on")
     return dataset.batch(torch.arange(len(dataset)))[0]

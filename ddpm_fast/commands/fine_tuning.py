@@ -1,24 +1,27 @@
 """`python -m ddpm_fast.train --init-from MODEL`: a new run that begins with a model's weights.
 
-What the network and the diffusion are follows the model. An option that contradicts the network is refused; one that
-changes the diffusion is followed, and said.
+What the network and the diffusion are follows the model. An option that contradicts the network's weights is refused;
+another size of the images, and what changes the diffusion, is followed, and said.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 
 from ddpm_fast.commands.resuming import Options, State
+from ddpm_fast.commands.sizes import as_argument, parse_size
 from ddpm_fast.commands.training_log import say
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError, printable
-from ddpm_fast.files.checkpoint import LoadedModel, available_models, load_model
+from ddpm_fast.files.checkpoint import LoadedModel, available_models
+from ddpm_fast.formats.hub import PREFIX
+from ddpm_fast.formats.load import load_model
 from ddpm_fast.loops.training import Trainer
 from ddpm_fast.nn import UNetConfig
 from ddpm_fast.objective import LEARNED_VARIANCES
@@ -33,7 +36,7 @@ def _text(numbers: tuple[float, ...]) -> str:
 
 # The options that say what the network is, as the command line has them; of a model these are what its network is.
 _NETWORK: dict[str, Callable[[UNetConfig], Any]] = {
-    "image_size": lambda network: network.image_size,
+    "image_size": lambda network: as_argument(network.image_size),
     "channels": lambda network: network.in_channels,
     "model_channels": lambda network: network.model_channels,
     "channel_mult": lambda network: _text(network.channel_mult),
@@ -47,8 +50,9 @@ _SCHEDULE = {"schedule", "timesteps", "zero_terminal_snr"}
 
 
 def stored_name(init_from: str) -> str:
-    """The model's path from wherever the run will be resumed, or the name of one that ships."""
-    return init_from if init_from in available_models() else str(Path(init_from).absolute())
+    """The model's path from wherever the run will be resumed, or the name of one that ships or is on the Hub."""
+    is_name = init_from in available_models() or init_from.startswith(PREFIX)
+    return init_from if is_name else str(Path(init_from).absolute())
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Beginning:
     """What a run that begins with a model is made of.
 
     Attributes:
-        network: The model's network; the run's may have other classes.
+        network: The model's network, of the size that was asked for; the run's may have other classes.
         diffusion: What it is trained for.
         loaded: The model; None if the run is resumed.
     """
@@ -78,24 +82,36 @@ def begin(options: Options, state: State | None) -> Beginning | None:
     """
     arguments, name = options.arguments, options.arguments["init_from"]
     if name is None:
+        if arguments["flags"] is not None:
+            raise InputError("--flags are those of the model that --init-from names: give that, or leave them out")
         return None
     if state is not None:  # the model may be gone, or another one, by now
         diffusion = GaussianDiffusion.from_dict(state.meta.get("diffusion"))  # type: ignore[arg-type]
         return Beginning(UNetConfig.from_dict(state.meta["unet"]), diffusion, None)
     if os.path.abspath(name) == os.path.abspath(arguments["out"]):
         raise InputError(f"--init-from is the folder of this run, {name}: to go on with it give --resume instead")
-    loaded = load_model(name)
-    _adopt_network(options, loaded)
+    loaded = load_model(name, flags=arguments["flags"])
+    network = _adopt_network(options, loaded)
     if loaded.value_range is not None and arguments["value_range"] is None:
         arguments["value_range"] = ",".join(map(repr, loaded.value_range.ends))
     diffusion = _choose_diffusion(options, loaded)
-    say(escape(printable(_description(loaded))))
-    return Beginning(loaded.model.config, diffusion, loaded)
+    say(escape(printable(_description(loaded, network))))
+    # The new network has a null class, which training needs.
+    return Beginning(replace(network, null_class=True), diffusion, loaded)
 
 
-def _adopt_network(options: Options, loaded: LoadedModel) -> None:
-    """Make the arguments about the network the model's. Raises InputError if one was given that contradicts it."""
-    arguments, network = options.arguments, loaded.model.config
+def _adopt_network(options: Options, loaded: LoadedModel) -> UNetConfig:
+    """Make the arguments about the network the model's.
+
+    Returns:
+        The model's network, for images of the size that was given, if one was.
+
+    Raises:
+        InputError: If an argument was given that contradicts it.
+    """
+    arguments, network = options.arguments, loaded.unet.config
+    if "image_size" in options.given and arguments["image_size"] is not None:
+        network = network.resized(*parse_size(arguments["image_size"]))
     for name, value_of in _NETWORK.items():
         value = value_of(network)
         shown = "none" if value == "" else value
@@ -107,13 +123,14 @@ def _adopt_network(options: Options, loaded: LoadedModel) -> None:
         arguments[name] = value
     if "dropout" not in options.given:
         arguments["dropout"] = network.dropout
+    return network
 
 
 def _plain(name: str, value: Any) -> Any:
     """What two texts of the same numbers have in common; other values as they are."""
     if name not in ("channel_mult", "attention"):
         return value
-    numbers = [int(part) for part in str(value).split(",") if part.strip()]
+    numbers = [float(part) for part in str(value).split(",") if part.strip()]
     return sorted(set(numbers)) if name == "attention" else numbers
 
 
@@ -152,13 +169,16 @@ def _choose_diffusion(options: Options, loaded: LoadedModel) -> GaussianDiffusio
     return diffusion
 
 
-def _description(loaded: LoadedModel) -> str:
-    network = loaded.model.config
-    shape = f"{network.image_size}x{network.image_size}"
+def _description(loaded: LoadedModel, network: UNetConfig) -> str:
+    theirs = loaded.unet.config
+    owner = "as the model has them"
+    if network.image_size != theirs.image_size:
+        owner = f"where the model has {theirs.height}x{theirs.width}"
+    shape = f"{network.height}x{network.width}"
     channels = {1: "grey", 3: "RGB"}.get(network.in_channels, f"{network.in_channels} channels")
     return (
         f"Starting from {loaded.path}; pictures of another size or other colours are scaled, cut and converted to "
-        f"{shape} and {channels}, as the model has them"
+        f"{shape} and {channels}, {owner}"
     )
 
 

@@ -28,7 +28,7 @@ def load_fitting(source: str, loaded: LoadedModel) -> ImageSet:
     Raises:
         InputError: For images or classes that do not fit the model.
     """
-    config, path = loaded.model.config, expand_home(source)
+    (channels, height, width), path = loaded.shape, expand_home(source)
     if loaded.value_range is not None:
         raise InputError(
             f"{loaded.path.name} was trained on floats: bits/dim is the likelihood of the 256 values of a pixel, and "
@@ -37,14 +37,14 @@ def load_fitting(source: str, loaded: LoadedModel) -> ImageSet:
     is_folder = source not in BUILTIN and os.path.isdir(path) and not list_parts(Path(path))
     has_files = is_folder or path.lower().endswith(".zip")
     # For a model with classes, the sub-folders of a folder are the classes. Array files have labels of their own.
-    by_folder = config.num_classes > 0 and is_folder and any(entry.is_dir() for entry in os.scandir(path))
+    by_folder = loaded.classes > 0 and is_folder and any(entry.is_dir() for entry in os.scandir(path))
     dataset = open_dataset(
         source,
-        image_size=config.height if has_files else None,
-        channels=config.in_channels if has_files else None,
+        image_size=(height, width) if has_files else None,
+        channels=channels if has_files else None,
         classes=by_folder,
     )
-    shape = f"{config.in_channels}x{config.image_size}x{config.image_size}"
+    shape = "x".join(map(str, loaded.shape))
     if has_files:
         console.print(f"Pictures that are not {shape} are scaled, cut and converted to it, as in training.")
     if dataset.dtype != torch.uint8:
@@ -60,7 +60,7 @@ def load_fitting(source: str, loaded: LoadedModel) -> ImageSet:
 
 def _with_classes(dataset: ImageSet, loaded: LoadedModel) -> ImageSet:
     """The images with the numbers of the model's classes, matched by name where both have names."""
-    classes, names = loaded.model.config.num_classes, loaded.label_names
+    classes, names = loaded.classes, loaded.label_names
     if not classes or dataset.labels is None or dataset.num_classes is None:
         return dataset
     if names and dataset.label_names:

@@ -1,19 +1,28 @@
-"""`python -m ddpm_fast.info`: what was built, what is active, and why the rest is not."""
+"""`python -m ddpm_fast.info`: what was built, what is active, and why the rest is not; and what a model is.
+
+python -m ddpm_fast.info              the package
+python -m ddpm_fast.info MODEL        a model, and whether it computes what it did when it was converted
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
 from rich.markup import escape
 
 from ddpm_fast import __version__, ops
-from ddpm_fast.commands.common import App, console, plain_errors
+from ddpm_fast.commands.common import SOURCES, App, FlagsOption, console, expand_home, plain_errors
 from ddpm_fast.commands.precision import automatic_precision, fast_bf16
 from ddpm_fast.data import BUILTIN
-from ddpm_fast.files.checkpoint import available_models
+from ddpm_fast.files.checkpoint import LoadedModel, available_models
+from ddpm_fast.formats import outputs
+from ddpm_fast.formats.facts import facts
+from ddpm_fast.formats.load import load_model
 from ddpm_fast.ops.backends import cpu, cuda, extension, reference
 
 app = App()
@@ -40,9 +49,18 @@ def _gpus() -> list[str]:
 
 
 @app.command()
-def main() -> None:
-    """What was built, what is active, and why the rest is not."""
+def main(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help=f"tell of a model: {SOURCES}", callback=expand_home)
+    ] = None,
+    flags: FlagsOption = None,
+) -> None:
+    """What was built, what is active, and why the rest is not. Or, of a MODEL, what it is, and whether it still
+    computes what it did when it was converted."""
     with plain_errors(says_missing_kernels=False):
+        if model is not None:
+            _tell_of(load_model(model, flags=flags))
+            return
         console.print(f"[bold]ddpm_fast {__version__}[/] in {escape(str(Path(__file__).parents[1]))}")
         console.print(
             f"Python {platform.python_version()}, torch {torch.__version__}, triton {_version('triton')}, "
@@ -74,3 +92,20 @@ def main() -> None:
             active = {op: ops.active_backend(op, device) for op in reference.OPS}
             console.print(f"Active for {device} tensors: " + ", ".join(f"{op}: {name}" for op, name in active.items()))
         console.print(f"Models: {', '.join(available_models()) or 'none'}. Data sets: {', '.join(BUILTIN)}.")
+
+
+def _tell_of(loaded: LoadedModel) -> None:
+    """Print what a model is, and check it if it has a check. Raises typer.Exit if it fails."""
+    for name, value in facts(loaded).items():
+        console.print(f"{name}: {escape(value)}")
+    apart = outputs.check(loaded)
+    if apart is None:
+        console.print("Check: none; `python -m ddpm_fast.convert` writes one into the file.")
+        return
+    holds = apart <= outputs.TOLERANCE
+    console.print(
+        f"Check: {'passed' if holds else '[bold red]failed[/]'}: the outputs for three made inputs are {apart:.1e} of "
+        f"their root mean square from those of the conversion (at most {outputs.TOLERANCE:.0e} is rounding)."
+    )
+    if not holds:
+        raise typer.Exit(1)

@@ -126,10 +126,12 @@ def describe_classes(labels: Turns | None, names: Sequence[str] | None) -> str:
 
 
 def check_null_class(loaded: LoadedModel, why: str) -> None:
-    """Raises InputError if the model's null class was never trained, because its training dropped no labels. why: what
-    the null class is needed for."""
+    """Raises InputError if the model has classes but no null class, or one that was never trained, because its training
+    dropped no labels. why: what the null class is needed for."""
+    if not loaded.has_null_class:
+        raise InputError(f"{why}, but {loaded.path} has none: give labels, and leave guidance out")
     label_drop = (loaded.config.get("training") or {}).get("label_drop")
-    if loaded.model.config.num_classes and label_drop == 0:
+    if loaded.classes and label_drop == 0:
         raise InputError(
             f"{why}, but {loaded.path} was trained with --label-drop 0, so its null class was never trained: give "
             "labels and leave guidance out, or train with --label-drop 0.1"

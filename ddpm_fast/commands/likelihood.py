@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ddpm_fast.commands.common import (
+    FlagsOption,
     ModelOption,
     choose_device,
     console,
@@ -34,7 +35,8 @@ from ddpm_fast.commands.report import check_report_path, write_report
 from ddpm_fast.commands.stopping import Stopped, stop_signals
 from ddpm_fast.data import BUILTIN, ImageSet
 from ddpm_fast.errors import InputError
-from ddpm_fast.files import checkpoint
+from ddpm_fast.files.checkpoint import LoadedModel
+from ddpm_fast.formats.load import load_model
 from ddpm_fast.loops.distributed import join, of_each_process, world_size
 from ddpm_fast.loops.likelihood import BitsPerDim, LikelihoodOptions
 from ddpm_fast.loops.network import Network
@@ -103,6 +105,7 @@ def report_of(result: BitsPerDim, **about: Any) -> dict[str, Any]:
 def nll(
     data: Annotated[str, path_option(f"{', '.join(BUILTIN)}, a folder of images, a .zip of them, .npz or .npy")],
     model: ModelOption = "mnist",
+    flags: FlagsOption = None,
     n: Annotated[
         int | None, typer.Option("--n", "-n", help="evaluate only this many images, the first ones; all if not given")
     ] = None,
@@ -137,7 +140,7 @@ def nll(
             raise InputError(f"--decoder {decoder!r} does not exist: choose one of {', '.join(DECODERS)}")
         torch_device = choose_device(device)
         dtype = choose_dtype(precision, torch_device)
-        loaded = checkpoint.load_model(model, device=torch_device, dtype=dtype)
+        loaded = load_model(model, torch_device, dtype, flags)
         T = loaded.diffusion.num_timesteps
         options = LikelihoodOptions(steps=_choose_steps(steps, full, T), seed=seed, decoder=decoder)
         out = unused_path(Path("nll.json")) if out is None else out
@@ -167,7 +170,7 @@ def nll(
             raise typer.Exit(status)
         report = report_of(
             merge(parts),
-            model=str(loaded.path.name),
+            model=loaded.name,
             data=dataset.name,
             training_set=trained_on,
             images_asked=count,
@@ -218,17 +221,17 @@ def _check_outputs(out: Path, plot: Path | None) -> None:
         check_picture(plot)
 
 
-def _load_dataset(source: str, loaded: checkpoint.LoadedModel) -> ImageSet:
+def _load_dataset(source: str, loaded: LoadedModel) -> ImageSet:
     """The images to evaluate. Says so if the null class has to be used for a lack of labels."""
     dataset = load_fitting(source, loaded)
-    if loaded.model.config.num_classes and dataset.labels is None:
+    if loaded.classes and dataset.labels is None:
         check_null_class(loaded, f"{dataset.name} has no labels, so the null class is used")
         console.print(f"{escape(dataset.name)} has no labels: the model's null class is used.")
     return dataset
 
 
 def evaluate_images(
-    loaded: checkpoint.LoadedModel,
+    loaded: LoadedModel,
     dataset: ImageSet,
     n: int,
     batch_size: int,
@@ -251,7 +254,7 @@ def evaluate_images(
         The batches that were finished before check raised Stopped, on the CPU, by the number of their first image.
     """
     device = Network.of(loaded.model).device
-    conditional = loaded.model.config.num_classes > 0
+    conditional = loaded.classes > 0
     steps = options.steps or loaded.diffusion.num_timesteps
     starts = [first for first in range(0, n, batch_size) if ranks.owns(first // batch_size)]
     calls = max(1, len(starts) * steps)

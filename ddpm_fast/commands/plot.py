@@ -20,6 +20,7 @@ from torch import Tensor
 from ddpm_fast import ops
 from ddpm_fast.commands.common import (
     App,
+    FlagsOption,
     ModelOption,
     choose_device,
     console,
@@ -31,8 +32,10 @@ from ddpm_fast.commands.common import (
 from ddpm_fast.commands.labels import LABELS_HELP, describe_classes, parse_labels
 from ddpm_fast.commands.report import read_report
 from ddpm_fast.data import load_dataset, read_picture
+from ddpm_fast.data.size import Size
 from ddpm_fast.errors import InputError
-from ddpm_fast.files import checkpoint
+from ddpm_fast.files.checkpoint import LoadedModel
+from ddpm_fast.formats.load import load_model
 from ddpm_fast.loops.network import Network
 from ddpm_fast.loops.options import SamplingOptions, Step
 from ddpm_fast.loops.sampling import prepare
@@ -134,7 +137,9 @@ def read_image(data: str, index: int, image: Path | None) -> Tensor:
         if not os.path.isfile(image):  # Path.is_file raises for a name that is too long
             raise InputError(f"--image: there is no file {image}; give the path of a picture")
         picture = read_picture(image, "--image")
-        return read_picture(image, "--image", LARGEST_SIDE) if max(picture.shape[1:]) > LARGEST_SIDE else picture
+        return (
+            read_picture(image, "--image", Size.of(LARGEST_SIDE)) if max(picture.shape[1:]) > LARGEST_SIDE else picture
+        )
     try:
         found = load_dataset(data).images
     except InputError:
@@ -202,6 +207,7 @@ def bound(
 @app.command()
 def chain(
     model: ModelOption = "mnist",
+    flags: FlagsOption = None,
     n: Annotated[int, typer.Option("--n", "-n", help="how many samples")] = 3,
     steps: Annotated[int | None, typer.Option(help="how many sampler steps; 100 if not given")] = None,
     sampler: Annotated[str, typer.Option(help=f"one of {', '.join(SAMPLERS)}")] = "ddpm",
@@ -221,12 +227,12 @@ def chain(
             raise InputError(
                 f"--n is {n}; expected 1..{MOST_SAMPLES}, because each sample takes two rows of the picture"
             )
-        loaded = checkpoint.load_model(model, device=choose_device(device))
-        check_channels(str(loaded.path), loaded.model.config.in_channels)
+        loaded = load_model(model, choose_device(device), flags=flags)
+        check_channels(str(loaded.path), loaded.shape[0])
         T = loaded.diffusion.num_timesteps
         steps = len(sampling_timesteps(min(100, T) if steps is None else steps, T))
         _check_columns(columns, steps)
-        classes = parse_labels(labels, n, loaded.model.config.num_classes, loaded.label_names)
+        classes = parse_labels(labels, n, loaded.classes, loaded.label_names)
         console.print(escape(describe_classes(classes, loaded.label_names)))
         with console.status("sampling"):
             timesteps, x_t, x0 = reverse_states(
@@ -236,7 +242,7 @@ def chain(
 
 
 def reverse_states(
-    loaded: checkpoint.LoadedModel, n: int, columns: int, *, sampler: str, steps: int, **options: Any
+    loaded: LoadedModel, n: int, columns: int, *, sampler: str, steps: int, **options: Any
 ) -> tuple[list[int], Tensor, Tensor]:
     """States of sample(model, diffusion, n, ...) and the predictions from them, at equally spaced sampler steps.
 

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ddpm_fast.commands import preparing
 from ddpm_fast.commands.common import App, console, path_option, plain_errors, say_written
 from ddpm_fast.commands.selecting import ImageColumnOption, LabelColumnOption, SplitOption, SubsetOption
+from ddpm_fast.commands.sizes import parse_size, size_option
 from ddpm_fast.commands.stopping import Stopped, Stopping, stop_signals
 from ddpm_fast.commands.training_log import PLAIN_REPORT_SECONDS, duration, say, warn
 from ddpm_fast.data import StoredDataset, open_dataset
@@ -41,8 +42,10 @@ def main(
         ),
     ] = None,
     image_size: Annotated[
-        int | None,
-        typer.Option(help="the side of the square: the shorter side is scaled to it, and the middle is cut out"),
+        str | None,
+        size_option(
+            "the size to make, or the side of a square: images are scaled to cover it, and the middle is cut out"
+        ),
     ] = None,
     channels: Annotated[
         int | None, typer.Option(help="1 (grey) or 3 (RGB); if not given, as the images have them")
@@ -69,10 +72,9 @@ def main(
             lambda: "stopped; the finished files stay, and the same command goes on",
         ) as stopping:
             selection = Selection(split, subset, image_column, label_column)
+            size = None if image_size is None else parse_size(image_size)
             with stopping.anywhere():
-                dataset = open_dataset(
-                    str(data), image_size, channels, classes, strict, in_memory=False, selection=selection
-                )
+                dataset = open_dataset(str(data), size, channels, classes, strict, in_memory=False, selection=selection)
             if not isinstance(dataset, StoredDataset) or not isinstance(dataset.source, PictureSource | Cache):
                 raise InputError(
                     f"{printable(str(data))} is an array already, which needs no decoding; train from it as it is"

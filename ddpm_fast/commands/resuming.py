@@ -18,6 +18,7 @@ from rich.progress import Progress
 
 from ddpm_fast.commands.common import console
 from ddpm_fast.commands.selecting import PARTS
+from ddpm_fast.commands.sizes import as_argument
 from ddpm_fast.commands.training_log import say, warn
 from ddpm_fast.data import INDEX_DIGEST, ImageSet, StoredDataset
 from ddpm_fast.errors import InputError
@@ -198,7 +199,8 @@ def adopt(options: Options, state: State) -> dict[str, list[Any]]:
                 raise InputError(_refusal(name, arguments[name], value, state.meta["step"]))
             changes[name] = [value, arguments[name]]
     if arguments["new_data"]:
-        arguments["image_size"] = state.meta["unet"].get("image_size")
+        size = state.meta["unet"].get("image_size")
+        arguments["image_size"] = None if size is None else as_argument(size)
         arguments["channels"] = state.meta["unet"].get("in_channels")
     return changes
 

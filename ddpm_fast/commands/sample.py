@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from ddpm_fast.commands.common import (
     App,
+    FlagsOption,
     ModelOption,
     choose_device,
     console,
@@ -28,8 +29,9 @@ from ddpm_fast.commands.precision import DTYPE_NAMES, choose_dtype, settle
 from ddpm_fast.commands.profiling import PROFILE_HELP, check_profile, profiling
 from ddpm_fast.commands.ranks import ranks_of_environment
 from ddpm_fast.errors import InputError
-from ddpm_fast.files import checkpoint
 from ddpm_fast.files.atomic import check_writable, remove_leftovers
+from ddpm_fast.files.checkpoint import LoadedModel
+from ddpm_fast.formats.load import load_model
 from ddpm_fast.loops.network import Network
 from ddpm_fast.loops.options import SamplingOptions
 from ddpm_fast.loops.sampling import prepare
@@ -44,6 +46,7 @@ app = App()
 @app.command()
 def main(
     model: ModelOption = "mnist",
+    flags: FlagsOption = None,
     n: Annotated[
         int | None, typer.Option("--n", "-n", help="number of images; 64 if not given, fewer when editing a picture")
     ] = None,
@@ -142,7 +145,7 @@ def main(
             raise InputError("--gif shows how images are drawn from noise: leave it out with --init-image")
         torch_device = choose_device(device)
         dtype = torch.float32 if precision == "auto" else choose_dtype(precision, torch_device)
-        loaded = checkpoint.load_model(model, device=torch_device, dtype=dtype)
+        loaded = load_model(model, torch_device, dtype, flags)
         pictures = torch.empty(0) if edit is None else read_images(edit.init_image, loaded, "--init-image")
         count = n or (64 if edit is None else edit.default_count(pictures))
         ids = range(first_sample_id, first_sample_id + count)
@@ -193,7 +196,7 @@ def main(
             folder = SampleFolder(target, settings, ids, classes, loaded.label_names, per_part, loaded.value_range)
             if folder.finished:
                 console.print(f"{folder.finished} of {count} images are in {escape(target)} already and are kept")
-        if loaded.model.config.num_classes:
+        if loaded.classes:
             console.print(escape(describe_classes(classes, loaded.label_names)))
 
         job = Job(
@@ -223,7 +226,7 @@ def main(
 
 
 def _prepare(
-    edit: Edit | None, loaded: checkpoint.LoadedModel, pictures: torch.Tensor, n: int, options: SamplingOptions
+    edit: Edit | None, loaded: LoadedModel, pictures: torch.Tensor, n: int, options: SamplingOptions
 ) -> Drawable:
     """The n images, ready to be drawn: edits of these pictures, or new ones. Raises InputError."""
     if edit is None:
@@ -231,7 +234,7 @@ def _prepare(
     return edit.prepare(loaded, pictures, n, options)
 
 
-def _settings(loaded: checkpoint.LoadedModel, options: SamplingOptions, precision: str) -> dict[str, Any]:
+def _settings(loaded: LoadedModel, options: SamplingOptions, precision: str) -> dict[str, Any]:
     """All that an image depends on besides its sample id, its class, and the picture that it is an edit of."""
     return {
         "model": loaded.digest,
@@ -253,12 +256,12 @@ def _check_counts(n: int | None, batch_size: int) -> None:
 
 
 def _choose_classes(
-    loaded: checkpoint.LoadedModel, labels: str | None, ids: range, edit: Edit | None, guidance: float | None
+    loaded: LoadedModel, labels: str | None, ids: range, edit: Edit | None, guidance: float | None
 ) -> Turns | None:
     """The classes of the images with these sample ids. Raises InputError for labels, or a lack of them, that the model
     was not trained for."""
     text = "none" if edit is not None and labels is None else labels
-    classes = parse_labels(text, len(ids), loaded.model.config.num_classes, loaded.label_names, ids.start)
+    classes = parse_labels(text, len(ids), loaded.classes, loaded.label_names, ids.start)
     if guidance not in (None, 1):
         check_null_class(loaded, "--guidance leads away from the null class")
     if classes is None:
@@ -266,14 +269,14 @@ def _choose_classes(
     return classes
 
 
-def _check_outputs(out: str, format: str, gif: Path | None, loaded: checkpoint.LoadedModel) -> bool:
+def _check_outputs(out: str, format: str, gif: Path | None, loaded: LoadedModel) -> bool:
     """Whether the images go into a folder. Raises InputError for output files that could not be written."""
     is_folder = images.output_kind(out) == "folder"
     if format not in FORMATS:
         raise InputError(f"--format is {format!r}; expected {' or '.join(FORMATS)}")
     if format != "png" and not is_folder:
         raise InputError(f"--format says what a folder holds, and --out is the file {out}: leave --format out")
-    channels = loaded.model.config.in_channels
+    channels = loaded.shape[0]
     if format == "npz":
         images.check_output(out)
     else:
@@ -288,8 +291,8 @@ def _check_outputs(out: str, format: str, gif: Path | None, loaded: checkpoint.L
     return is_folder
 
 
-def _summary(loaded: checkpoint.LoadedModel, drawing: Drawing, how: str) -> str:
+def _summary(loaded: LoadedModel, drawing: Drawing, how: str) -> str:
     """A line that says what was drawn, how long that took, and how it was done."""
-    config, n, seconds = loaded.model.config, drawing.drawn, drawing.seconds
-    shape = f"{config.in_channels}x{config.image_size}x{config.image_size}"
+    n, seconds = drawing.drawn, drawing.seconds
+    shape = "x".join(map(str, loaded.shape))
     return f"{n} images of {shape} in {seconds:.1f} s ({n / seconds:.1f} images/s; {how})"

@@ -17,9 +17,10 @@ import typer
 from rich.markup import escape
 
 from ddpm_fast.commands import fine_tuning, resuming, training_setup
-from ddpm_fast.commands.common import App, path_option, plain_errors
+from ddpm_fast.commands.common import App, FlagsOption, path_option, plain_errors
 from ddpm_fast.commands.profiling import PROFILE_HELP
 from ddpm_fast.commands.selecting import ImageColumnOption, LabelColumnOption, SplitOption, SubsetOption
+from ddpm_fast.commands.sizes import size_option
 from ddpm_fast.commands.stopping import Stopped, stop_signals
 from ddpm_fast.commands.together import in_all, in_first, naming_lost_ranks, share_signal
 from ddpm_fast.commands.training_log import say
@@ -48,7 +49,10 @@ def main(
             "(train-{000..146}.tar), a .parquet, hf:NAME of Hugging Face, or a folder that ddpm_fast.prepare wrote"
         ),
     ] = None,
-    image_size: Annotated[int | None, typer.Option(help="resize the images to this side")] = None,
+    image_size: Annotated[
+        str | None,
+        size_option("scale and cut the images to this size, or to a square of this side; if not given, as they are"),
+    ] = None,
     channels: Annotated[
         int | None, typer.Option(help="1 (grey) or 3 (RGB); if not given, as the images have them")
     ] = None,
@@ -73,7 +77,7 @@ def main(
     flip: Annotated[bool, typer.Option(help="mirror half of the images left-right")] = False,
     crop: Annotated[
         str,
-        typer.Option(help="centre: the middle square of each picture; random: any square, from pictures a bit larger"),
+        typer.Option(help="centre: the middle of each picture; random: any part, from pictures a bit larger"),
     ] = "centre",
     model_channels: Annotated[int, typer.Option(help="channels of the U-Net's first level")] = 64,
     channel_mult: Annotated[
@@ -160,8 +164,11 @@ def main(
     profile: Annotated[str | None, path_option(PROFILE_HELP)] = None,
     init_from: Annotated[
         str | None,
-        path_option("begin with a model's weights: a shipped name, a file or a run's folder; the network follows it"),
+        path_option(
+            "begin with a model's weights, from whatever --model of the other commands takes; the network follows"
+        ),
     ] = None,
+    flags: FlagsOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue from the newest checkpoint in --out")] = False,
     auto_resume: Annotated[
         bool,

@@ -19,6 +19,7 @@ from ddpm_fast.commands.precision import automatic_precision, choose_dtype
 from ddpm_fast.commands.profiling import check_profile
 from ddpm_fast.commands.resuming import Options, State
 from ddpm_fast.commands.selecting import selection_of
+from ddpm_fast.commands.sizes import parse_size
 from ddpm_fast.commands.stopping import Stopping
 from ddpm_fast.commands.together import in_all, in_first
 from ddpm_fast.commands.training_log import say, warn
@@ -158,7 +159,7 @@ def check(arguments: dict[str, Any]) -> None:
             f"{arguments['lr_steps']}: give a larger --lr-steps (of a run that goes on, with --change)"
         )
     check_profile(arguments["profile"])
-    integers(arguments["channel_mult"], "--channel-mult")
+    numbers(arguments["channel_mult"], "--channel-mult")
     integers(arguments["attention"], "--attention")
     # A run that began with a model may have that model's own list of betas.
     if arguments["schedule"] not in SCHEDULES and not (arguments["init_from"] and arguments["schedule"] == "betas"):
@@ -189,6 +190,7 @@ def load_images(
         value_range: That of the run which is resumed; None where the arguments say it, or nobody.
     """
     given = None if arguments["value_range"] is None else parse_range(arguments["value_range"])
+    image_size = None if arguments["image_size"] is None else parse_size(arguments["image_size"])
     ends = given if value_range is None else value_range.ends
     if not console.is_terminal:
         say(f"Loading images from {escape(arguments['data'])}")
@@ -201,7 +203,7 @@ def load_images(
         task = bar.add_task("loading images")
         dataset = open_dataset(
             arguments["data"],
-            image_size=arguments["image_size"],
+            image_size=image_size,
             channels=arguments["channels"],
             strict=arguments["strict"],
             classes=bool(arguments["classes"]),
@@ -263,10 +265,10 @@ def make_network(
     if begun_with is not None:
         return dataclasses.replace(begun_with, num_classes=num_classes, dropout=arguments["dropout"])
     return UNetConfig(
-        image_size=dataset.square_side(),
+        image_size=dataset.shape[1:],
         in_channels=dataset.shape[0],
         model_channels=arguments["model_channels"],
-        channel_mult=integers(arguments["channel_mult"], "--channel-mult"),
+        channel_mult=numbers(arguments["channel_mult"], "--channel-mult"),
         num_res_blocks=arguments["num_res_blocks"],
         attention_resolutions=integers(arguments["attention"], "--attention"),
         num_heads=arguments["num_heads"],
@@ -284,6 +286,14 @@ def integers(text: str, name: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise InputError(f"{name} is {text!r}; expected integers separated by commas, such as 1,2,4") from None
+
+
+def numbers(text: str, name: str) -> tuple[float, ...]:
+    """The numbers of a text such as "0.5,1,2"; none for an empty one. Raises InputError naming the option."""
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise InputError(f"{name} is {text!r}; expected numbers separated by commas, such as 1,2,4") from None
 
 
 def description(trainer: Trainer) -> str:

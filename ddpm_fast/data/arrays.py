@@ -16,8 +16,9 @@ from ddpm_fast.data.arrayfile import REMEDY, ArrayFile, Header, open_arrays, rea
 from ddpm_fast.data.bounds import allocating
 from ddpm_fast.data.floats import FloatSource, open_floats
 from ddpm_fast.data.mapped import will_need
-from ddpm_fast.data.pixels import fit_square, run_parallel
+from ddpm_fast.data.pixels import fit, run_parallel
 from ddpm_fast.data.selection import Selection
+from ddpm_fast.data.size import Size
 from ddpm_fast.data.source import Window
 from ddpm_fast.errors import InputError
 
@@ -28,7 +29,7 @@ _MOST_CLASSES = 1 << 16  # that a few images may belong to; the largest public s
 def open_array_source(
     path: Path,
     name: str,
-    image_size: int | None,
+    image_size: Size | None,
     channels: int | None,
     selection: Selection,
     progress: Callable[[int, int], object] | None,
@@ -38,7 +39,7 @@ def open_array_source(
     Args:
         path: The file. A ~ at its start is the home folder.
         name: What to call the images.
-        image_size: The side of the square to resize 8-bit images to; None keeps the stored size.
+        image_size: The size to scale and cut 8-bit images to; None keeps the stored one.
         channels: 1 or 3 to convert 8-bit images to grey or RGB; None keeps the stored channels.
         selection: The layout and the range of floats.
         progress: Called as progress(done, total) while the range of floats is measured.
@@ -65,7 +66,7 @@ def open_array_source(
         labels, names = _check_labels(stored.get("labels"), stored.get("label_names"), path)
         if is_float:
             source, notes = open_floats(file, labels, names, name, selection, progress)
-            asked = (channels or source.shape[0], image_size or source.shape[1], image_size or source.shape[2])
+            asked = (channels or source.shape[0], *(image_size or source.shape[1:]))
             if asked != source.shape:
                 raise InputError(
                     f"the images of {path} are floats of {'x'.join(map(str, source.shape))}, and "
@@ -98,7 +99,7 @@ class ArraySource:
         labels: np.ndarray | None,
         label_names: list[str] | None,
         file: ArrayFile,
-        image_size: int | None,
+        image_size: Size | None,
         channels: int | None,
         name: str,
     ):
@@ -109,17 +110,17 @@ class ArraySource:
             labels: int64 [n], or None.
             label_names: One name for each class, or None.
             file: The file that it is in.
-            image_size: The side of the square to resize to; None keeps the stored size.
+            image_size: The size to scale and cut to; None keeps the stored one.
             channels: 1 or 3 to convert to grey or RGB; None keeps the stored channels.
             name: What the images are called.
         """
         self._array = array if array.ndim == 4 else array[..., None]
         self.name, self.labels, self.label_names = name, labels, label_names
-        self._channels, side = _wanted(self._array.shape, image_size, channels, file.path)
-        self._path, self._side = file.path, image_size
+        _, height, width, stored = self._array.shape
+        self._channels = _wanted(stored, channels, file.path)
+        self._path, self._size = file.path, image_size
         self.crops = image_size is not None
-        _, height, width, _ = self._array.shape
-        self.shape = self._channels, side or height, side or width
+        self.shape = self._channels, *(image_size or (height, width))
         self._identity = file.identity() + repr(self.shape).encode()
 
     def __len__(self) -> int:
@@ -130,7 +131,7 @@ class ArraySource:
         image = self._array[i]
         will_need(image)
         fits = image.shape[:2] == self.shape[1:] and window is None
-        return _planes(image, None if fits else self._side, self._channels, window)
+        return _planes(image, None if fits else self._size, self._channels, window)
 
     def read_all(self, progress: Callable[[int, int], object] | None = None) -> np.ndarray:
         """All images in memory: uint8 [N, C, H, W].
@@ -225,25 +226,24 @@ def _check_labels(
     return labels.astype(np.int64), None
 
 
-def _wanted(shape: tuple[int, ...], image_size: int | None, channels: int | None, path: Path) -> tuple[int, int | None]:
-    """The channels of the result, and the side to scale images of [N, H, W, C] to, None if they have it."""
-    _, height, width, stored = shape
+def _wanted(stored: int, channels: int | None, path: Path) -> int:
+    """The channels of the result, or InputError if the stored ones do not convert into those that were asked for."""
     channels = stored if channels is None else channels
     if channels != stored and {channels, stored} != {1, 3}:
         raise InputError(
             f"the images of {path} have {stored} channels and {channels} were asked for; only grey and RGB "
             f"(1 and 3) convert into each other, so ask for {stored} or leave channels out"
         )
-    return channels, image_size if image_size is not None and (height, width) != (image_size, image_size) else None
+    return channels
 
 
-def _planes(image: np.ndarray, side: int | None, channels: int, window: Window | None = None) -> np.ndarray:
-    """[H, W, C] as [channels, side, side], or of the same height and width if side is None."""
+def _planes(image: np.ndarray, size: Size | None, channels: int, window: Window | None = None) -> np.ndarray:
+    """[H, W, C] as [channels, *size], or of the same height and width if size is None."""
     if channels < image.shape[2]:
         layers = [Image.fromarray(image).convert("L")]
-    elif side is None:
+    elif size is None:
         return np.broadcast_to(image.transpose(2, 0, 1), (channels, *image.shape[:2]))
     else:
         layers = [Image.fromarray(layer) for layer in image.transpose(2, 0, 1)]
-    fitted = [np.asarray(layer if side is None else fit_square(layer, side, window)) for layer in layers]
+    fitted = [np.asarray(layer if size is None else fit(layer, size, window)) for layer in layers]
     return np.stack(fitted * (channels // len(fitted)))

@@ -21,7 +21,8 @@ from ddpm_fast.data.bounds import open_regular
 from ddpm_fast.data.cache_index import CacheIndex, read_index
 from ddpm_fast.data.labels import check_class_numbers
 from ddpm_fast.data.mapped import will_need
-from ddpm_fast.data.pixels import fit_square
+from ddpm_fast.data.pixels import fit
+from ddpm_fast.data.size import Size
 from ddpm_fast.data.source import Window
 from ddpm_fast.errors import InputError, printable
 
@@ -52,7 +53,7 @@ class Cache:
     Args:
         folder: The folder.
         name: What the images are called.
-        image_size: The side of the square to make; None keeps the size that the images were prepared with.
+        image_size: The size to make; None keeps the one that the images were prepared with.
         channels: 1 or 3 to convert to grey or RGB; None keeps the channels.
 
     Raises:
@@ -61,7 +62,7 @@ class Cache:
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, folder: Path, name: str, image_size: int | None = None, channels: int | None = None) -> None:
+    def __init__(self, folder: Path, name: str, image_size: Size | None = None, channels: int | None = None) -> None:
         index = read_index(folder)
         if not index.complete:
             done = sum(file is not None for file in index.files)
@@ -83,9 +84,9 @@ class Cache:
                 f"and RGB (1 and 3) convert into each other, so ask for {stored} or leave channels out"
             )
         # A set of the wanted size is what it is, and there is nothing to cut.
-        self._side = image_size if image_size is not None and (height, width) != (image_size, image_size) else None
-        self.shape = (wanted, height, width) if self._side is None else (wanted, self._side, self._side)
-        self.crops = self._side is not None
+        self._size = image_size if image_size != (height, width) else None
+        self.shape = wanted, *(self._size or (height, width))
+        self.crops = self._size is not None
 
     def _read_labels(self) -> np.ndarray:
         path = self._folder / LABELS
@@ -105,9 +106,9 @@ class Cache:
         file = int(np.searchsorted(self._ends, i, side="right"))
         image = self._files[file][i - int(self._ends[file])]  # from the end of the file, since the number is negative
         will_need(image)
-        if self._side is None and self.shape[0] == len(image):
+        if self._size is None and self.shape[0] == len(image):
             return image
-        return _converted(image, self._side, self.shape[0], window)
+        return _converted(image, self._size, self.shape[0], window)
 
     def name_of(self, i: int) -> str:
         """What to call image number i."""
@@ -157,13 +158,13 @@ def _mapped(path: Path, shape: tuple[int, ...], dtype: np.dtype | None = None) -
     return whole[start.tell() :].view(dtype).reshape(shape)
 
 
-def _converted(image: np.ndarray, side: int | None, channels: int, window: Window | None) -> np.ndarray:
-    """An image [C, H, W] as [channels, side, side]; side None keeps the size."""
+def _converted(image: np.ndarray, size: Size | None, channels: int, window: Window | None) -> np.ndarray:
+    """An image [C, H, W] as [channels, *size]; size None keeps its own."""
     if channels < len(image):
         layers = [Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).convert("L")]
     else:
         layers = [Image.fromarray(layer) for layer in image]
-    planes = [np.asarray(layer if side is None else fit_square(layer, side, window)) for layer in layers]
+    planes = [np.asarray(layer if size is None else fit(layer, size, window)) for layer in layers]
     return np.stack(planes * (channels // len(planes)))
 
 

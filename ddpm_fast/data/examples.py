@@ -32,8 +32,8 @@ class Examples:
             seed: Seed of their order, and of what is done to each.
             flip: Whether half of them are mirrored left-right.
             order: The version of their order; see `batch_indices`.
-            crop: "centre" cuts the middle square out of a picture. "random" scales its shorter side to between the
-                square's and 1/0.8 of it and cuts anywhere (Dhariwal & Nichol 2021, their `random_crop_arr`).
+            crop: "centre" cuts the middle out of a picture. "random" scales it to between the least that covers the
+                size and 1/0.8 of that, and cuts anywhere (Dhariwal & Nichol 2021, their `random_crop_arr`).
 
         Raises:
             InputError: If the crop is unknown, or random and these images are cut already.

@@ -127,8 +127,8 @@ def image_shape(shape: Sequence[int], layout: str) -> tuple[int, int, int]:
 def layout_of(header: Header, layout: str | None, path: Path) -> str:
     """How a float array is laid out.
 
-    An array of three dimensions has one channel. Of the two layouts of four dimensions, networks only take one that
-    has squares; where both have, or neither, it must be given.
+    An array of three dimensions has one channel. Of the two layouts of four dimensions it is the one that has squares;
+    where both have, or neither, it must be given.
 
     Args:
         header: The array's header.

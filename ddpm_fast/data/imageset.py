@@ -101,21 +101,6 @@ class ImageSet(ABC):
         labels = renumbered.to(self.labels.device)[self.labels]
         return self._relabelled(labels, list(names))
 
-    def square_side(self) -> int:
-        """The side of the images in pixels, which must be squares for a network.
-
-        Raises:
-            InputError: If they are not. It names their size.
-        """
-        _, height, width = self.shape
-        if height != width:
-            raise InputError(
-                f"the images of {printable(self.name)} are {width}x{height} pixels (width x height), and networks take "
-                "squares; give image_size (in training: --image-size), to which the shorter side is scaled before the "
-                "middle square is cut out"
-            )
-        return int(height)
-
 
 def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(printable(name) for name in names[:_NAMED])

@@ -32,6 +32,7 @@ from ddpm_fast.data.parts import PartsSource, list_parts
 from ddpm_fast.data.picturesource import PictureSource, spread
 from ddpm_fast.data.reading import mean_area, read_pictures
 from ddpm_fast.data.selection import Selection
+from ddpm_fast.data.size import ImageSize, Size
 from ddpm_fast.data.source import Source
 from ddpm_fast.data.stored import StoredDataset
 from ddpm_fast.errors import InputError, check_integer, printable
@@ -44,7 +45,7 @@ _BUILTIN_FOLDER = Path(__file__).resolve().parent.parent / "datasets"
 
 def load_dataset(
     source: str | os.PathLike,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     channels: int | None = None,
     classes: bool = False,
     strict: bool = False,
@@ -65,8 +66,9 @@ def load_dataset(
             optionally `labels` [N] and `label_names`, a folder of such .npz files, or an .npy of such images. A ~
             at its start is the home folder.
             Float data is an .npz or .npy of float32, float16 or float64 [N, C, H, W], [N, H, W, C] or [N, H, W].
-        image_size: The side of the square to make: the shorter side is scaled to it, and the middle is cut out.
-            Without it images keep their size, which must then be the same for all.
+        image_size: The size to make: the side of a square, or (height, width). An image is scaled so that it just
+            covers it, and the middle is cut out. Without it images keep their size, which must then be the same for
+            all.
         channels: 1 (grey) or 3 (RGB). By default, files become 1 if all of them are grey and 3 otherwise, and arrays
             keep their channels.
         classes: Whether the sub-folders of the first level are the classes, in natural order (2 before 10). The
@@ -86,7 +88,7 @@ def load_dataset(
 
 def open_dataset(
     source: str | os.PathLike,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     channels: int | None = None,
     classes: bool = False,
     strict: bool = False,
@@ -108,7 +110,7 @@ def open_dataset(
     Returns:
         A `Dataset` in memory, or a `StoredDataset`.
     """
-    image_size = None if image_size is None else check_integer("image_size", image_size, 1)
+    size = None if image_size is None else Size.of(image_size)
     channels = None if channels is None else check_integer("channels", channels, 1)
     builtin = str(source) in BUILTIN
     path = _BUILTIN_FOLDER / f"{source}.npz" if builtin else Path(os.path.expanduser(source))
@@ -124,8 +126,8 @@ def open_dataset(
         refuse_columns(text, selection)
         if selection.is_of_floats:
             raise InputError(_refusal_of_floats(name, "prepared images"))
-        return _from_source(Cache(path, name, image_size, channels), classes, strict, in_memory)
-    wanted = _Wanted(image_size, channels, classes, strict, in_memory)
+        return _from_source(Cache(path, name, size, channels), classes, strict, in_memory)
+    wanted = _Wanted(size, channels, classes, strict, in_memory)
     if not stands_for_files(text) and (parts := list_parts(path)):
         return _from_arrays(parts, name, wanted, selection, progress)
     listing = list_pictures(str(path) if builtin else text, selection)
@@ -167,13 +169,13 @@ def _check_is_there(path: Path, source: str | os.PathLike) -> None:
         )
 
 
-def read_picture(path: Path, option: str, image_size: int | None = None) -> torch.Tensor:
+def read_picture(path: Path, option: str, image_size: Size | None = None) -> torch.Tensor:
     """The picture in a file of any format of raster.py: uint8 [C, H, W], with C = 1 if it is grey, else 3 (RGB).
 
     Args:
         path: The file. A ~ at its start is the home folder.
         option: The command's option that the path came from, for the message.
-        image_size: The side of a square to scale and cut the picture to; None keeps its size.
+        image_size: The size to scale and cut the picture to; None keeps its own.
 
     Raises:
         InputError: If the file is not a picture.
@@ -197,7 +199,7 @@ def _warn(notes: list[str], stacklevel: int) -> None:
 class _Wanted(NamedTuple):
     """Arguments of `open_dataset`."""
 
-    image_size: int | None
+    image_size: Size | None
     channels: int | None
     classes: bool
     strict: bool
@@ -272,9 +274,9 @@ def _from_arrays(
     return replace(_dataset(images, opened.labels, opened.label_names, name, []), value_range=opened.value_range)
 
 
-def _is_small(entries: Index, image_size: int | None, channels: int | None) -> bool:
+def _is_small(entries: Index, image_size: Size | None, channels: int | None) -> bool:
     """Whether the pixels of all pictures are at most IN_MEMORY bytes, by the sizes of a few if none is given."""
-    area = float(image_size**2) if image_size is not None else mean_area(spread(entries, _SIZED))
+    area = float(math.prod(image_size)) if image_size is not None else mean_area(spread(entries, _SIZED))
     return len(entries) * (channels or 3) * area <= IN_MEMORY
 
 

@@ -10,6 +10,7 @@ from ddpm_fast.data.bounds import Unreadable
 from ddpm_fast.data.index import Entry, Index
 from ddpm_fast.data.pixels import decode, is_grey, largest_side, upright_size
 from ddpm_fast.data.reading import common_shape, opened_picture, reason_of
+from ddpm_fast.data.size import Size
 from ddpm_fast.data.source import Window
 from ddpm_fast.errors import InputError, printable
 
@@ -25,7 +26,7 @@ class PictureSource:
     Args:
         entries: The pictures.
         name: What they are called.
-        image_size: The side of the square to make; None keeps the size of the pictures, which must be the same for all.
+        image_size: The size to make; None keeps that of the pictures, which must be the same for all.
         channels: 1 or 3; None means 1 if the pictures are grey, and 3 otherwise. Where this or the size is to be found
             out, the headers of `PROBED` pictures, spread evenly over all, are read. A picture that differs from them
             later counts as broken.
@@ -43,7 +44,7 @@ class PictureSource:
         self,
         entries: Index,
         name: str,
-        image_size: int | None,
+        image_size: Size | None,
         channels: int | None,
         strict: bool = False,
         labels: np.ndarray | None = None,
@@ -61,7 +62,7 @@ class PictureSource:
     def read(self, i: int, window: Window | None = None) -> np.ndarray:
         """Picture number i as uint8 [C, H, W]; see `Source.read`."""
         size, entry = self._size, self._entries[i]
-        largest = size if size is None or window is None else largest_side(size)
+        largest = size if size is None or window is None else Size(*map(largest_side, size))
         try:
             with opened_picture(entry, largest) as image:
                 self._check(image)

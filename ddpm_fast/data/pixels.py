@@ -1,4 +1,4 @@
-"""Turns one picture into uint8 pixels (upright, opaque, 8 bits, grey or RGB, cut to a square), and many in parallel.
+"""Turns one picture into uint8 pixels (upright, opaque, 8 bits, grey or RGB, cut to a size), and many in parallel.
 
 Transparent pictures are drawn on white before they are resized. Otherwise the hidden colours of transparent pixels
 would bleed into the edges.
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ddpm_fast.data.bounds import Unreadable
+from ddpm_fast.data.size import Size
 from ddpm_fast.data.source import Window
 
 _BLOCK = 16  # pictures per task, because a future for each of a million files would take a gigabyte
@@ -29,10 +30,15 @@ def is_grey(image: Image.Image) -> bool:
     return image.mode in _GREY_MODES
 
 
+def lies_on_its_side(image: Image.Image) -> bool:
+    """Whether the EXIF orientation exchanges width and height. For most formats this decodes no pixels."""
+    return image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+
+
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) after the EXIF orientation is applied. For most formats this decodes no pixels."""
+    """(width, height) after the EXIF orientation is applied."""
     width, height = image.size
-    return (height, width) if image.getexif().get(_ORIENTATION) in (5, 6, 7, 8) else (width, height)
+    return (height, width) if lies_on_its_side(image) else (width, height)
 
 
 class Pixels(NamedTuple):
@@ -73,45 +79,50 @@ def _opaque_8bit(image: Image.Image) -> Image.Image:
     return image
 
 
-def fit_square(image: Image.Image, size: int, window: Window | None = None) -> Image.Image:
-    """Scale the shorter side to `size` (Lanczos, antialiased) and keep the middle square, in one pass.
+def fit(image: Image.Image, size: Size, window: Window | None = None) -> Image.Image:
+    """Scale the picture so that it just covers the size (Lanczos, antialiased) and keep the middle, in one pass.
 
     Args:
         image: The picture.
-        size: The side of the result.
-        window: Another cut than the middle: the shorter side is scaled to between `size` and `size`/0.8, and the square
-            lies anywhere in that picture, at whole pixels of it.
+        size: That of the result.
+        window: Another cut than the middle: the picture is scaled to between the least that covers the size and 1/0.8
+            of it, and the cut lies anywhere in that picture, at whole pixels of it.
     """
     width, height = image.size
-    side: float = min(width, height)
+    # The side that is the shorter one, by the proportions of the result: it is cut only by a window.
+    if width * size.height <= height * size.width:
+        shorter, side = width, size.width
+    else:
+        shorter, side = height, size.height
     if window is None:
-        left, top = (width - side) / 2, (height - side) / 2
-        if side == size:  # there is nothing to scale, and a cut at half a pixel would blur
+        # A product of integers that is divided once: for a square, exactly the shorter side.
+        cut_width, cut_height = shorter * size.width / side, shorter * size.height / side
+        left, top = (width - cut_width) / 2, (height - cut_height) / 2
+        if shorter == side:  # there is nothing to scale, and a cut at half a pixel would blur
             left, top = int(left), int(top)
     else:
-        scale = side / (
-            size + int(window.zoom * (largest_side(size) - size + 1))
-        )  # pixels to one of the scaled picture
-        left = scale * int(window.left * (int(width / scale + _ROUNDING) - size + 1))
-        top = scale * int(window.top * (int(height / scale + _ROUNDING) - size + 1))
-        side = size * scale
-    box = (left, top, min(left + side, width), min(top + side, height))
-    return image.resize((size, size), Image.Resampling.LANCZOS, box)
+        # pixels to one of the scaled picture
+        scale = shorter / (side + int(window.zoom * (largest_side(side) - side + 1)))
+        left = scale * int(window.left * (int(width / scale + _ROUNDING) - size.width + 1))
+        top = scale * int(window.top * (int(height / scale + _ROUNDING) - size.height + 1))
+        cut_width, cut_height = size.width * scale, size.height * scale
+    box = (left, top, min(left + cut_width, width), min(top + cut_height, height))
+    return image.resize((size.width, size.height), Image.Resampling.LANCZOS, box)
 
 
-def largest_side(size: int) -> int:
-    """The longest that a random cut of side `size` scales the shorter side of a picture to."""
-    return -(-5 * size // 4)  # ceil(size / 0.8)
+def largest_side(side: int) -> int:
+    """The longest that a random cut, one of whose sides is this, scales that side of a picture to."""
+    return -(-5 * side // 4)  # ceil(side / 0.8)
 
 
-def decode(image: Image.Image, size: int | None, channels: int, window: Window | None = None) -> Pixels:
+def decode(image: Image.Image, size: Size | None, channels: int, window: Window | None = None) -> Pixels:
     """The pixels of an opened picture. Of an animation, this is the first frame.
 
     Args:
         image: The picture.
-        size: H and W of the result; None keeps the picture's own.
+        size: That of the result; None keeps the picture's own.
         channels: 1 or 3.
-        window: Where to cut it, as for `fit_square`; None for the middle.
+        window: Where to cut it, as for `fit`; None for the middle.
 
     Raises:
         Unreadable: For 32-bit modes. For broken data, Pillow raises its own exceptions.
@@ -128,7 +139,7 @@ def decode(image: Image.Image, size: int | None, channels: int, window: Window |
         peak = 256 * max(int(high) for _, high in extrema[:3]) + 255  # type: ignore[misc]
     flat = _opaque_8bit(upright).convert("L" if channels == 1 else "RGB")
     if size is not None:
-        flat = fit_square(flat, size, window)
+        flat = fit(flat, size, window)
     pixels = np.asarray(flat)
     return Pixels(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1), peak)
 

@@ -13,6 +13,8 @@ import PIL
 from PIL import Image, features
 
 from ddpm_fast.data.bounds import Unreadable
+from ddpm_fast.data.pixels import lies_on_its_side
+from ddpm_fast.data.size import Size
 from ddpm_fast.errors import InputError
 
 MAX_PIXELS = "DDPM_FAST_MAX_PIXELS"  # the environment variable that raises the limit
@@ -98,15 +100,14 @@ def looks_like_picture(prefix: bytes) -> bool:
     return bool(_candidates(prefix))
 
 
-def open_picture(file: BinaryIO, name: str, size: int | None = None) -> Opened:
+def open_picture(file: BinaryIO, name: str, size: Size | None = None) -> Opened:
     """Open a picture by its content, as one of the formats above.
 
     Args:
         file: The file, at its start.
         name: The name of the file. Only its suffix is looked at, to know TGA files.
-        size: The side of the square that the picture will be scaled to. A JPEG is then decoded at 1/2, 1/4 or 1/8 of
-            its size, so that 12 megapixels take 15 ms instead of 171. Twice the wanted size leaves enough detail for
-            the filter.
+        size: What the picture will be scaled to. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size, so that 12
+            megapixels take 15 ms instead of 171. Twice the wanted size leaves enough detail for the filter.
 
     Raises:
         Unreadable: If the content is none of the formats, or has too many pixels.
@@ -114,7 +115,10 @@ def open_picture(file: BinaryIO, name: str, size: int | None = None) -> Opened:
     image = _identify(file, name)
     width, height = image.size
     if size is not None:
-        image.draft(None, (2 * size, 2 * size))
+        wide, high = size.width, size.height
+        if wide != high and lies_on_its_side(image):
+            wide, high = high, wide
+        image.draft(None, (2 * wide, 2 * high))
         if not image.info.get("progressive"):  # such a JPEG is unpacked in full before it is scaled
             width, height = image.size
     limit = allowed_pixels()

@@ -14,6 +14,7 @@ from ddpm_fast.data.bounds import Budget, Unreadable, allocating
 from ddpm_fast.data.index import Entries, Entry
 from ddpm_fast.data.pixels import decode, is_grey, run_parallel, upright_size
 from ddpm_fast.data.raster import NAMES, allowed_pixels, open_picture
+from ddpm_fast.data.size import Size
 from ddpm_fast.errors import InputError, printable
 
 _NAMED = 3  # of many reasons so many are named, and of many broken pictures so many for each reason
@@ -41,12 +42,12 @@ class Decoded(NamedTuple):
 
 
 @contextmanager
-def opened_picture(entry: Entry, size: int | None) -> Iterator[Image.Image]:
+def opened_picture(entry: Entry, size: Size | None) -> Iterator[Image.Image]:
     """A picture to decode inside, while the memory for it is taken from what all threads share.
 
     Args:
         entry: The picture.
-        size: The side of the square that it will be scaled to, as for `open_picture`.
+        size: What it will be scaled to, as for `open_picture`.
 
     Raises:
         InputError: If memory ran out inside.
@@ -55,7 +56,7 @@ def opened_picture(entry: Entry, size: int | None) -> Iterator[Image.Image]:
     try:
         with _HELD.take(entry.held), entry.open() as file:
             opened = open_picture(file, entry.name, size)
-            with opened.image, _DECODED.take(_BYTES_PER_PIXEL * (opened.pixels + (size or 0) ** 2)):
+            with opened.image, _DECODED.take(_BYTES_PER_PIXEL * (opened.pixels + math.prod(size or (0,)))):
                 yield opened.image
     except MemoryError as error:  # which images are there may not depend on how much memory is free
         raise InputError(
@@ -79,7 +80,7 @@ def refusal(name: str, reason: str) -> str:
 class _Reader:
     """Runs work on every entry, and remembers which entries are broken and why."""
 
-    def __init__(self, entries: Entries, image_size: int | None, strict: bool) -> None:
+    def __init__(self, entries: Entries, image_size: Size | None, strict: bool) -> None:
         self.entries = entries
         self.image_size = image_size
         self.strict = strict
@@ -147,7 +148,7 @@ class _Reader:
         return "; ".join(parts) + (f"; and {rest} for other reasons" if rest else "")
 
 
-def common_shape(entries: Entries, image_size: int | None, channels: int | None, strict: bool) -> tuple[int, int, int]:
+def common_shape(entries: Entries, image_size: Size | None, channels: int | None, strict: bool) -> tuple[int, int, int]:
     """The channels, height and width that the entries will have in common, by their headers: nothing is decoded.
 
     The arguments are those of `read_pictures`.
@@ -159,13 +160,13 @@ def common_shape(entries: Entries, image_size: int | None, channels: int | None,
     return _probe(_Reader(entries, image_size, strict), image_size, channels)[1]
 
 
-def _probe(reader: _Reader, image_size: int | None, channels: int | None) -> tuple[list[int], tuple[int, int, int]]:
+def _probe(reader: _Reader, image_size: Size | None, channels: int | None) -> tuple[list[int], tuple[int, int, int]]:
     """The positions of the pictures whose headers are readable, and the channels, height and width of all images.
 
     Where these are given, no picture is opened.
     """
     if image_size is not None and channels is not None:
-        return list(range(len(reader.entries))), (channels, image_size, image_size)
+        return list(range(len(reader.entries))), (channels, *image_size)
     grey: dict[int, bool] = {}
     sizes: dict[int, tuple[int, int]] = {}
 
@@ -177,10 +178,8 @@ def _probe(reader: _Reader, image_size: int | None, channels: int | None) -> tup
     kept = reader.each(look)
     if channels is None:
         channels = 1 if all(grey[i] for i in kept) else 3
-    height = width = image_size or 0
-    if image_size is None:
-        width, height = _common_size([(reader.entries[i].name, sizes[i]) for i in kept])
-    return kept, (channels, height, width)
+    size = image_size or _common_size([(reader.entries[i].name, sizes[i]) for i in kept])
+    return kept, (channels, *size)
 
 
 def mean_area(entries: Entries) -> float:
@@ -194,7 +193,7 @@ def mean_area(entries: Entries) -> float:
 
 def read_pictures(
     entries: Entries,
-    image_size: int | None,
+    image_size: Size | None,
     channels: int | None,
     strict: bool,
     progress: Callable[[int, int], object] | None,
@@ -203,7 +202,7 @@ def read_pictures(
 
     Args:
         entries: The pictures.
-        image_size: The side of the square to make; None keeps the size, which must then be the same for all.
+        image_size: The size to make; None keeps the pictures' own, which must then be the same for all.
         channels: 1 or 3; None means 1 if every picture is grey, and 3 otherwise.
         strict: Whether a broken picture raises InputError instead.
         progress: Called as progress(done, total) while pictures are decoded.
@@ -252,15 +251,16 @@ def _notes(reader: _Reader, peaks: dict[int, int]) -> list[str]:
     return notes
 
 
-def _common_size(named_sizes: list[tuple[str, tuple[int, int]]]) -> tuple[int, int]:
-    """The (width, height) that all have, or an InputError that lists the sizes."""
+def _common_size(named_sizes: list[tuple[str, tuple[int, int]]]) -> Size:
+    """The size that all have, or an InputError that lists the sizes. named_sizes: (name, (width, height))."""
     counts = Counter(size for _, size in named_sizes)
     if len(counts) == 1:
-        return named_sizes[0][1]
+        width, height = named_sizes[0][1]
+        return Size(height, width)
     example = dict((size, printable(name)) for name, size in reversed(named_sizes))
     seen = ", ".join(f"{w}x{h} ({n} images, such as {example[w, h]})" for (w, h), n in counts.most_common(5))
     more = f" and {len(counts) - 5} more sizes" if len(counts) > 5 else ""
     raise InputError(
-        f"the images differ in size (width x height): {seen}{more}; give image_size (in training: --image-size), to "
-        "which the shorter side is scaled before the middle square is cut out, or scale the files to one size first"
+        f"the images differ in size (width x height): {seen}{more}; give image_size (in training: --image-size), which "
+        "they are scaled to cover before the middle is cut out, or scale the files to one size first"
     )

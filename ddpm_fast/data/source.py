@@ -9,7 +9,7 @@ class Window(NamedTuple):
     """Where a random crop lies, as three fractions, each at least 0 and below 1.
 
     Attributes:
-        zoom: How far the shorter side lies between the wanted side and 1/0.8 of it.
+        zoom: How far the scale lies between the least that covers the wanted size and 1/0.8 of it.
         left: How far right the cut lies in what there is room for.
         top: How far down.
     """

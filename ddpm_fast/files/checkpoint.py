@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
@@ -28,7 +28,14 @@ from ddpm_fast.values import ValueRange
 
 MODELS = Path(__file__).resolve().parent.parent / "models"  # the models that come with the package
 
-_MODEL_KEYS = ("unet", "diffusion", "label_names", "training", "value_range")  # the entries of a model's config
+_MODEL_KEYS = (
+    "unet",
+    "diffusion",
+    "label_names",
+    "training",
+    "value_range",
+    "origin",
+)  # the entries of a model's config
 
 
 # Models
@@ -39,25 +46,83 @@ class LoadedModel:
     """A model to sample from.
 
     Attributes:
-        model: The U-Net, in eval mode.
+        model: The network, in eval mode: a UNet, or another library's network that is called as one.
         diffusion: What it was trained with.
-        config: The config that it was saved with.
+        config: The config that it was saved with. Of another library's model it says where it is from ("origin"), and
+            it has no "unet" if the network is not ours.
         label_names: One name for each class, or None.
-        path: The file.
+        path: The file, or the folder of another library's model.
         value_range: What [-1, 1] stands for in the data that it was trained on, or None: 8-bit images.
+        files: Another library's files, from which the weights and the config were read; none for a file of ours.
     """
 
-    model: UNet
+    model: nn.Module
     diffusion: GaussianDiffusion
     config: dict[str, Any]
     label_names: list[str] | None
     path: Path
     value_range: ValueRange | None = None
+    files: tuple[Path, ...] = ()
 
     @cached_property
     def digest(self) -> str:
-        """The SHA-256 of the file: 64 hexadecimal digits."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+        """The SHA-256 of the file: 64 hexadecimal digits. Of several files, or with flags, that of their list."""
+        if not self.files:
+            return _sha256(self.path)
+        parts = [f"{file.name} {_sha256(file)}" for file in self.files] + [self.origin.get("flags") or ""]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """What to call it in a report: the file's name, or the place on the Hub."""
+        return self.origin.get("hub") or self.path.name
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Where another library's model, or one of the Hub, is from; empty for a file that was trained here."""
+        return self.config.get("origin") or {}
+
+    @property
+    def unet(self) -> UNet:
+        """The model, which is our U-Net.
+
+        Raises:
+            InputError: If the network is another library's.
+        """
+        if not isinstance(self.model, UNet):
+            raise InputError(
+                f"{self.path} is a {type(self.model).__name__}, another library's network; expected our own U-Net, "
+                "which can be trained further, converted and exported: it can be sampled from"
+            )
+        return self.model
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of one sample, (C, H, W).
+
+        Raises:
+            InputError: If the network is another library's and does not say.
+        """
+        shape = self._described("shape")
+        if shape is None:
+            raise InputError(f"{self.path} does not say what shape its samples have: give df.sample the shape")
+        return shape
+
+    @property
+    def classes(self) -> int:
+        """The number of classes; 0 of an unconditional model."""
+        return (self.model.config.num_classes if isinstance(self.model, UNet) else self._described("classes")) or 0
+
+    @property
+    def has_null_class(self) -> bool:
+        """Whether it can be called without labels: an unconditional model, or one with a null class."""
+        if isinstance(self.model, UNet):
+            return not self.classes or self.model.config.null_class
+        return not self._described("needs_labels")
+
+    def _described(self, name: str) -> Any:
+        """What our network's config, or another library's network itself, says; None if it does not."""
+        return getattr(self.model.config if isinstance(self.model, UNet) else self.model, name, None)
 
     def to_values(self, x: Tensor) -> Tensor:
         """Samples in the units of the data that the model was trained on: float32 [N, C, H, W].
@@ -157,13 +222,45 @@ def load_model(
             weights are not finite, or the memory is too small.
     """
     path = _resolve(path_or_name)
-    state, config = _read(path)
+    return assemble(path, *_read(path), device, dtype)
+
+
+def assemble(
+    path: Path,
+    state: Mapping[str, Tensor],
+    config: dict[str, Any],
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    files: tuple[Path, ...] = (),
+) -> LoadedModel:
+    """The model of a state and a config, as load_model gives it.
+
+    Args:
+        path: Where they are from.
+        state: The weights.
+        config: What save_model is given.
+        device: Where to put the model.
+        dtype: The dtype of the parameters; None means float32.
+        files: As in LoadedModel.
+
+    Raises:
+        InputError: If the config does not build a model, the weights do not fit it, weights are not finite, or the
+            memory is too small.
+    """
     model, diffusion = build(path, state, config)
     with memory_for(path, sum(t.nbytes for t in model.state_dict().values())):
         model.to(device=device, dtype=dtype).eval()
     entry = config.get("value_range")
     value_range = None if entry is None else ValueRange.from_dict(entry)
-    return LoadedModel(model, diffusion, config, config.get("label_names"), path, value_range)
+    return LoadedModel(model, diffusion, config, config.get("label_names"), path, value_range, files)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _resolve(path_or_name: str | os.PathLike) -> Path:
@@ -195,7 +292,7 @@ def _model_of_run(folder: Path) -> Path:
         )
     if damaged:
         warnings.warn(
-            f"the model is taken from {newest}, the newest training state that is whole{problems}", stacklevel=4
+            f"the model is taken from {newest}, the newest training state that is whole{problems}", stacklevel=5
         )
     return newest
 

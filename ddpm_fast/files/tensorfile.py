@@ -114,7 +114,7 @@ def read(path: Path, *forms: str) -> tuple[str, dict[str, Tensor], dict[str, Any
         DamagedFile: For a damaged file and one of another format.
         InputError: For a missing file, one that cannot be opened, one of a newer version, and if memory is short.
     """
-    size = _check_is_file(path)
+    size = check_is_file(path)
     with memory_for(path, size):
         try:
             with safe_open(path, framework="pt") as file:
@@ -143,23 +143,31 @@ def inside(folder: Path) -> str:
     return f"it holds {', '.join(names)}: give one of these" if names else "there is no .safetensors file in it"
 
 
-def _check_is_file(path: Path) -> int:
-    """The size of a file in bytes. Raises InputError unless it is a regular one that may be read."""
+def check_is_file(path: Path, expected: str = "a .safetensors file") -> int:
+    """The size of a file in bytes.
+
+    Args:
+        path: The file.
+        expected: What it is to be, for messages.
+
+    Raises:
+        InputError: If it is missing, no regular file, or may not be read.
+    """
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
-            raise InputError(f"{path} is a folder; expected a .safetensors file, and {inside(path)}")
+            raise InputError(f"{path} is a folder; expected {expected}, and {inside(path)}")
         if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, and a device may never end
-            raise InputError(f"{path} is a device, pipe or socket; expected a .safetensors file: give one")
+            raise InputError(f"{path} is a device, pipe or socket; expected {expected}: give one")
         with open(path, "rb"):
             return status.st_size
     except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; expected a .safetensors file: check the path") from error
+        raise InputError(f"{path} does not exist; expected {expected}: check the path") from error
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path} cannot be opened ({reason}); expected a .safetensors file: check the path") from error
+        raise InputError(f"{path} cannot be opened ({reason}); expected {expected}: check the path") from error
 
 
 def _check_format(path: Path, forms: tuple[str, ...], metadata: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""The weights of our UNet as those of diffusers' UNet2DModel, and back; and a diffusion as diffusers' scheduler.
+"""The weights of our UNet as those of diffusers' UNet2DModel, and back; and both of its objects with what ours hold.
 
 Both are the network of Ho et al. 2020 with the same options, under other names; where ours has one matrix for queries,
 keys and values, diffusers has three. The names need only the state dicts; a UNet2DModel itself needs diffusers.
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
+from ddpm_fast.formats.diffusers_config import unet_fields
 from ddpm_fast.nn.unet import UNet
 from ddpm_fast.nn.unet_config import UNetConfig
 
@@ -31,38 +32,15 @@ def peer_network(config: UNetConfig) -> UNet2DModel:
         A UNet2DModel with random weights.
 
     Raises:
-        InputError: UNet2DModel cannot be this network. Its attention heads all have one width, and it resamples by
-            convolutions, not inside residual blocks.
+        InputError: UNet2DModel cannot be this network: see unet_fields.
     """
     from diffusers import UNet2DModel  # an optional dependency
     from diffusers.utils import logging
 
-    if config.resample != "conv":
-        raise InputError(f"UNet2DModel resamples by convolutions; this network's resample is {config.resample!r}")
-    attends = [height in config.attention_resolutions for height in config.resolutions]
-    with_attention = [channels for channels, here in zip(config.level_channels, attends, strict=True) if here]
-    widths = {channels // config.num_heads for channels in (*with_attention, config.level_channels[-1])}
-    if len(widths) > 1 and config.num_heads > 1:
-        raise InputError(f"UNet2DModel has heads of one width; this network's are of {sorted(widths)} channels")
+    fields = unet_fields(config)
+    fields["dropout"] = 0.0
     logging.set_verbosity_error()  # it warns of a list of modules even where that is empty
-    return UNet2DModel(
-        sample_size=config.image_size,
-        in_channels=config.in_channels,
-        out_channels=config.out_channels,
-        layers_per_block=config.num_res_blocks,
-        block_out_channels=config.level_channels,
-        down_block_types=tuple("AttnDownBlock2D" if here else "DownBlock2D" for here in attends),
-        up_block_types=tuple("AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attends)),
-        downsample_padding=0 if config.downsample_padding == "asymmetric" else 1,
-        flip_sin_to_cos=config.time_order == "cos|sin",
-        freq_shift=1 if config.time_denominator == "half-1" else 0,
-        norm_num_groups=config.norm_groups,
-        attn_norm_num_groups=config.norm_groups,  # without it, scale_shift takes the norm out of the middle's attention
-        norm_eps=config.norm_eps,
-        attention_head_dim=None if config.num_heads == 1 else widths.pop(),
-        resnet_time_scale_shift="scale_shift" if config.scale_shift else "default",
-        num_class_embeds=config.num_classes + 1 if config.num_classes else None,
-    )
+    return UNet2DModel(**fields)
 
 
 def same_weights(model: UNet) -> UNet2DModel:
@@ -115,26 +93,71 @@ def to_diffusers(state: dict[str, Tensor], names: Iterable[str], config: UNetCon
 def our_names(names: Iterable[str], config: UNetConfig) -> dict[str, str]:
     """Our name of each parameter of a UNet2DModel; to_q, to_k and to_v all have that of our qkv, in this order."""
     names = sorted(names, key=lambda name: "qkv".find(name.rpartition(".to_")[2][:1]))
+    prefixes = _prefixes(config)
+    return {name: translated(name, prefixes, _SUFFIXES) for name in names}
+
+
+def their_names(names: Iterable[str], config: UNetConfig) -> list[str]:
+    """The names of the parameters of the UNet2DModel that is UNet(config), whose own have these names.
+
+    Raises:
+        InputError: If one is no name of a parameter of UNet(config).
+    """
+    prefixes = {ours: theirs for theirs, ours in _prefixes(config).items()}
+    suffixes = {ours: theirs for theirs, ours in _SUFFIXES.items() if ours != "qkv"} | {"qkv": "qkv"}
+    found = [translated(name, prefixes, suffixes) for name in names]
+    return [name.replace(".qkv.", f".{part}.") for name in found for part in _parts(name)]
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    return ("to_q", "to_k", "to_v") if ".qkv." in name else ("",)
+
+
+# Our names of what is inside a layer of a UNet2DModel.
+_SUFFIXES = {
+    "": "",
+    "norm1": "norm1",
+    "conv1": "conv1",
+    "norm2": "norm2",
+    "conv2": "conv2",
+    "conv": "conv",
+    "conv_shortcut": "skip",
+    "time_emb_proj": "emb",
+    "group_norm": "norm",
+    "to_out.0": "proj",
+    "linear_1": "linear1",
+    "linear_2": "linear2",
+    "to_q": "qkv",
+    "to_k": "qkv",
+    "to_v": "qkv",
+}
+
+
+def _prefixes(config: UNetConfig) -> dict[str, str]:
+    """Our names of the layers of the UNet2DModel that is UNet(config)."""
     levels, blocks = len(config.channel_mult), config.num_res_blocks
+    up_heights = config.attention_resolutions if config.decoder_attention is None else config.decoder_attention
+    last = 1 if config.middle_attention == "none" else 2
     prefixes = {name: name for name in ("conv_in", "conv_out", "time_embedding")}
     prefixes |= {"conv_norm_out": "norm_out", "class_embedding": "label_embedding"}
-    prefixes |= {f"mid_block.resnets.{j}": f"middle.{2 * j}" for j in (0, 1)}
-    prefixes |= {"mid_block.attentions.0": "middle.1"}
-    for level in range(levels):
+    prefixes |= {"mid_block.resnets.0": "middle.0", "mid_block.resnets.1": f"middle.{last}"}
+    if last == 2:
+        prefixes["mid_block.attentions.0"] = "middle.1"
+    for level, height in enumerate(config.resolutions):
+        down, up = f"down_blocks.{level}", f"up_blocks.{levels - 1 - level}"
         first = level * (blocks + 1)
         for j in range(blocks):
-            prefixes[f"down_blocks.{level}.resnets.{j}"] = f"encoder.{first + j}.0"
-            prefixes[f"down_blocks.{level}.attentions.{j}"] = f"encoder.{first + j}.1"
-        prefixes[f"down_blocks.{level}.downsamplers.0"] = f"encoder.{first + blocks}.0"
+            prefixes[f"{down}.resnets.{j}"] = f"encoder.{first + j}.0"
+            if height in config.attention_resolutions:
+                prefixes[f"{down}.attentions.{j}"] = f"encoder.{first + j}.1"
+        prefixes[f"{down}.downsamplers.0"] = f"encoder.{first + blocks}.0"
+        first = (levels - 1 - level) * (blocks + 1)
         for j in range(blocks + 1):
-            prefixes[f"up_blocks.{level}.resnets.{j}"] = f"decoder.{first + j}.0"
-            prefixes[f"up_blocks.{level}.attentions.{j}"] = f"decoder.{first + j}.1"
-        attends = f"up_blocks.{level}.attentions.0.to_q.weight" in names
-        prefixes[f"up_blocks.{level}.upsamplers.0"] = f"decoder.{first + blocks}.{2 if attends else 1}"
-    suffixes = {name: name for name in ("", "norm1", "conv1", "norm2", "conv2", "conv")}
-    suffixes |= {"conv_shortcut": "skip", "time_emb_proj": "emb", "group_norm": "norm", "to_out.0": "proj"}
-    suffixes |= {"linear_1": "linear1", "linear_2": "linear2", "to_q": "qkv", "to_k": "qkv", "to_v": "qkv"}
-    return {name: translated(name, prefixes, suffixes) for name in names}
+            prefixes[f"{up}.resnets.{j}"] = f"decoder.{first + j}.0"
+            if height in up_heights:
+                prefixes[f"{up}.attentions.{j}"] = f"decoder.{first + j}.1"
+        prefixes[f"{up}.upsamplers.0"] = f"decoder.{first + blocks}.{2 if height in up_heights else 1}"
+    return prefixes
 
 
 def translated(name: str, prefixes: dict[str, str], suffixes: dict[str, str]) -> str:
@@ -148,7 +171,9 @@ def translated(name: str, prefixes: dict[str, str], suffixes: dict[str, str]) ->
     Raises:
         InputError: The network of the prefixes and suffixes has no such parameter.
     """
-    prefix = max((p for p in prefixes if name.startswith(p + ".")), key=len, default="")
+    parts = name.split(".", 9)  # there are at most seven, and a file may have any name
+    begun = (".".join(parts[:i]) for i in range(len(parts) - 1, 0, -1))
+    prefix = next((begin for begin in begun if begin in prefixes), "")
     module, _, kind = name[len(prefix) + 1 :].rpartition(".")
     if not prefix or module not in suffixes:
         raise InputError(

@@ -13,8 +13,8 @@ from ddpm_fast.errors import InputError
 from ddpm_fast.files.checkpoint import LoadedModel
 from ddpm_fast.nn import UNet, UNetConfig
 
-# The fields that may differ from the model's: they are of no weight, or of the table of the classes.
-_FREE = ("num_classes", "dropout")
+# The fields that may differ from the model's, beside the size: they are of no weight, or of the table of the classes.
+_FREE = ("num_classes", "null_class", "dropout")
 _TABLE = "label_embedding.weight"
 _LAST_BIAS = "time_embedding.linear2.bias"
 
@@ -35,14 +35,17 @@ class Start:
 
 
 def check_fits(loaded: LoadedModel, network: UNetConfig) -> None:
-    """Raises InputError if a network is of another shape than a model, apart from its classes."""
-    own, other = dataclasses.asdict(network), dataclasses.asdict(loaded.model.config)
+    """Raises InputError if a network has other weights than a model, apart from its classes."""
+    theirs = loaded.unet.config
+    if len(theirs.channel_mult) == len(network.channel_mult):
+        theirs = theirs.resized(network.height, network.width)
+    own, other = dataclasses.asdict(network), dataclasses.asdict(theirs)
     differing = [name for name in own if own[name] != other[name] and name not in _FREE]
     if differing:
         listed = ", ".join(f"{name} is {other[name]} and here {own[name]}" for name in differing)
         raise InputError(
             f"{loaded.path} has another network than this ({listed}): make the network of the model's own config, as "
-            "in dataclasses.replace(loaded.model.config, num_classes=...)"
+            "in dataclasses.replace(loaded.unet.config, num_classes=...), or .resized(height, width)"
         )
 
 
@@ -50,8 +53,9 @@ def starting_weights(loaded: LoadedModel, model: UNet, label_names: Sequence[str
     """The weights of a model for a new network, which may have other classes.
 
     Classes are matched by name where the model and the data have names; where either has none, by number, if there are
-    as many. The others keep the rows that the new network has. The null class keeps the model's row. A network without
-    classes is the model under its null class, and that row is added to the embedding of time, which is the same.
+    as many. The others keep the rows that the new network has. The null class keeps the model's row, if it has one. A
+    network without classes is the model under its null class, and that row is added to the embedding of time, which is
+    the same.
 
     Args:
         loaded: The model.
@@ -59,7 +63,7 @@ def starting_weights(loaded: LoadedModel, model: UNet, label_names: Sequence[str
         label_names: The names of its classes, or None.
 
     Raises:
-        InputError: If the network is of another shape.
+        InputError: If the network has other weights, or without classes while the model has them and no null class.
     """
     check_fits(loaded, model.config)
     weights = {name: tensor.detach().clone() for name, tensor in loaded.model.state_dict().items()}
@@ -67,11 +71,17 @@ def starting_weights(loaded: LoadedModel, model: UNet, label_names: Sequence[str
     classes = model.config.num_classes
     if not classes:
         if table is not None:
+            if not loaded.has_null_class:
+                raise InputError(
+                    f"{loaded.path} has classes and no null class, so nothing says what it would be without any: train "
+                    "with classes"
+                )
             weights[_LAST_BIAS] += table[-1]
         return Start(weights, 0, [])
     rows = model.state_dict()[_TABLE].clone()
-    # Without a table, the model is what it would be under a null class whose row is zero.
-    rows[-1] = 0 if table is None else table[-1]
+    if model.config.null_class and loaded.has_null_class:
+        # Without a table, the model is what it would be under a null class whose row is zero.
+        rows[-1] = 0 if table is None else table[-1]
     places = _places(loaded, label_names, classes)
     for number, place in places.items():
         if table is not None:
@@ -81,7 +91,7 @@ def starting_weights(loaded: LoadedModel, model: UNet, label_names: Sequence[str
 
 def _places(loaded: LoadedModel, names: Sequence[str] | None, classes: int) -> dict[int, int]:
     """The classes that the model has: their numbers, and those that they have in the model."""
-    theirs, count = loaded.label_names, loaded.model.config.num_classes
+    theirs, count = loaded.label_names, loaded.classes
     if not count:
         return {}
     if theirs is None or names is None:

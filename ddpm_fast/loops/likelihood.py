@@ -119,7 +119,7 @@ def bits_per_dim(
 
     Args:
         diffusion: The diffusion that the model was trained for.
-        model: Called as model(x_t, t) or model(x_t, t, labels), with x_t in the dtype of its parameters. As in sample().
+        model: As in sample(): called as model(x_t, t) or model(x_t, t, labels).
         x0: The images, [N, C, ...]: floats in [-1, 1], or uint8.
         **options: The fields of LikelihoodOptions.
 

@@ -34,7 +34,7 @@ class Network:
         takes_labels, needs_labels: Whether it may, and must, be called with labels.
         divisor: What the height and width of an image must be divisible by.
         may_wait: Whether calling it may wait for the device, which a CUDA graph does not allow. A UNet never does.
-        foreign: What calls a model that is not ours in its way. None for a UNet and for a Foreign, which does it itself.
+        foreign: What calls a model that is not ours in its own way. None for a UNet, and for a Foreign itself.
     """
 
     model: nn.Module
@@ -174,7 +174,7 @@ class Network:
                 raise InputError(f"this {self.name} cannot be called without labels: give labels, its classes{known}")
             return None
         if self.classes != 0 and not self.takes_labels:
-            raise InputError(f"the {self.name} takes x and t alone: leave the labels out, or give one of (x, t, labels)")
+            raise InputError(f"the {self.name} takes x and t alone: leave the labels out")
         tensor = _integers(labels, n)
         if tensor.ndim == 0:
             tensor = tensor.expand(n)

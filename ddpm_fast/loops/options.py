@@ -60,7 +60,8 @@ class SamplingOptions:
         first_sample_id: The sample id of the first image. Image i has the noise of id first_sample_id + i.
         labels: One class for all images, or one for each. None draws unconditionally.
         batch_size: How many images to draw at a time. None for all at once.
-        shape: The shape of one sample, (C, ...). Only for a network of your own; a UNet knows its shape.
+        shape: The shape of one sample, (C, ...). A network of your own needs it. A UNet knows the one that it was made
+            for, and draws samples of every height and width that its levels halve.
         on_step: Called with a Step after each sampler row of each batch. It does not change the images.
         cuda_graph: Whether the rows are replayed from CUDA graphs, which gives the same images bit for bit. None:
             wherever that is possible (where it is not, the logger "ddpm_fast.graphs" says why). True: where it is not

@@ -31,7 +31,7 @@ class TrainConfig:
         ema_decay: Decay of the averaged weights, after its own warm-up.
         label_drop: Share of the labels that are replaced by the null class, so that the model can be guided.
         flip: Whether half of the images are mirrored left-right.
-        crop: "centre" cuts the middle square out of a picture, "random" any one; see `Examples`.
+        crop: "centre" cuts the middle out of a picture, "random" any part; see `Examples`.
         timestep_sampling: "uniform", "stratified" or "loss_second_moment"; see timesteps.py.
         seed: Seed of everything random.
         precision: "fp32", or "bf16" or "fp16": forward and backward under autocast, with weights and optimiser in fp32.

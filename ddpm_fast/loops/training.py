@@ -81,9 +81,9 @@ class Trainer(TrainingStep):
     def start_from(self, loaded: LoadedModel) -> Start:
         """Begin with the weights of a model, before the first step. The average begins with the same ones.
 
-        The model's config must be the network's, but for the classes: those that the model has, by name, keep what it
-        has learned of them. The history says which model it was. Where several processes train together, each must
-        call it.
+        The model's config must be the network's, but for the size and the classes: those that the model has, by name,
+        keep what it has learned of them. The history says which model it was. Where several processes train together,
+        each must call it.
 
         Args:
             loaded: The model.
@@ -92,14 +92,14 @@ class Trainer(TrainingStep):
             What became of the classes.
 
         Raises:
-            InputError: If steps have been taken already, or the network has another shape than the model.
+            InputError: If steps have been taken already, or the network has other weights than the model.
         """
         if self.step:
             raise InputError(f"{self.step} steps have been taken already; start from a model before the first one")
         start = starting_weights(loaded, self.model, self.dataset.label_names)
         self.model.load_state_dict(start.weights)
         self.ema.load_state_dict(dict(self.model.named_parameters()))
-        before = f"{loaded.path.name}, SHA-256 {loaded.digest}"
+        before = f"{loaded.name}, SHA-256 {loaded.digest}"
         self.history.append({"step": 0, "weights": ["random", before]})
         return start
 
@@ -274,11 +274,11 @@ class Trainer(TrainingStep):
 
 def _check_fit(network: UNetConfig, diffusion: GaussianDiffusion, dataset: ImageSet) -> None:
     """Raises InputError if the dataset does not fit the network, or the network's output the diffusion's variance."""
-    channels, height, width = dataset.shape
-    if (channels, height, width) != (network.in_channels, network.image_size, network.image_size):
+    if dataset.shape != network.shape:
+        found, expected = ("x".join(map(str, shape)) for shape in (dataset.shape, network.shape))
         raise InputError(
-            f"{dataset.name} has images of shape {channels}x{height}x{width} and the network takes "
-            f"{network.in_channels}x{network.image_size}x{network.image_size}: give --image-size and --channels"
+            f"{dataset.name} has images of shape {found} and the network takes {expected}: give --image-size and "
+            "--channels"
         )
     if network.num_classes and dataset.num_classes != network.num_classes:
         raise InputError(

@@ -245,6 +245,6 @@ def _refusal(answer: object, name: str) -> str:
     elif isinstance(answer, Mapping):
         advice = "give a function that takes the tensor out of it, such as lambda x, t: model(x, t)['out']"
     return (
-        f"the {name} answered with {kind}; expected a tensor of floats, [N, C or 2C, ...], or an object that has one as "
+        f"the {name} answered with {kind}; expected a tensor of floats, [N, C or 2C, ...], or an object with one as "
         f".sample: {advice}"
     )

@@ -49,7 +49,7 @@ class Stage(nn.ModuleList):
         return x
 
 
-class _Layers:
+class Layers:
     """Makes the layers of a config's U-Net."""
 
     def __init__(self, config: UNetConfig) -> None:
@@ -87,6 +87,20 @@ class _Layers:
             return self.res_block(c, c, "down")
         return Downsample(c, self.config.downsample_padding)
 
+    def encoder(self) -> tuple[nn.ModuleList, list[int]]:
+        """The stages of the way down, and the channels of the first convolution's image and of each stage's."""
+        config, stages = self.config, nn.ModuleList()
+        channels = [config.first_channels]
+        for level, c in enumerate(config.level_channels):
+            for _ in range(config.num_res_blocks):
+                attentions = self.attentions(level, config.attention_resolutions)
+                stages.append(Stage(self.res_block(channels[-1], c), *attentions))
+                channels.append(c)
+            if level < len(config.level_channels) - 1:
+                stages.append(Stage(self.downsample(c)))
+                channels.append(c)
+        return stages, channels
+
     def upsample(self, c: int) -> nn.Module:
         return self.res_block(c, c, "up") if self.config.resample == "resblock" else Upsample(c)
 
@@ -108,7 +122,7 @@ class UNet(Derives):
         self.config = config
         self.recompute = False
         channels = config.level_channels
-        layers = _Layers(config)
+        layers = Layers(config)
         self.time_embedding = TimeEmbedding(
             config.model_channels, config.time_denominator, config.time_order, config.timestep_scale
         )
@@ -116,19 +130,8 @@ class UNet(Derives):
             self.label_embedding = nn.Embedding(config.label_rows, layers.emb_channels)
         self.conv_in = Conv2d(config.in_channels + config.condition_channels, config.first_channels)
 
-        c = config.first_channels
-        skips = [c]
-        self.encoder = nn.ModuleList()
-        for level, c_level in enumerate(channels):
-            for _ in range(config.num_res_blocks):
-                attentions = layers.attentions(level, config.attention_resolutions)
-                self.encoder.append(Stage(layers.res_block(c, c_level), *attentions))
-                c = c_level
-                skips.append(c)
-            if level < len(channels) - 1:
-                self.encoder.append(Stage(layers.downsample(c)))
-                skips.append(c)
-
+        self.encoder, skips = layers.encoder()
+        c = skips[-1]
         self.middle = layers.middle(c)
 
         on_the_way_up = config.attention_resolutions if config.decoder_attention is None else config.decoder_attention

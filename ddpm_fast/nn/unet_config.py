@@ -49,8 +49,6 @@ class Images(Protocol):
     @property
     def num_classes(self) -> int | None: ...
 
-    def square_side(self) -> int: ...
-
 
 def norm_groups(channels: int) -> int:
     """The largest number of groups, up to the usual 32, that divides the channels and leaves at least four in each."""
@@ -180,10 +178,10 @@ class UNetConfig:
             fields: Those of UNetConfig that are to be otherwise, such as model_channels=32.
 
         Raises:
-            InputError: If the images are no squares, or the fields do not make a network for them.
+            InputError: If the fields do not make a network for the images.
         """
         chosen: dict[str, Any] = {
-            "image_size": images.square_side(),
+            "image_size": images.shape[1:],
             "in_channels": images.shape[0],
             "num_classes": images.num_classes or 0,
             "model_channels": 64,
@@ -196,6 +194,18 @@ class UNetConfig:
         chosen |= fields
         chosen.setdefault("norm_groups", norm_groups(chosen["model_channels"]))
         return cls(**chosen)
+
+    def resized(self, height: int, width: int) -> "UNetConfig":
+        """The same network for samples of another size. It has the same weights: attention stays at its levels.
+
+        Raises:
+            InputError: If the size cannot be halved for the levels.
+        """
+        self.check_halves(height, width)
+        heights = {own: height >> level for level, own in enumerate(self.resolutions)}
+        down = tuple(heights[own] for own in self.attention_resolutions)
+        up = self.decoder_attention and tuple(heights[own] for own in self.decoder_attention)
+        return dataclasses.replace(self, image_size=(height, width), attention_resolutions=down, decoder_attention=up)
 
     @property
     def height(self) -> int:

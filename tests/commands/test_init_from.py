@@ -89,6 +89,22 @@ def test_classes_that_the_model_lacks_are_named(tmp_path, animals):
     assert not torch.allclose(table[0], theirs[1], atol=0.1)
 
 
+def test_a_model_without_a_null_class_gets_one_and_keeps_its_classes(tmp_path, animals):
+    path = save_model(tmp_path / "m.safetensors", num_classes=2, null_class=False)
+    begin(animals, tmp_path, path, "--classes", "--lr=1e-12")
+    table = checkpoint.take_prefix("ema.", weights(tmp_path / "run"))["label_embedding.weight"]
+    assert meta(tmp_path / "run")["unet"]["null_class"] and table.shape[0] == 3
+    torch.testing.assert_close(table[:2], df.load_model(path).model.label_embedding.weight, rtol=0, atol=1e-6)
+    (tmp_path / "again").mkdir()
+    done = begin(animals, tmp_path / "again", path, status=2)
+    assert "has classes and no null class" in done.stderr
+
+
+def test_flags_without_a_model_are_refused(tmp_path, animals):
+    done = command(f"--data={animals}", f"--out={tmp_path / 'run'}", *QUICK, "--flags=--image_size 8", status=2)
+    assert "--flags are those of the model that --init-from names" in done.stderr
+
+
 @pytest.mark.parametrize(
     "option, words",
     [
@@ -98,7 +114,7 @@ def test_classes_that_the_model_lacks_are_named(tmp_path, animals):
         ("--attention=4", "--attention is 4, and .* has 8"),
         ("--num-heads=1", "--num-heads is 1, and .* has 2"),
         ("--scale-shift", "--scale-shift is True, and .* has False"),
-        ("--image-size=16", "--image-size is 16, and .* has 8"),
+        ("--image-size=16x7", "image_size 16x7 cannot be halved 1 times .*: resize the images to 16x6 or 16x8"),
         ("--channels=1", "--channels is 1, and .* has 3"),
         ("--variance=learned_range", "--variance is learned_range, and .* has fixed_large"),
         ("--schedule=betas", "schedule 'betas' is unknown"),
@@ -108,6 +124,22 @@ def test_options_that_contradict_the_model_are_refused(tmp_path, animals, option
     done = begin(animals, tmp_path, save_model(tmp_path / "m.safetensors"), option, status=2)
     assert re.search(words, done.stderr), done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_goes_on_with_images_of_another_size(tmp_path, animals):
+    path = save_model(tmp_path / "m.safetensors", decoder_attention=(4,))
+    said = begin(animals, tmp_path, path, "--image-size=16x12", "--attention=16", "--lr=1e-12").stdout
+    assert "converted to 16x12 and RGB, where the model has 8x8" in said
+    expected = df.load_model(path).model.config.to_dict()
+    expected |= {"image_size": [16, 12], "attention_resolutions": [16], "decoder_attention": [8]}
+    assert meta(tmp_path / "run")["unet"] == expected and meta(tmp_path / "run")["arguments"]["image_size"] == "16x12"
+    theirs = df.load_model(path).model.state_dict()
+    for name, tensor in checkpoint.take_prefix("ema.", weights(tmp_path / "run")).items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-6)
+    command(f"--out={tmp_path / 'run'}", "--resume", "--steps=2", "--image-size=16x12")
+    assert meta(tmp_path / "run")["step"] == 2 and meta(tmp_path / "run")["unet"] == expected
+    done = begin(animals, tmp_path / "x", path, "--image-size=16", "--attention=8", status=2)
+    assert "--attention is 8, and" in done.stderr and "has 16" in done.stderr
 
 
 def test_options_that_agree_and_changes_of_the_diffusion(tmp_path, animals):

@@ -145,14 +145,3 @@ def test_equal_classes_change_nothing_even_if_two_have_one_name():
 def test_classes_that_do_not_match_are_named(dataset, names, words):
     with pytest.raises(InputError, match=words):
         dataset.with_classes(names)
-
-
-# ---- the size ----
-
-
-def test_images_that_are_no_squares_are_told_their_own_size():
-    assert made(shape=(3, 1, 2, 2)).square_side() == 2
-    with pytest.raises(
-        InputError, match=r"images of pets are 12x7 pixels \(width x height\), .*take squares; give image"
-    ):
-        made(shape=(3, 1, 7, 12)).square_side()

@@ -23,6 +23,8 @@ BASE = "base"  # the part that every other may import: its arrows are not drawn
 OPTIONAL = {
     "ddpm_fast.data.hugging_face": {"datasets", "pyarrow"},
     "ddpm_fast.formats.diffusers": {"diffusers"},
+    "ddpm_fast.formats.diffusers_export": {"diffusers"},
+    "ddpm_fast.formats.hub": {"huggingface_hub"},
 }
 # Modules that are imported by importlib when they are first needed, and why.
 LATE = {("ddpm_fast.ops.dispatch", "ddpm_fast.ops.backends.triton"): "importing Triton takes longer than all the rest"}

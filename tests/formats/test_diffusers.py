@@ -58,6 +58,7 @@ def test_weights_survive_the_way_there_and_back():
         pytest.param(df.UNetConfig(**HO_2020), id="cifar10"),
         pytest.param(df.UNetConfig(image_size=64, channel_mult=(1, 2, 2, 2, 4), **HO_2020), id="64x64"),
         pytest.param(df.UNetConfig(num_heads=4, attention_resolutions=(16, 8)), id="heads of one width"),
+        pytest.param(df.UNetConfig(resample="resblock", scale_shift=True, head_channels=64), id="resblock"),
     ],
 )
 def test_the_peer_has_as_many_parameters(config):
@@ -70,7 +71,10 @@ def test_the_peer_has_as_many_parameters(config):
     ("changes", "message"),
     [
         ({"num_heads": 4, "channel_mult": (1, 2, 4), "attention_resolutions": (16,)}, "heads of one width"),
-        ({"resample": "resblock"}, "resamples by convolutions"),
+        ({"timestep_scale": 0.25}, "this network's timestep_scale is 0.25"),
+        ({"stem_channels": 64}, "this network's stem_channels is 64"),
+        ({"channel_mult": (2, 2), "attention_resolutions": ()}, r"this network's channel_mult is \(2, 2\)"),
+        ({"middle_attention": "plain"}, "this network's middle_attention is 'plain'"),
     ],
 )
 def test_what_diffusers_cannot_hold_is_refused(changes, message):

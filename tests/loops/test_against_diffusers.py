@@ -49,3 +49,43 @@ def test_the_loss_of_a_step():
     expected = step.loss(images, t, df.ops.normal(key, SHAPE), None, autocast=False)
     torch.testing.assert_close(trainer.train_step()[0], expected.detach(), rtol=1e-4, atol=1e-5)
     step()
+
+
+def test_other_networks_as_they_are():
+    """diffusers' own network, of a size that is not square and with classes, in every use."""
+    from diffusers import UNet2DModel
+
+    torch.manual_seed(0)
+    peer = UNet2DModel(
+        sample_size=(8, 12),
+        in_channels=2,
+        out_channels=2,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        num_class_embeds=3,
+    ).train()
+    diffusion, labels = df.GaussianDiffusion(df.Schedule.linear(50)), torch.tensor([0, 2])
+
+    def ours(x, t, y):
+        return peer(x, t, y, return_dict=False)[0]
+
+    images = df.ops.normal(df.NoiseKey.of(1, N), (2, 8, 12)).clamp(-1, 1)
+    given = {"steps": 4, "labels": labels}
+    x = df.sample(peer, diffusion, N, **given, guidance=2.0, null_label=1)
+    torch.testing.assert_close(
+        x, df.sample(ours, diffusion, N, **given, guidance=2.0, null_label=1, shape=(2, 8, 12)), rtol=0, atol=0
+    )
+    assert x.shape == (N, 2, 8, 12) and peer.training
+    for use in (df.encode, df.decode, df.image_to_image):
+        torch.testing.assert_close(
+            use(peer, diffusion, images, **given), use(ours, diffusion, images, **given), rtol=0, atol=0
+        )
+    bits = [diffusion.bits_per_dim(model, images, **given).total for model in (peer, ours)]
+    assert torch.equal(*bits)
+    with pytest.raises(df.InputError, match="cannot be called without labels"):
+        df.sample(peer, diffusion, N, steps=2)
+    with pytest.raises(df.InputError, match=r"answered with a tuple; .*\[0\]"):
+        df.sample(lambda x, t, y: peer(x, t, y, return_dict=False), diffusion, N, **given, shape=(2, 8, 12))

@@ -348,7 +348,7 @@ def test_edits_take_guidance_and_low_precision(unet):
     [
         (lambda m, x: image_to_image(m, DIFFUSION, x, 0.0), r"strength is 0.0; expected a number in \(0, 1\]"),
         (lambda m, x: image_to_image(m, DIFFUSION, x, 1.2), r"strength is 1.2; expected"),
-        (lambda m, x: image_to_image(m, DIFFUSION, x[0], 0.5), r"the images are \[1, 8, 8\]; this U-Net edits \[N, 1"),
+        (lambda m, x: image_to_image(m, DIFFUSION, x[0], 0.5), r"are \[1, 8, 8\], but this UNet draws \(1, H"),
         (lambda m, x: image_to_image(m, DIFFUSION, x.numpy(), 0.5), "the images are ndarray; expected a tensor"),
         (lambda m, x: image_to_image(m, DIFFUSION, x.long(), 0.5), "the images are torch.int64; expected a tensor"),
         (lambda m, x: image_to_image(m, DIFFUSION, x / 0, 0.5), "the images have NaN or infinite values"),

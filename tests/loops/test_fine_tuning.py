@@ -81,8 +81,20 @@ def test_with_first_classes_the_null_class_is_the_model(loaded):
 
 def test_another_network_is_refused(loaded):
     model = loaded(classes=0)
-    with pytest.raises(df.InputError, match=r"another network .*image_size is 8 and here 16, norm_groups is 4"):
+    with pytest.raises(df.InputError, match=r"another network than this \(norm_groups is 4 and here 2\)"):
         starting_weights(model, network(model, 0, image_size=16, norm_groups=2), None)
+    with pytest.raises(df.InputError, match=r"another network .*channel_mult is \(1, 2\) and here \(1,\)"):
+        starting_weights(model, network(model, 0, image_size=3, channel_mult=(1,)), None)
+
+
+def test_the_weights_go_on_with_images_of_another_size(loaded):
+    model = randomised(loaded(classes=3))
+    new = UNet(model.model.config.resized(16, 6))
+    start = starting_weights(model, new, None)
+    assert same_but_for(start.weights, model, ()) and (start.known, start.new) == (3, [])
+    new.load_state_dict(start.weights)
+    x, t = torch.randn(2, 3, 16, 6), torch.tensor([3, 17])
+    assert torch.equal(new.eval()(x, t), model.model(x, t))
 
 
 def test_a_trainer_starts_from_a_model(loaded):

@@ -6,6 +6,7 @@ from support.networks import random_unet
 
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
+from ddpm_fast.loops.editing import decode, encode, image_to_image, inpaint, interpolate
 from ddpm_fast.loops.likelihood import bits_per_dim
 from ddpm_fast.loops.network import Network, evaluating
 from ddpm_fast.loops.sampling import sample
@@ -71,8 +72,8 @@ def test_a_network_of_ones_own_does_not_say_its_shape_or_classes():
     assert (found.device, found.dtype) == (torch.device("cpu"), torch.bfloat16)
     assert found.shape is found.in_channels is found.out_channels is found.classes is None and found.may_wait
     assert Network.of(torch.nn.Identity()).dtype is None
-    with pytest.raises(InputError, match=r"the model is a function; expected a torch\.nn\.Module"):
-        Network.of(lambda x, t: x)
+    with pytest.raises(InputError, match=r"the model is a str; expected a torch\.nn\.Module or a function"):
+        Network.of("mnist")
 
 
 @pytest.mark.parametrize("labels", [3, [3, 3], torch.tensor([3, 3]), torch.tensor(3)], ids=str)
@@ -105,3 +106,42 @@ def test_no_labels():
 def test_what_is_no_shape_is_refused(shape):
     with pytest.raises(InputError, match="expected that of one sample"):
         Network.of(torch.nn.Linear(1, 1)).sample_shape(shape)
+
+
+# ---- sizes ----
+
+
+class Wrapped(torch.nn.Module):
+    """A network as one of one's own, which is given any shape without a question."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x, t):
+        return self.model(x, t)
+
+
+SMALL = {"in_channels": 2, "model_channels": 8, "channel_mult": (1, 2, 2), "norm_groups": 4}
+PICTURES = torch.randint(0, 256, (3, 2, 12, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+MASK = torch.rand(12, 20, generator=torch.Generator().manual_seed(2)) < 0.5
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda m, d: sample(m, d, 3, shape=(2, 12, 20), steps=3),
+        lambda m, d: image_to_image(m, d, PICTURES, 0.5, steps=4),
+        lambda m, d: inpaint(m, d, PICTURES, MASK, steps=4, resamplings=2, jump_length=2),
+        lambda m, d: interpolate(m, d, PICTURES[0], PICTURES[1], 3, steps=4),
+        lambda m, d: decode(m, d, encode(m, d, PICTURES, steps=3), steps=3),
+        lambda m, d: bits_per_dim(d, m, PICTURES, steps=3).total,
+    ],
+    ids=["sample", "image_to_image", "inpaint", "interpolate", "encode and decode", "bits_per_dim"],
+)
+def test_a_unet_takes_images_of_other_sizes_than_it_was_made_for(use):
+    diffusion = GaussianDiffusion(Schedule.cosine(20), "v")
+    found = use(random_unet(image_size=8, **SMALL), diffusion)
+    assert torch.equal(found, use(Wrapped(random_unet(image_size=(12, 20), **SMALL)), diffusion))
+    if found.ndim == 4:
+        assert found.shape[1:] == (2, 12, 20)

@@ -555,7 +555,7 @@ def test_state_of_another_timestep_sampling_is_refused_with_nothing_changed(tmp_
         (["--data", "nowhere", "--out", "OUT"], "/nowhere; give a folder of images"),
         ([*TINY, "--out", "FILE"], "FILE"),
         ([*TINY, "--out", "OUT", "--resume"], "there is no checkpoint"),
-        ([*TINY, "--out", "OUT", "--channel-mult", "1,x"], "expected integers separated by commas"),
+        ([*TINY, "--out", "OUT", "--channel-mult", "1,x"], "expected numbers separated by commas"),
         ([*TINY, "--out", "OUT", "--schedule", "quartic"], "linear, cosine"),
         ([*TINY, "--out", "OUT", "--schedule", "linear", "--timesteps", "10"], "T >= 21"),
         ([*TINY, "--out", "OUT", "--prediction", "noise"], "noise"),

@@ -9,6 +9,7 @@ from support.networks import random_unet
 
 import ddpm_fast as df
 from ddpm_fast.loops import graphs
+from ddpm_fast.loops.compiled import compiled
 from ddpm_fast.loops.network import Network
 
 DIFFUSION = df.GaussianDiffusion(df.Schedule.cosine(20), prediction="v", variance="fixed_small")
@@ -17,11 +18,11 @@ NETWORK = {"image_size": 8, "in_channels": 2, "model_channels": 8, "channel_mult
 
 
 class Diffusers(torch.nn.Module):
-    """Our U-Net behind the face of diffusers' UNet2DModel. `asked` counts its calls."""
+    """Our U-Net behind the face of diffusers' UNet2DModel. `asked` has each call's batch."""
 
     def __init__(self, unet):
         super().__init__()
-        self.unet, self.asked = unet, 0
+        self.unet, self.asked = unet, []
         self.config = {
             "sample_size": 8,
             "in_channels": 2,
@@ -31,7 +32,7 @@ class Diffusers(torch.nn.Module):
         }
 
     def forward(self, sample, timestep, class_labels=None):
-        self.asked += 1
+        self.asked.append(len(sample))
         assert not self.training
         return types.SimpleNamespace(sample=self.unet(sample, timestep, class_labels))
 
@@ -69,9 +70,9 @@ def test_every_use_refuses_an_answer_of_another_kind(word):
     shape = {"shape": SHAPE} if word == "sample" else {}
     with pytest.raises(df.InputError, match=r"the <lambda> answered with a tuple; expected a tensor of floats"):
         USES[word](lambda x, t: (x,), **shape)
-    with pytest.raises(df.InputError, match=r"2C|twice the channels"):
+    with pytest.raises(df.InputError, match=r"expects C = 2|twice the channels"):
         USES[word](lambda x, t: torch.cat([x, x], dim=1), **shape)
-    with pytest.raises(df.InputError, match="the model is a dict; expected a torch.nn.Module or a function"):
+    with pytest.raises(df.InputError, match=r"the model is a dict; expected a torch\.nn\.Module or a function"):
         USES[word]({}, **shape)
 
 
@@ -128,11 +129,32 @@ def test_a_module_keeps_its_graphs_from_call_to_call(recording):
     assert list(graphs._replays) == [peer]
 
 
-def test_guidance_and_compilation_go_the_networks_own_way(monkeypatch):
+class Labelled(torch.nn.Module):
+    """The least network that takes labels by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = torch.nn.Parameter(torch.tensor([0.5, 0.25, -1.0]))
+
+    def forward(self, x, t, *, class_labels):
+        return {"sample": x * self.rows[class_labels].view(-1, 1, 1, 1) + t.view(-1, 1, 1, 1)}
+
+
+def test_a_compiled_network_is_called_in_its_own_way(monkeypatch):
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **_: real(function, backend="eager"))
-    peer = Diffusers(random_unet(num_classes=3, **NETWORK))
-    options = {"steps": 3, "labels": [0, 1], "guidance": 3.0, "null_label": 2}
-    torch.testing.assert_close(
-        df.sample(peer, DIFFUSION, 2, **options, compile=True), df.sample(peer, DIFFUSION, 2, **options)
-    )
+    module, (x, t, labels) = Labelled(), (torch.ones(2, *SHAPE), torch.tensor([3, 5]), torch.tensor([2, 0]))
+    network = Network.of(module)
+    raw = compiled(module)
+    assert torch.equal(raw(x, t, class_labels=labels)["sample"], module(x, t, class_labels=labels)["sample"])
+    assert network.takes_labels and network.needs_labels
+    with pytest.raises(df.InputError, match=r"the Labelled answered with a dict; .*\['out'\]"):
+        network.called(raw)(x, t, labels)
+
+
+def test_guidance_goes_the_networks_own_way():
+    unet = random_unet(num_classes=3, **NETWORK)
+    options = {"steps": 3, "labels": [0, 1], "guidance": 3.0}
+    found = df.sample(Diffusers(unet), DIFFUSION, 2, **options, null_label=2)
+    expected = df.sample(lambda x, t, y: unet(x, t, y), DIFFUSION, 2, **options, null_label=2, shape=SHAPE)
+    assert torch.equal(found, expected) and not torch.equal(found, df.sample(unet, DIFFUSION, 2, **options))

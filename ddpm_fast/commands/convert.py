@@ -1,0 +1,80 @@
+"""`python -m ddpm_fast.convert`: keep another library's model as a file of ours, with a check of its outputs."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.markup import escape
+
+from ddpm_fast.commands.common import App, FlagsOption, ModelArgument, console, path_option, plain_errors, say_written
+from ddpm_fast.errors import InputError
+from ddpm_fast.files.atomic import check_writable
+from ddpm_fast.files.checkpoint import LoadedModel, save_model
+from ddpm_fast.formats import outputs
+from ddpm_fast.formats.facts import facts
+from ddpm_fast.formats.load import load_model
+
+app = App()
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@app.command()
+def main(
+    source: ModelArgument,
+    out: Annotated[Path, path_option("where the model goes: a .safetensors file")] = Path("model.safetensors"),
+    flags: FlagsOption = None,
+    dtype: Annotated[
+        str, typer.Option(help="of the weights: fp32, as they are, or bf16, half the size, which rounds them")
+    ] = "fp32",
+) -> None:
+    """Convert a model to a file of ours: its network, schedule, prediction and variance, and where it is from.
+
+    The file also keeps what the network answers to three made inputs, and is compared with that here and by
+    `python -m ddpm_fast.info MODEL`.
+    """
+    with plain_errors():
+        if dtype not in _DTYPES:
+            raise InputError(f"--dtype is {dtype!r:.200}; expected {' or '.join(_DTYPES)}")
+        if out.suffix != ".safetensors":
+            raise InputError(f"--out is {out}; expected a name ending in .safetensors")
+        check_writable(out)
+        loaded = load_model(source, flags=flags)
+        for name, value in facts(loaded).items():
+            console.print(escape(f"{name}: {value}"))
+        apart = convert(loaded, out, _DTYPES[dtype])
+        console.print(
+            f"Check: the outputs of the file for three made inputs are {apart:.1e} of their root mean square from the "
+            f"source's ({dtype} weights)."
+        )
+        say_written(out)
+
+
+def convert(loaded: LoadedModel, out: Path, dtype: torch.dtype) -> float:
+    """Write a model as a file of ours, with a check.
+
+    Args:
+        loaded: The model, in fp32 on the CPU.
+        out: The file to write.
+        dtype: Of the weights in it.
+
+    Returns:
+        The largest difference of the file's outputs from the model's, relative to their root mean square.
+
+    Raises:
+        InputError: If the network is none of ours, or the file cannot be written.
+    """
+    model, steps = loaded.unet, loaded.diffusion.num_timesteps
+    origin = {"file": loaded.name, "sha256": loaded.digest} | loaded.origin
+    stored = copy.deepcopy(model).to(dtype).float()
+    config = loaded.config | {"origin": origin, "check": outputs.recorded(outputs.answer(stored, steps))}
+    save_model(out, model.state_dict(), config, dtype)
+    again = load_model(out)
+    changed = outputs.check(again)
+    if changed is None or changed > outputs.TOLERANCE:
+        raise RuntimeError(f"{out} answers otherwise than what was written: {changed}")
+    return outputs.difference(outputs.recorded(outputs.answer(model, steps)), outputs.answer(again.unet, steps))

@@ -1,0 +1,497 @@
+"""Folders of diffusers' networks and pipelines, read without it: against outputs and tables that it made
+(tests/golden/make_diffusers.py); folders of every layout and age; and folders that are damaged or hostile."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from support.diffusers_configs import KINDS, SCHEDULERS, inputs
+from support.made_weights import made_state
+from torch.testing import assert_close
+
+import ddpm_fast as df
+from ddpm_fast.errors import InputError
+from ddpm_fast.formats import folder as folders
+from ddpm_fast.formats.diffusers_config import unet_config
+from ddpm_fast.formats.diffusers_diffusion import read_diffusion
+from ddpm_fast.formats.diffusers_folder import is_folder, read_folder
+from ddpm_fast.formats.load import load_model
+from ddpm_fast.nn.unet import UNet
+
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "diffusers.npz")
+STORED = [name.removesuffix(", output") for name in GOLDEN.files if name.endswith(", output")]
+HO_2020 = "as Ho et al."
+WEIGHTS = "diffusion_pytorch_model"
+OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+def state_of(kind):
+    """The weights that the golden output was computed with, under diffusers' names."""
+    return made_state(json.loads(str(GOLDEN[f"{kind}, shapes"])))
+
+
+def write(folder, kind=HO_2020, *, scheduler="DDPM by default", index=True, **changes):
+    """Makes a pipeline's folder, with changes to the fields of its network."""
+    for name in ("unet", "scheduler"):
+        (folder / name).mkdir(parents=True)
+    (folder / "unet" / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"} | KINDS[kind] | changes))
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULERS[scheduler]))
+    if index:
+        (folder / "model_index.json").write_text(json.dumps({"_class_name": "DDPMPipeline"}))
+    save_file(state_of(kind), folder / "unet" / f"{WEIGHTS}.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@torch.no_grad()
+def check_output(imported, kind=HO_2020, tolerance=1e-5):
+    """The network gives what diffusers' own gave."""
+    model = UNet(imported.unet).eval()
+    model.load_state_dict(imported.state)
+    x, t, labels = inputs(KINDS[kind])
+    output = torch.from_numpy(GOLDEN[f"{kind}, output"])
+    assert_close(model(x, t, labels), output, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_a_network_gives_diffusers_output(kind, tmp_path):
+    check_output(read_folder(write(tmp_path, kind)), kind)
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_a_scheduler_has_diffusers_table(kind):
+    """diffusers' own is computed in float32."""
+    ours = read_diffusion(SCHEDULERS[kind]).schedule.alphas_cumprod[::20]
+    assert_close(ours, torch.from_numpy(GOLDEN[f"{kind}, alphas_cumprod"]), rtol=2e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("DDPM by default", ("linear-1000", "eps", "fixed_small")),
+        ("cosine", ("cosine-1000", "x0", "fixed_small")),
+        ("sigmoid", ("betas-300", "eps", "fixed_small")),
+        ("latent diffusion", ("scaled_linear-1000", "eps", "fixed_small")),
+        ("zero terminal SNR", ("linear-1000-zero-snr", "v", "fixed_small")),
+        ("a learned range", ("linear-1000", "eps", "learned_range")),
+    ],
+)
+def test_a_scheduler_is_called_by_its_name(kind, expected):
+    diffusion = read_diffusion(SCHEDULERS[kind])
+    assert (diffusion.schedule.name, diffusion.objective.prediction, diffusion.objective.variance) == expected
+
+
+@pytest.mark.parametrize("name", ["fixed_large", "fixed_large_log", "fixed_small_log", "fixed_small"])
+def test_the_variances_by_their_logarithms_are_the_same(name):
+    diffusion = read_diffusion(SCHEDULERS["DDPM by default"] | {"variance_type": name})
+    assert diffusion.objective.variance == name.removesuffix("_log")
+
+
+def test_what_a_scheduler_does_to_x0_is_said():
+    with pytest.warns(UserWarning, match="clip_sample = false: for the same samples give clip=False"):
+        read_diffusion(SCHEDULERS["DDPM by default"] | {"clip_sample": False})
+    with pytest.warns(UserWarning, match="dynamic_threshold"):
+        read_diffusion(SCHEDULERS["DDPM by default"] | {"thresholding": True})
+
+
+# The published configs, as their config.json have them.
+_PUBLISHED = {
+    "_class_name": "UNet2DModel",
+    "_diffusers_version": "0.1.1",
+    "act_fn": "silu",
+    "attention_head_dim": None,
+    "center_input_sample": False,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "in_channels": 3,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-06,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "time_embedding_type": "positional",
+}
+CIFAR10 = _PUBLISHED | {
+    "sample_size": 32,
+    "block_out_channels": [128, 256, 256, 256],
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+}
+CELEBAHQ256 = _PUBLISHED | {
+    "sample_size": 256,
+    "block_out_channels": [128, 128, 256, 256, 512, 512],
+    "down_block_types": [*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4],
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "parameters"),
+    [
+        pytest.param(CIFAR10, 35_746_307, id="google/ddpm-cifar10-32"),
+        pytest.param(CELEBAHQ256, 113_673_219, id="google/ddpm-celebahq-256"),
+    ],
+)
+def test_the_published_networks_have_their_number_of_parameters(fields, parameters):
+    with torch.device("meta"):
+        model = UNet(unet_config(fields, learned=False))
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_the_published_network_is_that_of_the_paper():
+    assert unet_config(CIFAR10, learned=False) == df.UNetConfig(
+        downsample_padding="asymmetric", norm_eps=1e-6, time_denominator="half-1", time_order="sin|cos"
+    )
+
+
+# Layouts
+
+
+def test_load_model_takes_the_folder_and_says_where_it_is_from(tmp_path):
+    loaded = load_model(write(tmp_path))
+    assert loaded.origin == {"format": "diffusers", "pipeline": "DDPMPipeline", "scheduler": "DDPMScheduler"}
+    assert not loaded.model.training
+
+
+def test_old_names_in_one_folder(tmp_path):
+    """As pipelines were published in 2022."""
+    source = write(tmp_path / "new")
+    old = tmp_path / "old"
+    old.mkdir()
+    for path in (source / "unet" / "config.json", *source.glob("*/scheduler_config.json"), *source.glob("*.json")):
+        path.rename(old / path.name)
+    state = {}
+    for name, tensor in state_of(HO_2020).items():
+        for present, former in OLD_NAMES.items():
+            name = name.replace(f".{present}.", f".{former}.")
+        state[name] = tensor
+    assert any(".proj_attn." in name for name in state)
+    torch.save(state, old / f"{WEIGHTS}.bin")
+    assert is_folder(old)
+    check_output(read_folder(old))
+
+
+def test_shards(tmp_path):
+    write(tmp_path)
+    unet, state = tmp_path / "unet", state_of(HO_2020)
+    (unet / f"{WEIGHTS}.safetensors").unlink()
+    files = {name: f"{WEIGHTS}-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(state)}
+    for file in set(files.values()):
+        save_file({name: tensor for name, tensor in state.items() if files[name] == file}, unet / file)
+    (unet / f"{WEIGHTS}.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    check_output(read_folder(tmp_path))
+
+
+def test_half_precision_alone(tmp_path):
+    write(tmp_path)
+    unet = tmp_path / "unet"
+    (unet / f"{WEIGHTS}.safetensors").unlink()
+    save_file({k: v.half() for k, v in state_of(HO_2020).items()}, unet / f"{WEIGHTS}.fp16.safetensors")
+    check_output(read_folder(tmp_path), tolerance=2e-2)
+
+
+def test_the_cache_of_the_hub(tmp_path):
+    """Its files are links to where their contents are; both its pipeline and the network in it load."""
+    source = write(tmp_path / "source")
+    snapshot = tmp_path / "hub" / "models--google--tiny" / "snapshots" / "0123"
+    blobs = snapshot.parents[1] / "blobs"
+    blobs.mkdir(parents=True)
+    for number, path in enumerate(p for p in source.rglob("*") if p.is_file()):
+        path.rename(blobs / str(number))
+        link = snapshot / path.relative_to(source)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blobs / str(number), link.parent))
+    check_output(read_folder(snapshot))
+    check_output(read_folder(snapshot / "unet", "--beta_schedule linear"))
+
+
+def test_a_network_of_classes_whose_last_row_was_trained_as_none(tmp_path):
+    """Our own pipeline's index says so."""
+    write(tmp_path, "classes")
+    (tmp_path / "model_index.json").write_text(json.dumps({"null_class": True}))
+    config = read_folder(tmp_path).unet
+    assert (config.num_classes, config.null_class) == (4, True)
+
+
+def test_averages_of_a_network_are_networks(tmp_path):
+    averaging = {"decay": 0.9999, "optimization_step": 10, "power": 0.75, "use_ema_warmup": True, "min_decay": 0.0}
+    check_output(read_folder(write(tmp_path, **averaging)))
+
+
+def test_an_old_network_keeps_the_norm_that_its_weights_have(tmp_path):
+    """Until diffusers 0.20, scale-shift did not take the norm out of the middle's attention."""
+    kind = "scale-shift, plain middle attention"
+    write(tmp_path, kind)
+    state = state_of(kind) | {
+        f"mid_block.attentions.0.group_norm.{name}": torch.ones(16) for name in ("weight", "bias")
+    }
+    save_file(state, tmp_path / "unet" / f"{WEIGHTS}.safetensors")
+    imported = read_folder(tmp_path)
+    assert imported.unet.middle_attention == "normed"
+    UNet(imported.unet).load_state_dict(imported.state)
+
+
+# What is not known is asked for
+
+
+def test_a_network_without_a_scheduler_asks_for_its_diffusion(tmp_path):
+    unet = write(tmp_path) / "unet"
+    with pytest.raises(InputError, match=r"no scheduler_config.json, so its diffusion is not known.*--beta_schedule"):
+        read_folder(unet)
+    flags = "--beta_schedule squaredcos_cap_v2 --num_train_timesteps 500 --prediction_type v_prediction"
+    imported = read_folder(unet, flags)
+    assert imported.diffusion.to_dict() == df.GaussianDiffusion(df.Schedule.cosine(500), "v", "fixed_small").to_dict()
+    assert imported.origin["flags"] == flags
+
+
+@pytest.mark.parametrize(("text", "size"), [("16", 16), ("16x32", (16, 32))])
+def test_a_network_without_a_size_asks_for_it(text, size, tmp_path):
+    write(tmp_path, sample_size=None)
+    with pytest.raises(InputError, match=r"sample_size is null.*--sample_size 64"):
+        read_folder(tmp_path)
+    imported = read_folder(tmp_path, f"--sample_size {text}")
+    assert imported.unet.image_size == size
+    check_output(imported)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--sample_size 16", "--sample_size is 16, but .*config.json says 8"),
+        ("--sample_size wide", "--sample_size is 'wide'; expected a side"),
+        ("--beta_end 0.03", "--beta_end is 0.03, but .* says 0.02"),
+        ("--image_size 8", "--image_size is no flag of diffusers' folders"),
+    ],
+)
+def test_a_flag_that_contradicts_is_refused(flags, message, tmp_path):
+    write(tmp_path)
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps({"beta_end": 0.02}))
+    with pytest.raises(InputError, match=message):
+        read_folder(tmp_path, flags)
+
+
+# What our network is not, is refused by the name of the field
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"_class_name": "UNet2DConditionModel"},
+        {"time_embedding_type": "fourier"},
+        {"time_embedding_dim": 17},
+        {"center_input_sample": True},
+        {"mid_block_type": None},
+        {"mid_block_scale_factor": 1.41},
+        {"down_block_types": ["SkipDownBlock2D", "AttnDownBlock2D"]},
+        {"up_block_types": ["AttnUpBlock2D", "SkipUpBlock2D"]},
+        {"downsample_type": "fir"},
+        {"downsample_padding": 2},
+        {"upsample_type": 1},
+        {"act_fn": "mish"},
+        {"class_embed_type": "timestep"},
+        {"freq_shift": 0.5},
+        {"flip_sin_to_cos": 1},
+        {"resnet_time_scale_shift": "spatial"},
+        {"attn_norm_num_groups": 2},
+        {"attention_head_dim": 3},
+        {"attention_head_dim": "8"},
+        {"norm_num_groups": None},
+        {"norm_eps": "small"},
+        {"dropout": 2},
+        {"in_channels": 2},
+        {"out_channels": 6},
+        {"num_class_embeds": 10**9},
+        {"layers_per_block": 10**6},
+        {"block_out_channels": [8, 2**40]},
+        {"block_out_channels": [8] * 100},
+        {"block_out_channels": 8},
+        {"block_out_channels": [8, -8]},
+        {"sample_size": [8, 8, 8]},
+        {"sample_size": 2**40},
+        {"add_attention": None},
+        {"only_cross_attention": True},
+        {"quantization_config": {"bits": 4}},
+    ],
+    ids=str,
+)
+def test_a_field_of_another_network_is_named(changes, tmp_path):
+    write(tmp_path, **changes)
+    (name,) = changes
+    with pytest.raises(InputError, match=rf"unet: .*{name}"):
+        read_folder(tmp_path)
+
+
+def test_levels_that_resample_in_two_ways_are_refused(tmp_path):
+    write(tmp_path, downsample_type="resnet", down_block_types=["AttnDownBlock2D", "DownBlock2D"])
+    with pytest.raises(InputError, match="downsample_type and upsample_type let some levels"):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+        {"_class_name": ["DDPMScheduler"]},
+        {"beta_schedule": "exp"},
+        {"beta_schedule": ["linear"]},
+        {"beta_start": -1},
+        {"beta_end": "0.02"},
+        {"num_train_timesteps": 10**9},
+        {"num_train_timesteps": 1000.0},
+        {"trained_betas": [0.1]},
+        {"trained_betas": 0.1},
+        {"prediction_type": "flow_prediction"},
+        {"prediction_type": {}},
+        {"variance_type": "learned"},
+        {"variance_type": 1},
+        {"rescale_betas_zero_snr": "yes"},
+        {"use_flow_sigmas": True},
+    ],
+    ids=str,
+)
+def test_a_field_of_another_diffusion_is_named(changes):
+    (name,) = changes
+    with pytest.raises(InputError, match=name):
+        read_diffusion(SCHEDULERS["DDPM by default"] | changes)
+
+
+@pytest.mark.parametrize("betas", [["a"], [[0.1]], [2.0], [-0.1], [None], [1e400]], ids=str)
+def test_betas_that_are_none_are_refused(betas):
+    with pytest.raises(InputError, match="betas"):
+        read_diffusion({"trained_betas": betas, "num_train_timesteps": 1})
+
+
+# Damage and harm
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not JSON"),
+        (b"[1]", "holds a list; expected a JSON object"),
+        (b"\xff\xfe", "is not JSON"),
+        (b'{"norm_eps": NaN}', "NaN is no number of JSON's"),
+        (b'{"a": 1, "a": 2}', "a name is given twice"),
+        (b"[" * 100_000, "is not JSON"),
+        (b'{"sample_size": ' + b"9" * 5000 + b"}", "is not JSON"),
+    ],
+    ids=["empty", "a list", "no text", "NaN", "twice", "deep", "a long number"],
+)
+def test_a_config_that_is_none_is_refused(content, message, tmp_path):
+    write(tmp_path)
+    (tmp_path / "unet" / "config.json").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_folder(tmp_path)
+
+
+def test_a_config_of_absurd_length_is_not_read(tmp_path, monkeypatch):
+    write(tmp_path)
+    monkeypatch.setattr(folders, "_MOST_JSON_BYTES", 100)
+    with pytest.raises(InputError, match="expected a small JSON file"):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model_index.json", "unet/config.json", f"unet/{WEIGHTS}.safetensors", "unet"])
+def test_a_link_out_of_the_folder_is_refused(name, tmp_path):
+    folder, outside = write(tmp_path / "folder"), tmp_path / "outside"
+    (folder / name).rename(outside)
+    (folder / name).symlink_to(outside)
+    with pytest.raises(InputError, match="a link that leads out of the folder"):
+        read_folder(folder)
+
+
+def test_a_link_that_looks_like_the_cache_but_leads_elsewhere_is_refused(tmp_path):
+    folder = write(tmp_path / "snapshots" / "0123")
+    (tmp_path / "blobs").mkdir()
+    (folder / "model_index.json").rename(tmp_path / "blobs.json")
+    (folder / "model_index.json").symlink_to("../../blobs.json")
+    with pytest.raises(InputError, match="a link that leads out of the folder"):
+        read_folder(folder)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    write(tmp_path)
+    (tmp_path / "model_index.json").unlink()
+    os.mkfifo(tmp_path / "model_index.json")
+    with pytest.raises(InputError, match="is no file; expected one"):
+        read_folder(tmp_path)
+
+
+class _Code:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
+    write(tmp_path)
+    (tmp_path / "unet" / f"{WEIGHTS}.safetensors").unlink()
+    torch.save({"conv_in.weight": _Code(tmp_path / "ran")}, tmp_path / "unet" / f"{WEIGHTS}.bin")
+    with pytest.raises(InputError):
+        read_folder(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"conv_in.weight": 3}, {1: torch.ones(1)}], ids=str)
+def test_a_bin_of_something_else_is_refused(content, tmp_path):
+    write(tmp_path)
+    (tmp_path / "unet" / f"{WEIGHTS}.safetensors").unlink()
+    torch.save(content, tmp_path / "unet" / f"{WEIGHTS}.bin")
+    with pytest.raises(InputError, match="expected the tensors of a network"):
+        read_folder(tmp_path)
+
+
+def test_damaged_weights_are_refused(tmp_path):
+    path = write(tmp_path) / "unet" / f"{WEIGHTS}.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(InputError, match="cannot be read as safetensors"):
+        read_folder(tmp_path)
+    path.unlink()
+    with pytest.raises(InputError, match=f"has no {WEIGHTS}.safetensors, nor any of"):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({}, "no weight_map of file names"),
+        ({"weight_map": {"conv_in.weight": 1}}, "no weight_map of file names"),
+        ({"weight_map": {"conv_in.weight": "../config.safetensors"}}, "has no '../config.safetensors'"),
+        ({"weight_map": {"conv_in.weight": "absent.safetensors"}}, "has no 'absent.safetensors'"),
+        ({"weight_map": {str(i): f"{i}.safetensors" for i in range(1001)}}, "in 1001 files"),
+    ],
+    ids=["empty", "no names", "a path", "absent", "many"],
+)
+def test_an_index_of_shards_that_is_none_is_refused(index, message, tmp_path):
+    write(tmp_path)
+    (tmp_path / "unet" / f"{WEIGHTS}.safetensors").unlink()
+    (tmp_path / "unet" / f"{WEIGHTS}.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=message):
+        read_folder(tmp_path)
+
+
+def test_weights_that_do_not_fit_the_config_are_refused(tmp_path):
+    write(tmp_path, layers_per_block=2)
+    with pytest.raises(InputError, match=r"describes a larger network than the file holds|do not fit"):
+        load_model(tmp_path)
+
+
+def test_a_config_larger_than_its_weights_makes_no_network(tmp_path):
+    write(tmp_path, layers_per_block=1000)
+    with pytest.raises(InputError):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["absent", "file"])
+def test_what_is_no_folder_is_not_claimed(name, tmp_path):
+    (tmp_path / "file").write_text("{}")
+    assert not is_folder(tmp_path / name)
+    assert not is_folder(tmp_path)
