@@ -24,6 +24,7 @@ from ddpm_fast.commands.common import (
 )
 from ddpm_fast.commands.drawing import Drawable, Drawing, Job, unused_path
 from ddpm_fast.commands.edit import Edit, read_images, round_trip_error
+from ddpm_fast.commands.guiding import Guide, SecondImages
 from ddpm_fast.commands.labels import LABELS_HELP, Turns, check_null_class, describe_classes, parse_labels
 from ddpm_fast.commands.precision import DTYPE_NAMES, choose_dtype, settle
 from ddpm_fast.commands.profiling import PROFILE_HELP, check_profile, profiling
@@ -74,6 +75,20 @@ def main(
     labels: Annotated[
         str | None,
         typer.Option(help=LABELS_HELP + " (none when editing)"),
+    ] = None,
+    classifier: Annotated[
+        str | None, path_option("a classifier of noised images that guides towards the labels: ours, or a .pt file")
+    ] = None,
+    classifier_scale: Annotated[
+        float | None, typer.Option(help="how strongly the classifier guides: 0 is not at all; 1 if not given")
+    ] = None,
+    classifier_flags: Annotated[
+        str | None,
+        typer.Option(help="of a classifier's .pt file: the flags that its script was given, such as '--image_size 64'"),
+    ] = None,
+    condition: Annotated[
+        Path | None,
+        path_option("for a model that enlarges images: the small picture, or an .npz file of several, used in turn"),
     ] = None,
     init_image: Annotated[
         Path | None, path_option("the picture to edit, or an .npz file of several, used in turn")
@@ -149,7 +164,9 @@ def main(
         pictures = torch.empty(0) if edit is None else read_images(edit.init_image, loaded, "--init-image")
         count = n or (64 if edit is None else edit.default_count(pictures))
         ids = range(first_sample_id, first_sample_id + count)
-        classes = _choose_classes(loaded, labels, ids, edit, guidance)
+        guide = Guide.of(classifier, classifier_scale, classifier_flags, torch_device, dtype)
+        second = None if condition is None else SecondImages.read(condition, loaded)
+        classes = _choose_classes(loaded, labels, ids, edit, guidance, guide)
         if edit is not None:
             edit.check_others(sampler, guidance, n, classes)
         drawing = Drawing(batch_size, keeps_frames=gif is not None)
@@ -161,6 +178,9 @@ def main(
             guidance=guidance,
             guidance_rescale=guidance_rescale,
             dynamic_threshold=dynamic_threshold,
+            classifier=None if guide is None else guide.classifier,
+            classifier_scale=None if guide is None else guide.scale,
+            condition=None if second is None else second.of(ids),
             seed=seed,
             first_sample_id=first_sample_id,
             labels=None if classes is None else classes.tensor(),
@@ -189,6 +209,8 @@ def main(
         folder = None
         if is_folder:
             settings = _settings(loaded, options, DTYPE_NAMES[dtype])
+            for part in (guide, second):
+                settings |= {} if part is None else part.settings()
             settings |= {} if edit is None else edit.settings(pictures, count)
             if format == "npz":  # the names of PNGs say the class
                 settings["labels"] = None if classes is None else classes.chosen
@@ -196,7 +218,7 @@ def main(
             folder = SampleFolder(target, settings, ids, classes, loaded.label_names, per_part, loaded.value_range)
             if folder.finished:
                 console.print(f"{folder.finished} of {count} images are in {escape(target)} already and are kept")
-        if loaded.classes:
+        if loaded.classes or guide is not None:
             console.print(escape(describe_classes(classes, loaded.label_names)))
 
         job = Job(
@@ -256,12 +278,14 @@ def _check_counts(n: int | None, batch_size: int) -> None:
 
 
 def _choose_classes(
-    loaded: LoadedModel, labels: str | None, ids: range, edit: Edit | None, guidance: float | None
+    loaded: LoadedModel, labels: str | None, ids: range, edit: Edit | None, guidance: float | None, guide: Guide | None
 ) -> Turns | None:
     """The classes of the images with these sample ids. Raises InputError for labels, or a lack of them, that the model
     was not trained for."""
     text = "none" if edit is not None and labels is None else labels
-    classes = parse_labels(text, len(ids), loaded.classes, loaded.label_names, ids.start)
+    # Those of a classifier, where the model itself has none.
+    count = loaded.classes or (0 if guide is None else guide.classifier.config.num_classes)
+    classes = parse_labels(text, len(ids), count, loaded.label_names, ids.start)
     if guidance not in (None, 1):
         check_null_class(loaded, "--guidance leads away from the null class")
     if classes is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.networks import random_unet
+from support.networks import random_classifier, random_unet
 
 import ddpm_fast as df
 from ddpm_fast import ops
@@ -16,7 +16,6 @@ from ddpm_fast.loops.classifier_guidance import shift_table
 from ddpm_fast.loops.network import Network as Known
 from ddpm_fast.loops.options import SamplingOptions
 from ddpm_fast.loops.sampling import prepare
-from ddpm_fast.nn.classifier import Classifier, ClassifierConfig
 from ddpm_fast.samplers import make_table
 from tests.support.classifier_cases import (
     CHAINS,
@@ -154,21 +153,15 @@ def test_a_sample_does_not_depend_on_its_batch():
     torch.testing.assert_close(together, apart, rtol=1e-6, atol=1e-6)
 
 
+FIELDS = {"image_size": 8, "in_channels": 2, "model_channels": 8, "channel_mult": (1, 2), "norm_groups": 4}
+
+
 def small_classifier(**changes):
-    torch.manual_seed(1)
-    unet = {"image_size": 8, "in_channels": 2, "model_channels": 8, "channel_mult": (1, 2), "norm_groups": 4}
-    config = ClassifierConfig(df.UNetConfig(**unet | {"num_res_blocks": 1, "attention_resolutions": ()}), 3, **changes)
-    classifier = Classifier(config)
-    with torch.no_grad():
-        for parameter in classifier.parameters():
-            if not parameter.any():
-                parameter.normal_(0, 0.05)
-    return classifier
+    return random_classifier(**FIELDS | changes)
 
 
 def unet(**changes):
-    fields = {"image_size": 8, "in_channels": 2, "model_channels": 8, "channel_mult": (1, 2), "norm_groups": 4}
-    return random_unet(**fields | changes)
+    return random_unet(**FIELDS | changes)
 
 
 def test_beside_guidance_without_a_classifier_and_in_edits():
