@@ -172,7 +172,7 @@ class _Calls:
             rescale=options.guidance_rescale,
             null_label=null_class(network, labels, options.guidance, options.null_label),
         )
-        x = torch.randn((n, *network.sample_shape(None)), generator=torch.Generator().manual_seed(0))
+        x = torch.randn((n, *network.sample_shape(options.shape)), generator=torch.Generator().manual_seed(0))
         x = x.to(dtype=network.dtype, memory_format=torch.channels_last)
         t = torch.tensor([self._diffusion.num_timesteps // 2])
         with evaluating(network.model):
