@@ -188,23 +188,47 @@ def read_images(
         InputError: For a file that is missing or unreadable, for images of a size that the model cannot draw, and for
             colour where grey is expected.
     """
-    if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
-        raise InputError(f"{option}: there is no file {path}; give a picture, or an .npz with `images`")
-    if channels is None and loaded.value_range is not None:
+    if channels is None and os.path.isfile(path) and loaded.value_range is not None:
         images = _read_values(path, loaded, loaded.value_range, option)
         _check_size(images, path, loaded, option, beside)
         return images
     channels = loaded.shape[0] if channels is None else channels
-    if path.suffix.lower() in (".npz", ".npy"):
-        try:
-            images = load_dataset(path).images
-        except InputError as error:
-            raise InputError(f"{option}: {error}") from error
-        if images.dtype != torch.uint8:
-            raise InputError(f"{option}: {path} has floats; expected 8-bit images, as the model was trained on")
-    else:
-        images = read_picture(path, option)[None]
+    images = read_bytes(path, option)
     _check_size(images, path, loaded, option, beside)
+    return with_channels(images, channels, path, option)
+
+
+def read_bytes(path: Path, option: str) -> Tensor:
+    """The picture in a file of any image format, or the images of an .npz or .npy: uint8 [K, C, H, W].
+
+    Raises:
+        InputError: For a file that is missing, unreadable or of floats.
+    """
+    if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
+        raise InputError(f"{option}: there is no file {path}; give a picture, or an .npz with `images`")
+    if path.suffix.lower() not in (".npz", ".npy"):
+        return read_picture(path, option)[None]
+    try:
+        images = load_dataset(path).images
+    except InputError as error:
+        raise InputError(f"{option}: {error}") from error
+    if images.dtype != torch.uint8:
+        raise InputError(f"{option}: {path} has floats; expected 8-bit images, as the model was trained on")
+    return images
+
+
+def with_channels(images: Tensor, channels: int, path: Path, option: str) -> Tensor:
+    """Grey images and colour images as those of so many channels.
+
+    Args:
+        images: uint8 [K, C, H, W].
+        channels: How many channels are expected.
+        path: The file, for messages.
+        option: The command's option that named it.
+
+    Raises:
+        InputError: If they are colour where grey is expected, or something else.
+    """
     if images.shape[1] == 3 and channels == 1 and (images == images[:, :1]).all():
         images = images[:, :1]  # grey, saved as colour
     if images.shape[1] == 1 and channels == 3:

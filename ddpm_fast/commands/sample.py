@@ -24,6 +24,7 @@ from ddpm_fast.commands.common import (
 )
 from ddpm_fast.commands.drawing import Drawable, Drawing, Job, unused_path
 from ddpm_fast.commands.edit import Edit, read_images, round_trip_error
+from ddpm_fast.commands.guiding import Guide, SecondImages
 from ddpm_fast.commands.labels import LABELS_HELP, Turns, check_null_class, describe_classes, parse_labels
 from ddpm_fast.commands.precision import DTYPE_NAMES, choose_dtype, settle
 from ddpm_fast.commands.profiling import PROFILE_HELP, check_profile, profiling
@@ -79,6 +80,20 @@ def main(
     image_size: Annotated[
         str | None,
         size_option("draw images of this size, which the model's levels must halve; if not given, of the model's own"),
+    ] = None,
+    classifier: Annotated[
+        str | None, path_option("a classifier of noised images that guides towards the labels: ours, or a .pt file")
+    ] = None,
+    classifier_scale: Annotated[
+        float | None, typer.Option(help="how strongly the classifier guides: 0 is not at all; 1 if not given")
+    ] = None,
+    classifier_flags: Annotated[
+        str | None,
+        typer.Option(help="of a classifier's .pt file: the flags that its script was given, such as '--image_size 64'"),
+    ] = None,
+    condition: Annotated[
+        Path | None,
+        path_option("for a model that enlarges images: the small picture, or an .npz file of several, used in turn"),
     ] = None,
     init_image: Annotated[
         Path | None, path_option("the picture to edit, or an .npz file of several, used in turn")
@@ -157,7 +172,9 @@ def main(
         shape = _choose_shape(loaded, image_size) if edit is None else tuple(pictures.shape[1:])
         count = n or (64 if edit is None else edit.default_count(pictures))
         ids = range(first_sample_id, first_sample_id + count)
-        classes = _choose_classes(loaded, labels, ids, edit, guidance)
+        guide = Guide.of(classifier, classifier_scale, classifier_flags, torch_device, dtype)
+        second = None if condition is None else SecondImages.read(condition, loaded)
+        classes = _choose_classes(loaded, labels, ids, edit, guidance, guide)
         if edit is not None:
             edit.check_others(sampler, guidance, n, classes)
         drawing = Drawing(batch_size, keeps_frames=gif is not None)
@@ -169,6 +186,9 @@ def main(
             guidance=guidance,
             guidance_rescale=guidance_rescale,
             dynamic_threshold=dynamic_threshold,
+            classifier=None if guide is None else guide.classifier,
+            classifier_scale=None if guide is None else guide.scale,
+            condition=None if second is None else second.of(ids),
             seed=seed,
             first_sample_id=first_sample_id,
             labels=None if classes is None else classes.tensor(),
@@ -198,6 +218,8 @@ def main(
         folder = None
         if is_folder:
             settings = _settings(loaded, options, DTYPE_NAMES[dtype])
+            for part in (guide, second):
+                settings |= {} if part is None else part.settings()
             settings |= {} if edit is None else edit.settings(pictures, count)
             if format == "npz":  # the names of PNGs say the class
                 settings["labels"] = None if classes is None else classes.chosen
@@ -208,7 +230,7 @@ def main(
         if options.shape is not None:
             own, asked = ("x".join(map(str, one[1:])) for one in (loaded.shape, shape))
             console.print(f"The model was made for images of {own}; those of {asked} may come out less well.")
-        if loaded.classes:
+        if loaded.classes or guide is not None:
             console.print(escape(describe_classes(classes, loaded.label_names)))
 
         job = Job(
@@ -279,12 +301,14 @@ def _choose_shape(loaded: LoadedModel, image_size: str | None) -> tuple[int, ...
 
 
 def _choose_classes(
-    loaded: LoadedModel, labels: str | None, ids: range, edit: Edit | None, guidance: float | None
+    loaded: LoadedModel, labels: str | None, ids: range, edit: Edit | None, guidance: float | None, guide: Guide | None
 ) -> Turns | None:
     """The classes of the images with these sample ids. Raises InputError for labels, or a lack of them, that the model
     was not trained for."""
     text = "none" if edit is not None and labels is None else labels
-    classes = parse_labels(text, len(ids), loaded.classes, loaded.label_names, ids.start)
+    # Those of a classifier, where the model itself has none.
+    count = loaded.classes or (0 if guide is None else guide.classifier.config.num_classes)
+    classes = parse_labels(text, len(ids), count, loaded.label_names, ids.start)
     if guidance not in (None, 1):
         check_null_class(loaded, "--guidance leads away from the null class")
     if classes is None:
