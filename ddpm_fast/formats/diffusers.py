@@ -59,11 +59,18 @@ def from_diffusers(state: dict[str, Tensor], config: UNetConfig) -> dict[str, Te
     """Renames the state dict of a UNet2DModel for UNet(config), and joins its queries, keys and values.
 
     Raises:
-        InputError: The network of the config has no such parameter.
+        InputError: The network of the config has no such parameter, or queries, keys and values are of several shapes.
     """
     parts: dict[str, list[Tensor]] = {}
     for theirs, ours in our_names(state, config).items():
-        parts.setdefault(ours, []).append(state[theirs])
+        tensor = state[theirs]
+        others = parts.setdefault(ours, [])
+        if others and (tensor.shape != others[0].shape or not tensor.ndim):
+            raise InputError(
+                f"{theirs} is {list(tensor.shape)}, and the parameter before it is {list(others[0].shape)}; expected "
+                "queries, keys and values of one shape"
+            )
+        others.append(tensor)
     return {name: torch.cat(tensors) if len(tensors) > 1 else tensors[0] for name, tensors in parts.items()}
 
 
