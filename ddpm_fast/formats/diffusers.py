@@ -60,7 +60,7 @@ def from_diffusers(state: dict[str, Tensor], config: UNetConfig) -> dict[str, Te
     """Renames the state dict of a UNet2DModel for UNet(config), and joins its queries, keys and values.
 
     Raises:
-        InputError: The network of the config has no such parameter.
+        InputError: The network of the config has no such parameter, or queries, keys and values are of several shapes.
     """
     parts: dict[str, list[Tensor]] = {}
     for theirs, ours in our_names(state, config).items():
