@@ -60,7 +60,7 @@ def labels(case: Case, device: torch.device) -> tuple[str, ...]:
     if case.layer in NETWORK:
         return ("ddpm_fast", peers.DIFFUSERS, unet.CHANNELS_LAST, *compiled_labels(device))
     made = (*WAYS[device.type], "torch", peers.DIFFUSERS, *compiled_labels(device), peers.LUCIDRAINS)
-    return (*made, sampling.PIPELINE) if case.layer == "sampling" else made
+    return (*made, sampling.PIPELINE, sampling.FOLDER) if case.layer == "sampling" else made
 
 
 def compared(case: Case, run: Run) -> Comparison:

@@ -1,6 +1,7 @@
 """Sampling end to end, from noise to images: ours compared with the loops that one would use instead."""
 
 import functools
+import tempfile
 from collections.abc import Callable
 
 import torch
@@ -10,6 +11,7 @@ import ddpm_fast as df
 from benchmarks import peers
 from benchmarks.comparison import Comparison
 from ddpm_fast.formats.diffusers import same_weights, scheduler
+from ddpm_fast.formats.load import load_model
 from ddpm_fast.samplers import SamplerTable, make_table
 from tests.support.diffusers_loops import diffusers_sampling, given_noise
 from tests.support.plain import plain_sampling
@@ -18,6 +20,7 @@ from tests.support.plain import plain_sampling
 # keeps its state in the network's dtype, and rounds it to bf16 at every step.
 TOLERANCE = {"fp32": 1e-2, "bf16": 1e-1}
 PIPELINE = "diffusers DDPMPipeline"
+FOLDER = "ddpm_fast, a folder of diffusers"  # ours with the network that such a pipeline has saved
 
 
 def add_variants(made: Comparison) -> None:
@@ -96,11 +99,10 @@ def _add_diffusers(made: Comparison, table: SamplerTable, truth: Tensor, normals
         add(label, lambda: sampled(function))
 
     made.add_compiled(add_compiled)
-    if labels is not None:
-        made.absent(PIPELINE, "it has no labels to give to a network that takes them")
-        return
-    if dtype == torch.bfloat16:
-        made.absent(PIPELINE, "it ends in NumPy, which has no bfloat16")
+    if labels is not None or dtype == torch.bfloat16:
+        reason = "it has no labels to give to a network that takes them" if labels is not None else ""
+        made.absent(PIPELINE, reason or "it ends in NumPy, which has no bfloat16")
+        made.absent(FOLDER, f"it is compared with {PIPELINE}")
         return
     pipeline = DDPMPipeline(peer, scheduler(made.diffusion))
     pipeline.set_progress_bar_config(disable=True)
@@ -110,3 +112,11 @@ def _add_diffusers(made: Comparison, table: SamplerTable, truth: Tensor, normals
         return torch.from_numpy(made).permute(0, 3, 1, 2)
 
     add(PIPELINE, images, (truth / 2 + 0.5).clamp(0, 1).cpu())
+    with tempfile.TemporaryDirectory() as place:
+        pipeline.save_pretrained(place)
+        loaded = load_model(place, made.device)
+    options = next(iter(made.ways().values()))
+    run = functools.partial(df.sample, loaded.model, loaded.diffusion, case.batch, steps=case.steps, **options)
+    made.compare(FOLDER, run(), truth, TOLERANCE[case.dtype])
+    made.ours.append(FOLDER)
+    made.runs[FOLDER] = run

@@ -54,7 +54,7 @@ def main(
         say_written(out)
 
 
-def convert(loaded: LoadedModel, out: Path, dtype: torch.dtype) -> float:
+def convert(loaded: LoadedModel, out: Path, dtype: torch.dtype = torch.float32) -> float:
     """Write a model as a file of ours, with a check.
 
     Args:

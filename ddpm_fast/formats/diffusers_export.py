@@ -73,15 +73,29 @@ def export_diffusers(
             something is at the folder's place, or it cannot be written. Then nothing is left behind.
     """
     if isinstance(model, LoadedModel):
-        diffusion, label_names = diffusion or model.diffusion, label_names or model.label_names
-    network = model.model if isinstance(model, LoadedModel) else model
-    if not isinstance(network, UNet):
-        raise InputError(
-            f"the model is a {type(network).__name__}; expected a UNet of ddpm_fast, or what load_model gave"
-        )
+        label_names = label_names or model.label_names
+    network, diffusion = _checked(model, diffusion)
+    config, state = network.config, network.state_dict()
+    fields, scheduler = unet_fields(config), scheduler_fields(diffusion, clip)
+    weights = to_diffusers(state, their_names(state, config), config)
+    check_finite("the model", weights)
+    parts = {
+        INDEX: _index(config.num_classes, config.null_class, label_names),
+        f"unet/{CONFIG}": {"_class_name": "UNet2DModel", "_diffusers_version": VERSION, **fields},
+        f"scheduler/{SCHEDULER}": {"_class_name": "DDPMScheduler", "_diffusers_version": VERSION, **scheduler},
+    }
+    return _write(Path(os.path.realpath(folder)), parts, weights, with_pipeline=config.num_classes > 0)
+
+
+def _checked(model: object, diffusion: object) -> tuple[UNet, GaussianDiffusion]:
+    """The network and the diffusion, if DDPMPipeline can run them. Raises InputError otherwise."""
+    if isinstance(model, LoadedModel):
+        model, diffusion = model.model, diffusion or model.diffusion
+    if not isinstance(model, UNet):
+        raise InputError(f"the model is a {type(model).__name__}; expected a UNet, or what load_model gave")
     if not isinstance(diffusion, GaussianDiffusion):
         raise InputError(f"the diffusion is a {type(diffusion).__name__}; expected a GaussianDiffusion")
-    config = network.config
+    config = model.config
     if config.condition_channels:
         raise InputError(
             f"DDPMPipeline has no image to give beside the sample; this network's condition_channels is "
@@ -92,16 +106,7 @@ def export_diffusers(
             f"the diffusion's variance is {diffusion.objective.variance!r}, and the network's learned_variance is "
             f"{config.learned_variance}: give the diffusion that it was trained with"
         )
-    fields, scheduler = unet_fields(config), scheduler_fields(diffusion, clip)
-    state = network.state_dict()
-    weights = to_diffusers(state, their_names(state, config), config)
-    check_finite("the model", weights)
-    parts = {
-        INDEX: _index(config.num_classes, config.null_class, label_names),
-        f"unet/{CONFIG}": {"_class_name": "UNet2DModel", "_diffusers_version": VERSION, **fields},
-        f"scheduler/{SCHEDULER}": {"_class_name": "DDPMScheduler", "_diffusers_version": VERSION, **scheduler},
-    }
-    return _write(Path(os.path.realpath(folder)), parts, weights, with_pipeline=config.num_classes > 0)
+    return model, diffusion
 
 
 def _index(classes: int, null_class: bool, label_names: list[str] | None) -> dict[str, Any]:

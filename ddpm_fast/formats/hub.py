@@ -106,6 +106,47 @@ def download(source: str) -> tuple[Path, str]:
     return snapshot / _common(wanted), snapshot.name
 
 
+def target(text: str) -> Address:
+    """Where a model is to be pushed to: `hf:OWNER/NAME`. Nothing is sent.
+
+    Raises:
+        InputError: If the text is of another form.
+    """
+    address = Address.of(text)
+    if address.revision or address.file:
+        raise InputError(f"--push is {text!r:.200}; expected {PREFIX}OWNER/NAME alone")
+    return address
+
+
+def upload(folder: Path, address: Address, private: bool) -> str:
+    """Send the files of a folder as one commit to a repository, which is made if there is none.
+
+    Args:
+        folder: The files.
+        address: The repository, as target gives it.
+        private: Whether a repository that is made is private. One that is there stays as it is.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        InputError: If the library is missing, this token may not write there, or the server cannot be reached.
+    """
+    hub = library(str(address))
+    api = hub.HfApi()
+    repository, message = address.repository, "Upload from ddpm_fast"
+    try:
+        asked(hub, address, lambda: api.create_repo(repository, private=private, exist_ok=True))
+        sent = asked(
+            hub,
+            address,
+            lambda: api.upload_folder(repo_id=repository, folder_path=str(folder), commit_message=message),
+        )
+    except _NoNetwork as error:
+        raise InputError(f"{address} could not be pushed to: {error}. Try again later") from error
+    return str(sent.commit_url)
+
+
 def needed(names: Sequence[str], address: Address) -> list[str]:
     """Which files of a repository a model is made of.
 

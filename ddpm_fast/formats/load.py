@@ -20,7 +20,7 @@ from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files import checkpoint, tensorfile
 from ddpm_fast.files.checkpoint import LoadedModel
 from ddpm_fast.files.memory import memory_for
-from ddpm_fast.formats import diffusers_folder, hub, openai, openai_classifier
+from ddpm_fast.formats import diffusers_folder, hub, lucidrains, openai, openai_classifier, pesser, w86763777
 from ddpm_fast.formats.imported import Imported, Wrapped
 from ddpm_fast.formats.pickles import read_pickle
 
@@ -58,7 +58,12 @@ class Folder:
 
 
 # In the order in which they are asked.
-FORMATS: tuple[Format, ...] = (Format("improved-diffusion and guided-diffusion", openai.claims, openai.read),)
+FORMATS: tuple[Format, ...] = (
+    Format("improved-diffusion and guided-diffusion", openai.claims, openai.read),
+    Format(w86763777.CODE, w86763777.claims, w86763777.read),
+    Format(pesser.CODE, pesser.claims, pesser.read),
+    Format(lucidrains.CODE, lucidrains.claims, lucidrains.read),
+)
 FOLDERS: tuple[Folder, ...] = (Folder("diffusers", diffusers_folder.is_folder, diffusers_folder.read_folder),)
 
 

@@ -45,16 +45,17 @@ class Inputs:
     condition: Tensor | None
 
     @classmethod
-    def of(cls, config: UNetConfig, timesteps: int) -> Inputs:
+    def of(cls, config: UNetConfig, timesteps: int, longest_side: int | None = _LONGEST_SIDE) -> Inputs:
         """Make the inputs of a network.
 
         Args:
             config: The network's.
             timesteps: T.
+            longest_side: What the sides are halved to, as far as the levels allow; None keeps the config's.
         """
         sides = [config.height, config.width]
         halvings = 2 ** (len(config.channel_mult) - 1)
-        while max(sides) > _LONGEST_SIDE and all(side % (2 * halvings) == 0 for side in sides):
+        while longest_side and max(sides) > longest_side and all(side % (2 * halvings) == 0 for side in sides):
             sides = [side // 2 for side in sides]
         classes = config.num_classes
         return cls(
@@ -92,9 +93,9 @@ def difference(record: object, outputs: Tensor) -> float:
     """
     own = recorded(outputs)
     rms, values = _numbers(record, "rms", [N]), _numbers(record, "values", [N, len(own["values"][0])])
-    scale = torch.tensor(own["rms"], dtype=torch.float64).clamp(min=torch.finfo(torch.float32).tiny)
-    apart = (values - torch.tensor(own["values"], dtype=torch.float64)).abs().amax(dim=1)
-    return float((torch.maximum(apart, (rms - scale).abs()) / scale).max())
+    own_rms, own_values = (torch.tensor(own[name], dtype=torch.float64) for name in ("rms", "values"))
+    apart = torch.maximum((values - own_values).abs().amax(dim=1), (rms - own_rms).abs())
+    return float((apart / own_rms.clamp(min=torch.finfo(torch.float32).tiny)).max())  # a new network's outputs are 0
 
 
 def check(loaded: LoadedModel) -> float | None:

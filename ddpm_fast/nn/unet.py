@@ -258,7 +258,7 @@ class UNet(Derives):
             raise InputError(f"this network gets a second image of {channels} channels beside x: give it as condition")
         if not channels:
             raise InputError("this network gets no second image (condition_channels = 0): leave the condition out")
-        n = len(x)
+        n = x.shape[0]  # not len(x), which would fix the batch of what torch.export makes
         if condition.ndim != 4 or condition.shape[1] != channels or condition.shape[0] not in (1, n):
             raise InputError(f"condition is {list(condition.shape)}; expected [{n} or 1, {channels}, H, W]")
         condition = condition.to(x.dtype)

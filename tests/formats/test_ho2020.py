@@ -25,7 +25,6 @@ from ddpm_fast.errors import InputError
 from ddpm_fast.files import fit
 from ddpm_fast.formats import pesser, w86763777
 from ddpm_fast.formats.imported import Imported
-from ddpm_fast.formats.pickles import read_pickle
 
 FORMATS = {W86763777: w86763777, PESSER: pesser}
 PATH = Path("ckpt.pt")
@@ -80,13 +79,11 @@ def read(code: str, content: object, flags: str | None = None) -> Imported:
 def test_a_network_answers_as_its_own_code(golden, tmp_path, name):
     case = NETWORKS[name]
     torch.save(made_content(golden, name, case), tmp_path / "ckpt.pt", _use_new_zipfile_serialization="two" in name)
-    imported = read(case.code, read_pickle(tmp_path / "ckpt.pt"), case.flags)
-    config = {"unet": imported.unet.to_dict(), "diffusion": imported.diffusion.to_dict()}
-    model, _ = fit.build(PATH, imported.state, config)
+    loaded = df.load_model(tmp_path / "ckpt.pt", flags=case.flags)
     with torch.no_grad():
-        output = model.eval()(*network_inputs(name, case))
+        output = loaded.model(*network_inputs(name, case))
     torch.testing.assert_close(output, torch.from_numpy(golden[f"{name}/output"]), rtol=1e-5, atol=1e-5)
-    assert imported.origin["flags"] == case.flags
+    assert loaded.origin["flags"] == case.flags
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

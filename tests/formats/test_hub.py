@@ -5,109 +5,188 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import torch
 from support.commands import save_small_model
-from support.hub_server import COMMIT, hub_server
+from support.hub_server import COMMIT, Hub, hub_server
 
 import ddpm_fast as df
 from ddpm_fast.formats.hub import Address, needed
 
 pytest.importorskip("huggingface_hub")
 
-# Loads each source; from the word "down" on the server is gone. Prints what became of each.
-LOADS = """
+PIPELINE = ["model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
+            "scheduler/scheduler_config.json"]  # fmt: skip
+
+# Takes a JSON list of actions: the source of a model to load, the arguments of an export, or "down", from which on the
+# server is gone. Prints what became of each.
+ACTIONS = """
 import json, os, sys, urllib.request
 import ddpm_fast as df
+from support.commands import run
 from support.hub_server import DOWN
-answers = []
-for source in sys.argv[1:]:
-    if source == "down":
-        urllib.request.urlopen(os.environ["HF_ENDPOINT"] + DOWN).close()
-        continue
+
+def act(action):
+    if isinstance(action, list):
+        done = run("export", *action)
+        return [done.exit_code, done.stdout, done.stderr]
+    if action == "down":
+        return urllib.request.urlopen(os.environ["HF_ENDPOINT"] + DOWN).status
     try:
-        loaded = df.load_model(source)
-        answers.append({"shape": loaded.shape, "origin": loaded.origin, "name": loaded.name, "sha": loaded.digest})
+        loaded = df.load_model(action)
     except df.InputError as error:
-        answers.append(str(error))
-print(json.dumps(answers))
+        return str(error)
+    return {"shape": loaded.shape, "origin": loaded.origin, "name": loaded.name, "sha": loaded.digest}
+
+print(json.dumps([act(action) for action in json.loads(sys.argv[1])]))
 """
 
 
-def in_a_process(script, endpoint, home, *arguments):
-    """What a script prints last, as JSON. home: the library's folder."""
+def in_a_process(actions, endpoint, home):
+    """What becomes of the actions in a process for which the Hub is at the endpoint. home: the library's folder."""
     settings = {
         "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_TOKEN": "hf_made_up", "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(map(str, [Path.cwd(), Path.cwd() / "tests"])),
     }  # fmt: skip
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", ACTIONS, json.dumps(actions)], env=os.environ | settings, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def pushed(model, to, name, *options):
+    return [str(model), "--to", to, "--push", f"hf:me/{name}", "--license", "cc-by-4.0", *map(str, options)]
+
+
 SOURCES = (
     "hf:someone/ours", "hf:someone/ours@v1", "hf:someone/two/second.safetensors", "hf:someone/two", "hf:someone/none",
-    "hf:someone/gated", "hf:someone/ours@v2", "hf:someone/../etc", "down", "hf:someone/ours",
+    "hf:someone/gated", "hf:someone/ours@v2", "hf:someone/../etc", "hf:me/pipeline", "down", "hf:someone/ours",
     f"hf:someone/ours@{COMMIT}", "hf:someone/two@v1",
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    """The server, and what became of SOURCES."""
+def done(tmp_path_factory):
+    """The server; what became of the exports and of SOURCES; and the model that all of them hold."""
     folder = tmp_path_factory.mktemp("hub")
-    model = save_small_model(folder / "m.safetensors").read_bytes()
+    file = folder / "m.safetensors"
+    model = save_small_model(file, names=["cat", "dog", "owl`\x1b"], training={"data": "pets", "steps": 7}).read_bytes()
+    exports = [
+        pushed(file, "diffusers", "pipeline", "--out", folder / "out", "--samples", 2, "--public"),
+        pushed(file, "ddpm_fast", "own", "--samples", 0),
+        [str(file), "--to", "diffusers", "--out", str(folder / "unsent")],
+        pushed(file, "diffusers", "forbidden", "--samples", 0),
+    ]
     with hub_server() as (hub, endpoint):
         hub.repositories["someone/ours"] = {"model.safetensors": model, "README.md": b"a page", "extra.bin": b"0" * 99}
         hub.repositories["someone/two"] = {"first.safetensors": b"", "second.safetensors": model}
-        hub.gated.add("someone/gated")
-        answers = in_a_process(LOADS, endpoint, folder / "home", *SOURCES)
-    asked = [source for source in SOURCES if source != "down"]
-    return hub, list(zip(asked, answers, strict=True)), folder / "m.safetensors"
+        hub.gated |= {"someone/gated", "me/forbidden"}
+        answers = in_a_process([*exports, *SOURCES], endpoint, folder / "home")
+    loads = dict(zip([*SOURCES[:9], "down", *(f"{name} offline" for name in SOURCES[10:])], answers[4:], strict=True))
+    return Done(hub, answers[:4], loads, folder)
 
 
-def test_a_model_is_downloaded_and_says_where_it_is_from(loaded):
-    _, answers, file = loaded
-    expected = df.load_model(file)
-    for source, answer in answers[:3]:
-        assert answer == {
+class Done(NamedTuple):
+    """What became of it all."""
+
+    hub: Hub
+    exports: list
+    loads: dict
+    folder: Path
+
+
+def test_a_model_is_downloaded_and_says_where_it_is_from(done):
+    expected = df.load_model(done.folder / "m.safetensors")
+    for source in SOURCES[:3]:
+        assert done.loads[source] == {
             "shape": list(expected.shape), "origin": {"hub": source, "commit": COMMIT}, "name": source,
             "sha": expected.digest,
         }  # fmt: skip
 
 
-def test_only_what_is_needed_is_downloaded(loaded):
-    hub, _, _ = loaded
-    files = {path for method, path, _ in hub.requests if method == "GET" and "/resolve/" in path}
+def test_only_what_is_needed_is_downloaded(done):
+    files = {path for method, path, _ in done.hub.requests if method == "GET" and "/resolve/" in path}
     assert files == {
         f"/someone/ours/resolve/{COMMIT}/model.safetensors",
         f"/someone/two/resolve/{COMMIT}/second.safetensors",
+        *(f"/me/pipeline/resolve/{COMMIT}/{name}" for name in PIPELINE),
     }
 
 
-def test_what_cannot_be_had_is_said_and_what_to_do(loaded):
-    answers = dict(loaded[1][:8])
-    assert (
-        "name one as hf:someone/two/FILE. It holds first.safetensors, second.safetensors" in answers["hf:someone/two"]
-    )
+def test_what_cannot_be_had_is_said_and_what_to_do(done):
+    answers = done.loads
+    assert "hf:someone/two/FILE. It holds first.safetensors, second.safetensors" in answers["hf:someone/two"]
     assert "there is no repository someone/none" in answers["hf:someone/none"]
     assert "someone/gated is gated: ask for access" in answers["hf:someone/gated"]
     assert "someone/ours has no revision v2" in answers["hf:someone/ours@v2"]
 
 
-def test_a_wrong_name_is_refused_before_anything_is_sent(loaded):
-    hub, answers, _ = loaded
-    assert "names no" in dict(answers)["hf:someone/../etc"]
-    assert not any("etc" in path for _, path, _ in hub.requests)
+def test_a_wrong_name_is_refused_before_anything_is_sent(done):
+    assert "names no" in done.loads["hf:someone/../etc"]
+    assert not any("etc" in path for _, path, _ in done.hub.requests)
 
 
-def test_without_a_network_the_cache_is_used(loaded):
-    _, answers, file = loaded
-    branch, commit, other = (answer for _, answer in answers[8:])
-    assert branch["sha"] == commit["sha"] == df.load_model(file).digest and branch["origin"]["commit"] == COMMIT
+def test_without_a_network_the_cache_is_used(done):
+    branch, commit = done.loads["hf:someone/ours offline"], done.loads[f"hf:someone/ours@{COMMIT} offline"]
+    assert branch["sha"] == commit["sha"] == df.load_model(done.folder / "m.safetensors").digest
+    assert branch["origin"]["commit"] == COMMIT
+    other = done.loads["hf:someone/two@v1 offline"]
     assert "the Hub cannot be reached" in other and "the cache of huggingface_hub does not have it" in other
+
+
+def test_what_is_pushed_is_what_was_written(done):
+    code, said, errors = done.exports[0]
+    assert code == 0, errors
+    files = done.hub.repositories["me/pipeline"]
+    written = {path.relative_to(done.folder / "out").as_posix(): path for path in (done.folder / "out").rglob("*.*")}
+    assert set(files) == {*written, "README.md", "samples.png"} and set(PIPELINE) < set(written)
+    assert all(files[name] == path.read_bytes() for name, path in written.items())
+    assert f"/me/pipeline/commit/{COMMIT}" in said and files["samples.png"].startswith(b"\x89PNG")
+
+
+def test_a_pushed_model_is_loaded_again(done):
+    assert done.loads["hf:me/pipeline"]["shape"] == [3, 8, 8]
+    (done.folder / "own.safetensors").write_bytes(done.hub.repositories["me/own"]["model.safetensors"])
+    own, expected = (df.load_model(done.folder / name).model for name in ("own.safetensors", "m.safetensors"))
+    assert all(torch.equal(a, b) for a, b in zip(own.parameters(), expected.parameters(), strict=True))
+
+
+def test_a_new_repository_is_private_unless_it_is_to_be_public(done):
+    seen = [(asked["name"], asked.get("visibility", "private" if asked.get("private") else "public"))
+            for asked in done.hub.created]  # fmt: skip
+    assert seen[:2] == [("pipeline", "public"), ("own", "private")]
+
+
+def test_nothing_is_sent_without_push(done):
+    assert done.exports[2][0] == 0
+    assert not any("unsent" in path for _, path, _ in done.hub.requests)
+    assert [asked["name"] for asked in done.hub.created] == ["pipeline", "own", "forbidden"]
+
+
+def test_a_token_that_may_not_write_is_an_error_that_says_so(done):
+    code, _, errors = done.exports[3]
+    assert code == 2 and "me/forbidden" in errors and "hf auth login" in errors
+
+
+def test_the_token_is_the_librarys_own(done):
+    assert {token for _, path, token in done.hub.requests if path.startswith("/api")} == {"Bearer hf_made_up"}
+
+
+def test_the_page_says_what_the_model_is(done):
+    page = done.hub.repositories["me/pipeline"]["README.md"].decode()
+    assert page.startswith("---\nlicense: cc-by-4.0\nlibrary_name: diffusers\n")
+    for words in (
+        "![Samples](samples.png)",
+        "on pets, 7 steps",
+        "3 (cat, dog, owl'",
+        '"me/pipeline", trust_remote_code',
+    ):
+        assert words in page
+    assert "\x1b" not in page
 
 
 @pytest.mark.parametrize(
@@ -134,8 +213,6 @@ def test_an_address_that_could_lead_elsewhere_is_refused(source):
         Address.of(source)
 
 
-PIPELINE = ["model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
-            "scheduler/scheduler_config.json"]  # fmt: skip
 SHARDS = ["config.json", "diffusion_pytorch_model.safetensors.index.json",
           "diffusion_pytorch_model-00001-of-00002.safetensors", "diffusion_pytorch_model-00002-of-00002.safetensors",
           "scheduler_config.json"]  # fmt: skip

@@ -25,7 +25,7 @@ class Hub:
 
     Attributes:
         repositories: From OWNER/NAME to {path: bytes}.
-        gated: The repositories that nobody may read.
+        gated: The repositories that nobody may read or write.
         requests: The method, the path and the token of each request.
         created: The body of each request to create a repository.
     """
@@ -132,6 +132,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/api/validate-yaml":
             self._answer(body={"errors": [], "warnings": []})
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
+            if match[1] in self.hub.gated:
+                self._answer(403, {"error": "you may not write here"})
+                return
             files = json.loads(body)["files"]
             modes = [
                 {
