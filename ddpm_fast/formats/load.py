@@ -20,7 +20,7 @@ from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files import checkpoint, tensorfile
 from ddpm_fast.files.checkpoint import LoadedModel
 from ddpm_fast.files.memory import memory_for
-from ddpm_fast.formats import diffusers_folder, hub, lucidrains, openai, pesser, w86763777
+from ddpm_fast.formats import diffusers_folder, hub, lucidrains, openai, openai_classifier, pesser, w86763777
 from ddpm_fast.formats.imported import Imported, Wrapped
 from ddpm_fast.formats.pickles import read_pickle
 
@@ -152,7 +152,12 @@ def _is_pickle(path: Path) -> bool:
 
 
 def _format_of(path: Path, content: object) -> Format:
-    """The one format that claims what a file holds. Raises InputError for none, and for several."""
+    """The one format that claims what a file holds. Raises InputError for none, for several, and for a classifier."""
+    if openai_classifier.claims(content):
+        raise InputError(
+            f"{path} is a classifier of noised images, which draws nothing itself: give it beside a model, as "
+            "--classifier (in Python: load_classifier, and sample's classifier=)"
+        )
     claiming = [one for one in FORMATS if one.claims(content)]
     if len(claiming) == 1:
         return claiming[0]
