@@ -234,7 +234,7 @@ class Job:
 
 def _scale(x: Tensor) -> int:
     """How many pixels wide a pixel of a grid of these images is drawn."""
-    return max(1, GRID_PIXELS // (x.shape[-1] * max(1, round(len(x) ** 0.5))))
+    return max(1, GRID_PIXELS // (max(x.shape[-2:]) * max(1, round(len(x) ** 0.5))))
 
 
 def partial_path(path: Path) -> Path:

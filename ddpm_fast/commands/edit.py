@@ -150,7 +150,7 @@ class Edit:
         ids = [options.first_sample_id + i for i in range(n)]
         images = pictures[[i % len(pictures) for i in (ids if self.continuable else range(n))]]
         if self.mask is not None:
-            mask = _read_mask(self.mask, loaded)
+            mask = _read_mask(self.mask, loaded, pictures)
             return editing.prepare_inpaint(
                 network,
                 diffusion,
@@ -169,7 +169,9 @@ class Edit:
         return editing.prepare_image_to_image(network, diffusion, images, strength, options)
 
 
-def read_images(path: Path, loaded: LoadedModel, option: str, channels: int | None = None) -> Tensor:
+def read_images(
+    path: Path, loaded: LoadedModel, option: str, channels: int | None = None, beside: Tensor | None = None
+) -> Tensor:
     """The picture in a file of any image format, or the images of an .npz or .npy.
 
     Args:
@@ -177,35 +179,56 @@ def read_images(path: Path, loaded: LoadedModel, option: str, channels: int | No
         loaded: The model that the images must fit.
         option: The command's option that named the file, for error messages.
         channels: How many channels to read; None for the model's.
+        beside: The pictures of --init-image, whose size these must have; None where these are the ones.
 
     Returns:
         uint8 [K, C, H, W]; of a model of float data, what is not a mask is float32 in [-1, 1].
 
     Raises:
-        InputError: For a file that is missing or unreadable, for images of another size than the model's, and for
+        InputError: For a file that is missing or unreadable, for images of a size that the model cannot draw, and for
             colour where grey is expected.
     """
-    own_channels, *size = loaded.shape
+    if channels is None and os.path.isfile(path) and loaded.value_range is not None:
+        images = _read_values(path, loaded, loaded.value_range, option)
+        _check_size(images, path, loaded, option, beside)
+        return images
+    channels = loaded.shape[0] if channels is None else channels
+    images = read_bytes(path, option)
+    _check_size(images, path, loaded, option, beside)
+    return with_channels(images, channels, path, option)
+
+
+def read_bytes(path: Path, option: str) -> Tensor:
+    """The picture in a file of any image format, or the images of an .npz or .npy: uint8 [K, C, H, W].
+
+    Raises:
+        InputError: For a file that is missing, unreadable or of floats.
+    """
     if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
         raise InputError(f"{option}: there is no file {path}; give a picture, or an .npz with `images`")
-    if channels is None and loaded.value_range is not None:
-        return _read_values(path, loaded, loaded.value_range, option)
-    channels = own_channels if channels is None else channels
-    if path.suffix.lower() in (".npz", ".npy"):
-        try:
-            images = load_dataset(path).images
-        except InputError as error:
-            raise InputError(f"{option}: {error}") from error
-        if images.dtype != torch.uint8:
-            raise InputError(f"{option}: {path} has floats; expected 8-bit images, as the model was trained on")
-    else:
-        images = read_picture(path, option)[None]
-    height, width = images.shape[2:]
-    if [height, width] != size:
-        raise InputError(
-            f"{option}: {path} is {width}x{height} pixels, and this model draws {size[1]}x{size[0]}: crop or scale it "
-            "to that size first"
-        )
+    if path.suffix.lower() not in (".npz", ".npy"):
+        return read_picture(path, option)[None]
+    try:
+        images = load_dataset(path).images
+    except InputError as error:
+        raise InputError(f"{option}: {error}") from error
+    if images.dtype != torch.uint8:
+        raise InputError(f"{option}: {path} has floats; expected 8-bit images, as the model was trained on")
+    return images
+
+
+def with_channels(images: Tensor, channels: int, path: Path, option: str) -> Tensor:
+    """Grey images and colour images as those of so many channels.
+
+    Args:
+        images: uint8 [K, C, H, W].
+        channels: How many channels are expected.
+        path: The file, for messages.
+        option: The command's option that named it.
+
+    Raises:
+        InputError: If they are colour where grey is expected, or something else.
+    """
     if images.shape[1] == 3 and channels == 1 and (images == images[:, :1]).all():
         images = images[:, :1]  # grey, saved as colour
     if images.shape[1] == 1 and channels == 3:
@@ -217,24 +240,38 @@ def read_images(path: Path, loaded: LoadedModel, option: str, channels: int | No
     return images
 
 
+def _check_size(images: Tensor, path: Path, loaded: LoadedModel, option: str, beside: Tensor | None) -> None:
+    """Raises InputError for images of a size that the model cannot draw, or that others do not have."""
+    height, width = images.shape[2:]
+    found = f"{option}: {path} has a height of {height} and a width of {width} pixels"
+    if beside is not None and images.shape[2:] != beside.shape[2:]:
+        raise InputError(
+            f"{found}, and --init-image {beside.shape[2]} and {beside.shape[3]}: crop or scale them to one size first"
+        )
+    if misfit := Network.of(loaded.model).misfit((loaded.shape[0], height, width)):
+        raise InputError(f"{found}, but {misfit}: crop or scale it first")
+
+
 def _read_values(path: Path, loaded: LoadedModel, value_range: ValueRange, option: str) -> Tensor:
     """The float images of an .npz or .npy, laid out as those that the model was trained on: [K, C, H, W] in [-1, 1]."""
-    expected = "x".join(map(str, loaded.shape))
+    channels = loaded.shape[0]
     if path.suffix.lower() not in (".npz", ".npy"):
         raise InputError(f"{option}: this model was trained on floats: give an .npz or .npy of them, not {path}")
     try:
         dataset = load_dataset(path, selection=Selection(layout=value_range.layout, value_range=value_range.ends))
     except InputError as error:
         raise InputError(f"{option}: {error}") from error
-    if dataset.shape != loaded.shape:
+    if dataset.shape[0] != channels:
         found = "x".join(map(str, dataset.shape))
-        raise InputError(f"{option}: {path} has images of {found}; expected {expected}, as the model was trained on")
+        raise InputError(
+            f"{option}: {path} has images of {found}; expected {channels} channels, as the model was trained on"
+        )
     return dataset.batch(torch.arange(len(dataset)))[0]
 
 
 def _read_other(path: Path, loaded: LoadedModel, pictures: Tensor) -> Tensor:
     """The second picture of an interpolation."""
-    other = read_images(path, loaded, "--interpolate-with")
+    other = read_images(path, loaded, "--interpolate-with", beside=pictures)
     if len(pictures) + len(other) > 2:
         raise InputError(
             "--interpolate-with leads from one picture to one other, but --init-image holds "
@@ -243,9 +280,9 @@ def _read_other(path: Path, loaded: LoadedModel, pictures: Tensor) -> Tensor:
     return other[0]
 
 
-def _read_mask(path: Path, loaded: LoadedModel) -> Tensor:
+def _read_mask(path: Path, loaded: LoadedModel, pictures: Tensor) -> Tensor:
     """The mask of an inpainting: bool [K, 1, H, W]."""
-    mask = read_images(path, loaded, "--mask", channels=1)
+    mask = read_images(path, loaded, "--mask", channels=1, beside=pictures)
     wrong = int(((mask != 0) & (mask != 255)).sum())
     if wrong:
         raise InputError(

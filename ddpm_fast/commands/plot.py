@@ -32,7 +32,6 @@ from ddpm_fast.commands.common import (
 from ddpm_fast.commands.labels import LABELS_HELP, describe_classes, parse_labels
 from ddpm_fast.commands.report import read_report
 from ddpm_fast.data import load_dataset, read_picture
-from ddpm_fast.data.size import Size
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.checkpoint import LoadedModel
 from ddpm_fast.formats.load import load_model
@@ -137,9 +136,7 @@ def read_image(data: str, index: int, image: Path | None) -> Tensor:
         if not os.path.isfile(image):  # Path.is_file raises for a name that is too long
             raise InputError(f"--image: there is no file {image}; give the path of a picture")
         picture = read_picture(image, "--image")
-        return (
-            read_picture(image, "--image", Size.of(LARGEST_SIDE)) if max(picture.shape[1:]) > LARGEST_SIDE else picture
-        )
+        return read_picture(image, "--image", LARGEST_SIDE) if max(picture.shape[1:]) > LARGEST_SIDE else picture
     try:
         found = load_dataset(data).images
     except InputError:

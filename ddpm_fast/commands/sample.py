@@ -24,10 +24,12 @@ from ddpm_fast.commands.common import (
 )
 from ddpm_fast.commands.drawing import Drawable, Drawing, Job, unused_path
 from ddpm_fast.commands.edit import Edit, read_images, round_trip_error
+from ddpm_fast.commands.guiding import Guide, SecondImages
 from ddpm_fast.commands.labels import LABELS_HELP, Turns, check_null_class, describe_classes, parse_labels
 from ddpm_fast.commands.precision import DTYPE_NAMES, choose_dtype, settle
 from ddpm_fast.commands.profiling import PROFILE_HELP, check_profile, profiling
 from ddpm_fast.commands.ranks import ranks_of_environment
+from ddpm_fast.commands.sizes import as_argument, parse_size, size_option
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.atomic import check_writable, remove_leftovers
 from ddpm_fast.files.checkpoint import LoadedModel
@@ -74,6 +76,24 @@ def main(
     labels: Annotated[
         str | None,
         typer.Option(help=LABELS_HELP + " (none when editing)"),
+    ] = None,
+    image_size: Annotated[
+        str | None,
+        size_option("draw images of this size, which the model's levels must halve; if not given, of the model's own"),
+    ] = None,
+    classifier: Annotated[
+        str | None, path_option("a classifier of noised images that guides towards the labels: ours, or a .pt file")
+    ] = None,
+    classifier_scale: Annotated[
+        float | None, typer.Option(help="how strongly the classifier guides: 0 is not at all; 1 if not given")
+    ] = None,
+    classifier_flags: Annotated[
+        str | None,
+        typer.Option(help="of a classifier's .pt file: the flags that its script was given, such as '--image_size 64'"),
+    ] = None,
+    condition: Annotated[
+        Path | None,
+        path_option("for a model that enlarges images: the small picture, or an .npz file of several, used in turn"),
     ] = None,
     init_image: Annotated[
         Path | None, path_option("the picture to edit, or an .npz file of several, used in turn")
@@ -143,13 +163,18 @@ def main(
         check_profile(profile)
         if edit is not None and gif is not None:
             raise InputError("--gif shows how images are drawn from noise: leave it out with --init-image")
+        if edit is not None and image_size is not None:
+            raise InputError("--image-size is for images that are drawn from noise: an edit has its picture's size")
         torch_device = choose_device(device)
         dtype = torch.float32 if precision == "auto" else choose_dtype(precision, torch_device)
         loaded = load_model(model, torch_device, dtype, flags)
         pictures = torch.empty(0) if edit is None else read_images(edit.init_image, loaded, "--init-image")
+        shape = _choose_shape(loaded, image_size) if edit is None else tuple(pictures.shape[1:])
         count = n or (64 if edit is None else edit.default_count(pictures))
         ids = range(first_sample_id, first_sample_id + count)
-        classes = _choose_classes(loaded, labels, ids, edit, guidance)
+        guide = Guide.of(classifier, classifier_scale, classifier_flags, torch_device, dtype)
+        second = None if condition is None else SecondImages.read(condition, loaded)
+        classes = _choose_classes(loaded, labels, ids, edit, guidance, guide)
         if edit is not None:
             edit.check_others(sampler, guidance, n, classes)
         drawing = Drawing(batch_size, keeps_frames=gif is not None)
@@ -161,10 +186,14 @@ def main(
             guidance=guidance,
             guidance_rescale=guidance_rescale,
             dynamic_threshold=dynamic_threshold,
+            classifier=None if guide is None else guide.classifier,
+            classifier_scale=None if guide is None else guide.scale,
+            condition=None if second is None else second.of(ids),
             seed=seed,
             first_sample_id=first_sample_id,
             labels=None if classes is None else classes.tensor(),
             batch_size=batch_size,
+            shape=None if shape == loaded.shape else shape,
             on_step=drawing.on_step,
             cuda_graph=cuda_graph,
             compile=compile,
@@ -189,6 +218,8 @@ def main(
         folder = None
         if is_folder:
             settings = _settings(loaded, options, DTYPE_NAMES[dtype])
+            for part in (guide, second):
+                settings |= {} if part is None else part.settings()
             settings |= {} if edit is None else edit.settings(pictures, count)
             if format == "npz":  # the names of PNGs say the class
                 settings["labels"] = None if classes is None else classes.chosen
@@ -196,7 +227,10 @@ def main(
             folder = SampleFolder(target, settings, ids, classes, loaded.label_names, per_part, loaded.value_range)
             if folder.finished:
                 console.print(f"{folder.finished} of {count} images are in {escape(target)} already and are kept")
-        if loaded.classes:
+        if options.shape is not None:
+            own, asked = ("x".join(map(str, one[1:])) for one in (loaded.shape, shape))
+            console.print(f"The model was made for images of {own}; those of {asked} may come out less well.")
+        if loaded.classes or guide is not None:
             console.print(escape(describe_classes(classes, loaded.label_names)))
 
         job = Job(
@@ -219,7 +253,7 @@ def main(
         how = f"{'' if edit is None else edit.mode + ', '}{prepared.rows} steps of {options.sampler}"
         if drawing.drawn:
             where = str(torch_device) if ranks.world_size == 1 else f"{ranks.world_size} ranks"
-            console.print(_summary(loaded, drawing, f"{how}, {DTYPE_NAMES[dtype]}, {where}"))
+            console.print(_summary(shape, drawing, f"{how}, {DTYPE_NAMES[dtype]}, {where}"))
         if edit is not None and edit.round_trip:
             console.print(round_trip_error(x, pictures))
         say_written(target, gif)
@@ -247,6 +281,7 @@ def _settings(loaded: LoadedModel, options: SamplingOptions, precision: str) -> 
         "dynamic_threshold": options.dynamic_threshold,
         "seed": options.seed,
         "precision": precision,
+        **({} if options.shape is None else {"image_size": as_argument(options.shape[1:])}),
     }
 
 
@@ -255,13 +290,25 @@ def _check_counts(n: int | None, batch_size: int) -> None:
         raise InputError(f"--n is {n} and --batch-size {batch_size}; expected at least 1 of each")
 
 
+def _choose_shape(loaded: LoadedModel, image_size: str | None) -> tuple[int, ...]:
+    """The shape of the images: the model's own, or one of the size that was asked for. Raises InputError."""
+    if image_size is None:
+        return loaded.shape
+    shape = (loaded.shape[0], *parse_size(image_size))
+    if misfit := Network.of(loaded.model).misfit(shape):
+        raise InputError(f"--image-size is {image_size}, but {misfit}")
+    return shape
+
+
 def _choose_classes(
-    loaded: LoadedModel, labels: str | None, ids: range, edit: Edit | None, guidance: float | None
+    loaded: LoadedModel, labels: str | None, ids: range, edit: Edit | None, guidance: float | None, guide: Guide | None
 ) -> Turns | None:
     """The classes of the images with these sample ids. Raises InputError for labels, or a lack of them, that the model
     was not trained for."""
     text = "none" if edit is not None and labels is None else labels
-    classes = parse_labels(text, len(ids), loaded.classes, loaded.label_names, ids.start)
+    # Those of a classifier, where the model itself has none.
+    count = loaded.classes or (0 if guide is None else guide.classifier.config.num_classes)
+    classes = parse_labels(text, len(ids), count, loaded.label_names, ids.start)
     if guidance not in (None, 1):
         check_null_class(loaded, "--guidance leads away from the null class")
     if classes is None:
@@ -291,8 +338,7 @@ def _check_outputs(out: str, format: str, gif: Path | None, loaded: LoadedModel)
     return is_folder
 
 
-def _summary(loaded: LoadedModel, drawing: Drawing, how: str) -> str:
+def _summary(shape: tuple[int, ...], drawing: Drawing, how: str) -> str:
     """A line that says what was drawn, how long that took, and how it was done."""
     n, seconds = drawing.drawn, drawing.seconds
-    shape = "x".join(map(str, loaded.shape))
-    return f"{n} images of {shape} in {seconds:.1f} s ({n / seconds:.1f} images/s; {how})"
+    return f"{n} images of {'x'.join(map(str, shape))} in {seconds:.1f} s ({n / seconds:.1f} images/s; {how})"

@@ -41,8 +41,8 @@ def parse_size(given: int | str) -> Size:
         raise InputError(
             f"{given!r:.100} is no size; expected HEIGHTxWIDTH in pixels, such as 64x32, or one number for a square"
         )
-    height, width = match[1], match[2] or match[1]
-    return Size.of((int(height), int(width)), "--image-size")
+    sides = [int(text) for text in match.groups() if text is not None]
+    return Size.of(sides if len(sides) > 1 else sides[0], "--image-size")
 
 
 def as_argument(size: ImageSize) -> int | str:

@@ -169,21 +169,22 @@ def _check_is_there(path: Path, source: str | os.PathLike) -> None:
         )
 
 
-def read_picture(path: Path, option: str, image_size: Size | None = None) -> torch.Tensor:
+def read_picture(path: Path, option: str, image_size: ImageSize | None = None) -> torch.Tensor:
     """The picture in a file of any format of raster.py: uint8 [C, H, W], with C = 1 if it is grey, else 3 (RGB).
 
     Args:
         path: The file. A ~ at its start is the home folder.
         option: The command's option that the path came from, for the message.
-        image_size: The size to scale and cut the picture to; None keeps its own.
+        image_size: The size to scale and cut the picture to, as for `load_dataset`; None keeps its own.
 
     Raises:
         InputError: If the file is not a picture.
     """
     path = Path(os.path.expanduser(path))
     entry = Entry(str(path), partial(open_regular, path))
+    size = None if image_size is None else Size.of(image_size)
     try:
-        read = read_pictures([entry], image_size, channels=None, strict=True, progress=None)
+        read = read_pictures([entry], size, channels=None, strict=True, progress=None)
     except InputError as error:
         reason = error.__cause__ or error
         raise InputError(f"{option}: cannot read the image {path} ({reason}); give the path of a picture") from error

@@ -16,6 +16,7 @@ from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import tensorfile
 from ddpm_fast.files.memory import memory_for
+from ddpm_fast.nn.classifier import Classifier, ClassifierConfig
 from ddpm_fast.nn.unet import UNet
 from ddpm_fast.nn.unet_config import UNetConfig
 from ddpm_fast.values import ValueRange
@@ -35,6 +36,11 @@ def build(path: Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) ->
     Raises:
         InputError: If the config does not build a model, the weights do not fit it, or weights are not finite.
     """
+    if "classifier" in config:
+        raise InputError(
+            f"{path} is a classifier of noised images; expected a model that draws: give it as the classifier that "
+            "guides one (classifier=, --classifier)"
+        )
     missing = [key for key in ("unet", "diffusion") if key not in config]
     if missing:
         raise InputError(f"{path}: its config lacks {' and '.join(missing)}: write it again with save_model")
@@ -55,6 +61,39 @@ def build(path: Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) ->
     return model, diffusion
 
 
+def build_classifier(path: Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Classifier:
+    """The classifier of a file, with its weights.
+
+    Args:
+        path: The file, for messages.
+        state: Its tensors.
+        config: What it was written with: {"classifier": {...}}.
+
+    Raises:
+        InputError: If it is no classifier's file, the config does not build one, the weights do not fit it, or weights
+            are not finite.
+    """
+    if "classifier" not in config:
+        raise InputError(f"{path} is a model that draws; expected a classifier of noised images")
+    try:
+        fields = ClassifierConfig.from_dict(config["classifier"])
+        _check_size(state, fields.unet, is_half=True)
+        if fields.num_classes > sum(tensor.numel() for tensor in state.values()):
+            raise InputError(f"num_classes is {fields.num_classes}, more than the file has weights")
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: its config is nested too deep: write it again with save_classifier") from error
+    with torch.device("meta"):
+        wanted = Classifier(fields).state_dict()
+    _check_fits(path, state, wanted)
+    check_finite(path, state)
+    with memory_for(path, 4 * sum(tensor.numel() for tensor in state.values())):
+        classifier = Classifier(fields)
+        classifier.load_state_dict(state)
+    return classifier
+
+
 def _check_rest(config: Mapping[str, Any], unet: UNetConfig) -> None:
     """The entries of a config that build nothing. Raises InputError if they are not what others rely on."""
     names, training = config.get("label_names"), config.get("training")
@@ -70,10 +109,11 @@ def _check_rest(config: Mapping[str, Any], unet: UNetConfig) -> None:
             raise InputError(f"value_range has {channels} channels, the network {unet.in_channels}; expected as many")
 
 
-def _check_size(state: Mapping[str, Tensor], unet: UNetConfig) -> None:
-    """Raise InputError if the network has more layers or parameters than the file, as far as is quickly counted."""
+def _check_size(state: Mapping[str, Tensor], unet: UNetConfig, is_half: bool = False) -> None:
+    """Raise InputError if the network has more layers or parameters than the file, as far as is quickly counted.
+    is_half: Whether it has the way down alone."""
     elements = sum(tensor.numel() for tensor in state.values())
-    first, blocks = unet.model_channels, 2 * unet.num_res_blocks + 1
+    first, blocks = unet.model_channels, unet.num_res_blocks if is_half else 2 * unet.num_res_blocks + 1
     # Of a residual block: ten tensors or more; a 3x3 convolution of its channels, and the layer of the embedding.
     layers = 10 * blocks * len(unet.channel_mult)
     parameters = blocks * sum(9 * channels**2 + 4 * first * channels for channels in unet.level_channels)
@@ -82,7 +122,7 @@ def _check_size(state: Mapping[str, Tensor], unet: UNetConfig) -> None:
         raise InputError(
             f"its config describes a larger network than the file holds, which has {len(state)} tensors of "
             f"{elements:,} values in all (model_channels {unet.model_channels}, num_res_blocks {unet.num_res_blocks}, "
-            f"num_classes {unet.num_classes}). Save the state_dict of the UNet that this config builds"
+            f"num_classes {unet.num_classes}). Save the state_dict of the network that this config builds"
         )
 
 
@@ -99,8 +139,8 @@ def _check_fits(path: Path, state: Mapping[str, Tensor], wanted: Mapping[str, Te
     problems += offenders(f"of another type than {kinds}:", [f"{n} {tensorfile.kind(state[n])}" for n in other])
     if problems:
         raise InputError(
-            f"{path}: its weights do not fit the U-Net of its config: {'; '.join(problems)}. "
-            "Save the state_dict of the UNet that this config builds"
+            f"{path}: its weights do not fit the network of its config: {'; '.join(problems)}. "
+            "Save the state_dict of the network that this config builds"
         )
 
 

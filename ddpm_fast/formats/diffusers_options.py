@@ -54,9 +54,12 @@ def sampler_of(config: Mapping[str, Any]) -> str:
         return config["sampler"]
     name = config.get("_class_name")
     if name is None:
-        # A scheduler that was made by its constructor has all options of its class in its config, but not its name.
-        given = {key for key in config if not key.startswith("_")}
-        name = next((kind.__name__ for kind, _ in SAMPLERS.values() if given == options_of(kind)), "an unnamed class")
+        # A scheduler that was made by its constructor does not have its name in its config, but first all options of
+        # its class, and then what it was given besides.
+        given = [key for key in config if not key.startswith("_")]
+        kinds = {kind: options_of(kind) for kind, _ in SAMPLERS.values()}
+        found = (kind.__name__ for kind, options in kinds.items() if set(given[: len(options)]) == options)
+        name = next(found, "a class that is not named in the config")
     if name in ("DDPMScheduler", "DDIMScheduler"):
         return "ddpm" if name == "DDPMScheduler" else "ddim"
     if name != "DPMSolverMultistepScheduler":
@@ -121,13 +124,12 @@ def betas_of(config: Mapping[str, Any]) -> Tensor:
         "trained_betas",
         "rescale_betas_zero_snr",
     )
-    trained = config["trained_betas"]
-    if trained is not None and not 0 < len(trained) <= _MOST_TIMESTEPS:
-        raise InputError(f"trained_betas has {len(trained)} numbers; expected 1 to {_MOST_TIMESTEPS}")
     try:
+        trained = config["trained_betas"]
+        check_integer("the number of trained_betas", 1 if trained is None else len(trained), 0, _MOST_TIMESTEPS)
         betas = DDPMScheduler(**{name: config[name] for name in names}).betas
-    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
         raise InputError(f"the config's betas cannot be made: {error!s:.200}") from error
-    if betas.ndim != 1 or not ((betas > 0) & (betas <= 1)).all():
+    if betas.ndim != 1 or not len(betas) or not ((betas > 0) & (betas <= 1)).all():
         raise InputError("the config's betas do not all lie in (0, 1]: check beta_start, beta_end and trained_betas")
     return betas

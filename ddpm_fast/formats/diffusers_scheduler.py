@@ -145,6 +145,8 @@ class DDPMFastScheduler(SchedulerMixin, ConfigMixin):
             sampler = check_choice("sampler", kwargs.get("sampler") or sampler_of(config))
             refuse_flows(config)
             config = {**config, **SAMPLERS[sampler][1]}
+            if config.get("solver_type") in ("logrho", "bh1", "bh2"):
+                config["solver_type"] = "midpoint"  # those are DEIS's and UniPC's; DPMSolverMultistepScheduler does so
             kwargs["sampler"] = sampler
         return super().from_config(config, return_unused_kwargs, **kwargs)
 

@@ -110,7 +110,7 @@ def _load(name: str, device: str | torch.device, dtype: torch.dtype | None, flag
     folder = _folder_format(path)
     if folder is not None:
         return _place(path, folder.read(path, flags), _files_of(path), device, dtype)
-    if _is_pickle(path):
+    if is_pickle(path):
         content = read_pickle(path)
         return _place(path, _format_of(path, content).read(content, path, flags), (path,), device, dtype)
     if hub.is_repository(name) and not os.path.lexists(path):
@@ -138,7 +138,7 @@ def _folder_format(path: Path) -> Folder | None:
     return next((one for one in FOLDERS if one.claims(path)), None) if os.path.isdir(path) else None
 
 
-def _is_pickle(path: Path) -> bool:
+def is_pickle(path: Path) -> bool:
     """Whether torch.save may have written a file: it is a zip archive, or it begins as a pickle does."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -165,6 +165,11 @@ def _format_of(path: Path, content: object) -> Format:
         raise InputError(
             f"{path} could be of {' or of '.join(one.name for one in claiming)}; expected a file of one format: save "
             "the weights alone, under the names of its library"
+        )
+    if openai_classifier.claims(content):
+        raise InputError(
+            f"{path} is a classifier of guided-diffusion; expected a model that draws: give it as the classifier that "
+            "guides one (classifier=df.load_classifier(...), --classifier)"
         )
     raise InputError(
         f"{path} is of no known format: it holds {_described(content)}; expected a file of "

@@ -264,6 +264,7 @@ def _encoding_of_ends(ends: Tensor, path: Prepared) -> Prepared:
         steps=path.options.steps,
         spacing=path.options.spacing,
         labels=None if path.labels is None else path.labels[[0, -1]],
+        condition=path.condition if path.condition is None or len(path.condition) == 1 else path.condition[[0, -1]],
         shape=path.shape,
         cuda_graph=path.options.cuda_graph,
     )
@@ -291,7 +292,7 @@ def encode(
         model, diffusion: As in sample().
         images: float [N, C, ...] about in [-1, 1], or uint8.
         steps, labels: See SamplingOptions.
-        **options: spacing, clip, batch_size and cuda_graph; see SamplingOptions.
+        **options: spacing, clip, condition, batch_size, cuda_graph and compile; see SamplingOptions.
 
     Returns:
         fp32, shaped like images.
@@ -379,14 +380,15 @@ class RoundTrip:
 def prepare_round_trip(
     network: Network, diffusion: GaussianDiffusion, images: Tensor, options: SamplingOptions
 ) -> RoundTrip:
-    """encode and decode, ready to be drawn. Of the options only steps, spacing, clip, labels, batch_size, on_step (for
-    the decoding) and cuda_graph count. Raises InputError where encode does."""
+    """encode and decode, ready to be drawn. Of the options only steps, spacing, clip, labels, condition, batch_size,
+    on_step (for the decoding) and cuda_graph count. Raises InputError where encode does."""
     decoding = SamplingOptions(
         sampler="ddim",
         steps=options.steps,
         spacing=options.spacing,
         clip=options.clip,
         labels=options.labels,
+        condition=options.condition,
         batch_size=options.batch_size,
         on_step=options.on_step,
         cuda_graph=options.cuda_graph,

@@ -245,20 +245,26 @@ class Replays:
         return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
-_replays: weakref.WeakKeyDictionary[nn.Module, Replays] = weakref.WeakKeyDictionary()
+_Replays = weakref.WeakKeyDictionary[nn.Module, Replays]
+_replays: _Replays = weakref.WeakKeyDictionary()
+_guided: weakref.WeakKeyDictionary[nn.Module, _Replays] = weakref.WeakKeyDictionary()  # by model, then by classifier
 
 
 @contextlib.contextmanager
-def replays_of(model: nn.Module, device: torch.device, asked: bool | None = None) -> Iterator[Replays | None]:
-    """A model's replays, new ones if it has changed.
+def replays_of(
+    model: nn.Module, device: torch.device, asked: bool | None = None, classifier: nn.Module | None = None
+) -> Iterator[Replays | None]:
+    """A model's replays, or those of a model and a classifier that guides it; new ones if either has changed.
 
     Inside, None if a capture of this model has failed before (see refuse for asked), or while another thread uses them.
     Nothing that is kept may hold on to the model, or neither would ever be freed.
     """
-    baked = _baked(model)
-    replays = _replays.get(model)
+    baked = _baked(model), None if classifier is None else _baked(classifier)
+    kept = _replays if classifier is None else _guided.setdefault(model, weakref.WeakKeyDictionary())
+    key = model if classifier is None else classifier
+    replays = kept.get(key)
     if replays is None or replays.baked != baked:
-        replays = _replays[model] = Replays(device, baked)
+        replays = kept[key] = Replays(device, baked)
     if not replays.lock.acquire(blocking=False):
         yield None
         return

@@ -26,6 +26,7 @@ def predictor(
     guidance: float | None = None,
     rescale: float = 0.0,
     null_label: int | None = None,
+    condition: Tensor | None = None,
 ) -> Predict:
     """predict(x, t) -> output, for x [N, C, ...] and t int64 [N]: one call of the network, guided if that was asked
     for.
@@ -40,13 +41,15 @@ def predictor(
             plain conditional model and w = 0 the plain unconditional one: each takes one call on the batch as it is.
         rescale: See rescale_to.
         null_label: The class that stands for "no class", as null_class returned it.
+        condition: The second image of each sample, for a network that takes one, or None.
 
     Returns:
         predict, which raises InputError, when it is called, for an output with another number of channels.
     """
 
     def ask(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        output = model(x, t) if labels is None else model(x, t, labels)
+        arguments = (x, t) if labels is None else (x, t, labels)
+        output = model(*arguments) if condition is None else model(*arguments, condition=beside(condition, len(x)))
         check_channels(output.shape[1], x.shape[1], learned)
         return output
 
@@ -69,6 +72,11 @@ def predictor(
         return torch.cat([prediction, cond[:, channels:]], dim=1) if learned else prediction
 
     return guided
+
+
+def beside(condition: Tensor, n: int) -> Tensor:
+    """The second images for a batch of n samples: as they are, or twice for one of twice the size."""
+    return condition if len(condition) == n else torch.cat([condition, condition])
 
 
 def _twice(t: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ddpm_fast.errors import check_integer
-from ddpm_fast.loops.network import Network, evaluating
+from ddpm_fast.loops.network import Network, evaluating, scaled_to
 from ddpm_fast.nn import derived
 from ddpm_fast.noise import NoiseKey, Stream, uniform_integers
 from ddpm_fast.respacing import sampling_timesteps
@@ -82,6 +82,8 @@ class LikelihoodOptions:
             estimate from S terms: L_0, and one t that is drawn for each image from each of S - 1 stretches of the
             chain, which are short near t = 0, where the terms are large.
         labels: One class for all images, or one for each. None for unconditional calls.
+        condition: The second image of a network that takes one, [n or 1, condition_channels, h, w]; see
+            SamplingOptions.
         seed: Seed of the noise and of the drawn t. Both depend on (seed, first_sample_id + i, t or stretch) alone, not
             on the batch.
         first_sample_id: The sample id of the first image.
@@ -92,6 +94,7 @@ class LikelihoodOptions:
 
     steps: int | None = None
     labels: int | Sequence[int] | Tensor | None = None
+    condition: Tensor | None = None
     seed: int = 0
     first_sample_id: int = 0
     clip: bool = True
@@ -104,6 +107,7 @@ class LikelihoodKeywords(TypedDict, total=False):
 
     steps: int | None
     labels: int | Sequence[int] | Tensor | None
+    condition: Tensor | None
     seed: int
     first_sample_id: int
     clip: bool
@@ -139,6 +143,8 @@ def bits_per_dim(
     labels = network.check_labels(wanted.labels, n)
     labels = None if labels is None else labels.to(device)
     columns = []
+    given = network.check_condition(wanted.condition, n)
+    condition = None if given is None else scaled_to(given.to(device), n, x0.shape[2:])
     call = network.called()
     with evaluating(network.model), derived.held(network.model):
         for s, end in enumerate(ends):
@@ -146,7 +152,8 @@ def bits_per_dim(
             t = first + uniform_integers(replace(key, stream=Stream.TIMESTEP), end - first + 1)
             x_t = diffusion.q_sample(x0, t, key, dtype=network.dtype or torch.float32)
             asked = told.index_select(0, t)
-            output = call(x_t, asked) if labels is None else call(x_t, asked, labels)
+            arguments = (x_t, asked) if labels is None else (x_t, asked, labels)
+            output = call(*arguments) if condition is None else call(*arguments, condition=condition)
             terms, mse_x0, mse_eps = diffusion.vlb_terms(output, x0, t, key, clip=wanted.clip, decoder=wanted.decoder)
             columns.append((terms, mse_x0, mse_eps, t))
             key.step.add_(1)

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_fast.errors import InputError, check_integer
 from ddpm_fast.nn import UNet
 from ddpm_fast.nn.foreign import Foreign
 from ddpm_fast.objective import output_channels
+from ddpm_fast.ops.tensors import widen
 
 Call = Callable[..., Tensor]
 
@@ -32,6 +34,7 @@ class Network:
         classes: The number of classes, 0 for an unconditional model. None for a network that does not say.
         null_class: Whether class number `classes` stands for "no class".
         takes_labels, needs_labels: Whether it may, and must, be called with labels.
+        condition_channels: The channels of a second image that it is given beside x. 0 for none.
         divisor: What the height and width of an image must be divisible by.
         may_wait: Whether calling it may wait for the device, which a CUDA graph does not allow. A UNet never does.
         foreign: What calls a model that is not ours in its own way. None for a UNet, and for a Foreign itself.
@@ -47,6 +50,7 @@ class Network:
     null_class: bool
     takes_labels: bool
     needs_labels: bool
+    condition_channels: int
     divisor: int
     may_wait: bool
     foreign: Foreign | None
@@ -78,6 +82,7 @@ class Network:
             null_class=config.num_classes > 0 and config.null_class,
             takes_labels=config.num_classes > 0,
             needs_labels=config.num_classes > 0 and not config.null_class,
+            condition_channels=config.condition_channels,
             divisor=2 ** (len(config.channel_mult) - 1),
             may_wait=type(model) is not UNet,  # a subclass may do more
             foreign=None,
@@ -100,6 +105,7 @@ class Network:
             null_class=False,
             takes_labels=foreign.takes_labels,
             needs_labels=foreign.needs_labels,
+            condition_channels=0,
             divisor=foreign.divisor,
             may_wait=True,
             foreign=None if module is foreign else foreign,
@@ -162,6 +168,32 @@ class Network:
         if self.in_channels is not None and self.out_channels is not None:
             check_channels(self.out_channels, self.in_channels, learned)
 
+    def check_condition(self, condition: Tensor | None, n: int) -> Tensor | None:
+        """The second image of n samples, [n or 1, condition_channels, h, w] in any dtype and place; or None.
+
+        Raises:
+            InputError: If the network needs one and there is none, or takes none, or it is another.
+        """
+        channels = self.condition_channels
+        if condition is None:
+            if channels and n:
+                raise InputError(
+                    f"this {self.name} needs a second image of {channels} channels, such as the small image that it "
+                    "enlarges: give condition"
+                )
+            return None
+        if not channels:
+            raise InputError(f"the {self.name} takes no second image: leave condition out")
+        if not isinstance(condition, Tensor) or not (condition.is_floating_point() or condition.dtype == torch.uint8):
+            found = condition.dtype if isinstance(condition, Tensor) else type(condition).__name__
+            raise InputError(f"condition is {found}; expected a tensor of floats about in [-1, 1], or uint8 in 0..255")
+        shape = list(condition.shape)
+        if len(shape) != 4 or shape[0] not in (1, n) or shape[1] != channels or 0 in shape[2:]:
+            raise InputError(f"condition is {shape}; expected [{n}, {channels}, h, w], or one for all samples")
+        if not condition.isfinite().all():
+            raise InputError("condition has NaN or infinite values; expected floats about in [-1, 1]")
+        return condition
+
     def check_labels(self, labels: int | Sequence[int] | Tensor | None, n: int) -> Tensor | None:
         """The labels of n samples as int64 [n] on the CPU, or None.
 
@@ -175,13 +207,7 @@ class Network:
             return None
         if self.classes != 0 and not self.takes_labels:
             raise InputError(f"the {self.name} takes x and t alone: leave the labels out")
-        tensor = _integers(labels, n)
-        if tensor.ndim == 0:
-            tensor = tensor.expand(n)
-        if tensor.shape != (n,):
-            raise InputError(
-                f"labels have shape {tuple(tensor.shape)}; expected one class, or {n}, one for each sample"
-            )
+        tensor = labels_of(labels, n)
         if self.classes is None:
             return tensor
         if self.classes == 0:
@@ -223,6 +249,20 @@ def check_channels(found: int, channels: int, learned: bool) -> None:
     )
 
 
+def scaled_to(images: Tensor, n: int, size: Sequence[int]) -> Tensor:
+    """Second images as the network is given them: scaled to a size bilinearly, fp32 [n, C, *size].
+
+    Args:
+        images: [n or 1, C, h, w], floats or uint8.
+        n: How many samples there are.
+        size: (H, W).
+    """
+    images = widen(images, torch.float32)
+    if images.shape[2:] != torch.Size(size):
+        images = F.interpolate(images, list(size), mode="bilinear")
+    return images.expand(n, -1, -1, -1)
+
+
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Inside, the model is in eval mode. Afterwards each of its modules is in the mode that it was in before."""
@@ -235,6 +275,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in eval mode, and no gradient of its parameters is recorded: what a gradient of its input
+    needs takes less memory then. Afterwards all is as it was before."""
+    recorded = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with evaluating(model):
+        try:
+            for parameter in recorded:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in recorded:
+                parameter.requires_grad_(True)
+
+
 def _place(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
     """Where a model is, and the dtype of its parameters, if it has any."""
     parameter = next(model.parameters(), None)
@@ -242,6 +297,20 @@ def _place(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
         return parameter.device, parameter.dtype
     buffer = next(model.buffers(), None)
     return torch.device("cpu") if buffer is None else buffer.device, None
+
+
+def labels_of(labels: int | Sequence[int] | Tensor, n: int) -> Tensor:
+    """The labels of n samples, one for all or one for each: int64 [n] on the CPU.
+
+    Raises:
+        InputError: If they are not integers, or as many.
+    """
+    tensor = _integers(labels, n)
+    if tensor.ndim == 0:
+        tensor = tensor.expand(n)
+    if tensor.shape != (n,):
+        raise InputError(f"labels have shape {tuple(tensor.shape)}; expected one class, or {n}, one for each sample")
+    return tensor
 
 
 def _integers(labels: int | Sequence[int] | Tensor, n: int) -> Tensor:

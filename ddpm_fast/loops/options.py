@@ -56,6 +56,12 @@ class SamplingOptions:
             0 (not at all) to 1 (fully).
         dynamic_threshold: A quantile in (0, 1] such as 0.995, for large guidance. It replaces the clip.
         null_label: The class that stands for "no class". Only for a network of your own; a UNet knows its null class.
+        classifier: A classifier of noised images that guides towards the labels: a Classifier, or any module or
+            function of (x, t) that gives logits [N, classes]. See classifier_guidance.py. None for none.
+        classifier_scale: The factor of its gradient: at least 0, which is no guidance, and 1 if not given.
+        condition: The second image that a network with condition_channels is given, such as the small image that an
+            upsampler enlarges: [n or 1, condition_channels, h, w], floats about in [-1, 1] or uint8. It is scaled to
+            the samples' size, bilinearly.
         seed: The seed of the noise: an int of up to 64 bits.
         first_sample_id: The sample id of the first image. Image i has the noise of id first_sample_id + i.
         labels: One class for all images, or one for each. None draws unconditionally.
@@ -84,6 +90,9 @@ class SamplingOptions:
     guidance_rescale: float = 0.0
     dynamic_threshold: float | None = None
     null_label: int | None = None
+    classifier: Callable[..., Any] | None = None
+    classifier_scale: float | None = None
+    condition: Tensor | None = None
     seed: int = 0
     first_sample_id: int = 0
     labels: int | Sequence[int] | Tensor | None = None
@@ -111,6 +120,13 @@ class SamplingOptions:
                 "guidance_rescale out"
             )
 
+        self._number("classifier_scale", lambda v: 0 <= v < math.inf, "a finite number of at least 0 (no guidance)")
+        if self.classifier is None and self.classifier_scale is not None:
+            raise InputError(
+                f"classifier_scale is {self.classifier_scale} without a classifier: give classifier too, or leave "
+                "classifier_scale out"
+            )
+
     def _integer(self, name: str, low: int, high: int | None = None) -> None:
         """Checks a field that is an integer or None, and keeps it as a Python int."""
         if (value := getattr(self, name)) is not None:
@@ -127,6 +143,7 @@ class EncodingKeywords(TypedDict, total=False):
 
     spacing: str
     clip: bool
+    condition: Tensor | None
     batch_size: int | None
     cuda_graph: bool | None
     compile: bool
@@ -139,6 +156,8 @@ class DecodingKeywords(EncodingKeywords, total=False):
     guidance_rescale: float
     dynamic_threshold: float | None
     null_label: int | None
+    classifier: Callable[..., Any] | None
+    classifier_scale: float | None
     seed: int
     first_sample_id: int
     on_step: Callable[[Step], None] | None

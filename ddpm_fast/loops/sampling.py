@@ -27,9 +27,10 @@ from ddpm_fast import ops
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import check_integer
 from ddpm_fast.loops import graphs
+from ddpm_fast.loops.classifier_guidance import Gradient, Judge, shift_table, targets_and_labels
 from ddpm_fast.loops.compiled import check_compiler, compiled
 from ddpm_fast.loops.guidance import null_class, predictor
-from ddpm_fast.loops.network import Call, Network, evaluating
+from ddpm_fast.loops.network import Call, Network, evaluating, frozen, scaled_to
 from ddpm_fast.loops.options import SamplingKeywords, SamplingOptions, Step
 from ddpm_fast.loops.state import BatchState, DeviceTable, Paste, RowKind, asking_rows, looks_back
 from ddpm_fast.nn import derived
@@ -51,11 +52,14 @@ class Prepared:
         options: What was asked for.
         table: The rows to be run, in order.
         shape: The shape of one sample.
-        labels: int64 [n] on the CPU, or None.
+        labels: int64 [n] on the CPU for the network, or None.
         null_label: The null class to guide away from, or None.
         key: The noise of the n samples, on the network's device.
         start: Where each batch starts; None for pure noise.
         same_noise: Whether all samples draw the noise of the first one.
+        condition: The second images, [n or 1, C', h, w] as they were given, or None.
+        judge: The classifier that guides, or None.
+        targets: int64 [n] on the CPU, the classes that it guides towards, or None.
     """
 
     network: Network
@@ -68,6 +72,9 @@ class Prepared:
     key: NoiseKey
     start: Start | None = None
     same_noise: bool = False
+    condition: Tensor | None = None
+    judge: Judge | None = None
+    targets: Tensor | None = None
 
     @property
     def n(self) -> int:
@@ -100,9 +107,10 @@ class Prepared:
         """
         device, model = self.network.device, self.network.model
         batch_size = self.options.batch_size or max(self.n, 1)
-        table = DeviceTable.of(self.table, device, self.options.dynamic_threshold)
-        labels = None if self.labels is None else self.labels.to(device)
-        with evaluating(model), derived.held(model), self._replays() as replays:
+        table = self._device_table()
+        labels, targets = (None if t is None else t.to(device) for t in (self.labels, self.targets))
+        judging = contextlib.nullcontext() if self.judge is None else frozen(self.judge.model)
+        with evaluating(model), derived.held(model), judging, self._replays() as replays:
             for first in range(0, self.n, batch_size):
                 part = slice(first, min(first + batch_size, self.n))
                 if wanted is not None and not wanted(part):
@@ -117,6 +125,8 @@ class Prepared:
                     keeps_x0=self._looks_back or self.options.on_step is not None,
                     model_dtype=self.network.dtype,
                     labels=None if labels is None else labels[part],
+                    targets=None if targets is None else targets[part],
+                    condition=self._condition(part),
                     paste=paste,
                 )
                 yield part, self._run_rows(state, self._kinds(paste), first, replays, check or _never)
@@ -139,10 +149,12 @@ class Prepared:
                 guidance=self.options.guidance,
                 rescale=self.options.guidance_rescale,
                 null_label=self.null_label,
+                condition=state.condition,
             )
+            gradient = self._gradient(state.targets)
             for i, kind in enumerate(kinds):
                 check()
-                repeat(kind, partial(state.advance, predict, kind, self.options.dynamic_threshold))
+                repeat(kind, partial(state.advance, predict, kind, self.options.dynamic_threshold, gradient))
                 if on_step is not None:
                     # Copies, because the next row overwrites both.
                     x0 = state.x0.clone() if kind.asks and state.x0 is not None else None
@@ -162,11 +174,13 @@ class Prepared:
             (self.options.guidance, self.options.guidance_rescale, self.null_label, self.options.dynamic_threshold),
             self.options.compile,
             self.diffusion.objective.learned,
+            None if self.judge is None else self.judge.scale,
             ops.active_backend("reverse_step", self.network.device, torch.float32),
         )
         replay = replays.take(layout)
         if replay is None:
-            replay = graphs.Replay(state.copy(), replays.pool, careful=self.network.may_wait)
+            may_wait = self.network.may_wait or (self.judge is not None and self.judge.may_wait)
+            replay = graphs.Replay(state.copy(), replays.pool, careful=may_wait)
         else:
             replay.state.load(state)
         try:
@@ -213,26 +227,50 @@ class Prepared:
         """Pure noise: where sampling starts unless `start` says otherwise."""
         return ops.normal(key, self.shape, memory_format=self._memory_format()), None
 
+    def _device_table(self) -> DeviceTable:
+        shifts = None
+        if self.judge is not None:
+            shifts = shift_table(self.diffusion, self.table, self.options.sampler)
+        return DeviceTable.of(self.table, self.network.device, self.options.dynamic_threshold, shifts)
+
+    def _gradient(self, targets: Tensor | None) -> Gradient | None:
+        """What a batch is guided by, or None. targets: its classes on the device."""
+        if self.judge is None or self.targets is None or targets is None:
+            return None
+        return self.judge.gradient(targets, int(self.targets.max()) + 1)
+
+    def _condition(self, part: slice) -> Tensor | None:
+        """The second images of one batch, of the samples' size: fp32 [len(part), C', H, W] on the network's device."""
+        if self.condition is None:
+            return None
+        images = self.condition if len(self.condition) == 1 else self.condition[part]
+        return scaled_to(images.to(self.network.device), part.stop - part.start, self.shape[1:])
+
     def _memory_format(self) -> torch.memory_format:
         return torch.channels_last if len(self.shape) == 3 else torch.contiguous_format
 
     def _replays(self) -> contextlib.AbstractContextManager[graphs.Replays | None]:
         """The model's graphs; inside, None if there can be none."""
-        if _why_no_graph(self.network, self.options.cuda_graph):
+        if _why_no_graph(self.network, self.judge, self.options.cuda_graph):
             return contextlib.nullcontext()
-        return graphs.replays_of(self.network.model, self.network.device, self.options.cuda_graph)
+        classifier = None if self.judge is None else self.judge.model
+        return graphs.replays_of(self.network.model, self.network.device, self.options.cuda_graph, classifier)
 
 
 def prepare(network: Network, diffusion: GaussianDiffusion, n: int, options: SamplingOptions) -> Prepared:
     """Decide and check everything that drawing n images from pure noise needs.
 
     Raises:
-        InputError: For n < 0, for labels, a shape, guidance or an output that do not fit the model, for steps that the
+        InputError: For n < 0, for labels, a shape, guidance, a condition, a classifier or an output that do not fit the
+            model, for steps that the
             diffusion does not have, for sample ids out of range, and where a CUDA graph or a compiled network was asked
             for but cannot be.
     """
     n = check_integer("n", n, 0)
     network.check_output(diffusion.objective.learned)
+    scale = 1.0 if options.classifier_scale is None else options.classifier_scale
+    judge = Judge.of(options.classifier, scale, network.device)
+    targets, labels = targets_and_labels(network, judge, options.labels, n)
     prepared = Prepared(
         network=network,
         diffusion=diffusion,
@@ -246,14 +284,17 @@ def prepare(network: Network, diffusion: GaussianDiffusion, n: int, options: Sam
             clip=options.clip,
         ),
         shape=network.sample_shape(options.shape),
-        labels=network.check_labels(options.labels, n),
+        labels=labels,
         null_label=null_class(network, options.labels, options.guidance, options.null_label),
         key=NoiseKey.of(options.seed, n, first_sample_id=options.first_sample_id, device=network.device),
+        condition=network.check_condition(options.condition, n),
+        judge=judge if scale else None,
+        targets=targets if scale else None,
     )
     if options.compile:
         check_compiler(network.device)
     if options.cuda_graph:
-        _why_no_graph(network, options.cuda_graph)
+        _why_no_graph(network, judge, options.cuda_graph)
     return prepared
 
 
@@ -276,8 +317,8 @@ def sample(
         diffusion: The diffusion that the model was trained for.
         n: The number of images.
         **options: The fields of SamplingOptions, which describes each: sampler, steps, spacing, eta, clip, guidance,
-            guidance_rescale, dynamic_threshold, null_label, seed, first_sample_id, labels, batch_size, shape, on_step,
-            cuda_graph and compile.
+            guidance_rescale, dynamic_threshold, null_label, classifier, classifier_scale, condition, seed,
+            first_sample_id, labels, batch_size, shape, on_step, cuda_graph and compile.
 
     Returns:
         fp32 [n, C, H, W] (or [n, *shape]), about in [-1, 1], on the model's device.
@@ -302,11 +343,13 @@ def _never() -> None:
     """The check that stops nothing."""
 
 
-def _why_no_graph(network: Network, cuda_graph: bool | None) -> str:
+def _why_no_graph(network: Network, judge: Judge | None, cuda_graph: bool | None) -> str:
     """Why the rows cannot be replayed from graphs now, or the empty string. Raises InputError if they had to be."""
     if cuda_graph is False:
         return "cuda_graph is False"
     reason = graphs.cannot_capture(network.device, network.model)
+    if judge is not None and not reason:
+        reason = graphs.cannot_capture(network.device, judge.model)
     if reason:
         graphs.refuse(reason, cuda_graph)
     return reason

@@ -16,18 +16,48 @@ from torch import Tensor, nn
 
 from ddpm_fast.errors import InputError, check_integer
 
-_EXPECTED = "expected a torch.nn.Module or a function that is called as model(x, t) or model(x, t, labels)"
+_EXPECTED = "expected a torch.nn.Module or a function that is called as one is, with (x, t) or (x, t, labels)"
 # What diffusers' UNet2DModel has in its config, and no other of its networks has with a config of images alone.
 _DIFFUSERS = ("sample_size", "in_channels", "out_channels", "num_class_embeds", "block_out_channels")
 _MAX = 2**24  # for a size or a number of classes
 
 
-class Foreign(nn.Module):
+class Named(nn.Module):
+    """Whatever can be called, as a module. The modules that a function names are part of it: as a method's object, in a
+    functools.partial, as variables. They say its device and dtype, and follow its mode. A function that names no
+    parameters is on the CPU; `.to(device)` says otherwise.
+
+    Args:
+        model: A torch.nn.Module or any callable.
+        what: What it is, for messages.
+
+    Attributes:
+        model: As it was given.
+
+    Raises:
+        InputError: For what cannot be called.
+    """
+
+    def __init__(self, model: Callable[..., Any], what: str):
+        super().__init__()
+        _check_callable(model, what)
+        self.model = model
+        if not isinstance(model, nn.Module):
+            self.named = nn.ModuleList(_named_modules(model))
+            if next(self.parameters(), None) is None:
+                # Says where this is, and goes along with .to().
+                self.register_buffer("place", torch.empty(0), persistent=False)
+
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        """Call it."""
+        return self.model(*arguments, **named)
+
+
+class Foreign(Named):
     """A network that is called as ours is. What it answers is checked, and taken out of diffusers' output object.
 
-    Of diffusers' UNet2DModel the config says everything. Of a function, the modules that it names (as a method, in
-    functools.partial, as a variable) are part of this module: they say the device and dtype, and follow its mode. A
-    function that names no parameters is on the CPU and is given float32; `.to(device)` says otherwise.
+    Of diffusers' UNet2DModel the config says everything. For a function's device see Named: one that names no
+    parameters is on the CPU, unless `.to(device)` says otherwise, and is given float32.
 
     Args:
         model: A torch.nn.Module or any callable of (x, t) or (x, t, labels). A parameter called class_labels is given
@@ -53,15 +83,8 @@ class Foreign(nn.Module):
         out_channels: int | None = None,
         classes: int | None = None,
     ):
-        super().__init__()
-        _check_callable(model)
+        super().__init__(model, "the model")
         said = _said(model)
-        self.model = model
-        if not isinstance(model, nn.Module):
-            self.named = nn.ModuleList(_named_modules(model))
-            if next(self.parameters(), None) is None:
-                # Says where this is, and goes along with .to().
-                self.register_buffer("place", torch.empty(0), persistent=False)
         self.shape = said.shape if shape is None else _checked_shape(shape)
         self.out_channels = said.out_channels if out_channels is None else _checked("out_channels", out_channels, 1)
         self.classes = said.classes if classes is None else _checked("classes", classes, 0)
@@ -165,14 +188,14 @@ def _checked_shape(shape: object) -> tuple[int, ...]:
     return tuple(_checked(f"shape[{i}]", size, 1) for i, size in enumerate(shape))
 
 
-def _check_callable(model: object) -> None:
+def _check_callable(model: object, what: str) -> None:
     if isinstance(model, type) or not callable(model):
-        what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
         inner = next((name for name in ("model", "unet") if callable(getattr(model, name, None))), None)
         advice = f": give its .{inner}" if inner and not isinstance(model, type) else ""
-        raise InputError(f"the model is {what}; {_EXPECTED}{advice}")
+        raise InputError(f"{what} is {kind}; {_EXPECTED}{advice}")
     if hasattr(model, "unet") and hasattr(model, "scheduler"):
-        raise InputError(f"the model is a {type(model).__name__}, a whole pipeline; {_EXPECTED}: give its .unet")
+        raise InputError(f"{what} is a {type(model).__name__}, a whole pipeline; {_EXPECTED}: give its .unet")
 
 
 def _signature(model: Callable[..., Any]) -> inspect.Signature | None:

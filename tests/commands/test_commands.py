@@ -186,7 +186,7 @@ def test_a_grey_model_takes_grey_saved_as_colour_and_refuses_colour(tmp_path, mo
         (["--model", "SMALL", "--round-trip"], "--round-trip is for editing a picture"),
         (["--model", "SMALL", "--init-image", "nosuch.png"], "--init-image: there is no file nosuch.png"),
         (["--model", "SMALL", "--init-image", "TEXT"], "text.safetensors"),
-        (["--model", "SMALL", "--init-image", "WIDE"], "is 9x8 pixels, and this model draws 8x8: crop or scale it"),
+        (["--model", "SMALL", "--init-image", "WIDE"], "a width of 9 pixels, but this UNet halves"),
         (["--model", "SMALL", "--init-image", "TWO.npz"], "is 2 channels; expected RGB"),
         (["--model", "SMALL", "--init-image", "PICTURE", "--strength", "0"], "strength is 0.0; expected a number in"),
         (["--model", "SMALL", "--init-image", "PICTURE", "--gif", "x.gif"], "leave it out with --init-image"),

@@ -123,10 +123,8 @@ def test_one_channel_is_shown_and_edited(tmp_path, monkeypatch):
     done = run("sample", "--model=run", "--steps=4", "--init-image=first.npz", "--round-trip", "--out=back.npz")
     assert done.exit_code == 0 and "Round trip: mean squared error" in done.stdout
 
-    np.savez("wide.npz", images=np.zeros((1, 16, 16), np.float32))
-    for file, words in (("mask.png", "give an .npz or .npy"), ("wide.npz", "has images of 1x16x16; expected 1x8x8")):
-        done = run("sample", "--model=run", f"--init-image={file}")
-        assert done.exit_code == 2 and words in done.stderr
+    done = run("sample", "--model=run", "--init-image=mask.png")
+    assert done.exit_code == 2 and "give an .npz or .npy" in done.stderr
     save_small_model("bytes.safetensors", classes=0, channels=1)
     done = run("sample", "--model=bytes.safetensors", "--init-image=first.npz")
     assert done.exit_code == 2 and "has floats; expected 8-bit images" in done.stderr

@@ -374,13 +374,15 @@ def _network(rng: random.Random, notes: Notes) -> int:
         if isinstance(value, tuple):
             given[name] = rng.choice((list(value), (), (0,), (-1, 2), (1.5,), ("1",), None, 3, "12", [True, 2], {1: 2}))
         else:
-            given[name] = hostile(rng, value) if rng.random() < 0.7 else rng.choice((*ODD, *INTEGERS))
+            given[name] = hostile(rng, value) if rng.random() < 0.7 else rng.choice((*ODD, *INTEGERS, (8, 4), (3, 4)))
     said = f"({given!r:.400})"
     result = _attempt("UNetConfig", said, lambda: df.UNetConfig(**given), notes)
     if isinstance(result, InputError):
         return 1
     for name in good:
-        if type(getattr(result, name)) is not int:
+        sides = getattr(result, name)
+        sides = sides if name == "image_size" and isinstance(sides, tuple) else (sides,)
+        if any(type(side) is not int for side in sides):
             raise Failed(f"UNetConfig: {name} is {type(getattr(result, name)).__name__}", said)
     if not 0 <= result.dropout < 1 or not math.isfinite(result.norm_eps):
         raise Failed("UNetConfig: a number that is none", said)

@@ -49,7 +49,7 @@ def _huge_png(data: bytes, size: int) -> bytes:
 
 def picture(rng: random.Random, place: Path) -> Case:
     data, suffix, how, good = _one_picture(rng)
-    size = rng.choice((None, None, 8))
+    size = rng.choice((None, None, 8, (5, 9)))
     if rng.random() < 0.6:
         path = write(rng, place, data, f"a.{suffix}")
 
@@ -60,16 +60,16 @@ def picture(rng: random.Random, place: Path) -> Case:
         return f"read_picture, {how}", lambda: read_picture(path, "--init-image", size), check, PICTURE_MEGABYTES
     (place / f"a.{suffix}").write_bytes(data)
     (place / "good.png").write_bytes(material.pictures()["png"])
-    strict, channels = rng.random() < 0.2, rng.choice((None, 1, 3))
+    strict, channels, wanted = rng.random() < 0.2, rng.choice((None, 1, 3)), rng.choice((8, 8, (5, 9), (20, 3)))
     return (
-        f"in a folder, strict={strict}, {how}",
-        lambda: _load_both(place, 8, channels, strict=strict),
+        f"in a folder, strict={strict}, image_size={wanted}, {how}",
+        lambda: _load_both(place, wanted, channels, strict=strict),
         lambda loaded: check_dataset(loaded, 1, 2),
         PICTURE_MEGABYTES,
     )
 
 
-_SIZES = ((10, 12), (12, 10), (8, 8))
+_SIZES = ((10, 12), (12, 10), (8, 8), (5, 9))
 
 
 def _load_both(source: Path, *of: Any, **options: Any) -> Dataset:
@@ -130,7 +130,7 @@ def array(rng: random.Random, place: Path) -> Case:
         name, value, how = _strange_array(rng)
         data, how = material.npz({**good, name: value}, True), f"{name} is {how}"
     path = write(rng, place, data, f"a.{suffix}")
-    size, channels = rng.choice((None, None, 4, 8)), rng.choice((None, None, 1, 3, 2))
+    size, channels = rng.choice((None, None, 4, 8, (4, 9))), rng.choice((None, None, 1, 3, 2))
     classes = rng.random() < 0.3
     return (
         f"{how}; image_size={size}, channels={channels}",

@@ -59,7 +59,7 @@ def model(rng: random.Random, place: Path) -> Case:
         ):
             return "label_names that are none were loaded"
         made = loaded.model.config
-        shape = (1, made.in_channels, made.image_size, made.image_size)
+        shape = (1, *made.shape)
         with torch.inference_mode():
             label = torch.zeros(1).long() if made.num_classes else None
             x = loaded.model(torch.zeros(shape), torch.zeros(1).long(), label)

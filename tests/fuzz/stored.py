@@ -117,7 +117,7 @@ def prepared(rng: random.Random, place: Path) -> Case:
         (place / name).unlink()
         special(rng, place / name)
         how = "no regular file"
-    size, in_memory = rng.choice((None, 4, 8)), rng.random() < 0.5
+    size, in_memory = rng.choice((None, 4, 8, (3, 8))), rng.random() < 0.5
     return (
         f"{name}: {how}; image_size={size}",
         lambda: open_dataset(place, size, in_memory=True if in_memory else None),

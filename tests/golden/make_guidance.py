@@ -53,7 +53,7 @@ def chain(name: str, case: Chain) -> torch.Tensor:
         steps=T,
         learn_sigma=case.learned,
         sigma_small=case.small,
-        noise_schedule="cosine",
+        noise_schedule="linear",
         rescale_timesteps=case.rescale,
         timestep_respacing=str(STEPS),
     )

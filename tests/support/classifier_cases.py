@@ -38,7 +38,7 @@ def classifier_inputs(name: str) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Chain:
-    """A short chain that a classifier guides, of 4 timesteps of 20.
+    """A short chain that a classifier guides, of 4 timesteps of 100.
 
     Attributes:
         ddim: Whether it is DDIM's, or ancestral sampling.
@@ -47,7 +47,7 @@ class Chain:
         small: Whether a fixed variance is the smaller one.
         scale: The classifier's.
         clip: Whether the predicted x_0 is clipped.
-        rescale: Whether the networks are told t * 1000 / 20.
+        rescale: Whether the networks are told t * 1000 / 100.
     """
 
     ddim: bool = False
@@ -68,7 +68,7 @@ CHAINS = {
     "ddim with noise": Chain(ddim=True, eta=0.7, learned=True),
     "ddim unclipped, rescaled": Chain(ddim=True, clip=False, rescale=True, scale=0.5),
 }
-STEPS, T, CHANNELS, SIZE, CLASSES = 4, 20, 2, 4, 3
+STEPS, T, CHANNELS, SIZE, CLASSES = 4, 100, 2, 4, 3
 LABELS = (2, 0)
 
 

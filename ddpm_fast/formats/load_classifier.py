@@ -1,0 +1,53 @@
+"""`load_classifier`: a classifier of noised images, from a file of ours or of guided-diffusion."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from ddpm_fast.errors import InputError
+from ddpm_fast.files.classifier import read_classifier
+from ddpm_fast.formats import hub, openai_classifier
+from ddpm_fast.formats.load import is_pickle
+from ddpm_fast.formats.pickles import read_pickle
+from ddpm_fast.nn.classifier import Classifier
+
+
+def load_classifier(
+    source: str | os.PathLike,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    flags: str | None = None,
+) -> Classifier:
+    """Load a classifier of noised images, which guides a sampler: df.sample(..., classifier=...).
+
+    Args:
+        source: A file that save_classifier wrote; a .pt file of guided-diffusion's classifier; or either of these on
+            the Hugging Face Hub, as `hf:OWNER/NAME@REVISION/FILE`.
+        device: Where to put it.
+        dtype: The dtype of the parameters; None means float32.
+        flags: What guided-diffusion's scripts were given, such as "--image_size 128 --classifier_width 128". A file
+            says nearly all of it itself; what contradicts it is refused.
+
+    Returns:
+        The classifier, in eval mode.
+
+    Raises:
+        InputError: For a source that is missing, damaged or no classifier, and for flags that do not fit it.
+    """
+    name = os.fspath(source)
+    path = hub.download(name)[0] if name.startswith(hub.PREFIX) else Path(os.path.expanduser(name))
+    return _read(path, flags).to(device=device, dtype=dtype)
+
+
+def _read(path: Path, flags: str | None) -> Classifier:
+    if not is_pickle(path):
+        if flags is not None:
+            raise InputError(f"{path} says itself how its classifier is made: leave the flags out")
+        return read_classifier(path)
+    content = read_pickle(path)
+    if not openai_classifier.claims(content):
+        raise InputError(f"{path} holds no classifier of guided-diffusion; expected its parameters under its names")
+    return openai_classifier.read(content, path, flags)
