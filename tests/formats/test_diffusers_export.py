@@ -160,6 +160,12 @@ def test_the_whole_chain_is_measured(name, tmp_path):
     assert chain_difference(model, SHORT, folder, steps=10).mean > 1e-2
 
 
+def test_without_diffusers_a_chain_is_not_compared(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    model = network()
+    assert chain_difference(model, EPS, export_diffusers(model, EPS, tmp_path / "out")) is None
+
+
 @pytest.fixture
 def class_pipeline(tmp_path, monkeypatch):
     """Makes the pipeline that diffusers loads from an exported network of the classes a, b and c."""
