@@ -192,10 +192,9 @@ def read_images(
         images = _read_values(path, loaded, loaded.value_range, option)
         _check_size(images, path, loaded, option, beside)
         return images
-    channels = loaded.shape[0] if channels is None else channels
     images = read_bytes(path, option)
     _check_size(images, path, loaded, option, beside)
-    return with_channels(images, channels, path, option)
+    return with_channels(images, loaded.shape[0] if channels is None else channels, path, option)
 
 
 def read_bytes(path: Path, option: str) -> Tensor:

@@ -37,7 +37,7 @@ app = App()
 
 
 def _to_diffusers(loaded: LoadedModel, out: Path) -> None:
-    folder = export_diffusers(loaded, None, out)
+    folder = export_diffusers(loaded.unet, loaded.diffusion, out, label_names=loaded.label_names)
     apart = chain_difference(loaded.unet, loaded.diffusion, folder, min(_CHAIN_STEPS, loaded.diffusion.num_timesteps))
     if apart is None:
         console.print("The folder was not compared: install diffusers (pip install diffusers) for that.")

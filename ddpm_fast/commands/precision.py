@@ -166,7 +166,8 @@ class _Calls:
         labels = options.labels if options.labels is None or isinstance(options.labels, int) else options.labels[:n]
         # With a classifier they may be the classifier's alone.
         labels = labels if network.takes_labels else None
-        condition = torch.zeros(n, network.condition_channels, *network.sample_shape(None)[1:])
+        shape = network.sample_shape(options.shape)
+        condition = torch.zeros(n, network.condition_channels, *shape[1:])
         predict = predictor(
             network.called(),
             network.check_labels(labels, n),
@@ -176,7 +177,7 @@ class _Calls:
             null_label=null_class(network, labels, options.guidance, options.null_label),
             condition=condition if network.condition_channels else None,
         )
-        x = torch.randn((n, *network.sample_shape(options.shape)), generator=torch.Generator().manual_seed(0))
+        x = torch.randn((n, *shape), generator=torch.Generator().manual_seed(0))
         x = x.to(dtype=network.dtype, memory_format=torch.channels_last)
         t = torch.tensor([self._diffusion.num_timesteps // 2])
         with evaluating(network.model):

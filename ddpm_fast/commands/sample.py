@@ -77,10 +77,6 @@ def main(
         str | None,
         typer.Option(help=LABELS_HELP + " (none when editing)"),
     ] = None,
-    image_size: Annotated[
-        str | None,
-        size_option("draw images of this size, which the model's levels must halve; if not given, of the model's own"),
-    ] = None,
     classifier: Annotated[
         str | None, path_option("a classifier of noised images that guides towards the labels: ours, or a .pt file")
     ] = None,
@@ -94,6 +90,10 @@ def main(
     condition: Annotated[
         Path | None,
         path_option("for a model that enlarges images: the small picture, or an .npz file of several, used in turn"),
+    ] = None,
+    image_size: Annotated[
+        str | None,
+        size_option("draw images of this size, which the model's levels must halve; if not given, of the model's own"),
     ] = None,
     init_image: Annotated[
         Path | None, path_option("the picture to edit, or an .npz file of several, used in turn")

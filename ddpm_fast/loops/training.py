@@ -274,6 +274,11 @@ class Trainer(TrainingStep):
 
 def _check_fit(network: UNetConfig, diffusion: GaussianDiffusion, dataset: ImageSet) -> None:
     """Raises InputError if the dataset does not fit the network, or the network's output the diffusion's variance."""
+    if network.condition_channels:
+        raise InputError(
+            f"the network gets a second image of {network.condition_channels} channels beside the noised one, and "
+            "training has none to give: such a network can only be sampled from"
+        )
     if dataset.shape != network.shape:
         found, expected = ("x".join(map(str, shape)) for shape in (dataset.shape, network.shape))
         raise InputError(

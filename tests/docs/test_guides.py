@@ -44,7 +44,7 @@ def test_the_examples_of_the_page_on_sampling_run(tmp_path, monkeypatch):
     checkpoint.save_model(path, state, config | {"value_range": kelvin.to_dict()})
     blocks = "\n".join(python_blocks(DOCS / "sampling.md"))
     few, numbers = re.subn(r"steps=\d+|(?<=, )100(?=, labels)|(?<=, )64(?=, )", shortened, blocks)
-    assert numbers == 11
+    assert numbers == 13
     digits = load_dataset("mnist5k").images[:2].float() / 127.5 - 1
     names = {"images": digits, "a": digits[0], "b": digits[1], "mask": torch.eye(28), "labels": [1, 2]}
     exec(compile(few, "sampling.md", "exec"), names)

@@ -148,7 +148,7 @@ def test_names_of_classes_come_back(tmp_path):
 
 
 @with_diffusers
-@pytest.mark.parametrize("name", ["plain", "not square", "classes"])
+@pytest.mark.parametrize("name", ["not square", "classes"])
 def test_the_whole_chain_is_measured(name, tmp_path):
     model = network(name)
     folder = export_diffusers(model, SHORT, tmp_path / "out")

@@ -532,6 +532,13 @@ def test_dataset_that_does_not_fit_the_network():
         trainer(Dataset(images[:, :1].contiguous(), torch.tensor([0, 1, 0, 1]), None, "two"))
 
 
+def test_a_network_that_gets_a_second_image_is_not_trained():
+    images = Dataset(torch.zeros(4, 1, 28, 28, dtype=torch.uint8), None, None, "grey")
+    network = UNetConfig(28, 1, 8, (1, 2), 1, (), norm_groups=4, condition_channels=1)
+    with pytest.raises(InputError, match=r"gets a second image of 1 channels .*: such a network can only be sampled"):
+        Trainer(network, GaussianDiffusion(Schedule.cosine(9)), TrainConfig(batch_size=2), images, "cpu")
+
+
 @pytest.mark.parametrize("network_learns", [True, False])
 def test_network_whose_output_does_not_fit_the_variance(network_learns):
     diffusion = GaussianDiffusion(Schedule.cosine(100)) if network_learns else learned_variance(100)
