@@ -17,6 +17,7 @@ from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.checkpoint import LoadedModel, available_models, save_model
 from ddpm_fast.files.classifier import save_classifier
+from ddpm_fast.formats.diffusers_export import export_diffusers
 from ddpm_fast.formats.load import load_model
 from ddpm_fast.formats.load_classifier import load_classifier
 from ddpm_fast.loops.editing import decode, encode, image_to_image, inpaint, interpolate
@@ -48,6 +49,7 @@ __all__ = [
     "available_models",
     "decode",
     "encode",
+    "export_diffusers",
     "image_to_image",
     "inpaint",
     "interpolate",

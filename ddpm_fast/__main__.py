@@ -9,7 +9,9 @@ PAGE = """Train denoising diffusion models (DDPM) on your images, and sample fro
   python -m ddpm_fast.sample     draw images from a model, or edit some with it
   python -m ddpm_fast.evaluate   measure a model, or compare samplers
   python -m ddpm_fast.plot       draw the theory
-  python -m ddpm_fast.info       which backends are active, and why the others are not
+  python -m ddpm_fast.convert    keep another library's model as a file of ours
+  python -m ddpm_fast.export     write a model for another library, or publish it
+  python -m ddpm_fast.info       which backends are active, and why the others are not; or what a model is
 
 Each explains its options with --help. To draw 64 handwritten digits with the model that ships here:
 

@@ -1,4 +1,4 @@
-"""`python -m ddpm_fast.export`: a model for other libraries and programs, and on the Hugging Face Hub."""
+"""`python -m ddpm_fast.export`: write a model for another library, or publish it."""
 
 from ddpm_fast.commands.export import app
 

@@ -35,7 +35,7 @@ app = App()
 
 
 def _to_diffusers(loaded: LoadedModel, out: Path) -> None:
-    export_diffusers(loaded, None, out)
+    export_diffusers(loaded.unet, loaded.diffusion, out, label_names=loaded.label_names)
 
 
 def _to_openai(loaded: LoadedModel, out: Path) -> None:

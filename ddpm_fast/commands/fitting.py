@@ -31,7 +31,7 @@ def load_fitting(source: str, loaded: LoadedModel) -> ImageSet:
     (channels, height, width), path = loaded.shape, expand_home(source)
     if loaded.value_range is not None:
         raise InputError(
-            f"{loaded.path.name} was trained on floats: bits/dim is the likelihood of the 256 values of a pixel, and "
+            f"{loaded.name} was trained on floats: bits/dim is the likelihood of the 256 values of a pixel, and "
             "floats have none, only a density in units of their own; give a model of 8-bit images"
         )
     is_folder = source not in BUILTIN and os.path.isdir(path) and not list_parts(Path(path))

@@ -100,7 +100,7 @@ def _tell_of(loaded: LoadedModel) -> None:
         console.print(f"{name}: {escape(value)}")
     apart = outputs.check(loaded)
     if apart is None:
-        console.print("Check: none; `python -m ddpm_fast.convert` writes one into the file.")
+        console.print("Check: none; `python -m ddpm_fast.convert` writes one into the file that it makes.")
         return
     holds = apart <= outputs.TOLERANCE
     console.print(

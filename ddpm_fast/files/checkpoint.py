@@ -91,10 +91,18 @@ class LoadedModel:
         """
         if not isinstance(self.model, UNet):
             raise InputError(
-                f"{self.path} is a {type(self.model).__name__}, another library's network; expected our own U-Net, "
-                "which can be trained further, converted and exported: it can be sampled from"
+                f"{self.path} is {self.network_name}, another library's network, which can be sampled from and "
+                "measured. To be trained further, converted or exported it would have to be a U-Net of ours"
             )
         return self.model
+
+    @property
+    def network_name(self) -> str:
+        """What the network is called: "U-Net", or of another library's its format and class."""
+        if isinstance(self.model, UNet):
+            return "U-Net"
+        name = self._described("name") or type(self.model).__name__
+        return f"{self.origin['format']}'s {name}" if self.origin.get("format") else str(name)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
+from ddpm_fast.files.tensorfile import kind
 from ddpm_fast.formats.diffusers_config import unet_fields
 from ddpm_fast.nn.unet import UNet
 from ddpm_fast.nn.unet_config import UNetConfig
@@ -59,12 +60,22 @@ def from_diffusers(state: dict[str, Tensor], config: UNetConfig) -> dict[str, Te
     """Renames the state dict of a UNet2DModel for UNet(config), and joins its queries, keys and values.
 
     Raises:
-        InputError: The network of the config has no such parameter.
+        InputError: The network of the config has no such parameter, or queries, keys and values are of several shapes.
     """
     parts: dict[str, list[Tensor]] = {}
     for theirs, ours in our_names(state, config).items():
         parts.setdefault(ours, []).append(state[theirs])
-    return {name: torch.cat(tensors) if len(tensors) > 1 else tensors[0] for name, tensors in parts.items()}
+    return {name: _joined(name, tensors) for name, tensors in parts.items()}
+
+
+def _joined(name: str, parts: list[Tensor]) -> Tensor:
+    """One parameter of several, which must be of one shape."""
+    if len(parts) == 1:
+        return parts[0]
+    kinds = sorted({kind(part) for part in parts})
+    if len(kinds) > 1 or not parts[0].ndim:  # torch.cat would make one type of several
+        raise InputError(f"the parts of {name} are {' and '.join(kinds)}; expected one type and shape")
+    return torch.cat(parts)
 
 
 def to_diffusers(state: dict[str, Tensor], names: Iterable[str], config: UNetConfig) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from ddpm_fast.schedule import Schedule
 _KINDS = frozenset(
     (
         "DDPM",
+        "DDPMFast",
         "DDPMParallel",
         "DDIM",
         "DDIMParallel",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ddpm_fast.errors import printable
 from ddpm_fast.files.checkpoint import LoadedModel
-from ddpm_fast.nn.unet import UNet
 
 _NAMED = 10  # of many classes, so many are named
 _ORIGIN = {"format": "", "file": "file ", "hub": "", "commit": "commit ", "flags": "flags ", "sha256": "SHA-256 "}
@@ -13,10 +12,9 @@ _ORIGIN = {"format": "", "file": "file ", "hub": "", "commit": "commit ", "flags
 def facts(loaded: LoadedModel) -> dict[str, str]:
     """The facts, by what each is about. Texts that come from files are safe to show."""
     schedule, objective = loaded.diffusion.schedule.to_dict(), loaded.diffusion.objective
-    network = "U-Net" if isinstance(loaded.model, UNet) else type(loaded.model).__name__
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
     found = {
-        "Network": f"{network}, {parameters:,} parameters",
+        "Network": f"{loaded.network_name}, {parameters:,} parameters",
         "Samples": "x".join(map(str, loaded.shape)) + _values(loaded),
         "Classes": _classes(loaded),
         "Diffusion": f"{loaded.diffusion.num_timesteps} timesteps, {schedule['kind']} schedule; predicts "

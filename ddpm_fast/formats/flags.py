@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from ddpm_fast.errors import InputError
+from ddpm_fast.errors import InputError, printable
 
 _YES, _NO = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 
@@ -44,7 +44,7 @@ def parse_flags(text: str | None, known: Mapping[str, object], of: str, switches
             elif isinstance(known.get(name.removeprefix("no")), bool):
                 name, has_value, value = name.removeprefix("no"), "=", "False"
         if name not in known:
-            raise InputError(f"--{name:.200} is no flag of {of}; known are {', '.join(known)}")
+            raise InputError(f"--{printable(name):.200} is no flag of {of}; known are {', '.join(known)}")
         if not has_value:
             if not words:
                 raise InputError(f"--{name} has no value: give one after it")

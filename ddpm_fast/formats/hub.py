@@ -253,7 +253,8 @@ def asked(hub: types.ModuleType, address: Address, question: Callable[[], T]) ->
         question: A call of the library that talks to the server.
 
     Raises:
-        InputError: If there is no such repository or revision, or it may not be read or written with this token.
+        InputError: If there is no such repository or revision, it may not be read or written with this token, or what
+            is sent is refused.
         _NoNetwork: If the server cannot be reached.
     """
     errors = hub.errors
@@ -284,6 +285,8 @@ def asked(hub: types.ModuleType, address: Address, question: Callable[[], T]) ->
         raise _NoNetwork(_reason(error)) from error
     except _transport_errors(hub) as error:
         raise _NoNetwork(_reason(error)) from error
+    except ValueError as error:  # what the server, or the library, does not take of a page or a name
+        raise InputError(f"{address}: {_reason(error)}") from error
 
 
 def _transport_errors(hub: types.ModuleType) -> tuple[type[Exception], ...]:

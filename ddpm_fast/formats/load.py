@@ -152,7 +152,12 @@ def is_pickle(path: Path) -> bool:
 
 
 def _format_of(path: Path, content: object) -> Format:
-    """The one format that claims what a file holds. Raises InputError for none, and for several."""
+    """The one format that claims what a file holds. Raises InputError for none, for several, and for a classifier."""
+    if openai_classifier.claims(content):
+        raise InputError(
+            f"{path} is a classifier of noised images, which draws nothing itself: give it beside a model, as "
+            "--classifier (in Python: load_classifier, and sample's classifier=)"
+        )
     claiming = [one for one in FORMATS if one.claims(content)]
     if len(claiming) == 1:
         return claiming[0]

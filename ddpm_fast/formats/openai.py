@@ -7,23 +7,20 @@ the order of queries, keys and values, and the diffusion come from the flags tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ddpm_fast.errors import InputError, printable
-from ddpm_fast.files.fit import offenders
+from ddpm_fast.errors import InputError
 from ddpm_fast.formats.flags import parse_flags
 from ddpm_fast.formats.imported import Imported
 from ddpm_fast.formats.openai_config import learns_variance, make_config
 from ddpm_fast.formats.openai_flags import GUIDED, IMPROVED, KNOWN, MODEL_FLAGS, code_of, make_diffusion, rescaling
 from ddpm_fast.formats.openai_names import from_theirs, to_theirs
 from ddpm_fast.formats.openai_shapes import Shapes, read_shapes
+from ddpm_fast.formats.openai_weights import check_fits, checked_state, unfilled
 from ddpm_fast.nn.unet import UNet
-from ddpm_fast.nn.unet_config import UNetConfig
 
 _EITHER = f"{IMPROVED} or {GUIDED}"
 _NAMES = ("time_embed.0.weight", "input_blocks.0.0.weight", "output_blocks.0.0.in_layers.0.weight")
@@ -70,7 +67,8 @@ def _read(state: dict[str, Tensor], shapes: Shapes, flags: str) -> Imported:
     diffusion = make_diffusion(given, learned, rescale_learned_sigmas)
     config = make_config(shapes, given, 1000 / diffusion.num_timesteps if rescale_timesteps else 1.0)
     legacy = not given.get("use_new_attention_order", False)
-    _check_fits(state, config, legacy)
+    wanted = to_theirs(unfilled(lambda: UNet(config)), config.heads, legacy)
+    check_fits(state, wanted, f"a network of {_EITHER}")
     origin: dict[str, Any] = {"format": code or _EITHER, "flags": flags}
     if given.get("timestep_respacing"):
         origin["timestep_respacing"] = given["timestep_respacing"]
@@ -86,43 +84,3 @@ def _without_flags(shapes: Shapes) -> InputError:
         f"scripts, such as --image_size 64 --num_channels {shapes.model_channels} --num_res_blocks "
         f"{shapes.num_res_blocks} --diffusion_steps 4000 --noise_schedule cosine"
     )
-
-
-def checked_state(content: object) -> dict[str, Tensor]:
-    """The content as a state dict of weights, none of them larger than the memory behind it.
-
-    Raises:
-        InputError: If it holds anything else.
-    """
-    if not isinstance(content, dict):
-        raise InputError(f"it holds a {type(content).__name__}; expected the state dict of a network")
-    wrong = [printable(str(name)[:100]) for name, value in content.items() if not _is_weight(name, value)]
-    if wrong:
-        raise InputError(
-            f"{offenders('it has entries that are no floating-point weights under a name:', wrong)[0]}; expected the "
-            "state dict of a network alone, as model*.pt and ema_*.pt are"
-        )
-    return {name: value.detach() for name, value in content.items()}
-
-
-def _is_weight(name: object, value: object) -> bool:
-    if not isinstance(name, str) or not isinstance(value, Tensor):
-        return False
-    if value.layout is not torch.strided or not value.is_floating_point():
-        return False
-    # Strides of 0 make a tensor of any size from one number.
-    return value.numel() * value.itemsize <= value.untyped_storage().nbytes()
-
-
-def _check_fits(state: Mapping[str, Tensor], config: UNetConfig, legacy: bool) -> None:
-    """Raise InputError unless the weights have the names and shapes of their network of this config."""
-    with torch.device("meta"):
-        made = to_theirs(UNet(config).state_dict(), config.heads, legacy)
-    wanted = {name: list(value.shape) for name, value in made.items()}
-    found = {printable(name[:100]): list(value.shape)[:8] for name, value in state.items()}
-    problems = offenders("it lacks", [f"{name} {wanted[name]}" for name in wanted if name not in found])
-    problems += offenders("it has", [f"{name} {found[name]}" for name in found if name not in wanted])
-    differ = [name for name in wanted if found.get(name, wanted[name]) != wanted[name]]
-    problems += offenders("of another shape is", [f"{name} {found[name]} instead of {wanted[name]}" for name in differ])
-    if problems:
-        raise InputError(f"its weights are not those of a network of {_EITHER}: {'; '.join(problems)}")

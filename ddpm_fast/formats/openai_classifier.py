@@ -12,17 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ddpm_fast.errors import InputError, printable
-from ddpm_fast.files.fit import check_finite, offenders
+from ddpm_fast.errors import InputError
+from ddpm_fast.files.fit import check_finite
 from ddpm_fast.files.memory import memory_for
 from ddpm_fast.formats.flags import parse_flags
-from ddpm_fast.formats.openai import checked_state
 from ddpm_fast.formats.openai_config import CHANNEL_MULT
 from ddpm_fast.formats.openai_flags import DIFFUSION_FLAGS, GUIDED, KNOWN
 from ddpm_fast.formats.openai_names import from_theirs
+from ddpm_fast.formats.openai_weights import check_fits, checked_state, shape_of, unfilled
 from ddpm_fast.nn.classifier import Classifier, ClassifierConfig
 from ddpm_fast.nn.unet_config import UNetConfig
 
@@ -87,7 +86,8 @@ def read(content: object, path: Path, flags: str | None) -> Classifier:
     try:
         state = checked_state(content)
         config = _config(state, parse_flags(flags, KNOWN, GUIDED))
-        _check_fits(_renamed(state, config, legacy=False), config)
+        wanted = unfilled(lambda: Classifier(config))
+        check_fits(_renamed(state, config, legacy=False), wanted, "such a classifier, under our names")
         weights = _renamed(state, config, legacy=True)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
@@ -100,13 +100,13 @@ def read(content: object, path: Path, flags: str | None) -> Classifier:
 
 def _config(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> ClassifierConfig:
     """The config that the shapes and the flags say. Raises InputError where they contradict each other."""
-    width, stem = _shape(state, "time_embed.0.weight", 2)[1], _shape(state, "input_blocks.0.0.weight", 4)
+    width, stem = shape_of(state, "time_embed.0.weight", 2)[1], shape_of(state, "input_blocks.0.0.weight", 4)
     size, depth = _size(state, width, stem[0])
     multiples, stages = CHANNEL_MULT[size], depth + 1
     attends = [f"input_blocks.{1 + level * stages}.1.qkv.weight" in state for level in range(len(multiples))]
     heights = tuple(size >> level for level, here in enumerate(attends) if here)
-    rows = _shape(state, "middle_block.0.emb_layers.1.weight", 2)[0]
-    scale_shift = rows == 2 * _shape(state, "middle_block.0.out_layers.0.weight", 1)[0]
+    rows = shape_of(state, "middle_block.0.emb_layers.1.weight", 2)[0]
+    scale_shift = rows == 2 * shape_of(state, "middle_block.0.out_layers.0.weight", 1)[0]
     updown = f"input_blocks.{stages}.0.op.weight" not in state
     pool = next((pool for pool, names in _POOLS.items() if f"out.{next(iter(names))}" in state), None)
     if pool is None:
@@ -141,7 +141,7 @@ def _config(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> Classifier
             stem_channels=0 if stem[0] == width else stem[0],
             timestep_scale=1000 / steps if given.get("rescale_timesteps", False) else 1.0,
         ),
-        num_classes=_shape(state, f"out.{head}", 1)[0],
+        num_classes=shape_of(state, f"out.{head}", 1)[0],
         pool=pool,
     )
 
@@ -156,7 +156,7 @@ def _size(state: Mapping[str, Tensor], width: int, stem: int) -> tuple[int, int]
     while (name := f"input_blocks.{len(found)}.0.") + "op.weight" in state or name + "out_layers.0.weight" in state:
         # A convolution that resamples keeps the channels.
         resamples = name + "op.weight" in state
-        found.append(found[-1] if resamples else _shape(state, name + "out_layers.0.weight", 1)[0])
+        found.append(found[-1] if resamples else shape_of(state, name + "out_layers.0.weight", 1)[0])
     for size in _SIZES:
         channels = [int(multiple * width) for multiple in CHANNEL_MULT[size]]
         depth, rest = divmod(len(found) - 1 - (len(channels) - 1), len(channels))
@@ -206,26 +206,3 @@ def _renamed(state: Mapping[str, Tensor], config: ClassifierConfig, legacy: bool
     if "pool.position" in renamed and renamed["pool.position"].ndim == 2:
         renamed["pool.position"] = renamed["pool.position"].t()
     return renamed
-
-
-def _check_fits(weights: Mapping[str, Tensor], config: ClassifierConfig) -> None:
-    """Raise InputError unless the weights have the names and shapes of the classifier's."""
-    with torch.device("meta"):
-        wanted = {name: list(value.shape) for name, value in Classifier(config).state_dict().items()}
-    found = {printable(name[:100]): list(value.shape)[:8] for name, value in weights.items()}
-    problems = offenders("it lacks", [f"{name} {wanted[name]}" for name in wanted if name not in found])
-    problems += offenders("it has", [f"{name} {found[name]}" for name in found if name not in wanted])
-    differ = [name for name in wanted if found.get(name, wanted[name]) != wanted[name]]
-    problems += offenders("of another shape is", [f"{name} {found[name]} instead of {wanted[name]}" for name in differ])
-    if problems:
-        raise InputError(f"its weights, under our names, are not those of such a classifier: {'; '.join(problems)}")
-
-
-def _shape(state: Mapping[str, Tensor], name: str, ndim: int) -> tuple[int, ...]:
-    """The shape of a parameter: as many sizes as expected, none of them 0."""
-    value = state.get(name)
-    if value is None:
-        raise InputError(f"it has no {name}: this is no whole classifier of guided-diffusion")
-    if value.ndim != ndim or 0 in value.shape:
-        raise InputError(f"its {name} has the shape {list(value.shape)[:8]}; expected {ndim} sizes of at least 1")
-    return tuple(value.shape)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
@@ -52,12 +53,27 @@ def export_openai(model: UNet, diffusion: GaussianDiffusion, path: str | os.Path
         name: value.detach().to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
         for name, value in state.items()
     }
-    with atomic_path(path) as temporary:
-        torch.save(copies, temporary)
+    save_state(copies, path)
     with atomic_path(Path(path).with_suffix(".flags.txt")) as temporary:
         text = "\n".join([flags, *export_notes(model.config, diffusion)])
         temporary.write_text(f"{text}\n", encoding="utf-8")
     return flags
+
+
+def save_state(state: dict[str, Tensor], path: str | os.PathLike) -> None:
+    """Write a state dict as torch.save does, whole or not at all.
+
+    Raises:
+        InputError: If the path cannot be written; an older file stays untouched.
+    """
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            # Of a write that fails, such as on a full disk, torch's zip writer only says where it was.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
 
 
 def export_flags(config: UNetConfig, diffusion: GaussianDiffusion) -> str:

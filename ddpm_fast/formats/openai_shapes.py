@@ -9,6 +9,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from ddpm_fast.errors import InputError
+from ddpm_fast.formats.openai_weights import shape_of
 
 # What resamples at the end of a level of the decoder.
 _UP = re.compile(r"output_blocks\.(\d{1,5})\.[12]\.(?:conv|in_layers\.2)\.weight")
@@ -63,18 +64,18 @@ def read_shapes(state: Mapping[str, Tensor]) -> Shapes:
     levels = len(ups) + 1
     blocks = stages // levels - 1
     starts = [(levels - 1 - level) * (blocks + 1) for level in range(levels)]
-    first = _shape(state, "input_blocks.0.0.weight", 4)
-    middle = _shape(state, "middle_block.0.out_layers.0.weight", 1)[0]
+    first = shape_of(state, "input_blocks.0.0.weight", 4)
+    middle = shape_of(state, "middle_block.0.out_layers.0.weight", 1)[0]
     return Shapes(
-        model_channels=_shape(state, "time_embed.0.weight", 2)[1],
+        model_channels=shape_of(state, "time_embed.0.weight", 2)[1],
         stem_channels=first[0],
-        level_channels=tuple(_shape(state, f"output_blocks.{k}.0.out_layers.0.weight", 1)[0] for k in starts),
+        level_channels=tuple(shape_of(state, f"output_blocks.{k}.0.out_layers.0.weight", 1)[0] for k in starts),
         num_res_blocks=blocks,
         attends=tuple(f"output_blocks.{k}.1.qkv.weight" in state for k in starts),
         channels_in=first[1],
-        channels_out=_shape(state, "out.2.weight", 4)[0],
-        num_classes=_shape(state, "label_emb.weight", 2)[0] if "label_emb.weight" in state else 0,
-        scale_shift=_shape(state, "middle_block.0.emb_layers.1.weight", 2)[0] == 2 * middle,
+        channels_out=shape_of(state, "out.2.weight", 4)[0],
+        num_classes=shape_of(state, "label_emb.weight", 2)[0] if "label_emb.weight" in state else 0,
+        scale_shift=shape_of(state, "middle_block.0.emb_layers.1.weight", 2)[0] == 2 * middle,
         resblock_updown=any(".in_layers." in name for name in ups.values()),
     )
 
@@ -93,13 +94,3 @@ def _decoder(state: Mapping[str, Tensor]) -> tuple[int, dict[int, str]]:
             "equally many residual blocks, at least two in each: this is no file of improved- or guided-diffusion"
         )
     return len(stages), ups
-
-
-def _shape(state: Mapping[str, Tensor], name: str, ndim: int) -> tuple[int, ...]:
-    """The shape of a parameter: as many sizes as expected, none of them 0."""
-    value = state.get(name)
-    if value is None:
-        raise InputError(f"it has no {name}: this is no whole file of improved- or guided-diffusion")
-    if value.ndim != ndim or 0 in value.shape:
-        raise InputError(f"its {name} has the shape {list(value.shape)[:8]}; expected {ndim} sizes of at least 1")
-    return tuple(value.shape)

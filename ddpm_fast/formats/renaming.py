@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ddpm_fast.errors import InputError, printable
+from ddpm_fast.files import tensorfile
 from ddpm_fast.files.fit import offenders
 
 
@@ -92,10 +93,11 @@ class Weights:
             parts = [self.theirs.pop(f"{name}.{kind}") for name in theirs]
             shape = parts[0].shape[:2]
             for name, part in zip(theirs, parts, strict=True):
-                if part.shape[:2] != shape or part.numel() != shape.numel():
+                # torch.cat would make one type of several.
+                if part.shape[:2] != shape or part.numel() != shape.numel() or part.dtype != parts[0].dtype:
                     raise InputError(
-                        f"{name}.{kind} has shape {list(part.shape)}; expected {list(shape)}, as a 1x1 convolution of "
-                        f"{self.code} has it"
+                        f"{name}.{kind} is {tensorfile.kind(part)}; expected a 1x1 convolution of {self.code}, "
+                        f"{tensorfile.kind(parts[0])}"
                     )
             joined = [part.reshape(shape) for part in parts]
             self.ours[f"{ours}.{kind}"] = torch.cat(joined) if len(joined) > 1 else joined[0]

@@ -165,7 +165,8 @@ def _take_times(weights: Weights, timesteps: int, channels: int) -> None:
     last = (timesteps - 1) * 10000.0**-places
     expected = torch.stack([last.sin(), last.cos()], dim=1).flatten()
     # An angle of 1000 has an error of 6e-5 in float32.
-    if table.shape[1] != channels or not torch.allclose(table[-1].double(), expected, rtol=0, atol=1e-3):
+    fits = table.is_floating_point() and table.shape[1] == channels
+    if not fits or not torch.allclose(table[-1].double(), expected, rtol=0, atol=1e-3):
         raise InputError(f"{_TABLE} does not hold the sinusoids of {timesteps} timesteps; expected those of {CODE}")
 
 

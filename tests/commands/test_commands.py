@@ -314,7 +314,7 @@ def test_info_names_the_gpus_and_what_they_train_in(monkeypatch, versions, has_b
     assert line in result.stdout and "Active for cuda tensors: " in result.stdout
 
 
-DOORS = ("sample", "train", "prepare", "info", "evaluate", "plot")
+DOORS = ("sample", "train", "prepare", "info", "evaluate", "plot", "convert", "export")
 # What `python -m ddpm_fast.X --help` does, one X after the other: a process each would import torch each time.
 EVERY_HELP = f"""
 import runpy, sys

@@ -86,7 +86,7 @@ def test_another_librarys_network_is_refused_by_name(source, tmp_path, monkeypat
     read = lambda content, path, flags: Wrapped(Others(), df.GaussianDiffusion(df.Schedule.cosine(20)))  # noqa: E731
     monkeypatch.setattr(load, "FORMATS", (Format("others", lambda content: True, read),))
     done = run("convert", source, "--out", tmp_path / "kept.safetensors")
-    assert done.exit_code == 2 and "is a Others, another library's network" in done.stderr
+    assert done.exit_code == 2 and "is Others, another library's network" in done.stderr
     assert not (tmp_path / "kept.safetensors").exists()
 
 

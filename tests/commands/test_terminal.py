@@ -21,7 +21,7 @@ from ddpm_fast.commands.common import App, console, expand_home, path_option, pl
 from ddpm_fast.errors import InputError
 from ddpm_fast.ops.backends import extension
 
-DOORS = ("sample", "train", "prepare", "info", "evaluate", "plot")
+DOORS = ("sample", "train", "prepare", "info", "evaluate", "plot", "convert", "export")
 
 
 def command(action):

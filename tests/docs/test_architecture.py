@@ -25,6 +25,8 @@ OPTIONAL = {
     "ddpm_fast.formats.diffusers": {"diffusers"},
     "ddpm_fast.formats.diffusers_export": {"diffusers"},
     "ddpm_fast.formats.hub": {"huggingface_hub"},
+    "ddpm_fast.formats.lucidrains": {"denoising_diffusion_pytorch"},
+    "ddpm_fast.formats.onnx": {"onnxruntime"},
 }
 # Modules that are imported by importlib when they are first needed, and why.
 LATE = {("ddpm_fast.ops.dispatch", "ddpm_fast.ops.backends.triton"): "importing Triton takes longer than all the rest"}

@@ -20,6 +20,7 @@ import torch
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
 from ddpm_fast.files.atomic import atomic_path, check_writable, check_writable_folder, is_full_disk, writing
+from ddpm_fast.formats.openai_export import save_state
 from ddpm_fast.pictures import canvas, images
 
 LIMIT = 20_000  # bytes: more than what fails first, which is buffered
@@ -39,6 +40,7 @@ WRITERS = {
     "model.safetensors": lambda path: checkpoint.save_model(path, {"w": torch.zeros(LIMIT)}, {}),
     "state.safetensors": lambda path: checkpoint.save_training(path, {"w": torch.zeros(LIMIT)}, {}),
     "long header.safetensors": lambda path: checkpoint.save_training(path, {}, {"text": "x" * 2 * LIMIT}),
+    "model.pt": lambda path: save_state({"w": torch.zeros(LIMIT)}, path),
     "samples.npz": lambda path: images.save_npz(path, noise(1, 1, 200, 200)),
     "grid.png": lambda path: images.save_grid(path, noise(1, 3, 200, 200)),
     "chain.gif": lambda path: images.save_gif(path, [noise(1, 3, 200, 200)] * 2),

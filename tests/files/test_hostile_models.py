@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+from support.strange import VALUES
 
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
@@ -39,34 +40,6 @@ CONFIG = {
     "diffusion": DIFFUSION.to_dict(),
     "label_names": ["a", "b", "c"],
     "training": {"steps": 10, "lr": 1e-4},
-}
-
-VALUES = {
-    "null": None,
-    "true": True,
-    "0": 0,
-    "-1": -1,
-    "3": 3,
-    "2048": 2048,
-    "10^5": 10**5,
-    "10^8": 10**8,
-    "2^63": 2**63,
-    "10^400": 10**400,
-    "0.5": 0.5,
-    "nan": float("nan"),
-    "inf": float("inf"),
-    "1e308": 1e308,
-    "text": "x",
-    "long text": "x" * 10**6,
-    "control characters": "\x1b[31m\n",
-    "empty list": [],
-    "two": [1, 2],
-    "a million": [1] * 10**6,
-    "nested": [[[[[[[[[[1]]]]]]]]]],
-    "huge in a list": [10**400],
-    "nan in a list": [float("nan")],
-    "object": {},
-    "object with itself": {"kind": {"kind": {}}, "T": {}},
 }
 
 

@@ -6,8 +6,9 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from support.diffusers_configs import SCHEDULERS
-from support.diffusers_folders import WEIGHTS, write
+from support.diffusers_folders import HO_2020, WEIGHTS, state_of, write
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.formats import folder as folders
@@ -223,6 +224,14 @@ def test_weights_that_do_not_fit_the_config_are_refused(tmp_path):
     write(tmp_path, layers_per_block=2)
     with pytest.raises(InputError, match=r"describes a larger network than the file holds|do not fit"):
         load_model(tmp_path)
+
+
+def test_queries_and_keys_of_several_shapes_are_refused(tmp_path):
+    write(tmp_path)
+    changed = state_of(HO_2020) | {"mid_block.attentions.0.to_k.weight": torch.ones(3)}
+    save_file(changed, tmp_path / "unet" / f"{WEIGHTS}.safetensors")
+    with pytest.raises(InputError, match=r"the parts of middle.1.qkv.weight are .*; expected one type and shape"):
+        read_folder(tmp_path)
 
 
 def test_a_config_larger_than_its_weights_makes_no_network(tmp_path):

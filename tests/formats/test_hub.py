@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from support.commands import save_small_model
-from support.hub_server import COMMIT, Hub, hub_server
+from support.hub_server import COMMIT, UNKNOWN_LICENSE, Hub, hub_server
 
 import ddpm_fast as df
 from ddpm_fast.formats.hub import Address, needed
@@ -80,14 +80,15 @@ def done(tmp_path_factory):
         pushed(file, "ddpm_fast", "own", "--samples", 0),
         [str(file), "--to", "diffusers", "--out", str(folder / "unsent")],
         pushed(file, "diffusers", "forbidden", "--samples", 0),
+        [str(file), "--to=ddpm_fast", "--push=hf:me/own", f"--license={UNKNOWN_LICENSE}", "--samples=0"],
     ]
     with hub_server() as (hub, endpoint):
         hub.repositories["someone/ours"] = {"model.safetensors": model, "README.md": b"a page", "extra.bin": b"0" * 99}
         hub.repositories["someone/two"] = {"first.safetensors": b"", "second.safetensors": model}
         hub.gated |= {"someone/gated", "me/forbidden"}
         answers = in_a_process([*exports, *SOURCES], endpoint, folder / "home")
-    loads = dict(zip([*SOURCES[:9], "down", *(f"{name} offline" for name in SOURCES[10:])], answers[4:], strict=True))
-    return Done(hub, answers[:4], loads, folder)
+    loads = dict(zip([*SOURCES[:9], "down", *(f"{name} offline" for name in SOURCES[10:])], answers[5:], strict=True))
+    return Done(hub, answers[:5], loads, folder)
 
 
 class Done(NamedTuple):
@@ -164,12 +165,17 @@ def test_a_new_repository_is_private_unless_it_is_to_be_public(done):
 def test_nothing_is_sent_without_push(done):
     assert done.exports[2][0] == 0
     assert not any("unsent" in path for _, path, _ in done.hub.requests)
-    assert [asked["name"] for asked in done.hub.created] == ["pipeline", "own", "forbidden"]
+    assert {asked["name"] for asked in done.hub.created} == {"pipeline", "own", "forbidden"}
 
 
 def test_a_token_that_may_not_write_is_an_error_that_says_so(done):
     code, _, errors = done.exports[3]
     assert code == 2 and "me/forbidden" in errors and "hf auth login" in errors
+
+
+def test_what_the_server_refuses_is_an_error_that_says_why(done):
+    code, _, errors = done.exports[4]
+    assert code == 2 and '"license" must be one of' in errors
 
 
 def test_the_token_is_the_librarys_own(done):

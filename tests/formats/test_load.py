@@ -126,7 +126,7 @@ def wrapped(plain, monkeypatch):
 def test_another_librarys_network_is_not_taken_for_ours(wrapped):
     loaded = load_model(wrapped, dtype=torch.float64)
     assert loaded.shape == (3, 8, 8) and next(loaded.model.parameters()).dtype == torch.float64
-    with pytest.raises(df.InputError, match="Other, another library's network"):
+    with pytest.raises(df.InputError, match="others's Other, another library's network"):
         loaded.unet  # noqa: B018
 
 

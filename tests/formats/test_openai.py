@@ -15,6 +15,7 @@ from torch import Tensor
 from ddpm_fast.formats.imported import Imported
 from ddpm_fast.formats.openai import claims, read
 from ddpm_fast.formats.openai_names import to_theirs
+from ddpm_fast.formats.openai_weights import unfilled
 from ddpm_fast.formats.pickles import read_pickle
 from ddpm_fast.nn.unet import UNet
 from ddpm_fast.nn.unet_config import UNetConfig
@@ -33,8 +34,7 @@ def golden() -> dict[str, Tensor]:
 @functools.cache
 def their_parameters(config: UNetConfig) -> dict[str, Tensor]:
     """Parameters on the meta device, under their names."""
-    with torch.device("meta"):
-        return to_theirs(UNet(config).state_dict(), config.heads, legacy=False)
+    return to_theirs(unfilled(lambda: UNet(config)), config.heads, legacy=False)
 
 
 def their_file(config: UNetConfig) -> dict[str, Tensor]:

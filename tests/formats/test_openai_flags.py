@@ -13,6 +13,7 @@ from ddpm_fast.errors import InputError
 from ddpm_fast.formats.imported import Imported
 from ddpm_fast.formats.openai import claims, read
 from ddpm_fast.formats.openai_names import our_name, their_name, to_theirs
+from ddpm_fast.formats.openai_weights import unfilled
 from ddpm_fast.nn.unet import UNet
 from ddpm_fast.nn.unet_config import UNetConfig
 
@@ -32,8 +33,7 @@ FLAGS = "--image_size 64 --num_channels 32 --num_res_blocks 1"
 
 @functools.cache
 def their_file(config: UNetConfig) -> dict[str, Tensor]:
-    with torch.device("meta"):
-        return to_theirs(UNet(config).state_dict(), config.heads, legacy=False)
+    return to_theirs(unfilled(lambda: UNet(config)), config.heads, legacy=False)
 
 
 def reading(config: UNetConfig, flags: str | None, **changed: Tensor | None) -> Imported:

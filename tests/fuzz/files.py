@@ -1,4 +1,4 @@
-"""Damaged and hostile files: models, training states, pictures, arrays, archives, folders, shards, prepared sets.
+"""Damaged and hostile files: models, ours and others', training states, pictures, arrays, archives, shards, sets.
 
 Each is loaded as a user would. It must be refused with an InputError, or be skipped with a warning, or load right; in
 seconds, within a bound of memory, and without starting a program or running what it holds.
@@ -23,7 +23,7 @@ import typer
 
 from ddpm_fast.commands.common import plain_errors
 from ddpm_fast.errors import InputError
-from tests.fuzz import datasets, material, states, stored
+from tests.fuzz import datasets, foreign, material, states, stored
 from tests.fuzz.supervise import Failed, Fuzzer, Notes, folder, limit_memory, memory
 
 SECONDS = 30.0  # what hangs never ends; a busy machine may take some
@@ -135,5 +135,6 @@ KINDS = (
     datasets.folder,
     stored.shards,
     stored.prepared,
+    foreign.diffusers,
 )
 FUZZER = Fuzzer("files", "files", run, seconds=SECONDS, warm=material.make_all, prepare=prepare)

@@ -6,8 +6,9 @@ A field that is left out has diffusers' own default.
 from collections.abc import Mapping
 
 import torch
-from support.made_weights import made_input
 from torch import Tensor
+
+from tests.support.made_weights import made_input
 
 _CONV = {
     "sample_size": 8,

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.torch import save_file
-from support.diffusers_configs import KINDS, SCHEDULERS
-from support.made_weights import made_state
 from torch import Tensor
+
+from tests.support.diffusers_configs import KINDS, SCHEDULERS
+from tests.support.made_weights import made_state
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "diffusers.npz")
 HO_2020 = "as Ho et al."

@@ -44,26 +44,27 @@ def network(scheduler: Any, groups: int = 1) -> Callable[[Tensor, Any], Tensor]:
 
 
 @contextlib.contextmanager
-def drawing(z: Tensor) -> Iterator[None]:
-    """Inside, diffusers' schedulers draw z."""
+def drawing(z: Tensor) -> Iterator[list[Tensor]]:
+    """Inside, diffusers' schedulers draw z, or what the list that this gives then holds."""
+    held = [z]
     with contextlib.ExitStack() as stack:
         for module in MODULES:
             name = f"diffusers.schedulers.scheduling_{module}.randn_tensor"
-            stack.enter_context(mock.patch(name, lambda *_, **__: z))
-        yield
+            stack.enter_context(mock.patch(name, lambda *_, **__: held[0]))
+        yield held
 
 
 def states(scheduler: Any, call: Callable, x: Tensor, noise: list[Tensor], **options: Any) -> list[Tensor]:
     """The state after each step of a loop over the scheduler's timesteps."""
     found = []
-    for t, z in zip(scheduler.timesteps, noise, strict=True):
-        z = z.to(x.dtype)
-        if isinstance(scheduler, DDPMFastScheduler):
-            x = scheduler.step(call(x, t), t, x, variance_noise=z, **options).prev_sample
-        else:
-            with drawing(z):
+    with drawing(x) as held:
+        for t, z in zip(scheduler.timesteps, noise, strict=True):
+            held[0] = z.to(x.dtype)
+            if isinstance(scheduler, DDPMFastScheduler):
+                x = scheduler.step(call(x, t), t, x, variance_noise=held[0], **options).prev_sample
+            else:
                 x = scheduler.step(call(x, t), t, x, **options).prev_sample
-        found.append(x)
+            found.append(x)
     return found
 
 

@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+UNKNOWN_LICENSE = "unheard-of"
 DOWN = "/goes-down"  # a request of this is the last one that is answered
 
 
@@ -130,7 +131,8 @@ class _Handler(BaseHTTPRequestHandler):
             address = f"http://{self.headers['Host']}/{repository}"
             self._answer(409 if there else 200, {"url": address, "error": "it exists"} if there else {"url": address})
         elif path == "/api/validate-yaml":
-            self._answer(body={"errors": [], "warnings": []})
+            bad = '"license" must be one of [mit]' if UNKNOWN_LICENSE in body.decode() else ""
+            self._answer(400 if bad else 200, {"errors": [{"message": bad}] if bad else [], "warnings": []})
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
             if match[1] in self.hub.gated:
                 self._answer(403, {"error": "you may not write here"})
