@@ -89,5 +89,5 @@ def test_configs_that_make_no_classifier(fields, message):
 
 
 def test_a_config_comes_back_from_its_dict():
-    config = ClassifierConfig(UNetConfig(**FIELDS, scale_shift=True), 7, "spatial")
+    config = ClassifierConfig(UNetConfig(**FIELDS, scale_shift=True, attention_resolutions=(4,)), 7, "spatial")
     assert ClassifierConfig.from_dict(config.to_dict()) == config
