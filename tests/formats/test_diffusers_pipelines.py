@@ -197,6 +197,11 @@ def test_ddim_pipeline_passes_its_options_on(unet):
     assert torch.equal(noisy, draw(ours, generator=generator(0), eta=1.0))
 
 
+def test_ddim_pipeline_makes_its_own_scheduler_of_ours(unet):
+    made = DDIMPipeline(unet, DDPMFastScheduler(sampler="dpmpp_2m", beta_schedule="scaled_linear")).scheduler
+    assert type(made) is DDIMScheduler and made.config.beta_schedule == "scaled_linear"
+
+
 def test_a_schedulers_own_eta_counts_where_the_pipeline_gives_none(unet):
     plain, noisy = (draw(fast(unet, DDIMScheduler, eta=eta), generator=generator(0)) for eta in (0.0, 1.0))
     assert not torch.allclose(plain, noisy, atol=0.05)
