@@ -1,6 +1,7 @@
 """`export` writes what other libraries read, and refuses what does not belong together before anything is written."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -25,11 +26,15 @@ def same_weights(one, other):
     return all(torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
 
 
+@pytest.mark.peers
 def test_a_diffusers_folder_holds_the_model(model, tmp_path):
+    pytest.importorskip("diffusers")
     done = run("export", model, "--to", "diffusers", "--out", tmp_path / "folder")
     assert done.exit_code == 0, done.stderr
     assert (tmp_path / "folder" / "model_index.json").is_file()
     assert same_weights(df.load_model(tmp_path / "folder"), df.load_model(model))
+    (apart,) = re.findall(r"Check: a sample of 5 steps drawn by diffusers is at most (\S+) from ours", done.stdout)
+    assert float(apart) < 1e-4
 
 
 def test_a_file_of_openais_names_is_read_with_the_flags_that_were_printed(tmp_path):
