@@ -58,9 +58,7 @@ def _to_onnx(loaded: LoadedModel, out: Path) -> None:
     if apart is None:
         console.print("The file was not compared: install onnxruntime (pip install 'ddpm-fast[onnx]') for that.")
     else:
-        console.print(
-            f"onnxruntime's outputs are {apart:.1e} of their root mean square from ours (batches of 3 and 1)."
-        )
+        console.print(f"Check: onnxruntime's outputs are {apart:.1e} of their root mean square from ours.")
 
 
 def _to_ours(loaded: LoadedModel, out: Path) -> None:

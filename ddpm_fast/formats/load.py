@@ -166,6 +166,9 @@ def _format_of(path: Path, content: object) -> Format:
             f"{path} could be of {' or of '.join(one.name for one in claiming)}; expected a file of one format: save "
             "the weights alone, under the names of its library"
         )
+    folder = _folder_format(path.parent)
+    if folder is not None:
+        raise InputError(f"{path} belongs to a folder of {folder.name}: give that, {path.parent}")
     raise InputError(
         f"{path} is of no known format: it holds {_described(content)}; expected a file of "
         f"{', '.join(one.name for one in FORMATS)}, a folder of {', '.join(one.name for one in FOLDERS)}, or a "

@@ -45,7 +45,7 @@ def check_fits(loaded: LoadedModel, network: UNetConfig) -> None:
         listed = ", ".join(f"{name} is {other[name]} and here {own[name]}" for name in differing)
         raise InputError(
             f"{loaded.path} has another network than this ({listed}): make the network of the model's own config, as "
-            "in dataclasses.replace(loaded.unet, num_classes=...), or .resized(height, width)"
+            "in dataclasses.replace(loaded.unet.config, num_classes=...), or .resized(height, width)"
         )
 
 
