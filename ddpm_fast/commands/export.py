@@ -23,7 +23,7 @@ from ddpm_fast.commands.common import (
 from ddpm_fast.commands.convert import convert
 from ddpm_fast.commands.publishing import Publication
 from ddpm_fast.errors import InputError
-from ddpm_fast.files.checkpoint import LoadedModel
+from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.formats import hub
 from ddpm_fast.formats.card import check_license
 from ddpm_fast.formats.diffusers_export import chain_difference, export_diffusers

@@ -21,8 +21,8 @@ from torch import Tensor
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.atomic import writing
-from ddpm_fast.files.checkpoint import LoadedModel
 from ddpm_fast.files.fit import check_finite
+from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.formats.diffusers import their_names, to_diffusers
 from ddpm_fast.formats.diffusers_config import unet_fields
 from ddpm_fast.formats.diffusers_diffusion import scheduler_fields

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files import checkpoint, tensorfile
-from ddpm_fast.files.checkpoint import LoadedModel
+from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.files.memory import memory_for
 from ddpm_fast.formats import diffusers_folder, hub, lucidrains, openai, openai_classifier, pesser, w86763777
 from ddpm_fast.formats.imported import Imported, Wrapped

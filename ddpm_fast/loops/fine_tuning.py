@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ddpm_fast.errors import InputError
-from ddpm_fast.files.checkpoint import LoadedModel
+from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.nn import UNet, UNetConfig
 
 # The fields that may differ from the model's, beside the size: they are of no weight, or of the table of the classes.

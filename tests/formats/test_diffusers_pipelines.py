@@ -111,6 +111,14 @@ def test_a_step_that_is_taken_again_gets_new_noise():
     torch.testing.assert_close(again, normals(3, 2, step=12), rtol=1e-5, atol=1e-6)
 
 
+def test_a_seed_that_is_set_anew_counts_at_once():
+    scheduler, g = DDPMFastScheduler(), generator(3)
+    scheduler.set_timesteps(10)
+    first = noise_of(scheduler, 2, generator=g)
+    assert torch.equal(noise_of(scheduler, 2, generator=g.manual_seed(3)), first)
+    assert not torch.allclose(noise_of(scheduler, 2, generator=g.manual_seed(4)), first)
+
+
 def test_a_generator_that_is_used_again_gives_other_images_and_the_same_after_its_seed_was_set(unet):
     pipe, g = fast(unet), generator(3)
     first, second = draw(pipe, generator=g), draw(pipe, generator=g)
