@@ -13,10 +13,15 @@ from rich.markup import escape
 from ddpm_fast.commands.common import App, FlagsOption, ModelArgument, console, path_option, plain_errors, say_written
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.atomic import check_writable
-from ddpm_fast.files.checkpoint import LoadedModel, save_model
+from ddpm_fast.files.checkpoint import save_model
+from ddpm_fast.files.classifier import save_classifier
+from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.formats import outputs
 from ddpm_fast.formats.facts import facts
 from ddpm_fast.formats.load import load_model
+from ddpm_fast.formats.load_classifier import is_other_classifier, load_classifier
+from ddpm_fast.nn.classifier import Classifier
+from ddpm_fast.nn.work import parameters
 
 app = App()
 
@@ -35,7 +40,7 @@ def main(
     """Convert a model to a file of ours: its network, schedule, prediction and variance, and where it is from.
 
     The file also keeps what the network answers to three made inputs, and is compared with that here and by
-    `python -m ddpm_fast.info MODEL`.
+    `python -m ddpm_fast.info MODEL`. A classifier of noised images becomes a file that guides a sampler.
     """
     with plain_errors():
         if dtype not in _DTYPES:
@@ -43,6 +48,10 @@ def main(
         if out.suffix != ".safetensors":
             raise InputError(f"--out is {out}; expected a name ending in .safetensors")
         check_writable(out)
+        if is_other_classifier(source):
+            _convert_classifier(load_classifier(source, flags=flags), out, _DTYPES[dtype])
+            say_written(out)
+            return
         loaded = load_model(source, flags=flags)
         for name, value in facts(loaded).items():
             console.print(escape(f"{name}: {value}"))
@@ -52,6 +61,17 @@ def main(
             f"source's ({dtype} weights)."
         )
         say_written(out)
+
+
+def _convert_classifier(classifier: Classifier, out: Path, dtype: torch.dtype) -> None:
+    """Write a classifier as a file of ours, and say what it is."""
+    config = classifier.config
+    console.print(
+        f"a classifier of noised images of {'x'.join(map(str, config.unet.shape))}, {config.num_classes} classes, pool "
+        f"{config.pool}, {parameters(classifier) / 1e6:.1f} million parameters"
+    )
+    save_classifier(out, classifier, dtype)
+    load_classifier(out)
 
 
 def convert(loaded: LoadedModel, out: Path, dtype: torch.dtype = torch.float32) -> float:

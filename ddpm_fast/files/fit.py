@@ -38,8 +38,8 @@ def build(path: Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) ->
     """
     if "classifier" in config:
         raise InputError(
-            f"{path} is a classifier of noised images; expected a model that draws: give it as the classifier that "
-            "guides one (classifier=, --classifier)"
+            f"{path} is a classifier of noised images, which draws nothing itself: give it beside a model, as "
+            "--classifier (in Python: load_classifier, and sample's classifier=)"
         )
     missing = [key for key in ("unet", "diffusion") if key not in config]
     if missing:

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ddpm_fast.errors import InputError, printable
-from ddpm_fast.files.checkpoint import LoadedModel
+from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.formats.facts import facts
 
 # A name of the Hub's list (https://huggingface.co/docs/hub/repositories-licenses), such as mit or cc-by-4.0.
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{1,39}")
 
+_LIBRARIES = {"diffusers": "diffusers", "onnx": "onnx"}  # those that the Hub knows, and reads such a repository with
 _USES = {
     "ddpm_fast": """```python
 import ddpm_fast as df
@@ -76,9 +77,8 @@ class Page:
         parts = [
             self._head(),
             f"# {title}",
-            "A denoising diffusion model (DDPM), written by [ddpm_fast](https://pypi.org/project/ddpm-fast/)."
-            if self.form == "ddpm_fast"
-            else "A denoising diffusion model (DDPM), exported by ddpm_fast.",
+            "A denoising diffusion model (DDPM), "
+            + ("as ddpm_fast keeps it." if self.form == "ddpm_fast" else "exported by ddpm_fast."),
             *(f"![{what}]({name})" for name, what in self.pictures.items()),
             "## The model",
             "\n".join(f"- {name}: {_code(value)}" for name, value in known.items()),
@@ -92,7 +92,12 @@ class Page:
         """The metadata for the Hub, as YAML."""
         kind = "unconditional-image-generation"
         tags = ["ddpm", "diffusion", "ddpm_fast", kind]
-        lines = [f"license: {self.license}", f"library_name: {self.form}", f"pipeline_tag: {kind}", "tags:"]
+        lines = [
+            f"license: {self.license}",
+            f"library_name: {_LIBRARIES.get(self.form, 'ddpm_fast')}",
+            f"pipeline_tag: {kind}",
+            "tags:",
+        ]
         return "\n".join(["---", *lines, *(f"- {tag}" for tag in tags), "---"])
 
     def _use(self) -> str:

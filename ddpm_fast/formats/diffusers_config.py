@@ -64,11 +64,11 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
 _OF_AVERAGES = frozenset(
     ("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power")
 )
-# Block types by the letters that they begin with; within a pair, the one that resamples in a residual block is second.
+# The blocks of a level: plain, resampling in a residual block, and with attention, where a field of its own says how.
 _DOWN = ("DownBlock2D", "ResnetDownsampleBlock2D", "AttnDownBlock2D")
 _UP = ("UpBlock2D", "ResnetUpsampleBlock2D", "AttnUpBlock2D")
 _MOST_CHANNELS = 2**14
-MIDDLE_NORM = "mid_block.attentions.0.group_norm.weight"
+_MIDDLE_NORM = "mid_block.attentions.0.group_norm.weight"
 
 
 def unet_config(
@@ -80,8 +80,8 @@ def unet_config(
         given: The fields of its config.json.
         learned: Whether the second half of its output channels sets the variance, which only a scheduler knows.
         null_class: Whether its last class stands for "no class".
-        names: The names of the weights, if they are at hand. Before diffusers 0.20 a network of the same config had a
-            norm in the attention of its middle that later versions leave out.
+        names: The names of the weights, if they are at hand: with scale_shift, older versions of diffusers had a norm
+            in the attention of the middle that later ones leave out for the same config.
 
     Raises:
         InputError: For a field that our network has no counterpart of, and for values that make no network.
@@ -247,7 +247,7 @@ def _middle(fields: Mapping[str, Any], names: Container[str]) -> str:
     groups = fields["attn_norm_num_groups"]
     if groups is not None and groups != fields["norm_num_groups"]:
         raise _refused("attn_norm_num_groups", groups, f"expected null or norm_num_groups, {fields['norm_num_groups']}")
-    normed = groups is not None or fields["resnet_time_scale_shift"] == "default" or MIDDLE_NORM in names
+    normed = groups is not None or fields["resnet_time_scale_shift"] == "default" or _MIDDLE_NORM in names
     return "normed" if normed else "plain"
 
 

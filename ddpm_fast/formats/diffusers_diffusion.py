@@ -22,7 +22,7 @@ from ddpm_fast.schedule import Schedule
 _KINDS = frozenset(
     (
         "DDPM",
-        "DDPMFast",
+        "DDPMFast",  # ours, of diffusers_scheduler.py
         "DDPMParallel",
         "DDIM",
         "DDIMParallel",
@@ -92,7 +92,7 @@ def read_diffusion(given: Mapping[str, Any]) -> GaussianDiffusion:
     for name in ("use_flow_sigmas", "use_dynamic_shifting"):
         if fields.get(name):
             raise InputError(f"{name} is {shown(fields[name])}: the network is of flow matching, not of a diffusion")
-    if fields.get("predict_epsilon") is False:  # before diffusers 0.10
+    if fields.get("predict_epsilon") is False:  # of older versions
         fields["prediction_type"] = "sample"
     prediction = _choice(fields, "prediction_type", _PREDICTIONS)
     if fields["variance_type"] == "learned":

@@ -21,8 +21,8 @@ from torch import Tensor
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.atomic import writing
-from ddpm_fast.files.checkpoint import LoadedModel
 from ddpm_fast.files.fit import check_finite
+from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.formats.diffusers import their_names, to_diffusers
 from ddpm_fast.formats.diffusers_config import unet_fields
 from ddpm_fast.formats.diffusers_diffusion import scheduler_fields
@@ -154,11 +154,11 @@ def _write(
 @torch.no_grad()
 def chain_difference(
     model: UNet, diffusion: GaussianDiffusion, folder: str | os.PathLike, steps: TimestepSpec | None = None, n: int = 1
-) -> ChainDifference:
+) -> ChainDifference | None:
     """Compare the samples of an exported folder, drawn by diffusers, with those of the model that was exported.
 
     Both chains start from the same noise and add the same noise at each step, and each goes its own way; the labels of
-    a network of classes are 0. This needs diffusers.
+    a network of classes are 0.
 
     Args:
         model: The network that was exported, on the CPU.
@@ -167,10 +167,13 @@ def chain_difference(
         steps: The timesteps, as Schedule.respace takes them; None means all.
         n: How many samples are drawn.
 
-    Raises:
-        ImportError: If diffusers is not installed.
+    Returns:
+        How far they are apart; None if diffusers is not installed.
     """
-    from diffusers import DDPMScheduler, UNet2DModel  # an optional dependency
+    try:
+        from diffusers import DDPMScheduler, UNet2DModel  # an optional dependency
+    except ImportError:
+        return None
 
     peer = UNet2DModel.from_pretrained(Path(folder) / "unet").eval()
     chain = DDPMScheduler.from_pretrained(Path(folder) / "scheduler")

@@ -10,6 +10,7 @@ needed.
 """
 
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ddpm_fast.errors import InputError
+from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files.memory import is_out_of_memory, memory_for
 from ddpm_fast.formats.diffusers import from_diffusers
 from ddpm_fast.formats.diffusers_config import unet_config
@@ -36,12 +37,13 @@ WEIGHT_FILES = tuple(
     for variant in (".safetensors", ".safetensors.index.json", ".bin", ".fp16.safetensors", ".fp16.bin")
 )
 _MOST_SHARDS = 1000
-# Before diffusers 0.14 the attention's layers had these names.
+# The attention's layers had other names once.
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD = re.compile(rf"(.*\.attentions\.\d+)\.({'|'.join(_OLD_NAMES)})\.(weight|bias)")
-# What a folder may leave out, and flags may say. An empty text or a number of 0 is never meant.
+# What a folder may leave out, and flags may say: each with a value of its type.
 _FLAGS = {
     "sample_size": "",
+    "null_class": False,
     "num_train_timesteps": 0,
     "beta_start": 0.0,
     "beta_end": 0.0,
@@ -65,20 +67,20 @@ def read_folder(path: Path, flags: str | None = None) -> Imported:
     Args:
         path: The folder: of a pipeline, or of a network, which says nothing about its diffusion.
         flags: What the folder leaves out, as in "--beta_schedule linear --num_train_timesteps 1000": fields of
-            diffusers' schedulers, and sample_size.
+            diffusers' schedulers, sample_size, and null_class, whether the last class stands for "no class".
 
     Raises:
         InputError: If a file is missing, damaged or leads out of the folder; for another network than UNet2DModel; for
             fields that have no counterpart here, each by its name; and if the diffusion is not known.
     """
     given = parse_flags(flags, _FLAGS, "diffusers' folders")
-    index = _read(path, INDEX) or {}
+    index = _completed(path / INDEX, _read(path, INDEX) or {}, given, ("null_class",))
     unet, fields = _part(path, "unet", CONFIG)
     if fields is None:
         raise InputError(f"{path} has no {CONFIG} and no unet/{CONFIG}; expected the folder of a UNet2DModel: give one")
     _, scheduler = _part(path, "scheduler", SCHEDULER)
     fields = _completed(unet / CONFIG, fields, given, ("sample_size",))
-    names = tuple(name for name in _FLAGS if name != "sample_size")
+    names = tuple(name for name in _FLAGS if name not in ("sample_size", "null_class"))
     if scheduler is None and not any(name in given for name in names):
         raise InputError(
             f"{path} has no {SCHEDULER}, so its diffusion is not known: give the pipeline's folder, or what it was "
@@ -97,6 +99,7 @@ def read_folder(path: Path, flags: str | None = None) -> Imported:
         diffusion = read_diffusion(scheduler)
     except InputError as error:
         raise InputError(f"{path}: its scheduler's {error}") from error
+    _warn_of_parts(path, index)
     labels = _label_names(index.get("id2label"), config.num_classes)
     return Imported(state, config, diffusion, labels, _origin(index, fields, scheduler, flags))
 
@@ -108,6 +111,18 @@ def _part(path: Path, name: str, file: str) -> tuple[Path, dict[str, Any] | None
         if content is not None:
             return folder, content
     return path, None
+
+
+def _warn_of_parts(path: Path, index: Mapping[str, Any]) -> None:
+    """Say which parts of a pipeline are not read: of latent diffusion, the one that makes pictures of samples."""
+    parts = [name for name, value in index.items() if isinstance(value, list) and value[1:] and None not in value]
+    others = sorted(set(parts) - {"unet", "scheduler", "_class_name"})
+    if others:
+        warnings.warn(
+            f"{path}: of this pipeline the unet and the scheduler alone are read, not its "
+            f"{printable(', '.join(others))[:200]}: samples are what the unet makes, such as latents",
+            stacklevel=3,
+        )
 
 
 def _read(path: Path, name: str) -> dict[str, Any] | None:

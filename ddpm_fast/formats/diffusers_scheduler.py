@@ -171,25 +171,27 @@ class DDPMFastScheduler(SchedulerMixin, ConfigMixin):
         """
         if (num_inference_steps is None) == (timesteps is None):
             raise InputError("set_timesteps takes either num_inference_steps or timesteps")
-        most, sigmas = self.config.num_train_timesteps, None
+        most, sigmas, stride = self.config.num_train_timesteps, None, None
         if timesteps is not None:
             chosen = torch.as_tensor([check_integer("a timestep", t, 0, most - 1) for t in timesteps])
             if not len(chosen) or (chosen.diff() >= 0).any():
                 raise InputError(f"timesteps {list(timesteps)!r:.200}: expected one or more in descending order")
-            if self._kind is DPMSolverMultistepScheduler and any(self.config[name] for name in SIGMAS):
+            if self._has_sigmas:
                 raise InputError("timesteps cannot be given where the sigmas of the config choose them: set them False")
         else:
             n = check_integer("num_inference_steps", num_inference_steps, 1, most)
             peer = self._peer()
             peer.set_timesteps(n)
-            chosen, sigmas = peer.timesteps.long(), getattr(peer, "sigmas", None)
+            chosen, stride = peer.timesteps.long(), most // n
+            if self._has_sigmas:
+                sigmas = peer.sigmas
         if chosen.max() >= len(self.betas):
             raise InputError(
                 f"timestep {int(chosen.max())} is outside the chain of {len(self.betas)} betas: lower steps_offset "
                 f"({self.config.steps_offset}) or the number of steps, or let num_train_timesteps be their number"
             )
         self.num_inference_steps = len(chosen)
-        self._start(chosen, sigmas, device, stride=most // len(chosen) if timesteps is None else None)
+        self._start(chosen, sigmas, device, stride)
         self._plan(self._eta(None), False)
 
     def scale_model_input(self, sample: Tensor, timestep: object = None) -> Tensor:
@@ -281,7 +283,7 @@ class DDPMFastScheduler(SchedulerMixin, ConfigMixin):
     ) -> Tensor | NoiseKey:
         """The noise of step i. A step that adds none leaves the generator as it is."""
         if not is_noisy:
-            return NoiseKey.of(0, len(sample), device=sample.device)
+            return self._noise.none(sample)
         return self._noise.draw(generator, i, sample) if given is None else given
 
     def _as_output(self, output: Tensor, sample: Tensor, plan: Plan, number: int) -> Tensor:
@@ -308,8 +310,18 @@ class DDPMFastScheduler(SchedulerMixin, ConfigMixin):
     # Training
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise at each sample's timestep, [N] or one for all."""
-        return self._noised(original_samples, noise, timesteps, 1.0)
+        """x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise at each sample's timestep, [N] or one for all.
+
+        In a loop over sigmas (use_karras_sigmas and the like) whose begin index was set, alpha_bar is that of the step
+        which is next, as in diffusers: the timesteps are rounded there.
+        """
+        if self._sigmas is None or self._begin_index is None:
+            return self._noised(original_samples, noise, timesteps, 1.0)
+        i = self._begin_index if self._step_index is None else self._step_index
+        ab = 1 / (1 + self._sigmas[i].double() ** 2)
+        table = torch.stack([ab.sqrt(), (1 - ab).sqrt()])[None].to(original_samples.device)
+        t = torch.zeros(len(original_samples), dtype=torch.int64, device=original_samples.device)
+        return ops.q_sample(original_samples, t, table, noise)
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) sample at each sample's timestep, [N] or one for all."""
@@ -320,7 +332,8 @@ class DDPMFastScheduler(SchedulerMixin, ConfigMixin):
         place = first.device, dtype, sign
         if place not in self._levels:
             ab = self._alphas_cumprod
-            self._levels[place] = torch.stack([ab.sqrt(), sign * (1 - ab).sqrt()], dim=1).to(first.device, dtype)
+            with torch.inference_mode(False):  # kept for calls that need a gradient
+                self._levels[place] = torch.stack([ab.sqrt(), sign * (1 - ab).sqrt()], dim=1).to(first.device, dtype)
         t = timesteps.to(first.device, torch.int64).flatten().expand(len(first))
         return ops.q_sample(first, t, self._levels[place], second)
 
@@ -330,6 +343,11 @@ class DDPMFastScheduler(SchedulerMixin, ConfigMixin):
     def _kind(self) -> type:
         """diffusers' class of the sampler."""
         return SAMPLERS[self.config.sampler][0]
+
+    @property
+    def _has_sigmas(self) -> bool:
+        """Whether the noise levels are not those of the timesteps, but sigmas from which the timesteps follow."""
+        return self._kind is DPMSolverMultistepScheduler and any(self.config[name] for name in SIGMAS)
 
     def _peer(self) -> Any:
         """diffusers' scheduler of the same options, to be asked for its timesteps. Made of the config as it is now:
@@ -350,7 +368,7 @@ class DDPMFastScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             timesteps: int64 [S] on the CPU.
-            sigmas: fp32 [S + 1], the noise levels of DPM-Solver as diffusers has them, or None.
+            sigmas: fp32 [S + 1], where the config chooses sigmas; else None.
             device: Where the pipeline reads the timesteps.
             stride: The length of DDIMScheduler's steps; None to go to the next timestep.
         """
@@ -425,7 +443,7 @@ class DDPMFastScheduler(SchedulerMixin, ConfigMixin):
         config, ab, one = self.config, self._alphas_cumprod, torch.ones(1, dtype=torch.float64)
         before = ab[self._chosen]
         if self._kind is DPMSolverMultistepScheduler:
-            if self._sigmas is not None and any(config[name] for name in SIGMAS):
+            if self._sigmas is not None:
                 before = 1 / (1 + self._sigmas[:-1].double() ** 2)
             return before, torch.cat([before[1:], ab[:1] if config.final_sigmas_type == "sigma_min" else one])
         last = ab[:1] if self._kind is DDIMScheduler and not config.set_alpha_to_one else one

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files import checkpoint, tensorfile
-from ddpm_fast.files.checkpoint import LoadedModel
+from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.files.memory import memory_for
 from ddpm_fast.formats import diffusers_folder, hub, lucidrains, openai, openai_classifier, pesser, w86763777
 from ddpm_fast.formats.imported import Imported, Wrapped
@@ -166,11 +166,9 @@ def _format_of(path: Path, content: object) -> Format:
             f"{path} could be of {' or of '.join(one.name for one in claiming)}; expected a file of one format: save "
             "the weights alone, under the names of its library"
         )
-    if openai_classifier.claims(content):
-        raise InputError(
-            f"{path} is a classifier of guided-diffusion; expected a model that draws: give it as the classifier that "
-            "guides one (classifier=df.load_classifier(...), --classifier)"
-        )
+    folder = _folder_format(path.parent)
+    if folder is not None:
+        raise InputError(f"{path} belongs to a folder of {folder.name}: give that, {path.parent}")
     raise InputError(
         f"{path} is of no known format: it holds {_described(content)}; expected a file of "
         f"{', '.join(one.name for one in FORMATS)}, a folder of {', '.join(one.name for one in FOLDERS)}, or a "

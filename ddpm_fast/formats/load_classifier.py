@@ -37,9 +37,22 @@ def load_classifier(
     Raises:
         InputError: For a source that is missing, damaged or no classifier, and for flags that do not fit it.
     """
+    return _read(_path_of(source), flags).to(device=device, dtype=dtype)
+
+
+def is_other_classifier(source: str | os.PathLike) -> bool:
+    """Whether a source is another library's classifier, so that `load_model` cannot load it.
+
+    Raises:
+        InputError: For a checkpoint of PyTorch that is damaged or unsafe, and for a source that cannot be downloaded.
+    """
+    path = _path_of(source)
+    return is_pickle(path) and openai_classifier.claims(read_pickle(path))
+
+
+def _path_of(source: str | os.PathLike) -> Path:
     name = os.fspath(source)
-    path = hub.download(name)[0] if name.startswith(hub.PREFIX) else Path(os.path.expanduser(name))
-    return _read(path, flags).to(device=device, dtype=dtype)
+    return hub.download(name)[0] if name.startswith(hub.PREFIX) else Path(os.path.expanduser(name))
 
 
 def _read(path: Path, flags: str | None) -> Classifier:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
-from ddpm_fast.loops.network import Network, labels_of
+from ddpm_fast.loops.inputs import labels_of
+from ddpm_fast.loops.network import Network
 from ddpm_fast.nn.classifier import Classifier
 from ddpm_fast.nn.foreign import Named, name_of
 from ddpm_fast.samplers import SamplerTable

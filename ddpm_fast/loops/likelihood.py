@@ -16,7 +16,8 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ddpm_fast.errors import check_integer
-from ddpm_fast.loops.network import Network, evaluating, scaled_to
+from ddpm_fast.loops.inputs import scaled_to
+from ddpm_fast.loops.network import Network, evaluating
 from ddpm_fast.nn import derived
 from ddpm_fast.noise import NoiseKey, Stream, uniform_integers
 from ddpm_fast.respacing import sampling_timesteps

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_fast.errors import InputError, check_integer
+from ddpm_fast.loops.inputs import check_condition, labels_of
 from ddpm_fast.nn import UNet
 from ddpm_fast.nn.foreign import Foreign
 from ddpm_fast.objective import output_channels
-from ddpm_fast.ops.tensors import widen
 
 Call = Callable[..., Tensor]
 
@@ -169,30 +168,8 @@ class Network:
             check_channels(self.out_channels, self.in_channels, learned)
 
     def check_condition(self, condition: Tensor | None, n: int) -> Tensor | None:
-        """The second image of n samples, [n or 1, condition_channels, h, w] in any dtype and place; or None.
-
-        Raises:
-            InputError: If the network needs one and there is none, or takes none, or it is another.
-        """
-        channels = self.condition_channels
-        if condition is None:
-            if channels and n:
-                raise InputError(
-                    f"this {self.name} needs a second image of {channels} channels, such as the small image that it "
-                    "enlarges: give condition"
-                )
-            return None
-        if not channels:
-            raise InputError(f"the {self.name} takes no second image: leave condition out")
-        if not isinstance(condition, Tensor) or not (condition.is_floating_point() or condition.dtype == torch.uint8):
-            found = condition.dtype if isinstance(condition, Tensor) else type(condition).__name__
-            raise InputError(f"condition is {found}; expected a tensor of floats about in [-1, 1], or uint8 in 0..255")
-        shape = list(condition.shape)
-        if len(shape) != 4 or shape[0] not in (1, n) or shape[1] != channels or 0 in shape[2:]:
-            raise InputError(f"condition is {shape}; expected [{n}, {channels}, h, w], or one for all samples")
-        if not condition.isfinite().all():
-            raise InputError("condition has NaN or infinite values; expected floats about in [-1, 1]")
-        return condition
+        """The second image of n samples, as inputs.check_condition has it. Raises InputError where it does."""
+        return check_condition(condition, n, self.condition_channels, self.name)
 
     def check_labels(self, labels: int | Sequence[int] | Tensor | None, n: int) -> Tensor | None:
         """The labels of n samples as int64 [n] on the CPU, or None.
@@ -249,20 +226,6 @@ def check_channels(found: int, channels: int, learned: bool) -> None:
     )
 
 
-def scaled_to(images: Tensor, n: int, size: Sequence[int]) -> Tensor:
-    """Second images as the network is given them: scaled to a size bilinearly, fp32 [n, C, *size].
-
-    Args:
-        images: [n or 1, C, h, w], floats or uint8.
-        n: How many samples there are.
-        size: (H, W).
-    """
-    images = widen(images, torch.float32)
-    if images.shape[2:] != torch.Size(size):
-        images = F.interpolate(images, list(size), mode="bilinear")
-    return images.expand(n, -1, -1, -1)
-
-
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Inside, the model is in eval mode. Afterwards each of its modules is in the mode that it was in before."""
@@ -297,31 +260,3 @@ def _place(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
         return parameter.device, parameter.dtype
     buffer = next(model.buffers(), None)
     return torch.device("cpu") if buffer is None else buffer.device, None
-
-
-def labels_of(labels: int | Sequence[int] | Tensor, n: int) -> Tensor:
-    """The labels of n samples, one for all or one for each: int64 [n] on the CPU.
-
-    Raises:
-        InputError: If they are not integers, or as many.
-    """
-    tensor = _integers(labels, n)
-    if tensor.ndim == 0:
-        tensor = tensor.expand(n)
-    if tensor.shape != (n,):
-        raise InputError(f"labels have shape {tuple(tensor.shape)}; expected one class, or {n}, one for each sample")
-    return tensor
-
-
-def _integers(labels: int | Sequence[int] | Tensor, n: int) -> Tensor:
-    try:
-        tensor = torch.as_tensor(labels, device="cpu")
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"labels are {labels!r:.100}; expected one class, or {n}, one for each sample ({error})"
-        ) from error
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        is_empty_list = tensor.ndim > 0 and not tensor.numel()  # torch makes floats of it
-        if not is_empty_list:
-            raise InputError(f"labels are {tensor.dtype}; expected integers, the numbers of classes")
-    return tensor.long()

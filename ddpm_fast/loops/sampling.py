@@ -30,9 +30,10 @@ from ddpm_fast.loops import graphs
 from ddpm_fast.loops.classifier_guidance import Gradient, Judge, shift_table, targets_and_labels
 from ddpm_fast.loops.compiled import check_compiler, compiled
 from ddpm_fast.loops.guidance import null_class, predictor
-from ddpm_fast.loops.network import Call, Network, evaluating, frozen, scaled_to
+from ddpm_fast.loops.inputs import scaled_to
+from ddpm_fast.loops.network import Call, Network, evaluating, frozen
 from ddpm_fast.loops.options import SamplingKeywords, SamplingOptions, Step
-from ddpm_fast.loops.state import BatchState, DeviceTable, Paste, RowKind, asking_rows, looks_back
+from ddpm_fast.loops.state import BatchState, DeviceTable, Given, Paste, RowKind, asking_rows, looks_back
 from ddpm_fast.nn import derived
 from ddpm_fast.noise import NoiseKey, Stream
 from ddpm_fast.samplers import SamplerTable, make_table
@@ -124,9 +125,11 @@ class Prepared:
                     key,
                     keeps_x0=self._looks_back or self.options.on_step is not None,
                     model_dtype=self.network.dtype,
-                    labels=None if labels is None else labels[part],
-                    targets=None if targets is None else targets[part],
-                    condition=self._condition(part),
+                    given=Given(
+                        labels=None if labels is None else labels[part],
+                        targets=None if targets is None else targets[part],
+                        condition=self._condition(part),
+                    ),
                     paste=paste,
                 )
                 yield part, self._run_rows(state, self._kinds(paste), first, replays, check or _never)

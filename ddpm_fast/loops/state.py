@@ -36,6 +36,23 @@ class Paste(NamedTuple):
     rows: list[bool]
 
 
+class Given(NamedTuple):
+    """What the networks are given beside the state and the timestep. None for what they are not given.
+
+    Attributes:
+        labels: int64 [N] for the network.
+        targets: int64 [N], the classes that a classifier guides towards.
+        condition: fp32 [N, C', ...], the second image of each sample.
+    """
+
+    labels: Tensor | None = None
+    targets: Tensor | None = None
+    condition: Tensor | None = None
+
+
+_NOTHING = Given()
+
+
 class RowKind(NamedTuple):
     """What a row does besides its arithmetic. Rows of one kind can be replayed from one CUDA graph.
 
@@ -106,9 +123,7 @@ class BatchState:
         seed, sample_id: The noise of these samples; see NoiseKey.
         step: The row that is next, from 0. It alone chooses the coefficients, the timestep and the noise.
         rows, to_x0, timesteps, shifts: See DeviceTable.
-        labels: int64 [N] for the network, or None.
-        targets: int64 [N], the classes that a classifier guides towards, or None.
-        condition: fp32 [N, C', ...], the second image of each sample, or None.
+        labels, targets, condition: See Given.
         known, where, levels: See Paste; None if nothing is pasted.
     """
 
@@ -138,9 +153,7 @@ class BatchState:
         *,
         keeps_x0: bool = False,
         model_dtype: torch.dtype | None = None,
-        labels: Tensor | None = None,
-        targets: Tensor | None = None,
-        condition: Tensor | None = None,
+        given: Given = _NOTHING,
         paste: Paste | None = None,
     ) -> BatchState:
         """The state that starts from x.
@@ -151,8 +164,7 @@ class BatchState:
             key: The noise of these samples. Its step must be 0; it is advanced in place.
             keeps_x0: Whether the predicted x_0 is kept.
             model_dtype: The dtype that the network reads; None for x's own.
-            labels, targets: int64 [N] on x's device, or None.
-            condition: fp32 [N, C', ...] on x's device, or None.
+            given: What the networks are given besides, on x's device.
             paste: The known pixels, or None.
         """
         # The first row multiplies x0 by 0, so it must be finite.
@@ -168,9 +180,9 @@ class BatchState:
             to_x0=table.to_x0,
             timesteps=table.timesteps,
             shifts=table.shifts,
-            labels=labels,
-            targets=targets,
-            condition=condition,
+            labels=given.labels,
+            targets=given.targets,
+            condition=given.condition,
             known=None if paste is None else paste.known,
             where=None if paste is None else paste.where,
             levels=None if paste is None else paste.levels,

@@ -233,7 +233,10 @@ def _named_modules(call: Any) -> Iterator[nn.Module]:
         yield from _named_modules(call.__self__)
         yield from _named_modules(call.__func__)
     elif inspect.isfunction(call):
-        variables = inspect.getclosurevars(inspect.unwrap(call))
+        try:
+            variables = inspect.getclosurevars(inspect.unwrap(call))
+        except ValueError:  # a variable that has no value yet
+            return
         for value in (*variables.nonlocals.values(), *variables.globals.values()):
             if isinstance(value, nn.Module):
                 yield value

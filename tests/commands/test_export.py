@@ -8,9 +8,11 @@ from support.commands import run, save_small_model
 from torch.utils.tensorboard import SummaryWriter
 
 import ddpm_fast as df
+from ddpm_fast.commands import export
 from ddpm_fast.commands.publishing import Publication
 from ddpm_fast.files import checkpoint
 from ddpm_fast.formats import hub
+from ddpm_fast.formats.diffusers_export import ChainDifference
 from ddpm_fast.nn import UNet, UNetConfig
 
 
@@ -25,9 +27,16 @@ def same_weights(one, other):
     return all(torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
 
 
-def test_a_diffusers_folder_holds_the_model(model, tmp_path):
+@pytest.mark.parametrize(
+    ("apart", "said"),
+    [(None, "not compared: install diffusers"), (ChainDifference(20, 2e-5, 1e-6), "ends at most 2.0e-05 from ours")],
+    ids=["absent", "installed"],
+)
+def test_a_diffusers_folder_holds_the_model_and_is_compared(apart, said, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "chain_difference", lambda *_: apart)
     done = run("export", model, "--to", "diffusers", "--out", tmp_path / "folder")
     assert done.exit_code == 0, done.stderr
+    assert said in " ".join(done.stdout.split())
     assert (tmp_path / "folder" / "model_index.json").is_file()
     assert same_weights(df.load_model(tmp_path / "folder"), df.load_model(model))
 

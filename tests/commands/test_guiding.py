@@ -1,6 +1,7 @@
 """`python -m ddpm_fast.sample` with a classifier that guides, and with the images that a model enlarges."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from PIL import Image
 from support.networks import random_classifier, random_unet
 
 import ddpm_fast as df
+from tests.support.classifier_cases import CLASSIFIERS, classifier_inputs
 from tests.support.commands import run, save_small_model
+from tests.support.made_weights import made_state
 
 FIELDS = {"image_size": 8, "in_channels": 3, "model_channels": 8, "channel_mult": (1, 2), "norm_groups": 4}
 DIFFUSION = df.GaussianDiffusion(df.Schedule.cosine(20), prediction="v", variance="fixed_small")
@@ -100,3 +103,20 @@ def test_one_picture_and_edits(upsampler, tmp_path):
     assert missing.exit_code == 2 and "needs a second image of 3 channels" in missing.stderr
     gone = run("sample", *common[:-3], tmp_path / "nothing.png", "--out", tmp_path / "c.png")
     assert gone.exit_code == 2 and "--condition: there is no file" in gone.stderr
+
+
+def test_another_librarys_classifier_guides_and_is_converted(tmp_path):
+    with np.load(Path(__file__).parents[1] / "golden" / "guidance.npz") as golden:
+        shapes = json.loads(str(golden["shapes of adaptive"]))
+    torch.save(made_state(shapes), tmp_path / "theirs.pt")
+    out = tmp_path / "ours.safetensors"
+    done = run("convert", tmp_path / "theirs.pt", "--out", out, "--flags", CLASSIFIERS["adaptive"])
+    assert done.exit_code == 0, done.stderr
+    assert "a classifier of noised images of 3x64x64, 1000 classes, pool adaptive, " in done.stdout
+    x, t = classifier_inputs("adaptive")
+    theirs, ours = df.load_classifier(tmp_path / "theirs.pt"), df.load_classifier(out)
+    assert torch.equal(theirs(x, t), ours(x, t))
+    refused = run("sample", "--model", tmp_path / "theirs.pt", "--n", 1, "--out", tmp_path / "a.png")
+    assert refused.exit_code == 2 and "is a classifier of noised images, which draws nothing" in refused.stderr
+    wrong = run("convert", tmp_path / "theirs.pt", "--out", out, "--flags", "--classifier_pool spatial")
+    assert wrong.exit_code == 2 and "contradicts the weights" in wrong.stderr

@@ -229,6 +229,13 @@ def test_rows_that_hold_no_picture_are_broken_and_named(tmp_path):
     assert dataset.skipped == [str(secret), "b.png", "row 3", "row 4"]
 
 
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_pictures_become_images_of_a_size_that_is_no_square(tmp_path, in_memory):
+    table = pa.table({"image": pa.array([png(level, size=(9, 12)) for level in (3, 5)], pa.binary())})
+    dataset = opened(parquet(tmp_path / "a.parquet", table), in_memory, image_size=(4, 6), channels=1)
+    assert dataset.shape == (1, 4, 6) and greys(dataset) == [3, 5]
+
+
 def test_a_damaged_arrow_file_is_refused(tmp_path):
     """Its places lie outside of it, and whoever believed them would read the memory of other things."""
     column = pa.array([png(1), png(2)], pa.binary())

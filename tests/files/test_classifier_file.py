@@ -32,7 +32,7 @@ def test_models_and_classifiers_are_told_apart(tmp_path):
     unet = random_unet(**FIELDS)
     config = {"unet": unet.config.to_dict(), "diffusion": df.GaussianDiffusion(df.Schedule.cosine(9)).to_dict()}
     df.save_model(model, unet.state_dict(), config)
-    with pytest.raises(df.InputError, match=r"judge\.safetensors is a classifier of noised images; .*--classifier"):
+    with pytest.raises(df.InputError, match=r"judge\.safetensors is a classifier of noised images, .*--classifier"):
         df.load_model(judge)
     with pytest.raises(df.InputError, match=r"model\.safetensors is a model that draws; expected a classifier"):
         df.load_classifier(model)

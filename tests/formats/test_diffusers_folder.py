@@ -217,11 +217,26 @@ def test_the_cache_of_the_hub(tmp_path):
 
 
 def test_a_network_of_classes_whose_last_row_was_trained_as_none(tmp_path):
-    """Our own pipeline's index says so."""
+    """Our own pipeline's index says so, or a flag."""
     write(tmp_path, "classes")
+    flagged = read_folder(tmp_path, "--null_class True").unet
     (tmp_path / "model_index.json").write_text(json.dumps({"null_class": True}))
-    config = read_folder(tmp_path).unet
-    assert (config.num_classes, config.null_class) == (4, True)
+    for config in (flagged, read_folder(tmp_path).unet):
+        assert (config.num_classes, config.null_class) == (4, True)
+    with pytest.raises(InputError, match=r"--null_class is False, but .*model_index.json says True"):
+        read_folder(tmp_path, "--null_class no")
+
+
+def test_the_parts_of_a_pipeline_that_are_not_read_are_named(tmp_path):
+    write(tmp_path)
+    parts = {"unet": ["diffusers", "UNet2DModel"], "vqvae": ["diffusers", "VQModel"], "bert": [None, None]}
+    (tmp_path / "model_index.json").write_text(json.dumps(parts))
+    with pytest.warns(UserWarning, match="not its vqvae: samples are what the unet makes"):
+        read_folder(tmp_path)
+
+
+def test_our_own_scheduler_is_read():
+    assert read_diffusion({"_class_name": "DDPMFastScheduler"}).schedule.name == "linear-1000"
 
 
 def test_averages_of_a_network_are_networks(tmp_path):
@@ -230,7 +245,7 @@ def test_averages_of_a_network_are_networks(tmp_path):
 
 
 def test_an_old_network_keeps_the_norm_that_its_weights_have(tmp_path):
-    """Until diffusers 0.20, scale-shift did not take the norm out of the middle's attention."""
+    """Scale-shift did not always take the norm out of the middle's attention."""
     kind = "scale-shift, plain middle attention"
     write(tmp_path, kind)
     state = state_of(kind) | {

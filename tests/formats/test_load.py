@@ -173,7 +173,10 @@ def test_a_name_that_looks_like_one_of_the_hub_is_told_how(tmp_path):
         load_model("google/ddpm-cifar10-32")
 
 
-def test_safetensors_of_others_are_refused_with_their_folder(folder):
+def test_weights_of_others_are_refused_with_their_folder(folder):
+    torch.save({"w": torch.zeros(1)}, folder / "weights.bin")
+    with pytest.raises(df.InputError, match="belongs to a folder of pipelines: give that"):
+        load_model(folder / "weights.bin")
     (folder / "unet" / "weights.safetensors").write_bytes(_safetensors())
     (folder / "weights.safetensors").write_bytes(_safetensors())
     with pytest.raises(df.InputError, match=r"did not write.*belongs to a folder of pipelines: give that"):
