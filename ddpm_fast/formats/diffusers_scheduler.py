@@ -6,7 +6,7 @@
 
 It stands in for DDPMScheduler, DDIMScheduler and DPMSolverMultistepScheduler: the same configs, timesteps and numbers.
 Timesteps and betas are those of diffusers' own class, which is asked for them; the rows of coefficients are made in
-float64 (formats/diffusers_rows.py) and the noise by seed and place in the batch (formats/generators.py).
+float64 (formats/diffusers/rows.py) and the noise by seed and place in the batch (formats/diffusers/generators.py).
 This module needs diffusers.
 """
 
@@ -31,7 +31,8 @@ except ImportError as error:
 
 from ddpm_fast import ops
 from ddpm_fast.errors import InputError, check_integer
-from ddpm_fast.formats.diffusers_options import (
+from ddpm_fast.formats.diffusers.generators import Generators, LoopNoise
+from ddpm_fast.formats.diffusers.options import (
     SAMPLERS,
     SIGMAS,
     betas_of,
@@ -42,8 +43,7 @@ from ddpm_fast.formats.diffusers_options import (
     refuse_flows,
     sampler_of,
 )
-from ddpm_fast.formats.diffusers_rows import Levels, Plan, Rows, ddim_rows, ddpm_rows, dpmpp_rows
-from ddpm_fast.formats.generators import Generators, LoopNoise
+from ddpm_fast.formats.diffusers.rows import Levels, Plan, Rows, ddim_rows, ddpm_rows, dpmpp_rows
 from ddpm_fast.noise import NoiseKey
 from ddpm_fast.ops.tensors import working_dtype
 
@@ -57,8 +57,8 @@ class DDPMFastScheduler(SchedulerMixin, ConfigMixin):
     its config.
 
     Differences on purpose. Noise is a function of the generator's seed, the sample's place in the batch and the number
-    of the step: see formats/generators.py. Half precision is computed in float32 and rounded once. The state keeps its
-    dtype. A second order step after a repeated timestep is no division by 0, and "fixed_large_log" is not NaN. All
+    of the step: see diffusers/generators.py. Half precision is computed in float32 and rounded once. The state keeps
+    its dtype. A second order step after a repeated timestep is no division by 0, and "fixed_large_log" is not NaN. All
     samplers give pred_original_sample. A step never waits for the device, if its timestep is one of `timesteps` or an
     int.
 
@@ -242,7 +242,8 @@ class DDPMFastScheduler(SchedulerMixin, ConfigMixin):
             sample: float [N, C, ...], the state; differentiable like model_output.
             eta: Of "ddim": if above 0, used instead of the config's. Other samplers ignore it, as pipelines expect.
             use_clipped_model_output: Of "ddim": whether eps is formed again from the x_0 that was clipped.
-            generator: Where the noise comes from: its seed, see formats/generators.py. A list has one for each sample.
+            generator: Where the noise comes from: its seed, see diffusers/generators.py. A list has one for each
+                sample.
             variance_noise: The noise itself, shaped like sample.
             return_dict: Whether to give an object instead of a tuple.
 

@@ -25,7 +25,7 @@ from torch import Tensor
 import ddpm_fast as df
 from ddpm_fast.errors import InputError
 from ddpm_fast.formats.load import FORMATS
-from ddpm_fast.formats.openai_names import to_theirs
+from ddpm_fast.formats.openai.names import to_theirs
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TABLE = "time_embedding.timembedding.0.weight"
