@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import ddpm_fast as df
 from benchmarks import peers
 from benchmarks.rows import Subject
-from ddpm_fast.formats.diffusers import scheduler
+from ddpm_fast.formats.diffusers.network import scheduler
 from ddpm_fast.ops import dispatch as backend
 from ddpm_fast.samplers import ddpm_table
 from tests.support.composed_bound import per_sample_mean

@@ -10,7 +10,7 @@ from torch import Tensor
 import ddpm_fast as df
 from benchmarks import peers
 from benchmarks.comparison import Comparison
-from ddpm_fast.formats.diffusers import same_weights, scheduler
+from ddpm_fast.formats.diffusers.network import same_weights, scheduler
 from ddpm_fast.formats.load import load_model
 from ddpm_fast.samplers import SamplerTable, make_table
 from tests.support.diffusers_loops import diffusers_sampling, given_noise

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks import peers
 from benchmarks.comparison import Comparison
-from ddpm_fast.formats.diffusers import same_weights
+from ddpm_fast.formats.diffusers.network import same_weights
 
 # Of ||out - truth|| / ||truth||, of the output and of two layers' gradients.
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}

@@ -15,9 +15,10 @@ from ddpm_fast import ops
 from ddpm_fast.data import load_dataset, open_dataset
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
-from ddpm_fast.files.checkpoint import LoadedModel, available_models, save_model
+from ddpm_fast.files.checkpoint import available_models, save_model
 from ddpm_fast.files.classifier import save_classifier
-from ddpm_fast.formats.diffusers_export import export_diffusers
+from ddpm_fast.files.loaded_model import LoadedModel
+from ddpm_fast.formats.diffusers.export import export_diffusers
 from ddpm_fast.formats.load import load_model
 from ddpm_fast.formats.load_classifier import load_classifier
 from ddpm_fast.loops.editing import decode, encode, image_to_image, inpaint, interpolate

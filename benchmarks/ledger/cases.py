@@ -16,7 +16,7 @@ from benchmarks.ledger.counting import Counter
 from benchmarks.ledger.entries import Line
 from benchmarks.ledger.pretence import META, as_on_a_gpu
 from ddpm_fast.data import Dataset
-from ddpm_fast.formats.diffusers import peer_network, scheduler
+from ddpm_fast.formats.diffusers.network import peer_network, scheduler
 from ddpm_fast.loops.guidance import predictor
 from ddpm_fast.loops.state import BatchState, DeviceTable, RowKind
 from ddpm_fast.loops.training import TrainConfig, Trainer

@@ -13,8 +13,9 @@ from rich.markup import escape
 from ddpm_fast.commands.common import App, FlagsOption, ModelArgument, console, path_option, plain_errors, say_written
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.atomic import check_writable
-from ddpm_fast.files.checkpoint import LoadedModel, save_model
+from ddpm_fast.files.checkpoint import save_model
 from ddpm_fast.files.classifier import save_classifier
+from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.formats import outputs
 from ddpm_fast.formats.facts import facts
 from ddpm_fast.formats.load import load_model

@@ -15,7 +15,7 @@ from ddpm_fast.commands.drawing import Drawable
 from ddpm_fast.commands.labels import Turns
 from ddpm_fast.data import Selection, load_dataset, read_picture
 from ddpm_fast.errors import InputError
-from ddpm_fast.files.checkpoint import LoadedModel
+from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.loops import editing
 from ddpm_fast.loops.network import Network
 from ddpm_fast.loops.options import SamplingOptions

@@ -23,13 +23,13 @@ from ddpm_fast.commands.common import (
 from ddpm_fast.commands.convert import convert
 from ddpm_fast.commands.publishing import Publication
 from ddpm_fast.errors import InputError
-from ddpm_fast.files.checkpoint import LoadedModel
+from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.formats import hub
 from ddpm_fast.formats.card import check_license
-from ddpm_fast.formats.diffusers_export import chain_difference, export_diffusers
+from ddpm_fast.formats.diffusers.export import chain_difference, export_diffusers
 from ddpm_fast.formats.load import load_model
 from ddpm_fast.formats.onnx import export_onnx
-from ddpm_fast.formats.openai_export import export_openai
+from ddpm_fast.formats.openai.export import export_openai
 
 _CHAIN_STEPS = 20  # of the chain that is compared: each asks two networks for an image
 

@@ -19,7 +19,8 @@ from ddpm_fast.commands.sizes import as_argument, parse_size
 from ddpm_fast.commands.training_log import say
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError, printable
-from ddpm_fast.files.checkpoint import LoadedModel, available_models
+from ddpm_fast.files.checkpoint import available_models
+from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.formats.hub import PREFIX
 from ddpm_fast.formats.load import load_model
 from ddpm_fast.loops.training import Trainer

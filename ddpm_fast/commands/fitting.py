@@ -13,7 +13,7 @@ from ddpm_fast.commands.common import console, expand_home
 from ddpm_fast.data import BUILTIN, INDEX_DIGEST, ImageSet, open_dataset
 from ddpm_fast.data.parts import list_parts
 from ddpm_fast.errors import InputError, printable
-from ddpm_fast.files.checkpoint import LoadedModel
+from ddpm_fast.files.loaded_model import LoadedModel
 
 
 def load_fitting(source: str, loaded: LoadedModel) -> ImageSet:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ddpm_fast.commands.edit import read_bytes, with_channels
 from ddpm_fast.errors import InputError
-from ddpm_fast.files.checkpoint import LoadedModel
 from ddpm_fast.files.classifier import digest_of
+from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.formats.load_classifier import load_classifier
 from ddpm_fast.loops.network import Network
 from ddpm_fast.nn.classifier import Classifier

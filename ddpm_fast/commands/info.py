@@ -19,7 +19,8 @@ from ddpm_fast import __version__, ops
 from ddpm_fast.commands.common import SOURCES, App, FlagsOption, console, expand_home, plain_errors
 from ddpm_fast.commands.precision import automatic_precision, fast_bf16
 from ddpm_fast.data import BUILTIN
-from ddpm_fast.files.checkpoint import LoadedModel, available_models
+from ddpm_fast.files.checkpoint import available_models
+from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.formats import outputs
 from ddpm_fast.formats.facts import facts
 from ddpm_fast.formats.load import load_model

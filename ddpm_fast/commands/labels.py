@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddpm_fast.errors import InputError, printable
-from ddpm_fast.files.checkpoint import LoadedModel
+from ddpm_fast.files.loaded_model import LoadedModel
 
 MOST_NAMED = 10  # classes that a line names
 LABELS_HELP = "classes by name or index, taken in turn, such as 7 or cat,dog; or none; if not given every class in turn"

@@ -35,7 +35,7 @@ from ddpm_fast.commands.report import check_report_path, write_report
 from ddpm_fast.commands.stopping import Stopped, stop_signals
 from ddpm_fast.data import BUILTIN, ImageSet
 from ddpm_fast.errors import InputError
-from ddpm_fast.files.checkpoint import LoadedModel
+from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.formats.load import load_model
 from ddpm_fast.loops.distributed import join, of_each_process, world_size
 from ddpm_fast.loops.likelihood import BitsPerDim, LikelihoodOptions

@@ -33,7 +33,7 @@ from ddpm_fast.commands.labels import LABELS_HELP, describe_classes, parse_label
 from ddpm_fast.commands.report import read_report
 from ddpm_fast.data import load_dataset, read_picture
 from ddpm_fast.errors import InputError
-from ddpm_fast.files.checkpoint import LoadedModel
+from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.formats.load import load_model
 from ddpm_fast.loops.network import Network
 from ddpm_fast.loops.options import SamplingOptions, Step

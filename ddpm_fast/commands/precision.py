@@ -13,7 +13,7 @@ from rich.markup import escape
 from ddpm_fast import compat
 from ddpm_fast.commands.common import console
 from ddpm_fast.errors import InputError
-from ddpm_fast.files.checkpoint import LoadedModel
+from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.loops.guidance import null_class, predictor
 from ddpm_fast.loops.network import Network, evaluating
 from ddpm_fast.loops.options import SamplingOptions

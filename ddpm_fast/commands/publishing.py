@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ddpm_fast.commands.common import console
 from ddpm_fast.commands.report import read_report
 from ddpm_fast.errors import InputError
-from ddpm_fast.files.checkpoint import LoadedModel
+from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.formats import hub
 from ddpm_fast.formats.card import Page
 from ddpm_fast.loops.sampling import sample

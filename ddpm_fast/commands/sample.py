@@ -32,7 +32,7 @@ from ddpm_fast.commands.ranks import ranks_of_environment
 from ddpm_fast.commands.sizes import as_argument, parse_size, size_option
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.atomic import check_writable, remove_leftovers
-from ddpm_fast.files.checkpoint import LoadedModel
+from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.formats.load import load_model
 from ddpm_fast.loops.network import Network
 from ddpm_fast.loops.options import SamplingOptions

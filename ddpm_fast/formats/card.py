@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ddpm_fast.errors import InputError, printable
-from ddpm_fast.files.checkpoint import LoadedModel
+from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.formats.facts import facts
 
 # A name of the Hub's list (https://huggingface.co/docs/hub/repositories-licenses), such as mit or cc-by-4.0.

@@ -6,7 +6,7 @@
 
 It stands in for DDPMScheduler, DDIMScheduler and DPMSolverMultistepScheduler: the same configs, timesteps and numbers.
 Timesteps and betas are those of diffusers' own class, which is asked for them; the rows of coefficients are made in
-float64 (formats/diffusers_rows.py) and the noise by seed and place in the batch (formats/generators.py).
+float64 (formats/diffusers/rows.py) and the noise by seed and place in the batch (formats/diffusers/generators.py).
 This module needs diffusers.
 """
 
@@ -31,7 +31,8 @@ except ImportError as error:
 
 from ddpm_fast import ops
 from ddpm_fast.errors import InputError, check_integer
-from ddpm_fast.formats.diffusers_options import (
+from ddpm_fast.formats.diffusers.generators import Generators, LoopNoise
+from ddpm_fast.formats.diffusers.options import (
     SAMPLERS,
     SIGMAS,
     betas_of,
@@ -42,8 +43,7 @@ from ddpm_fast.formats.diffusers_options import (
     refuse_flows,
     sampler_of,
 )
-from ddpm_fast.formats.diffusers_rows import Levels, Plan, Rows, ddim_rows, ddpm_rows, dpmpp_rows
-from ddpm_fast.formats.generators import Generators, LoopNoise
+from ddpm_fast.formats.diffusers.rows import Levels, Plan, Rows, ddim_rows, ddpm_rows, dpmpp_rows
 from ddpm_fast.noise import NoiseKey
 from ddpm_fast.ops.tensors import working_dtype
 
@@ -57,8 +57,8 @@ class DDPMFastScheduler(SchedulerMixin, ConfigMixin):
     its config.
 
     Differences on purpose. Noise is a function of the generator's seed, the sample's place in the batch and the number
-    of the step: see formats/generators.py. Half precision is computed in float32 and rounded once. The state keeps its
-    dtype. A second order step after a repeated timestep is no division by 0, and "fixed_large_log" is not NaN. All
+    of the step: see diffusers/generators.py. Half precision is computed in float32 and rounded once. The state keeps
+    its dtype. A second order step after a repeated timestep is no division by 0, and "fixed_large_log" is not NaN. All
     samplers give pred_original_sample. A step never waits for the device, if its timestep is one of `timesteps` or an
     int.
 
@@ -171,25 +171,27 @@ class DDPMFastScheduler(SchedulerMixin, ConfigMixin):
         """
         if (num_inference_steps is None) == (timesteps is None):
             raise InputError("set_timesteps takes either num_inference_steps or timesteps")
-        most, sigmas = self.config.num_train_timesteps, None
+        most, sigmas, stride = self.config.num_train_timesteps, None, None
         if timesteps is not None:
             chosen = torch.as_tensor([check_integer("a timestep", t, 0, most - 1) for t in timesteps])
             if not len(chosen) or (chosen.diff() >= 0).any():
                 raise InputError(f"timesteps {list(timesteps)!r:.200}: expected one or more in descending order")
-            if self._kind is DPMSolverMultistepScheduler and any(self.config[name] for name in SIGMAS):
+            if self._has_sigmas:
                 raise InputError("timesteps cannot be given where the sigmas of the config choose them: set them False")
         else:
             n = check_integer("num_inference_steps", num_inference_steps, 1, most)
             peer = self._peer()
             peer.set_timesteps(n)
-            chosen, sigmas = peer.timesteps.long(), getattr(peer, "sigmas", None)
+            chosen, stride = peer.timesteps.long(), most // n
+            if self._has_sigmas:
+                sigmas = peer.sigmas
         if chosen.max() >= len(self.betas):
             raise InputError(
                 f"timestep {int(chosen.max())} is outside the chain of {len(self.betas)} betas: lower steps_offset "
                 f"({self.config.steps_offset}) or the number of steps, or let num_train_timesteps be their number"
             )
         self.num_inference_steps = len(chosen)
-        self._start(chosen, sigmas, device, stride=most // len(chosen) if timesteps is None else None)
+        self._start(chosen, sigmas, device, stride)
         self._plan(self._eta(None), False)
 
     def scale_model_input(self, sample: Tensor, timestep: object = None) -> Tensor:
@@ -240,7 +242,8 @@ class DDPMFastScheduler(SchedulerMixin, ConfigMixin):
             sample: float [N, C, ...], the state; differentiable like model_output.
             eta: Of "ddim": if above 0, used instead of the config's. Other samplers ignore it, as pipelines expect.
             use_clipped_model_output: Of "ddim": whether eps is formed again from the x_0 that was clipped.
-            generator: Where the noise comes from: its seed, see formats/generators.py. A list has one for each sample.
+            generator: Where the noise comes from: its seed, see diffusers/generators.py. A list has one for each
+                sample.
             variance_noise: The noise itself, shaped like sample.
             return_dict: Whether to give an object instead of a tuple.
 
@@ -281,7 +284,7 @@ class DDPMFastScheduler(SchedulerMixin, ConfigMixin):
     ) -> Tensor | NoiseKey:
         """The noise of step i. A step that adds none leaves the generator as it is."""
         if not is_noisy:
-            return NoiseKey.of(0, len(sample), device=sample.device)
+            return self._noise.none(sample)
         return self._noise.draw(generator, i, sample) if given is None else given
 
     def _as_output(self, output: Tensor, sample: Tensor, plan: Plan, number: int) -> Tensor:
@@ -308,8 +311,18 @@ class DDPMFastScheduler(SchedulerMixin, ConfigMixin):
     # Training
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise at each sample's timestep, [N] or one for all."""
-        return self._noised(original_samples, noise, timesteps, 1.0)
+        """x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise at each sample's timestep, [N] or one for all.
+
+        In a loop over sigmas (use_karras_sigmas and the like) whose begin index was set, alpha_bar is that of the step
+        which is next, as in diffusers: the timesteps are rounded there.
+        """
+        if self._sigmas is None or self._begin_index is None:
+            return self._noised(original_samples, noise, timesteps, 1.0)
+        i = self._begin_index if self._step_index is None else self._step_index
+        ab = 1 / (1 + self._sigmas[i].double() ** 2)
+        table = torch.stack([ab.sqrt(), (1 - ab).sqrt()])[None].to(original_samples.device)
+        t = torch.zeros(len(original_samples), dtype=torch.int64, device=original_samples.device)
+        return ops.q_sample(original_samples, t, table, noise)
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) sample at each sample's timestep, [N] or one for all."""
@@ -320,7 +333,8 @@ class DDPMFastScheduler(SchedulerMixin, ConfigMixin):
         place = first.device, dtype, sign
         if place not in self._levels:
             ab = self._alphas_cumprod
-            self._levels[place] = torch.stack([ab.sqrt(), sign * (1 - ab).sqrt()], dim=1).to(first.device, dtype)
+            with torch.inference_mode(False):  # kept for calls that need a gradient
+                self._levels[place] = torch.stack([ab.sqrt(), sign * (1 - ab).sqrt()], dim=1).to(first.device, dtype)
         t = timesteps.to(first.device, torch.int64).flatten().expand(len(first))
         return ops.q_sample(first, t, self._levels[place], second)
 
@@ -330,6 +344,11 @@ class DDPMFastScheduler(SchedulerMixin, ConfigMixin):
     def _kind(self) -> type:
         """diffusers' class of the sampler."""
         return SAMPLERS[self.config.sampler][0]
+
+    @property
+    def _has_sigmas(self) -> bool:
+        """Whether the noise levels are not those of the timesteps, but sigmas from which the timesteps follow."""
+        return self._kind is DPMSolverMultistepScheduler and any(self.config[name] for name in SIGMAS)
 
     def _peer(self) -> Any:
         """diffusers' scheduler of the same options, to be asked for its timesteps. Made of the config as it is now:
@@ -350,7 +369,7 @@ class DDPMFastScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             timesteps: int64 [S] on the CPU.
-            sigmas: fp32 [S + 1], the noise levels of DPM-Solver as diffusers has them, or None.
+            sigmas: fp32 [S + 1], where the config chooses sigmas; else None.
             device: Where the pipeline reads the timesteps.
             stride: The length of DDIMScheduler's steps; None to go to the next timestep.
         """
@@ -425,7 +444,7 @@ class DDPMFastScheduler(SchedulerMixin, ConfigMixin):
         config, ab, one = self.config, self._alphas_cumprod, torch.ones(1, dtype=torch.float64)
         before = ab[self._chosen]
         if self._kind is DPMSolverMultistepScheduler:
-            if self._sigmas is not None and any(config[name] for name in SIGMAS):
+            if self._sigmas is not None:
                 before = 1 / (1 + self._sigmas[:-1].double() ** 2)
             return before, torch.cat([before[1:], ab[:1] if config.final_sigmas_type == "sigma_min" else one])
         last = ab[:1] if self._kind is DDIMScheduler and not config.set_alpha_to_one else one

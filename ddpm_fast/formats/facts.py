@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ddpm_fast.errors import printable
-from ddpm_fast.files.checkpoint import LoadedModel
+from ddpm_fast.files.loaded_model import LoadedModel
 
 _NAMED = 10  # of many classes, so many are named
 _ORIGIN = {"format": "", "file": "file ", "hub": "", "commit": "commit ", "flags": "flags ", "sha256": "SHA-256 "}

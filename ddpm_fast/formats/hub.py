@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from ddpm_fast.errors import InputError, printable
-from ddpm_fast.formats.diffusers_folder import CONFIG, INDEX, SCHEDULER, WEIGHT_FILES, WEIGHTS
+from ddpm_fast.formats.diffusers.folder import CONFIG, INDEX, SCHEDULER, WEIGHT_FILES, WEIGHTS
 
 PREFIX = "hf:"
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")  # the names of files that torch.save has written

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.atomic import atomic_path
-from ddpm_fast.files.checkpoint import LoadedModel
+from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.formats.outputs import Inputs
 from ddpm_fast.nn.pending import unfused
 from ddpm_fast.nn.unet import UNet

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ddpm_fast.errors import InputError
-from ddpm_fast.files.checkpoint import LoadedModel
+from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.nn.unet import UNet
 from ddpm_fast.nn.unet_config import UNetConfig
 from ddpm_fast.noise import NoiseKey, normals

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ddpm_fast.errors import InputError
-from ddpm_fast.files.checkpoint import LoadedModel
+from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.nn import UNet, UNetConfig
 
 # The fields that may differ from the model's, beside the size: they are of no weight, or of the table of the classes.
@@ -45,7 +45,7 @@ def check_fits(loaded: LoadedModel, network: UNetConfig) -> None:
         listed = ", ".join(f"{name} is {other[name]} and here {own[name]}" for name in differing)
         raise InputError(
             f"{loaded.path} has another network than this ({listed}): make the network of the model's own config, as "
-            "in dataclasses.replace(loaded.unet, num_classes=...), or .resized(height, width)"
+            "in dataclasses.replace(loaded.unet.config, num_classes=...), or .resized(height, width)"
         )
 
 

@@ -265,9 +265,8 @@ def prepare(network: Network, diffusion: GaussianDiffusion, n: int, options: Sam
 
     Raises:
         InputError: For n < 0, for labels, a shape, guidance, a condition, a classifier or an output that do not fit the
-            model, for steps that the
-            diffusion does not have, for sample ids out of range, and where a CUDA graph or a compiled network was asked
-            for but cannot be.
+            model, for steps that the diffusion does not have, for sample ids out of range, and where a CUDA graph or a
+            compiled network was asked for but cannot be.
     """
     n = check_integer("n", n, 0)
     network.check_output(diffusion.objective.learned)

@@ -17,7 +17,7 @@ from ddpm_fast.data import ImageSet
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
-from ddpm_fast.files.checkpoint import LoadedModel
+from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.files.optimizer import load_optimizer_tensors, optimizer_to_tensors
 from ddpm_fast.loops import distributed
 from ddpm_fast.loops.fine_tuning import Start, starting_weights

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from benchmarks import convolutions, networks, peers
 from benchmarks.__main__ import app
-from ddpm_fast.formats.diffusers import peer_network
+from ddpm_fast.formats.diffusers.network import peer_network
 
 
 @pytest.mark.skipif(bool(peers.absent(peers.DIFFUSERS)), reason="diffusers is not installed")

@@ -12,7 +12,7 @@ from ddpm_fast.commands import export
 from ddpm_fast.commands.publishing import Publication
 from ddpm_fast.files import checkpoint
 from ddpm_fast.formats import hub
-from ddpm_fast.formats.diffusers_export import ChainDifference
+from ddpm_fast.formats.diffusers.export import ChainDifference
 from ddpm_fast.nn import UNet, UNetConfig
 
 

@@ -22,8 +22,8 @@ BASE = "base"  # the part that every other may import: its arrows are not drawn
 # Packages that only some functions need, and that need not be installed for the rest of the module.
 OPTIONAL = {
     "ddpm_fast.data.hugging_face": {"datasets", "pyarrow"},
-    "ddpm_fast.formats.diffusers": {"diffusers"},
-    "ddpm_fast.formats.diffusers_export": {"diffusers"},
+    "ddpm_fast.formats.diffusers.network": {"diffusers"},
+    "ddpm_fast.formats.diffusers.export": {"diffusers"},
     "ddpm_fast.formats.hub": {"huggingface_hub"},
     "ddpm_fast.formats.lucidrains": {"denoising_diffusion_pytorch"},
     "ddpm_fast.formats.onnx": {"onnxruntime"},

@@ -16,7 +16,7 @@ from PIL import Image
 from support.commands import run, save_small_model
 
 import ddpm_fast as df
-from ddpm_fast.formats import openai_flags
+from ddpm_fast.formats.openai import flags as openai_flags
 from ddpm_fast.loops.options import SamplingKeywords
 
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "moving.md"

@@ -20,7 +20,7 @@ import torch
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
 from ddpm_fast.files.atomic import atomic_path, check_writable, check_writable_folder, is_full_disk, writing
-from ddpm_fast.formats.openai_export import save_state
+from ddpm_fast.formats.openai.export import save_state
 from ddpm_fast.pictures import canvas, images
 
 LIMIT = 20_000  # bytes: more than what fails first, which is buffered

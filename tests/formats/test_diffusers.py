@@ -7,7 +7,7 @@ import torch
 
 import ddpm_fast as df
 from ddpm_fast.errors import InputError
-from ddpm_fast.formats import diffusers
+from ddpm_fast.formats.diffusers import network as diffusers
 
 pytestmark = [
     pytest.mark.peers,

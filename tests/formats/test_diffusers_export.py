@@ -12,8 +12,8 @@ from torch.testing import assert_close
 
 import ddpm_fast as df
 from ddpm_fast.errors import InputError
-from ddpm_fast.formats.diffusers_export import chain_difference, export_diffusers
-from ddpm_fast.formats.diffusers_folder import read_folder
+from ddpm_fast.formats.diffusers.export import chain_difference, export_diffusers
+from ddpm_fast.formats.diffusers.folder import read_folder
 
 absent = importlib.util.find_spec("diffusers") is None
 

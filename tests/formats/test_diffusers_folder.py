@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ddpm_fast as df
 from ddpm_fast.errors import InputError
-from ddpm_fast.formats.diffusers_config import unet_config
-from ddpm_fast.formats.diffusers_diffusion import read_diffusion
-from ddpm_fast.formats.diffusers_folder import is_folder, read_folder
+from ddpm_fast.formats.diffusers.config import unet_config
+from ddpm_fast.formats.diffusers.diffusion import read_diffusion
+from ddpm_fast.formats.diffusers.folder import is_folder, read_folder
 from ddpm_fast.formats.load import load_model
 from ddpm_fast.nn.unet import UNet
 

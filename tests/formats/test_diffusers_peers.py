@@ -8,7 +8,7 @@ from support.diffusers_configs import KINDS, SCHEDULERS, inputs
 from support.made_weights import made_state
 from torch.testing import assert_close
 
-from ddpm_fast.formats.diffusers_diffusion import read_diffusion
+from ddpm_fast.formats.diffusers.diffusion import read_diffusion
 from ddpm_fast.formats.load import load_model
 
 pytestmark = [

@@ -111,6 +111,14 @@ def test_a_step_that_is_taken_again_gets_new_noise():
     torch.testing.assert_close(again, normals(3, 2, step=12), rtol=1e-5, atol=1e-6)
 
 
+def test_a_seed_that_is_set_anew_counts_at_once():
+    scheduler, g = DDPMFastScheduler(), generator(3)
+    scheduler.set_timesteps(10)
+    first = noise_of(scheduler, 2, generator=g)
+    assert torch.equal(noise_of(scheduler, 2, generator=g.manual_seed(3)), first)
+    assert not torch.allclose(noise_of(scheduler, 2, generator=g.manual_seed(4)), first)
+
+
 def test_a_generator_that_is_used_again_gives_other_images_and_the_same_after_its_seed_was_set(unet):
     pipe, g = fast(unet), generator(3)
     first, second = draw(pipe, generator=g), draw(pipe, generator=g)
@@ -276,14 +284,35 @@ def latents():
 
 
 @pytest.mark.parametrize("strength", [None, 0.5])
-@pytest.mark.parametrize(("kind", "sampler"), [(DDIMScheduler, "ddim"), (DPMSolverMultistepScheduler, "dpmpp_2m")])
-def test_a_latent_pipeline_draws_what_their_schedulers_draw(latents, kind, sampler, strength):
+@pytest.mark.parametrize(
+    ("kind", "sampler", "options"),
+    [
+        (DDIMScheduler, "ddim", {}),
+        (DPMSolverMultistepScheduler, "dpmpp_2m", {}),
+        (DPMSolverMultistepScheduler, "dpmpp_2m", {"use_karras_sigmas": True}),
+    ],
+)
+def test_a_latent_pipeline_draws_what_their_schedulers_draw(latents, kind, sampler, options, strength):
     prompt = torch.randn(2, 5, 8, generator=generator(1))
     found = []
     for scheduler in (
-        kind.from_config(latents.scheduler.config),
-        DDPMFastScheduler.from_config(latents.scheduler.config, sampler=sampler),
+        kind.from_config(latents.scheduler.config, **options),
+        DDPMFastScheduler.from_config(latents.scheduler.config, sampler=sampler, **options),
     ):
         pipe = Latents(latents.unet, latents.vae, scheduler)
         found.append(pipe(prompt, generator(2), strength=strength))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
+def test_what_an_inference_leaves_serves_a_gradient():
+    scheduler = DDPMFastScheduler()
+    scheduler.set_timesteps(10)
+    x, t = torch.ones(2, 3, 4, 4), torch.tensor([1, 2])
+    with torch.inference_mode():
+        scheduler.add_noise(x, x, t)
+        scheduler.step(x, 900, x, generator=generator(0))
+    y = x.clone().requires_grad_()
+    (
+        scheduler.add_noise(y, x, t).sum() + scheduler.step(y, 800, y, generator=generator(0)).prev_sample.sum()
+    ).backward()
+    assert y.grad.isfinite().all()

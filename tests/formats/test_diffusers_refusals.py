@@ -12,8 +12,8 @@ from support.diffusers_folders import HO_2020, WEIGHTS, state_of, write
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.formats import folder as folders
-from ddpm_fast.formats.diffusers_diffusion import read_diffusion
-from ddpm_fast.formats.diffusers_folder import is_folder, read_folder
+from ddpm_fast.formats.diffusers.diffusion import read_diffusion
+from ddpm_fast.formats.diffusers.folder import is_folder, read_folder
 from ddpm_fast.formats.load import load_model
 
 # What our network is not, is refused by the name of the field

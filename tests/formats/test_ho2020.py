@@ -43,11 +43,8 @@ def shapes_of(golden: dict, name: str) -> dict[str, list[int]]:
 
 def sinusoids(timesteps: int, channels: int) -> Tensor:
     """w86763777's table of timesteps: sin and cos of each frequency in turn."""
-    rows = [
-        [f(t * 10000 ** (-2 * i / channels)) for i in range(channels // 2) for f in (math.sin, math.cos)]
-        for t in range(timesteps)
-    ]
-    return torch.tensor(rows)
+    angles = torch.arange(timesteps)[:, None] * torch.exp(-math.log(10000) * torch.arange(0, channels, 2) / channels)
+    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
 
 
 def content_of(code: str, state: dict[str, Tensor]) -> object:

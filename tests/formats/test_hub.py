@@ -15,7 +15,7 @@ from support.hub_server import COMMIT, UNKNOWN_LICENSE, Hub, hub_server
 import ddpm_fast as df
 from ddpm_fast.formats.hub import Address, needed
 
-pytest.importorskip("huggingface_hub")
+pytest.importorskip("huggingface_hub", reason="the extra [hf] is not installed")
 
 PIPELINE = ["model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
             "scheduler/scheduler_config.json"]  # fmt: skip

@@ -7,12 +7,12 @@ import torch
 from support.made_weights import made_input, made_state
 
 import ddpm_fast as df
-from ddpm_fast.files.checkpoint import LoadedModel
+from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.formats.onnx import export_onnx
 from ddpm_fast.nn import UNet, UNetConfig
 
-onnxruntime = pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
+onnxruntime = pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
+pytest.importorskip("onnxscript", reason="the extra [onnx] is not installed")
 
 
 @pytest.mark.slow

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ddpm_fast.formats.imported import Imported
-from ddpm_fast.formats.openai import claims, read
-from ddpm_fast.formats.openai_names import to_theirs
-from ddpm_fast.formats.openai_weights import unfilled
+from ddpm_fast.formats.openai.names import to_theirs
+from ddpm_fast.formats.openai.network import claims, read
+from ddpm_fast.formats.openai.weights import unfilled
 from ddpm_fast.formats.pickles import read_pickle
 from ddpm_fast.nn.unet import UNet
 from ddpm_fast.nn.unet_config import UNetConfig

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ddpm_fast.errors import InputError
-from ddpm_fast.formats import openai
-from ddpm_fast.formats.openai_classifier import claims, read
-from ddpm_fast.formats.openai_config import CHANNEL_MULT
+from ddpm_fast.formats.openai import network as openai
+from ddpm_fast.formats.openai.classifier import claims, read
+from ddpm_fast.formats.openai.config import CHANNEL_MULT
 from ddpm_fast.nn.classifier import Classifier, ClassifierConfig
 from ddpm_fast.nn.unet_config import UNetConfig
 from tests.support.classifier_cases import CLASSIFIERS, PUBLISHED, classifier_inputs, thinned

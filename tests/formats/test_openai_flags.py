@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.formats.imported import Imported
-from ddpm_fast.formats.openai import claims, read
-from ddpm_fast.formats.openai_names import our_name, their_name, to_theirs
-from ddpm_fast.formats.openai_weights import unfilled
+from ddpm_fast.formats.openai.names import our_name, their_name, to_theirs
+from ddpm_fast.formats.openai.network import claims, read
+from ddpm_fast.formats.openai.weights import unfilled
 from ddpm_fast.nn.unet import UNet
 from ddpm_fast.nn.unet_config import UNetConfig
 

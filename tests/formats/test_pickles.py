@@ -18,6 +18,7 @@ from ddpm_fast.formats.pickles import read_pickle, state_dict
 
 
 def content() -> dict:
+    torch.manual_seed(0)
     weights = torch.nn.Linear(3, 2).half()
     shared = torch.arange(6.0)
     return {
@@ -110,6 +111,15 @@ def test_a_changed_weight_is_noticed_by_the_checksum(tmp_path):
     (tmp_path / "a.pt").write_bytes(data)
     with pytest.raises(InputError, match="checksum of its record a/data/0"):
         read_pickle(tmp_path / "a.pt")
+
+
+def test_a_file_that_was_saved_without_checksums_is_read(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(content(), tmp_path / "a.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert_same(read_pickle(tmp_path / "a.pt"), content())
 
 
 @pytest.mark.parametrize(

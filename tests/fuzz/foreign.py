@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ddpm_fast.files.checkpoint import LoadedModel
+from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.formats.load import load_model
 from tests.fuzz import damage
 from tests.fuzz.places import MEGABYTES, Case, special

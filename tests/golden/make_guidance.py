@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ddpm_fast.formats.flags import parse_flags
-from ddpm_fast.formats.openai_flags import KNOWN
+from ddpm_fast.formats.openai.flags import KNOWN
 from tests.support.classifier_cases import (
     CHAINS,
     CHANNELS,

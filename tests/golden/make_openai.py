@@ -19,7 +19,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from ddpm_fast.formats.openai_export import export_openai
+from ddpm_fast.formats.openai.export import export_openai
 from ddpm_fast.nn.unet import UNet
 from tests.support.made_weights import made_state
 from tests.support.openai_cases import (

@@ -11,7 +11,7 @@ from support.networks import random_unet
 
 import ddpm_fast as df
 from ddpm_fast.data import Dataset, batch_indices
-from ddpm_fast.formats.diffusers import same_weights, scheduler
+from ddpm_fast.formats.diffusers.network import same_weights, scheduler
 from ddpm_fast.loops.training import TrainConfig, Trainer
 from ddpm_fast.samplers import make_table
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support import two_ranks
-from support.networks import random_unet
+from support.networks import random_classifier, random_unet
 
 from ddpm_fast.commands.training_log import TrainingLog
 from ddpm_fast.data import Dataset
@@ -100,6 +100,28 @@ def test_sampling_never_waits(no_sync, sampler, word, cuda_graph):
     options = {"sampler": sampler, "steps": 5, "batch_size": 2, "labels": 1, **OPTIONS[word], "cuda_graph": cuda_graph}
     sample(model, FIXED, 6, **options)  # compiles, captures
     sample(model, FIXED, 6, **options, on_step=lambda step: no_sync())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(("sampler", "learned"), [("ddpm", False), ("ddpm", True), ("dpmpp_2m", False)])
+def test_a_classifiers_gradient_is_replayed_with_the_row_bit_for_bit(replays, no_sync, sampler, learned, dtype):
+    model, diffusion = network(learned, dtype), LEARNED if learned else FIXED
+    fields = {"image_size": 16, "model_channels": 32, "channel_mult": (1, 2), "norm_groups": 8}
+    classifier = random_classifier(**fields).to(CUDA, dtype)
+    given = {"sampler": sampler, "steps": 6, "labels": [0, 2], "classifier": classifier, "classifier_scale": 2.0}
+    eager = sample(model, diffusion, 2, **given, cuda_graph=False)
+    assert torch.equal(sample(model, diffusion, 2, **given, cuda_graph=True), eager) and replays() == 4
+    assert torch.equal(sample(model, diffusion, 2, **given, on_step=lambda step: no_sync()), eager)
+    assert not torch.equal(eager, sample(model, diffusion, 2, **given | {"classifier_scale": 0.0}))
+
+
+def test_an_upsamplers_image_is_read_by_the_graph(replays):
+    model = random_unet(image_size=16, model_channels=32, channel_mult=(1, 2), norm_groups=8, condition_channels=3)
+    model.to(CUDA)
+    for condition in torch.linspace(-1, 1, 2 * 2 * 3 * 64).view(2, 2, 3, 8, 8):
+        eager = sample(model, FIXED, 2, steps=6, condition=condition, cuda_graph=False)
+        assert torch.equal(sample(model, FIXED, 2, steps=6, condition=condition), eager)
+    assert replays() == 4 + 6
 
 
 @pytest.mark.pairwise

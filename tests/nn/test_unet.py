@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from ddpm_fast.errors import InputError
-from ddpm_fast.formats.diffusers import from_diffusers, translated
+from ddpm_fast.formats.diffusers.network import from_diffusers, translated
 from ddpm_fast.nn.layers import Attention, NearestUp, ResBlock, TimeEmbedding
 from ddpm_fast.nn.unet import UNet
 from ddpm_fast.nn.unet_config import UNetConfig

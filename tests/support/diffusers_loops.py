@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import ddpm_fast as df
 from ddpm_fast.data import Dataset
-from ddpm_fast.formats.diffusers import same_weights, scheduler
+from ddpm_fast.formats.diffusers.network import same_weights, scheduler
 from ddpm_fast.loops.training import TrainConfig
 from tests.support.plain import PlainStep, scaled
 

@@ -69,8 +69,8 @@ def states(scheduler: Any, call: Callable, x: Tensor, noise: list[Tensor], **opt
 
 
 def in_float64(peer: Any, steps: int) -> Any:
-    """diffusers' scheduler with timesteps set and tables in float64, of the same betas: its float32 tables are off by
-    up to 3e-4 near t = 0. The tables are those of its own formulas."""
+    """diffusers' scheduler with timesteps set and tables in float64, of the same betas: its float32 tables give
+    coefficients that are off by up to 4e-4 near t = 0. The tables are those of its own formulas."""
     levels = torch.cumprod(1 - peer.betas.double(), 0)
     if isinstance(peer, DPMSolverMultistepScheduler):
         if peer.config.rescale_betas_zero_snr:

@@ -104,9 +104,9 @@ class Plan:
         """The table and the number of a row as ops.reverse_step takes them, for a state x. Copied to a device once."""
         place = x.device, working_dtype(x)
         if place not in self._tables:
-            self._tables[place] = self._table.to(place[0], place[1])
-        if x.device not in self._numbers:
-            self._numbers[x.device] = torch.arange(len(self._table), device=x.device)
+            with torch.inference_mode(False):  # kept for calls that need a gradient
+                self._tables[place] = self._table.to(place[0], place[1])
+                self._numbers[x.device] = torch.arange(len(self._table), device=x.device)
         return self._tables[place], self._numbers[x.device][number]
 
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from ddpm_fast.errors import InputError
 from ddpm_fast.formats.flags import parse_flags
 from ddpm_fast.formats.imported import Imported
-from ddpm_fast.formats.openai_config import learns_variance, make_config
-from ddpm_fast.formats.openai_flags import GUIDED, IMPROVED, KNOWN, MODEL_FLAGS, code_of, make_diffusion, rescaling
-from ddpm_fast.formats.openai_names import from_theirs, to_theirs
-from ddpm_fast.formats.openai_shapes import Shapes, read_shapes
-from ddpm_fast.formats.openai_weights import check_fits, checked_state, unfilled
+from ddpm_fast.formats.openai.config import learns_variance, make_config
+from ddpm_fast.formats.openai.flags import GUIDED, IMPROVED, KNOWN, MODEL_FLAGS, code_of, make_diffusion, rescaling
+from ddpm_fast.formats.openai.names import from_theirs, to_theirs
+from ddpm_fast.formats.openai.shapes import Shapes, read_shapes
+from ddpm_fast.formats.openai.weights import check_fits, checked_state, unfilled
 from ddpm_fast.nn.unet import UNet
 
 _EITHER = f"{IMPROVED} or {GUIDED}"

@@ -18,10 +18,10 @@ from ddpm_fast.errors import InputError
 from ddpm_fast.files.fit import check_finite
 from ddpm_fast.files.memory import memory_for
 from ddpm_fast.formats.flags import parse_flags
-from ddpm_fast.formats.openai_config import CHANNEL_MULT
-from ddpm_fast.formats.openai_flags import DIFFUSION_FLAGS, GUIDED, KNOWN
-from ddpm_fast.formats.openai_names import from_theirs
-from ddpm_fast.formats.openai_weights import check_fits, checked_state, shape_of, unfilled
+from ddpm_fast.formats.openai.config import CHANNEL_MULT
+from ddpm_fast.formats.openai.flags import DIFFUSION_FLAGS, GUIDED, KNOWN
+from ddpm_fast.formats.openai.names import from_theirs
+from ddpm_fast.formats.openai.weights import check_fits, checked_state, shape_of, unfilled
 from ddpm_fast.nn.classifier import Classifier, ClassifierConfig
 from ddpm_fast.nn.unet_config import UNetConfig
 

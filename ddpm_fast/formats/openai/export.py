@@ -17,9 +17,9 @@ from torch import Tensor
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.atomic import atomic_path
-from ddpm_fast.formats.openai_config import CHANNEL_MULT, UPSAMPLER_MULT
-from ddpm_fast.formats.openai_flags import GUIDED, IMPROVED
-from ddpm_fast.formats.openai_names import to_theirs
+from ddpm_fast.formats.openai.config import CHANNEL_MULT, UPSAMPLER_MULT
+from ddpm_fast.formats.openai.flags import GUIDED, IMPROVED
+from ddpm_fast.formats.openai.names import to_theirs
 from ddpm_fast.nn.unet import UNet
 from ddpm_fast.nn.unet_config import UNetConfig
 

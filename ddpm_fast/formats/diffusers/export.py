@@ -1,7 +1,7 @@
 """A model of ours as a folder that diffusers' DDPMPipeline loads.
 
 It is written without diffusers, as the JSON and safetensors that its save_pretrained writes; tried with VERSION. A
-network of classes gets a pipeline of its own beside it (diffusers_pipeline.py), because DDPMPipeline gives no labels.
+network of classes gets a pipeline of its own beside it (pipeline.py), because DDPMPipeline gives no labels.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from torch import Tensor
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.atomic import writing
-from ddpm_fast.files.checkpoint import LoadedModel
 from ddpm_fast.files.fit import check_finite
-from ddpm_fast.formats.diffusers import their_names, to_diffusers
-from ddpm_fast.formats.diffusers_config import unet_fields
-from ddpm_fast.formats.diffusers_diffusion import scheduler_fields
-from ddpm_fast.formats.diffusers_folder import CONFIG, INDEX, SCHEDULER, WEIGHTS
+from ddpm_fast.files.loaded_model import LoadedModel
+from ddpm_fast.formats.diffusers.config import unet_fields
+from ddpm_fast.formats.diffusers.diffusion import scheduler_fields
+from ddpm_fast.formats.diffusers.folder import CONFIG, INDEX, SCHEDULER, WEIGHTS
+from ddpm_fast.formats.diffusers.network import their_names, to_diffusers
 from ddpm_fast.nn.unet import UNet
 from ddpm_fast.respacing import TimestepSpec
 
@@ -142,7 +142,7 @@ def _write(
             plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
             save_file(plain, made / "unet" / f"{WEIGHTS}.safetensors", metadata={"format": "pt"})
             if with_pipeline:
-                shutil.copyfile(Path(__file__).with_name("diffusers_pipeline.py"), made / PIPELINE)
+                shutil.copyfile(Path(__file__).with_name("pipeline.py"), made / PIPELINE)
             if folder.is_dir():
                 folder.rmdir()
             made.rename(folder)

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files.memory import is_out_of_memory, memory_for
-from ddpm_fast.formats.diffusers import from_diffusers
-from ddpm_fast.formats.diffusers_config import unet_config
-from ddpm_fast.formats.diffusers_diffusion import is_learned, read_diffusion
+from ddpm_fast.formats.diffusers.config import unet_config
+from ddpm_fast.formats.diffusers.diffusion import is_learned, read_diffusion
+from ddpm_fast.formats.diffusers.network import from_diffusers
 from ddpm_fast.formats.flags import parse_flags
 from ddpm_fast.formats.folder import file_in, read_json
 from ddpm_fast.formats.imported import Imported

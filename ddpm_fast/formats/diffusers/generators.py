@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
 import torch
@@ -32,10 +32,11 @@ _TO_NEXT_SEED = 0x9E3779B97F4A7C15
 
 @dataclass
 class _Source:
-    """A seed, and how often each row asked for its noise. `left`: the seed that its generator was moved on to."""
+    """A seed, and how often each row asked for its noise. left: the seed that its generator was moved on to."""
 
     seed: int
     left: int | None = None
+    key: NoiseKey | None = None
     visits: Counter[int] = field(default_factory=Counter)
 
 
@@ -50,6 +51,7 @@ class LoopNoise:
         self._rows = rows
         self._sources: WeakKeyDictionary[Generator, _Source] = WeakKeyDictionary()
         self._own: _Source | None = None
+        self._silence = _Source(0)
 
     def __reduce__(self) -> tuple[type[LoopNoise], tuple[int]]:
         """A copy starts afresh: generators are not copied."""
@@ -85,11 +87,25 @@ class LoopNoise:
         keys = [self._key(generator, row, 1, x.device) for generator in generators]
         return torch.cat([ops.normal(key, shape, memory_format=memory_format) for key in keys])
 
+    def none(self, x: Tensor) -> NoiseKey:
+        """A key for a step that adds no noise, of as many samples as x has."""
+        return self._on(self._silence, len(x), x.device)
+
     def _key(self, generator: Generator | None, row: int, n: int, device: torch.device) -> NoiseKey:
         source = self._source(generator)
         step = row + source.visits[row] * self._rows
         source.visits[row] += 1
-        return NoiseKey.of(source.seed, n, step=step, stream=Stream.REVERSE, device=device)
+        key = self._on(source, n, device)
+        # Filled on the device: a number of the host's would be copied, and waited for.
+        return replace(key, step=torch.full((), step, dtype=torch.int64, device=device))
+
+    def _on(self, source: _Source, n: int, device: torch.device) -> NoiseKey:
+        """The key of n samples of a seed. The latest one is kept, whose tensors all steps share."""
+        key = source.key
+        if key is None or len(key.sample_id) != n or key.seed.device != device:
+            with torch.inference_mode(False):  # kept for calls that need a gradient
+                key = source.key = NoiseKey.of(source.seed, n, stream=Stream.REVERSE, device=device)
+        return key
 
     def _source(self, generator: Generator | None) -> _Source:
         if generator is None:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddpm_fast.errors import InputError
-from ddpm_fast.formats.openai_flags import MODEL_FLAGS
-from ddpm_fast.formats.openai_shapes import Shapes
+from ddpm_fast.formats.openai.flags import MODEL_FLAGS
+from ddpm_fast.formats.openai.shapes import Shapes
 from ddpm_fast.nn.unet_config import UNetConfig
 
 # The levels of their networks by the size of the images. improved-diffusion alone has 32, guided-diffusion 128 and 512.

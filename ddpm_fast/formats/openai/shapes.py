@@ -9,7 +9,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from ddpm_fast.errors import InputError
-from ddpm_fast.formats.openai_weights import shape_of
+from ddpm_fast.formats.openai.weights import shape_of
 
 # What resamples at the end of a level of the decoder.
 _UP = re.compile(r"output_blocks\.(\d{1,5})\.[12]\.(?:conv|in_layers\.2)\.weight")

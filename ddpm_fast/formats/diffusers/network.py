@@ -15,7 +15,7 @@ from torch import Tensor
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.tensorfile import kind
-from ddpm_fast.formats.diffusers_config import unet_fields
+from ddpm_fast.formats.diffusers.config import unet_fields
 from ddpm_fast.nn.unet import UNet
 from ddpm_fast.nn.unet_config import UNetConfig
 
