@@ -30,6 +30,7 @@ from ddpm_fast.formats.diffusers.export import chain_difference, export_diffuser
 from ddpm_fast.formats.load import load_model
 from ddpm_fast.formats.onnx import export_onnx
 from ddpm_fast.formats.openai.export import export_openai
+from ddpm_fast.formats.repository import target
 
 _CHAIN_STEPS = 20  # of the chain that is compared: each asks two networks for an image
 
@@ -107,7 +108,7 @@ def main(
                 raise InputError("--license and --public are for --push: give --push hf:OWNER/NAME, or leave them out")
         publication = None
         if push is not None:
-            publication = Publication(hub.target(push), to, check_license(license), not public, samples)
+            publication = Publication(target(push), to, check_license(license), not public, samples)
             hub.library(push)
         loaded = load_model(model, flags=flags)
         write, name = _FORMATS[to]

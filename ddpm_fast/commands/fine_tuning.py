@@ -21,8 +21,8 @@ from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files.checkpoint import available_models
 from ddpm_fast.files.loaded_model import LoadedModel
-from ddpm_fast.formats.hub import PREFIX
 from ddpm_fast.formats.load import load_model
+from ddpm_fast.formats.repository import PREFIX
 from ddpm_fast.loops.training import Trainer
 from ddpm_fast.nn import UNetConfig
 from ddpm_fast.objective import LEARNED_VARIANCES

@@ -15,6 +15,7 @@ from ddpm_fast.errors import InputError
 from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.formats import hub
 from ddpm_fast.formats.card import Page
+from ddpm_fast.formats.repository import Address
 from ddpm_fast.loops.sampling import sample
 from ddpm_fast.pictures import images
 from ddpm_fast.pictures.canvas import save_figure
@@ -40,7 +41,7 @@ class Publication:
         InputError: For a number of samples that is out of range.
     """
 
-    address: hub.Address
+    address: Address
     form: str
     license: str
     private: bool

@@ -26,6 +26,7 @@ from ddpm_fast.formats.imported import Imported, Wrapped
 from ddpm_fast.formats.openai import classifier as openai_classifier
 from ddpm_fast.formats.openai import network as openai
 from ddpm_fast.formats.pickles import read_pickle
+from ddpm_fast.formats.repository import PREFIX, is_repository
 
 _SHOWN = 5  # entries of a file that no format claims
 
@@ -100,7 +101,7 @@ def load_model(
             memory is too small.
     """
     name = os.fspath(source)
-    if not name.startswith(hub.PREFIX):
+    if not name.startswith(PREFIX):
         return _load(name, device, dtype, flags)
     path, commit = hub.download(name)
     loaded = _load(os.fspath(path), device, dtype, flags)
@@ -116,10 +117,10 @@ def _load(name: str, device: str | torch.device, dtype: torch.dtype | None, flag
     if is_pickle(path):
         content = read_pickle(path)
         return _place(path, _format_of(path, content).read(content, path, flags), (path,), device, dtype)
-    if hub.is_repository(name) and not os.path.lexists(path):
+    if is_repository(name) and not os.path.lexists(path):
         raise InputError(
             f"{name} does not exist; expected a file or a folder: check the path, or for a model of the Hugging Face "
-            f"Hub give {hub.PREFIX}{name}"
+            f"Hub give {PREFIX}{name}"
         )
     try:
         loaded = checkpoint.load_model(name, device, dtype)

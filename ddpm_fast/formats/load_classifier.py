@@ -13,6 +13,7 @@ from ddpm_fast.formats import hub
 from ddpm_fast.formats.load import is_pickle
 from ddpm_fast.formats.openai import classifier as openai_classifier
 from ddpm_fast.formats.pickles import read_pickle
+from ddpm_fast.formats.repository import PREFIX
 from ddpm_fast.nn.classifier import Classifier
 
 
@@ -53,7 +54,7 @@ def is_other_classifier(source: str | os.PathLike) -> bool:
 
 def _path_of(source: str | os.PathLike) -> Path:
     name = os.fspath(source)
-    return hub.download(name)[0] if name.startswith(hub.PREFIX) else Path(os.path.expanduser(name))
+    return hub.download(name)[0] if name.startswith(PREFIX) else Path(os.path.expanduser(name))
 
 
 def _read(path: Path, flags: str | None) -> Classifier:

@@ -13,6 +13,7 @@ from ddpm_fast.commands.publishing import Publication
 from ddpm_fast.files import checkpoint
 from ddpm_fast.formats import hub
 from ddpm_fast.formats.diffusers.export import ChainDifference
+from ddpm_fast.formats.repository import target
 from ddpm_fast.nn import UNet, UNetConfig
 
 
@@ -94,7 +95,7 @@ def test_the_page_of_a_run_shows_its_curve_its_samples_and_what_was_measured(mod
         return "somewhere"
 
     monkeypatch.setattr(hub, "upload", upload)
-    publication = Publication(hub.target("hf:me/m"), "ddpm_fast", "mit", True, samples=3)
+    publication = Publication(target("hf:me/m"), "ddpm_fast", "mit", True, samples=3)
     (tmp_path / "sent").mkdir()
     publication.send(df.load_model(model.parent), tmp_path / "sent", torch.device("cpu"))
     page = sent["README.md"].decode()

@@ -13,7 +13,7 @@ from support.commands import save_small_model
 from support.hub_server import COMMIT, UNKNOWN_LICENSE, Hub, hub_server
 
 import ddpm_fast as df
-from ddpm_fast.formats.hub import Address, needed
+from ddpm_fast.formats.repository import Address, needed
 
 pytest.importorskip("huggingface_hub", reason="the extra [hf] is not installed")
 

@@ -1,8 +1,8 @@
 """Files of improved- and guided-diffusion (Nichol & Dhariwal 2021; Dhariwal & Nichol 2021) as ours.
 
-A file is a state dict alone. Its shapes tell most of the network (openai_shapes.py); the size of its images, the heads,
-the order of queries, keys and values, and the diffusion come from the flags that their scripts were given
-(openai_flags.py), whose defaults are those of their code. What both say has to agree (openai_config.py).
+A file is a state dict alone. Its shapes tell most of the network (shapes.py); the size of its images, the heads, the
+order of queries, keys and values, and the diffusion come from the flags that their scripts were given (flags.py), whose
+defaults are those of their code. What both say has to agree (config.py).
 """
 
 from __future__ import annotations
