@@ -37,7 +37,8 @@ from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.formats.load import load_model
 from ddpm_fast.loops.network import Network
 from ddpm_fast.loops.options import SamplingOptions
-from ddpm_fast.loops.sampling import Prepared, prepare
+from ddpm_fast.loops.prepared import Prepared
+from ddpm_fast.loops.sampling import prepare
 from ddpm_fast.loops.state import asking_rows
 from ddpm_fast.metrics.two_sample import deviations, two_sample_p
 from ddpm_fast.pictures.canvas import check_channels, check_picture, save_figure

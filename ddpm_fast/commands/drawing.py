@@ -30,7 +30,7 @@ GRID_PIXELS = 700  # small images are enlarged to about this side
 
 
 class Drawable(Protocol):
-    """What is ready to be drawn: sampling.Prepared, or one of the classes of editing.py."""
+    """What is ready to be drawn: prepared.Prepared, or one of the classes of editing/."""
 
     @property
     def n(self) -> int:
@@ -43,7 +43,7 @@ class Drawable(Protocol):
     def batches(
         self, check: Callable[[], object] | None = None, wanted: Callable[[slice], bool] | None = None
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Draw the images batch by batch; see sampling.Prepared.batches."""
+        """Draw the images batch by batch; see prepared.Prepared.batches."""
 
 
 class Drawing:

@@ -15,7 +15,8 @@ from ddpm_fast.errors import InputError
 from ddpm_fast.loops.distributed import of_each_process, rank, world_size
 from ddpm_fast.loops.network import Network
 from ddpm_fast.loops.options import SamplingOptions
-from ddpm_fast.loops.sampling import gather, prepare
+from ddpm_fast.loops.prepared import gather
+from ddpm_fast.loops.sampling import prepare
 from ddpm_fast.loops.training import Trainer
 from ddpm_fast.nn import UNet
 from ddpm_fast.pictures import images

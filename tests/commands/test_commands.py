@@ -11,7 +11,7 @@ from PIL import Image
 from support.commands import run, save_small_model
 
 import ddpm_fast as df
-from ddpm_fast.loops import sampling
+from ddpm_fast.loops import prepared, sampling
 from ddpm_fast.pictures.images import to_uint8
 
 pytestmark = pytest.mark.usefixtures("wide_terminal")
@@ -129,9 +129,9 @@ EDITS = {
 
 def test_a_set_of_images_is_prepared_once_and_drawn_once(small, tmp_path, monkeypatch):
     calls = []
-    for name in ("make_table", "predictor"):
-        function = getattr(sampling, name)
-        monkeypatch.setattr(sampling, name, lambda *a, _f=function, _n=name, **k: (calls.append(_n), _f(*a, **k))[1])
+    for module, name in ((sampling, "make_table"), (prepared, "predictor")):
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, _f=function, _n=name, **k: (calls.append(_n), _f(*a, **k))[1])
     run("sample", "--model", small, "--n", 4, "--steps", 3, "--batch-size", 2, "--out", tmp_path / "s.npz")
     assert calls == ["make_table", "predictor", "predictor"]
 

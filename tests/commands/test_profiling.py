@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from ddpm_fast.commands import profiling, sample
 from ddpm_fast.loops.parts import PREFIX, part
-from ddpm_fast.loops.sampling import Prepared
+from ddpm_fast.loops.prepared import Prepared
 
 TRAINING = {"load", "draw", "forward", "loss", "backward", "update", "average"}
 

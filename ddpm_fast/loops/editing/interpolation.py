@@ -20,7 +20,8 @@ from ddpm_fast.loops.editing.latents import encode_table
 from ddpm_fast.loops.editing.start import given, levels_of, prepared_for, row_at, tail
 from ddpm_fast.loops.network import Network
 from ddpm_fast.loops.options import EditingKeywords, SamplingOptions, check_keywords
-from ddpm_fast.loops.sampling import Prepared, gather, prepare
+from ddpm_fast.loops.prepared import Prepared, gather
+from ddpm_fast.loops.sampling import prepare
 from ddpm_fast.noise import NoiseKey, Stream
 
 

@@ -17,7 +17,7 @@ from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.loops.editing.start import given, prepared_for
 from ddpm_fast.loops.network import Network
 from ddpm_fast.loops.options import DecodingKeywords, EncodingKeywords, SamplingOptions, check_keywords
-from ddpm_fast.loops.sampling import Prepared, gather
+from ddpm_fast.loops.prepared import Prepared, gather
 from ddpm_fast.respacing import TimestepSpec
 from ddpm_fast.samplers import SamplerTable, ddim_encode_table
 

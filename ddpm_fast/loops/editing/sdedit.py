@@ -18,7 +18,7 @@ from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.loops.editing.start import levels_of, prepared_for, row_at, tail
 from ddpm_fast.loops.network import Network
 from ddpm_fast.loops.options import EditingKeywords, SamplingOptions, check_keywords
-from ddpm_fast.loops.sampling import Prepared
+from ddpm_fast.loops.prepared import Prepared
 from ddpm_fast.noise import NoiseKey
 
 

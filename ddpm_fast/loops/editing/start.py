@@ -11,7 +11,8 @@ from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.loops.network import Network
 from ddpm_fast.loops.options import SamplingOptions
-from ddpm_fast.loops.sampling import Prepared, Start, prepare
+from ddpm_fast.loops.prepared import Prepared, Start
+from ddpm_fast.loops.sampling import prepare
 from ddpm_fast.ops.tensors import widen
 from ddpm_fast.samplers import SamplerTable
 
