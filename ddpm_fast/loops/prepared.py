@@ -2,8 +2,8 @@
 
 draw() runs the whole table, and batches() does so for whoever wants each batch as soon as it is finished. Each row is
 run in place on tensors that stay where they are (BatchState.advance), so the loop never waits for the device. Where
-CUDA graphs can be captured, the loop replays that same row: the same kernels on the same numbers, and so the same images
-bit for bit.
+CUDA graphs can be captured, the loop replays that same row: the same kernels on the same numbers, and so the same
+images bit for bit.
 """
 
 from __future__ import annotations
