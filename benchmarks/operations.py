@@ -32,6 +32,7 @@ NOISE_SEED = 1
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-6}
 
 TWIN = "register_autograd"
+SCHEDULER = "DDPMFastScheduler"  # our op's step as a pipeline of diffusers takes it
 # With all of our op's arguments: register_autograd lists them anew at each call.
 SCHEMA = (
     "diffusion_loss(Tensor output, Tensor x0, Tensor t, Tensor table, Tensor? noise, Tensor? seed, Tensor? sample_id, "
@@ -157,6 +158,16 @@ class Operation:
 
     def scheduler(self) -> Any:
         return self.once("scheduler", lambda: scheduler(df.GaussianDiffusion(df.Schedule.linear(T))))
+
+    def fast_scheduler(self) -> Any:
+        def make() -> Any:
+            from ddpm_fast.formats.diffusers_scheduler import DDPMFastScheduler
+
+            made = DDPMFastScheduler.from_config(self.scheduler().config)
+            made.set_timesteps(T, device=self.device)
+            return made
+
+        return self.once("fast scheduler", make)
 
     def lucidrains(self, groups: int = 1) -> nn.Module:
         """denoising-diffusion-pytorch's GaussianDiffusion around a network that answers with what it is given."""
@@ -295,6 +306,10 @@ def reverse_step(op: Operation) -> None:
         scheduler = op.scheduler()
         return (scheduler.step(output, scheduler.timesteps[row], x, generator=generator).prev_sample,)
 
+    def in_diffusers(noise: Tensor | None) -> tuple[Tensor, ...]:
+        scheduler = op.fast_scheduler()
+        return (scheduler.step(output, scheduler.timesteps[row], x, variance_noise=noise).prev_sample,)
+
     def lucidrains(noise: Tensor | None) -> tuple[Tensor, ...]:
         # It takes no noise and no generator: where it is compared, its randn_like gives what error() made.
         given = contextlib.nullcontext() if noise is None else mock.patch.object(torch, "randn_like", lambda _: noise)
@@ -311,6 +326,7 @@ def reverse_step(op: Operation) -> None:
     # The peers take a row by its number: their loops count their steps on the host.
     op.peers = {
         peers.DIFFUSERS: diffusers,
+        SCHEDULER: in_diffusers,
         peers.LUCIDRAINS: lucidrains,
         "torch": lambda z: with_copy(stepped(x, output, table[row], op.draw(z))),
         "torch.compile": op.compiled(lambda *inputs: with_copy(stepped(*inputs)), x, output, table[row]),

@@ -48,7 +48,7 @@ KINDS = {
     "normal": Kind(operations.normal, ("torch",), operation=operations.Moments),
     "q_sample": Kind(operations.q_sample, PLAIN, _NOISED),
     "training_loss": Kind(operations.training_loss, PLAIN, _TRAINED, calls="diffusion_loss"),
-    "reverse_step": Kind(operations.reverse_step, PLAIN, _STEPPED),
+    "reverse_step": Kind(operations.reverse_step, (*PLAIN, operations.SCHEDULER), _STEPPED),
     "hybrid_loss": Kind(
         bound.hybrid_loss, (*_COMPOSED, peers.LUCIDRAINS), ("bfloat16", *_TRAINED), bound.BoundOperation
     ),
@@ -95,9 +95,11 @@ def absent(case: Case, label: str, quick: bool, device: torch.device) -> str:
         return "torch.compile takes a minute to start, and --quick is short"
     if label in peers.MODULES and (reason := peers.absent(label)):
         return reason
+    if label == operations.SCHEDULER and (reason := peers.absent(peers.DIFFUSERS)):
+        return reason
     if label == peers.DIFFUSERS and case.operation == "q_sample" and is_bf16:
         return "its add_noise rounds alphas_cumprod to bf16, which puts x_t off by 2% of its largest value"
-    if label == peers.DIFFUSERS and is_step and case.network:
+    if label in (peers.DIFFUSERS, operations.SCHEDULER) and is_step and case.network:
         return "its pipelines keep the state in the network's dtype, and so have no copy to make"
     if label == peers.LUCIDRAINS and is_step and case.channels_last:
         return "its p_sample_loop keeps the state contiguous, and in the dtype that it has"
@@ -164,7 +166,7 @@ def batches(
     several = [replica(operation.case, operation.device, operation.shared) for _ in range(setting.sets - 1)]
     make = timing.graph_batch if setting.graph else timing.batch
     for label in names:
-        if setting.graph and label == peers.DIFFUSERS:
+        if setting.graph and label in (peers.DIFFUSERS, operations.SCHEDULER):
             left_out(label, "its loop counts steps on the host, which a graph would freeze: only as plain calls")
             continue
         calls = [functools.partial(each.variant(label), None) for each in (operation, *several)]

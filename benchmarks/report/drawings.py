@@ -18,6 +18,7 @@ PEERS = {"diffusers": BLUE, "torch": ORANGE, "torch.compile": GREEN, "composed":
 PEERS |= {"denoising-diffusion-pytorch": VERMILION, "diffusers torch.compile": SKY}
 PEERS |= {"diffusers torch.compile, reduce-overhead": "#2A7FA5", "diffusers torch.compile, max-autotune": "#124E6B"}
 PEERS |= {"diffusers channels_last": "0.35", "diffusers DDPMPipeline": "0.6", "register_autograd": "black"}
+PEERS |= {"DDPMFastScheduler": "0.75"}
 _COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, "black")
 _MARKS = "osD^vPX"
 _BAR, _GAP = 0.165, 0.12  # inches

@@ -17,7 +17,7 @@ from support import every_op
 from torch.torch_version import TorchVersion
 from typer.testing import CliRunner
 
-from benchmarks import comparison, growth, kernels, layers, loading, machine, networks, ops, peers, timing
+from benchmarks import comparison, growth, kernels, layers, loading, machine, networks, ops, peers, sampling, timing
 from benchmarks.__main__ import app
 from benchmarks.operations import Case
 from benchmarks.rows import Subject, duration, lines, rows
@@ -50,7 +50,7 @@ def test_every_committed_row_is_still_measured():
             there |= {(case.subject.text, 1, mine, peer) for mine in ours for peer in others}
         for case in layers.cases(False, device):
             labels = layers.labels(case, device)
-            ours = {"ddpm_fast", *comparison.WAYS[device.type]} & set(labels)
+            ours = {"ddpm_fast", sampling.FOLDER, *comparison.WAYS[device.type]} & set(labels)
             there |= {(case.subject.text, case.steps, mine, peer) for mine in ours for peer in {*labels} - ours}
     growing = {(s.fixed.task, s.axis, value) for s in growth.series(False, CPU) for value in s.values}
     committed = list((ROOT / "benchmarks" / "results").glob("*.json"))
