@@ -412,7 +412,8 @@ def test_layers(command, only, tmp_path):
         there = {row["baseline"] for row in found["rows"] if row["subject"]["text"] == str(case)}
         absent = {reason.split(": ")[0] for reason, cases in found["absent"].items() if str(case) in cases}
         without = peers.absent(peers.DIFFUSERS)  # then its variants go unmentioned
-        wanted = {label for label in layers.labels(case, CPU)[1:] if not (without and label.startswith("diffusers "))}
+        gone = {label for label in layers.labels(case, CPU) if label.startswith("diffusers ")} | {sampling.FOLDER}
+        wanted = {*layers.labels(case, CPU)[1:]} - (gone if without else set())
         assert (there | absent) - {""} == wanted and not there & absent, case
 
 
