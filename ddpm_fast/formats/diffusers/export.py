@@ -175,7 +175,8 @@ def chain_difference(
     except ImportError:
         return None
 
-    peer = UNet2DModel.from_pretrained(Path(folder) / "unet").eval()
+    # With low_cpu_mem_usage, its default, it prints advice where the package accelerate is missing.
+    peer = UNet2DModel.from_pretrained(Path(folder) / "unet", low_cpu_mem_usage=False).eval()
     chain = DDPMScheduler.from_pretrained(Path(folder) / "scheduler")
     kept = diffusion if steps is None else diffusion.respace(steps)
     chain.set_timesteps(timesteps=kept.schedule.timesteps.flip(0).tolist())
