@@ -21,12 +21,11 @@ from ddpm_fast.formats.flags import parse_flags
 from ddpm_fast.formats.imported import Imported
 from ddpm_fast.formats.known_schedules import schedule_of
 from ddpm_fast.formats.pickles import state_dict
-from ddpm_fast.formats.renaming import Levels, Weights, check_flags, config_fields, multiples
+from ddpm_fast.formats.renaming import VARIANCES, Levels, Weights, check_flags, config_fields, multiples
 from ddpm_fast.nn.unet_config import UNetConfig
 
 CODE = "pesser's pytorch_diffusion"
 _CLAIMED = ("temb.dense.0.weight", "conv_in.weight", "down.0.block.0.conv1.weight", "mid.attn_1.proj_out.weight")
-_VARIANCES = {"fixedlarge": "fixed_large", "fixedsmall": "fixed_small"}
 _SCHEDULES = ("linear", "quad", "const")
 
 
@@ -169,10 +168,10 @@ def _levels(weights: Weights) -> Levels:
 
 
 def _diffusion(chosen: dict[str, Any]) -> GaussianDiffusion:
-    if chosen["model_var_type"] not in _VARIANCES:
-        raise InputError(f"--model_var_type is {chosen['model_var_type']!r:.50}; expected {' or '.join(_VARIANCES)}")
+    if chosen["model_var_type"] not in VARIANCES:
+        raise InputError(f"--model_var_type is {chosen['model_var_type']!r:.50}; expected {' or '.join(VARIANCES)}")
     schedule = schedule_of(_betas(chosen))
-    return GaussianDiffusion(schedule, variance=_VARIANCES[chosen["model_var_type"]])
+    return GaussianDiffusion(schedule, variance=VARIANCES[chosen["model_var_type"]])
 
 
 def _betas(chosen: dict[str, Any]) -> Tensor:

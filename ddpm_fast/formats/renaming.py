@@ -16,6 +16,8 @@ from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files import tensorfile
 from ddpm_fast.files.fit import offenders
 
+VARIANCES = {"fixedlarge": "fixed_large", "fixedsmall": "fixed_small"}  # both codes' names of ours
+
 
 class Levels(NamedTuple):
     """What the shapes of a network say.

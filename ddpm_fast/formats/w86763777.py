@@ -20,14 +20,13 @@ from ddpm_fast.formats.flags import parse_flags
 from ddpm_fast.formats.imported import Imported
 from ddpm_fast.formats.known_schedules import schedule_of
 from ddpm_fast.formats.pickles import state_dict
-from ddpm_fast.formats.renaming import Levels, Weights, check_flags, config_fields, multiples
+from ddpm_fast.formats.renaming import VARIANCES, Levels, Weights, check_flags, config_fields, multiples
 from ddpm_fast.nn.unet_config import UNetConfig
 
 CODE = "w86763777's pytorch-ddpm"
 _TABLE = "time_embedding.timembedding.0.weight"  # the sinusoids of all timesteps
 _CLAIMED = (_TABLE, "head.weight", "tail.2.weight")
 _WHAT_IS_LEARNED = {"epsilon": "eps", "xstart": "x0"}
-_VARIANCES = {"fixedlarge": "fixed_large", "fixedsmall": "fixed_small"}
 
 # Of the network and the diffusion, with the defaults of main.py.
 _MODEL_FLAGS: dict[str, Any] = {
@@ -180,8 +179,8 @@ def _interleaved_to_halves(state: dict[str, Tensor]) -> None:
 def _diffusion(chosen: dict[str, Any]) -> GaussianDiffusion:
     if chosen["mean_type"] not in _WHAT_IS_LEARNED:
         raise InputError(f"--mean_type is {chosen['mean_type']!r:.50}; supported are {', '.join(_WHAT_IS_LEARNED)}")
-    if chosen["var_type"] not in _VARIANCES:
-        raise InputError(f"--var_type is {chosen['var_type']!r:.50}; expected {' or '.join(_VARIANCES)}")
+    if chosen["var_type"] not in VARIANCES:
+        raise InputError(f"--var_type is {chosen['var_type']!r:.50}; expected {' or '.join(VARIANCES)}")
     T, first, last = chosen["T"], chosen["beta_1"], chosen["beta_T"]
     schedule = schedule_of(torch.linspace(first, last, T, dtype=torch.float64))
-    return GaussianDiffusion(schedule, _WHAT_IS_LEARNED[chosen["mean_type"]], _VARIANCES[chosen["var_type"]])
+    return GaussianDiffusion(schedule, _WHAT_IS_LEARNED[chosen["mean_type"]], VARIANCES[chosen["var_type"]])

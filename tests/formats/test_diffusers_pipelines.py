@@ -1,6 +1,5 @@
 """DDPMFastScheduler inside diffusers' pipelines, the noise that it draws there, and how it is saved with them."""
 
-import importlib.util
 import json
 import sys
 
@@ -8,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-if importlib.util.find_spec("diffusers") is None:
-    pytest.skip("diffusers is not installed", allow_module_level=True)
+pytest.importorskip("diffusers", reason="diffusers is not installed")
 from diffusers import (
     AutoencoderKL,
     DDIMPipeline,

@@ -5,13 +5,10 @@ Its DPM-Solver casts its state to float32 in each step, hence DPM_SOLVER: the ro
 157 at the first step where epsilon is predicted.
 """
 
-import importlib.util
-
 import pytest
 import torch
 
-if importlib.util.find_spec("diffusers") is None:
-    pytest.skip("diffusers is not installed", allow_module_level=True)
+pytest.importorskip("diffusers", reason="diffusers is not installed")
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from support.diffusers_steps import SHAPE, drawing, in_float64, largest_error, network, normals, states
 

@@ -4,7 +4,6 @@ These are the common checks of diffusers' own tests of schedulers, written anew,
 """
 
 import copy
-import importlib.util
 import json
 import pickle
 
@@ -12,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-if importlib.util.find_spec("diffusers") is None:
-    pytest.skip("diffusers is not installed", allow_module_level=True)
+pytest.importorskip("diffusers", reason="diffusers is not installed")
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
