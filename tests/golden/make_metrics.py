@@ -1,6 +1,6 @@
 """Makes metrics.npz: what the evaluator of guided-diffusion (ADM) and the authors of density and coverage compute.
 
-    PYTHONPATH=. python tests/golden/make_metrics.py GUIDED_DIFFUSION PRDC
+    PYTHONPATH=.:tests python tests/golden/make_metrics.py GUIDED_DIFFUSION PRDC
 
 The arguments are checkouts of github.com/openai/guided-diffusion and github.com/clovaai/generative-evaluation-prdc.
 What they get is made up (tests/support/metric_cases.py). TensorFlow is not needed: the evaluator's distances run with
@@ -15,8 +15,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import scipy.linalg
-
-from tests.support.metric_cases import features, few_features, logits, moments
+from support.metric_cases import features, few_features, logits, moments
 
 HERE = Path(__file__).parent
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.made_weights import made_input
 from support.metric_cases import features, few_features, moments
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.metrics import estimate_frechet, frechet_distance
-from tests.support.made_weights import made_input
 
 linalg = pytest.importorskip("scipy.linalg", reason="scipy is not installed: pip install -e '.[test]'")
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "metrics.npz")

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.made_weights import made_input
 from support.metric_cases import features
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.metrics import density_coverage, distances, precision_recall, sample_densities
-from tests.support.made_weights import made_input
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "metrics.npz")
 

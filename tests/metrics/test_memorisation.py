@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from support.made_weights import made_input
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.metrics import distances, memorisation, nearest
-from tests.support.made_weights import made_input
 
 neighbors = pytest.importorskip("sklearn.neighbors", reason="scikit-learn is not installed: pip install -e '.[test]'")
 stats = pytest.importorskip("scipy.stats", reason="scipy is not installed: pip install -e '.[test]'")

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from support.made_weights import made_input
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.metrics import Statistics
-from tests.support.made_weights import made_input
 
 
 def vectors(n: int, offset: float = 0.0) -> torch.Tensor:

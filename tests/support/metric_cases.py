@@ -2,9 +2,8 @@
 
 import numpy as np
 import torch
+from support.made_weights import made_input
 from torch import Tensor
-
-from tests.support.made_weights import made_input
 
 
 def features() -> tuple[Tensor, Tensor]:
