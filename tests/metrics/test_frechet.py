@@ -103,14 +103,14 @@ def test_the_bias_is_what_images_of_the_references_own_distribution_are_away(n):
     [
         ({"mu1": np.zeros(3)}, r"first mean has shape \[3\] and its covariance \[2, 2\]"),
         ({"mu1": np.zeros(3), "sigma1": np.eye(3)}, "first mean has 3 numbers and the second 2"),
-        ({"mu2": np.zeros((2, 1))}, r"second mean have shape \[2, 1\]; expected \[d\]"),
-        ({"sigma2": np.array([[1.0, np.nan], [np.nan, 1]])}, "2 of 4 numbers of the numbers of the second"),
+        ({"mu2": np.zeros((2, 1))}, r"shape of the second mean is \[2, 1\]; expected \[d\]"),
+        ({"sigma2": np.array([[1.0, np.nan], [np.nan, 1]])}, "2 of 4 numbers of the second covariance are not finite"),
         ({"sigma1": np.array([[1.0, 0.5], [0.4, 1]])}, "first covariance is not symmetric: .* by up to 0.1"),
         ({"sigma1": np.array([[1.0, 2], [2, 1]])}, "first covariance has an eigenvalue of -1, and its largest is 3"),
         ({"sigma2": np.array([[1.0, 2], [2, 1]])}, "second covariance has an eigenvalue of -1"),
         ({"sigma2": -np.eye(2)}, "second covariance has an eigenvalue of -1"),
         ({"sigma1": np.eye(2, dtype=complex)}, "expected real numbers"),
-        ({"mu1": None}, "not numbers"),
+        ({"mu1": None}, "got a NoneType without numbers for the first mean"),
     ],
 )
 def test_what_is_no_gaussian_is_refused(change, words):
