@@ -62,7 +62,7 @@ def drawn_how(session: Session, outcome: Outcome) -> dict[str, Any]:
         "guidance": options.guidance,
         "seed": options.seed,
         "labels": request.labels,
-        "precision": request.precision,
+        "precision": drawn.precision,
     }
 
 
