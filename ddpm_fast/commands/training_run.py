@@ -20,7 +20,6 @@ from ddpm_fast.commands.training_setup import Ready
 from ddpm_fast.files.lock import FolderLock
 from ddpm_fast.loops.distributed import rank, world_size
 from ddpm_fast.loops.metrics import Look, Metrics, NonFiniteLoss
-from ddpm_fast.loops.training import Trainer
 
 
 class TrainingRun:
