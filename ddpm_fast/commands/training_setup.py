@@ -27,6 +27,7 @@ from ddpm_fast.commands.training_quality import LEAST
 from ddpm_fast.data import (
     BUILTIN,
     HUGGING_FACE,
+    Augmentation,
     ImageSet,
     StoredDataset,
     open_dataset,
@@ -287,6 +288,7 @@ def make_config(arguments: dict[str, Any]) -> TrainConfig:
         label_drop=arguments["label_drop"],
         flip=arguments["flip"],
         crop=arguments["crop"],
+        augment=arguments["augment"],
         timestep_sampling=arguments["timestep_sampling"],
         seed=arguments["seed"],
         precision=arguments["precision"],
@@ -309,8 +311,10 @@ def make_network(
         begun_with: The network of the model that the run began with, or None.
     """
     num_classes = 0 if arguments["classes"] is False else dataset.num_classes or 0
+    told = Augmentation.of(arguments["augment"]).channels if arguments["augment"] else 0
     if begun_with is not None:
-        return dataclasses.replace(begun_with, num_classes=num_classes, dropout=arguments["dropout"])
+        dropout = arguments["dropout"]
+        return dataclasses.replace(begun_with, num_classes=num_classes, dropout=dropout, augment_channels=told)
     return UNetConfig(
         image_size=dataset.shape[1:],
         in_channels=dataset.shape[0],
@@ -324,6 +328,7 @@ def make_network(
         scale_shift=arguments["scale_shift"],
         norm_groups=norm_groups(arguments["model_channels"]),
         learned_variance=diffusion.objective.learned,
+        augment_channels=told,
     )
 
 
