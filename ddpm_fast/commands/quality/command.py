@@ -26,6 +26,7 @@ from ddpm_fast.commands.quality.settings import (
     OutOption,
     PrecisionOption,
     ReferenceCountOption,
+    ReferenceFormOption,
     ReferenceOption,
     Request,
     SamplerOption,
@@ -75,6 +76,7 @@ def quality(
     feature_size: FeatureSizeOption = None,
     out: OutOption = None,
     write_reference: WriteReferenceOption = None,
+    reference_form: ReferenceFormOption = "edm",
     keep: KeepOption = None,
     split: SplitOption = None,
     subset: SubsetOption = None,
@@ -104,6 +106,7 @@ def quality(
             features=features,
             feature_size=feature_size,
             write_reference=write_reference,
+            reference_form=reference_form,
             keep=keep,
             device=device,
             precision=precision,
@@ -115,7 +118,7 @@ def quality(
         with running(session):
             real = session.real()
             if write_reference is not None and real is not None:
-                write_statistics(write_reference, real)
+                write_statistics(write_reference, real, reference_form, session.reference_images())
                 say_written(write_reference)
             if model is None and samples is None:
                 return
