@@ -82,7 +82,9 @@ _SECONDS = _Panel("seconds an image", lambda point: point.seconds, _calls, logar
 _GUIDANCE = _Panel("guidance", _guidance, _guidance, logarithmic=False)
 
 
-def draw_sweep(points: Sequence[Point], quantities: Sequence[Quantity], best: Point | None = None) -> Figure:
+def draw_sweep(
+    points: Sequence[Point], quantities: Sequence[Quantity], best: Point | None = None, title: str = ""
+) -> Figure:
     """Each quantity in a row of panels: against the steps, the seconds an image and the guidance, as far as they vary.
 
     There is a line for each series. Of the points of a series with the same number of steps, such as those of several
@@ -93,6 +95,7 @@ def draw_sweep(points: Sequence[Point], quantities: Sequence[Quantity], best: Po
         points: At least one.
         quantities: At least one; a point that lacks a quantity is left out of its row.
         best: The point to mark, one of `points`.
+        title: What the figure is of.
     """
     panels = [panel for panel in (_STEPS, _SECONDS, _GUIDANCE) if len({panel.where(one) for one in points}) > 1]
     panels = panels or [_SECONDS]
@@ -100,6 +103,8 @@ def draw_sweep(points: Sequence[Point], quantities: Sequence[Quantity], best: Po
     with look():
         height = _TOP + _ROW * len(quantities)
         figure = Figure((WIDTH, height), layout="constrained")
+        if title:
+            figure.suptitle(without_math(title), fontsize=9.5, x=0.01, horizontalalignment="left")
         grid = figure.subplots(len(quantities), len(panels), squeeze=False, sharey="row")
         for row, quantity in zip(grid, quantities, strict=True):
             for axes, panel in zip(row, panels, strict=True):

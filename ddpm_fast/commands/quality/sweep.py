@@ -260,7 +260,7 @@ class Sweep:
         text = markdown_of(self.rows)
         with atomic_path(table) as unfinished:
             unfinished.write_text(text, encoding="utf-8")
-        save_figure(figure_of(self.rows), picture)
+        save_figure(figure_of(self.report()), picture)
         console.print(escape(text))
         for line in self.left_out:
             console.print(escape(line))

@@ -35,7 +35,11 @@ def read_sweep(path: Path) -> dict[str, Any]:
     if not isinstance(report, dict) or report.get("kind") != KIND:
         raise InputError(f"{path} is not the report of a sweep; {advice}")
     rows, axes = report.get("combinations"), report.get("axes")
-    if not isinstance(report.get("settings"), dict) or not isinstance(axes, dict) or not isinstance(rows, list):
+    settings = report.get("settings")
+    known = isinstance(settings, dict) and all(
+        isinstance(settings.get(name, {}), dict | None) for name in ("reference", "features")
+    )
+    if not known or not isinstance(axes, dict) or not isinstance(rows, list):
         raise InputError(f"{path} lacks settings, axes or combinations; {advice}")
     for row in rows:
         _check_row(row, path, advice)
@@ -152,8 +156,13 @@ def best_of_sweep(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     return {"row": place, "by": by, "words": printable(combination_of(rows[place]).describe(varied(rows)))}
 
 
-def figure_of(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """The figure of a sweep: a line for each sampler, and for each model, spacing and eta where these vary."""
+def figure_of(report: Mapping[str, Any]) -> Figure:
+    """The figure of a sweep: a line for each sampler, and for each model, spacing and eta where these vary.
+
+    Args:
+        report: As read_sweep returns it, with at least one combination.
+    """
+    rows = report["combinations"]
     names = [name for name in ("model", "sampler", "spacing", "eta") if name in varied(rows) or name == "sampler"]
     shown = [one for one in measured(rows) if one.name in _DRAWN]
     points = [
@@ -172,7 +181,15 @@ def figure_of(rows: Sequence[Mapping[str, Any]]) -> Figure:
         points,
         [sweeps.Quantity(one.name, one.lower_is_better) for one in shown],
         None if best is None else points[best["row"]],
+        about(report["settings"]),
     )
+
+
+def about(settings: Mapping[str, Any]) -> str:
+    """A line that says what was measured of how many samples, and against what."""
+    reference, features = settings.get("reference") or {}, settings.get("features") or {}
+    against = f" against {reference.get('n')} images of {reference.get('name')}" if reference else ""
+    return printable(f"{settings.get('n')} samples each{against}; features: {features.get('name')}")
 
 
 def _series(name: str, value: Any) -> str:
