@@ -15,6 +15,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple
 
@@ -174,7 +175,7 @@ def open_arrays(path: Path, expected: str) -> Iterator[ArrayFile]:
 
 
 def read_arrays(
-    path: Path, wanted: Mapping[str, Callable[[Header], str | None]], expected: str
+    path: Path, wanted: Mapping[str, Callable[[Header], str | None]], expected: str, single: str | None = None
 ) -> dict[str, np.ndarray]:
     """Those arrays of an .npz that are wanted and there, in memory.
 
@@ -182,26 +183,36 @@ def read_arrays(
         path: The file.
         wanted: For each name, what says what is wrong with such an array, by its header, or None if nothing is.
         expected: What the file should hold, for the message; a plural.
+        single: Which of the names the array of an .npy has; None where the file may not be an .npy.
 
     Raises:
         InputError: If the file is damaged or something else, or an array is wrong or does not fit into memory.
     """
     arrays = {}
+
+    def read(name: str, open_array: Callable[[], IO[bytes]], held: int) -> None:
+        with open_array() as stream:
+            header = read_header(stream, held)
+        if (wrong := wanted[name](header)) is not None:
+            raise InputError(f"'{name}' of {path} is {header}; {wrong}")
+        what = f"the {expected} of {path}"
+        with allocating(header.nbytes, what, "close other programs"), open_array() as stream:
+            arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
+
     try:
-        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        with open_regular(path) as file:
             held = os.fstat(file.fileno()).st_size
-            for name in wanted:
-                try:
-                    member = archive.getinfo(f"{name}.npy")
-                except KeyError:
-                    continue
-                with archive.open(member) as stream:
-                    header = read_header(stream, held_bytes(member, held))
-                if (wrong := wanted[name](header)) is not None:
-                    raise InputError(f"'{name}' of {path} is {header}; {wrong}")
-                remedy = "close other programs"
-                with allocating(header.nbytes, f"the {expected} of {path}", remedy), archive.open(member) as stream:
-                    arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
+            if single is not None and file.read(2) != b"PK":
+                read(single, partial(open_regular, path), held)
+                return arrays
+            file.seek(0)
+            with zipfile.ZipFile(file) as archive:
+                for name in wanted:
+                    try:
+                        member = archive.getinfo(f"{name}.npy")
+                    except KeyError:
+                        continue
+                    read(name, partial(archive.open, member), held_bytes(member, held))
     except InputError:
         raise
     except Exception as error:  # zipfile, zlib, struct and numpy each raise their own exceptions for damaged files
