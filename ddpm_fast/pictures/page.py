@@ -22,6 +22,7 @@ from ddpm_fast.pictures.canvas import figure_png
 from ddpm_fast.pictures.images import make_grid
 
 _GRID_WIDTH = 880  # CSS pixels that a grid may be wide
+_ROW_HEIGHT = 64  # CSS pixels that images in a table are about high, if they are small
 _LARGEST_SCALE = 4  # small images are enlarged to at most this many pixels for one of theirs
 _HEAD = """<!DOCTYPE html>
 <html lang="en">
@@ -110,7 +111,7 @@ class HtmlPage:
         """
         lines = []
         for before, image, others, after in rows:
-            scale = _scale(others, len(others) + 2)
+            scale = max(1, min(_scale(others, len(others) + 2), round(_ROW_HEIGHT / image.shape[0])))
             pictures = [
                 _picture(make_grid(part, len(part)), what[i], scale) for i, part in ((0, image[None]), (1, others))
             ]

@@ -25,7 +25,7 @@ from ddpm_fast.commands.quality.session import Outcome, Session
 from ddpm_fast.commands.quality.settings import DEFAULT_STEPS, Request
 from ddpm_fast.commands.quality.sweep_report import KIND, best_of_sweep, figure_of, markdown_of, read_sweep
 from ddpm_fast.commands.report import write_report
-from ddpm_fast.errors import InputError
+from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files.atomic import atomic_path, check_writable
 from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.formats.load import load_model
@@ -128,6 +128,8 @@ class Sweep:
         )
         asked, said = expand(axes, base)
         sweep = cls(session, axes, out, left_out=said)
+        for source in dict.fromkeys(one.model for one in asked):
+            sweep._models.get(source)
         sweep._check_guidance(asked)
         for combination in asked:
             try:
@@ -199,6 +201,7 @@ class Sweep:
         if not self.out.exists():
             return
         report = read_sweep(self.out)
+        known = {one.model: self._models.get(one.model).digest for one in self.combinations}
         mine, found = self.settings(), report["settings"]
         different = [name for name in mine if found.get(name) != mine[name]]
         if different:
@@ -206,7 +209,12 @@ class Sweep:
                 f"--out {self.out} has a sweep with another {', '.join(different)}: give the same options to go on "
                 "with it, or another --out"
             )
-        self.rows = report["combinations"]
+        for row in report["combinations"]:
+            source = row["model"]
+            if source in known and row["model_digest"] != known[source]:
+                console.print(escape(f"{printable(source)} has changed since, so what was measured of it is dropped"))
+            else:
+                self.rows.append(row)
 
     def kept(self) -> str:
         """What is kept after a signal."""

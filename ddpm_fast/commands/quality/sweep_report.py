@@ -17,8 +17,8 @@ from ddpm_fast.pictures import sweeps
 
 KIND = "sweep"  # what the JSON says that it is
 _DRAWN = ("FID", "KID", "precision", "recall", "IS")  # the rows of the figure
-_FIELDS = {"model": str, "sampler": str, "steps": int | str, "spacing": str, "guidance": int | float}
-_NUMBERS = ("network_calls", "seconds", "seconds_per_image")
+_TEXTS = ("model", "model_digest", "sampler", "spacing")
+_NUMBERS = ("guidance", "network_calls", "seconds", "seconds_per_image")
 
 
 def read_sweep(path: Path) -> dict[str, Any]:
@@ -50,7 +50,8 @@ def _check_row(row: Any, path: Path, advice: str) -> None:
     """Raises InputError for what is no row of a sweep."""
     is_row = (
         isinstance(row, dict)
-        and all(_is(row.get(name), kind) for name, kind in _FIELDS.items())
+        and all(_is(row.get(name), str) for name in _TEXTS)
+        and _is(row.get("steps"), int | str)
         and all(_is(row.get(name), int | float) for name in _NUMBERS)
         and _is(row.get("eta"), int | float | None)
         and all(
