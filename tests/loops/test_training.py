@@ -61,6 +61,8 @@ def trainer(dataset=None, diffusion=None, cuda_graph=None, **options):
     diffusion = diffusion or GaussianDiffusion(Schedule.cosine(100))
     config = TrainConfig(**{"batch_size": 8, "warmup": 5, "flip": True, "label_drop": 0.3, **options})
     network = small_network(diffusion.objective.learned)
+    if config.augmentation is not None:
+        network = dataclasses.replace(network, augment_channels=config.augmentation.channels)
     return Trainer(network, diffusion, config, dataset or load_dataset("mnist5k"), CPU, cuda_graph)
 
 
@@ -78,6 +80,7 @@ def weights(path):
     [
         pytest.param({}, id="fp32"),
         pytest.param({"precision": "bf16"}, id="bf16"),
+        pytest.param({"augment": "yflip,small:0.5"}, id="augmented"),
         pytest.param(
             {"diffusion": learned_variance(4), "timestep_sampling": "loss_second_moment"},
             id="learned variance, importance sampling",
@@ -124,6 +127,7 @@ KINDS = {
         "diffusion": learned_variance(4),
         "timestep_sampling": "loss_second_moment",
     },
+    "augmented": {"augment": "yflip,small:0.5"},
     "bound": {"diffusion": GaussianDiffusion(Schedule.cosine(100), loss="rescaled_vlb")},
     "two micro-batches, importance sampling": {
         "diffusion": learned_variance(4),

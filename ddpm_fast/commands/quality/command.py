@@ -9,7 +9,7 @@ import typer
 from ddpm_fast.commands.common import FlagsOption, plain_errors, say_written
 from ddpm_fast.commands.drawing import unused_path
 from ddpm_fast.commands.quality.axes import parse_axes
-from ddpm_fast.commands.quality.page import check_page, write_page
+from ddpm_fast.commands.quality.page import check_page, show, write_page
 from ddpm_fast.commands.quality.report import print_report, report_of
 from ddpm_fast.commands.quality.running import running
 from ddpm_fast.commands.quality.session import open_session
@@ -28,6 +28,7 @@ from ddpm_fast.commands.quality.settings import (
     PageOption,
     PrecisionOption,
     ReferenceCountOption,
+    ReferenceFormOption,
     ReferenceOption,
     Request,
     SamplerOption,
@@ -77,6 +78,7 @@ def quality(
     feature_size: FeatureSizeOption = None,
     out: OutOption = None,
     write_reference: WriteReferenceOption = None,
+    reference_form: ReferenceFormOption = "edm",
     keep: KeepOption = None,
     page: PageOption = None,
     sweep: SweepOption = None,
@@ -108,6 +110,7 @@ def quality(
             features=features,
             feature_size=feature_size,
             write_reference=write_reference,
+            reference_form=reference_form,
             keep=keep,
             device=device,
             precision=precision,
@@ -125,11 +128,11 @@ def quality(
                 plan.run()
             return
         if page is not None:
-            session.keeps |= {"features"}
+            show(session)
         with running(session):
             real = session.real()
             if write_reference is not None and real is not None:
-                write_statistics(write_reference, real)
+                write_statistics(write_reference, real, reference_form, session.reference_images())
                 say_written(write_reference)
             if model is None and samples is None:
                 return

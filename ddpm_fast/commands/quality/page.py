@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_fast.commands.quality.files import FeaturesAlone
 from ddpm_fast.commands.quality.quantities import measured
 from ddpm_fast.commands.quality.samples import Images
 from ddpm_fast.commands.quality.session import Outcome, Session
@@ -33,6 +34,13 @@ def check_page(path: Path) -> None:
     if path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--page is {path}; expected a name ending in .html")
     check_writable(path)
+
+
+def show(session: Session) -> None:
+    """Let a session keep what the pictures need. Raises InputError for samples that are features alone."""
+    if isinstance(session.stored, FeaturesAlone):
+        raise InputError("--page shows pictures, and --samples is a file of features: leave one of them out")
+    session.keeps |= {"features"}
 
 
 @dataclass
