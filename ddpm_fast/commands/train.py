@@ -143,6 +143,13 @@ def main(
         float,
         typer.Option(help="largest decay of the averaged weights, which rises with the steps: it fits any run"),
     ] = 0.9999,
+    average_widths: Annotated[
+        str,
+        typer.Option(
+            help="also keep power-function averages of these widths, such as 0.05,0.1, from which ddpm_fast.average "
+            "makes any other"
+        ),
+    ] = "",
     label_drop: Annotated[
         float, typer.Option(help="share of labels dropped, so that the model also learns unconditional sampling")
     ] = 0.1,
@@ -154,6 +161,12 @@ def main(
     log_every: Annotated[int, typer.Option(help="training steps between two points of the curves")] = 50,
     sample_every: Annotated[int, typer.Option(help="training steps between two sample grids; 0 for none")] = 1000,
     save_every: Annotated[int, typer.Option(help="training steps between two checkpoints")] = 1000,
+    average_every: Annotated[
+        int | None,
+        typer.Option(
+            help="training steps between two saves of --average-widths; if not given, a 32nd of the start's --steps"
+        ),
+    ] = None,
     cuda_graph: Annotated[
         bool | None,
         typer.Option(help="replay each training step from a CUDA graph; if not given, wherever that is possible"),

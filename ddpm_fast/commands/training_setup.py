@@ -26,7 +26,9 @@ from ddpm_fast.commands.training_log import say, warn
 from ddpm_fast.data import BUILTIN, HUGGING_FACE, ImageSet, StoredDataset, open_dataset
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
+from ddpm_fast.files.averages import remove_averages_after
 from ddpm_fast.loops.distributed import of_each_process, of_first_process, rank, world_size
+from ddpm_fast.loops.running import average_every
 from ddpm_fast.loops.snapshot import MODEL_NAME
 from ddpm_fast.loops.train_config import TrainConfig, divided
 from ddpm_fast.loops.training import Trainer
@@ -81,6 +83,7 @@ def _resume(trainer: Trainer, state: State, out: Path, changes: dict[str, list[A
         trainer.history.append({"step": trainer.step, **changes})
         told = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changes.items())
         say(f"Changed from here on: {escape(told)}")
+    in_first(lambda: remove_averages_after(out, trainer.step))
     if in_first(lambda: trainer.complete(out)):
         say(f"{MODEL_NAME} was missing, damaged or of another step, and is written again")
 
@@ -150,8 +153,8 @@ def check(arguments: dict[str, Any]) -> None:
     """Raises InputError for arguments that no class checks that is made of them."""
     if arguments["data"] is None:
         raise InputError(f"--data is missing: give {', '.join(BUILTIN)}, or a folder of images")
-    for name, least in (("steps", 1), ("log_every", 1), ("save_every", 1), ("sample_every", 0)):
-        if arguments[name] < least:
+    for name, least in (("steps", 1), ("log_every", 1), ("save_every", 1), ("sample_every", 0), ("average_every", 1)):
+        if arguments[name] is not None and arguments[name] < least:
             raise InputError(f"--{name.replace('_', '-')} is {arguments[name]}; expected at least {least}")
     if arguments["lr_schedule"] == "cosine" and arguments["steps"] > (arguments["lr_steps"] or arguments["steps"]):
         raise InputError(
@@ -174,6 +177,8 @@ def choose(arguments: dict[str, Any], device: torch.device) -> None:
     choose_dtype(arguments["precision"], device)  # which refuses what is unknown
     if arguments["lr_schedule"] == "cosine" and arguments["lr_steps"] is None:
         arguments["lr_steps"] = arguments["steps"]
+    if arguments["average_every"] is None:
+        arguments["average_every"] = average_every(arguments["steps"])
     learned = arguments["variance"] in LEARNED_VARIANCES
     arguments["loss"] = arguments["loss"] or ("hybrid" if learned else "simple")
 
@@ -247,6 +252,7 @@ def make_config(arguments: dict[str, Any]) -> TrainConfig:
         lr_schedule=arguments["lr_schedule"],
         lr_steps=arguments["lr_steps"],
         betas=(arguments["beta1"], arguments["beta2"]),
+        average_widths=numbers(arguments["average_widths"], "--average-widths"),
     )
 
 
@@ -293,7 +299,7 @@ def numbers(text: str, name: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError:
-        raise InputError(f"{name} is {text!r}; expected numbers separated by commas, such as 1,2,4") from None
+        raise InputError(f"{name} is {text!r}; expected numbers separated by commas, such as 0.5,1,2") from None
 
 
 def description(trainer: Trainer) -> str:
