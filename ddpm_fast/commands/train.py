@@ -17,6 +17,7 @@ import typer
 from rich.markup import escape
 
 from ddpm_fast.commands import fine_tuning, resuming, training_setup
+from ddpm_fast.commands.augmenting import augment_option
 from ddpm_fast.commands.common import App, FlagsOption, path_option, plain_errors
 from ddpm_fast.commands.profiling import PROFILE_HELP
 from ddpm_fast.commands.selecting import ImageColumnOption, LabelColumnOption, SplitOption, SubsetOption
@@ -79,6 +80,10 @@ def main(
         str,
         typer.Option(help="centre: the middle of each picture; random: any part, from pictures a bit larger"),
     ] = "centre",
+    augment: Annotated[
+        str,
+        augment_option("change images, and tell the network how, so that nothing of it is seen in samples"),
+    ] = "",
     model_channels: Annotated[int, typer.Option(help="channels of the U-Net's first level")] = 64,
     channel_mult: Annotated[
         str, typer.Option(help="channels of each level, as multiples of --model-channels")

@@ -23,7 +23,7 @@ from ddpm_fast.commands.sizes import parse_size
 from ddpm_fast.commands.stopping import Stopping
 from ddpm_fast.commands.together import in_all, in_first
 from ddpm_fast.commands.training_log import say, warn
-from ddpm_fast.data import BUILTIN, HUGGING_FACE, ImageSet, StoredDataset, open_dataset
+from ddpm_fast.data import BUILTIN, HUGGING_FACE, Augmentation, ImageSet, StoredDataset, open_dataset
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.averages import remove_averages_after
@@ -245,6 +245,7 @@ def make_config(arguments: dict[str, Any]) -> TrainConfig:
         label_drop=arguments["label_drop"],
         flip=arguments["flip"],
         crop=arguments["crop"],
+        augment=arguments["augment"],
         timestep_sampling=arguments["timestep_sampling"],
         seed=arguments["seed"],
         precision=arguments["precision"],
@@ -268,8 +269,10 @@ def make_network(
         begun_with: The network of the model that the run began with, or None.
     """
     num_classes = 0 if arguments["classes"] is False else dataset.num_classes or 0
+    told = Augmentation.of(arguments["augment"]).channels if arguments["augment"] else 0
     if begun_with is not None:
-        return dataclasses.replace(begun_with, num_classes=num_classes, dropout=arguments["dropout"])
+        dropout = arguments["dropout"]
+        return dataclasses.replace(begun_with, num_classes=num_classes, dropout=dropout, augment_channels=told)
     return UNetConfig(
         image_size=dataset.shape[1:],
         in_channels=dataset.shape[0],
@@ -283,6 +286,7 @@ def make_network(
         scale_shift=arguments["scale_shift"],
         norm_groups=norm_groups(arguments["model_channels"]),
         learned_variance=diffusion.objective.learned,
+        augment_channels=told,
     )
 
 

@@ -3,9 +3,10 @@
 `load_dataset` in load.py is the entry point, and dataset.py says what it returns. files.py lists folders and archives,
 raster.py opens a picture as one of the formats that are read, pixels.py turns one picture into pixels, reading.py many.
 arrays.py reads .npz and .npy files, parts.py several of them as one. bounds.py says what a file may ask for. order.py
-says which image is the k-th training example.
+says which image is the k-th training example, and augmentation.py how it is changed.
 """
 
+from ddpm_fast.data.augmentation import Augmentation
 from ddpm_fast.data.dataset import Dataset
 from ddpm_fast.data.examples import CROPS, Examples
 from ddpm_fast.data.files import natural_key
@@ -23,6 +24,7 @@ __all__ = [
     "HUGGING_FACE",
     "INDEX_DIGEST",
     "ORDERS",
+    "Augmentation",
     "Dataset",
     "Examples",
     "ImageSet",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ddpm_fast.data import CROPS, ORDERS
+from ddpm_fast.data import CROPS, ORDERS, Augmentation
 from ddpm_fast.errors import InputError, check_integer, check_number
 from ddpm_fast.loops.timesteps import TIMESTEP_SAMPLINGS
 from ddpm_fast.nn.power_average import check_width
@@ -33,6 +33,8 @@ class TrainConfig:
         label_drop: Share of the labels that are replaced by the null class, so that the model can be guided.
         flip: Whether half of the images are mirrored left-right.
         crop: "centre" cuts the middle out of a picture, "random" any part; see `Examples`.
+        augment: How images are changed in ways that the network is told of, as `Augmentation.of` reads it, such as
+            "small" or "edm:0.2". The network needs as many augment_channels as `augmentation` has. "": they are not.
         timestep_sampling: "uniform", "stratified" or "loss_second_moment"; see timesteps.py.
         seed: Seed of everything random.
         precision: "fp32", or "bf16" or "fp16": forward and backward under autocast, with weights and optimiser in fp32.
@@ -74,6 +76,7 @@ class TrainConfig:
     order: int = 2
     dropout_version: int = 2
     crop: str = "centre"
+    augment: str = ""
     average_widths: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -98,6 +101,12 @@ class TrainConfig:
                 raise InputError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(map(str, known))}")
         if self.micro_batch is not None:
             check_integer("micro_batch", self.micro_batch, 1)
+        object.__setattr__(self, "augment", str(self.augmentation or ""))
+        if self.flip and "xflip" in self.augment:
+            raise InputError(
+                "flip mirrors images without telling the network, which makes nothing of an xflip that it is told of: "
+                "leave out one of them"
+            )
         self._check_schedule()
         object.__setattr__(self, "betas", _checked_betas(self.betas))
         object.__setattr__(self, "average_widths", _checked_widths(self.average_widths))
@@ -113,6 +122,11 @@ class TrainConfig:
             raise InputError(
                 f"lr_steps is {self.lr_steps}; expected more than the {self.warmup} training steps of the warm-up"
             )
+
+    @property
+    def augmentation(self) -> Augmentation | None:
+        """What `augment` says; None for "". Its `channels` are the network's augment_channels."""
+        return Augmentation.of(self.augment) if self.augment else None
 
     def lr_at(self, step: int) -> float:
         """The learning rate of training step number `step`, counted from 0."""

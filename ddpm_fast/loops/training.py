@@ -72,11 +72,12 @@ class Trainer(TrainingStep):
                 and more time. It changes no number.
 
         Raises:
-            InputError: If the dataset does not fit the network (size, channels, classes), or the network's output the
-                diffusion's variance, if the batch does not divide among the processes, or if torch.compile was asked
-                for and does not work here.
+            InputError: If the dataset does not fit the network (size, channels, classes), the network's output the
+                diffusion's variance, or what it is told the augmentation; if the batch does not divide among the
+                processes; or if torch.compile was asked for and does not work here.
         """
         _check_fit(network, diffusion, dataset)
+        _check_told(network, config)
         super().__init__(network, diffusion, config, dataset, device, cuda_graph, compile, grad_checkpoint)
         self.history: list[dict[str, Any]] = []
 
@@ -332,4 +333,15 @@ def _check_fit(network: UNetConfig, diffusion: GaussianDiffusion, dataset: Image
             f"the diffusion's variance is {diffusion.objective.variance!r} and the network's learned_variance "
             f"{network.learned_variance}: make the network with UNetConfig(learned_variance="
             f"{diffusion.objective.learned}, ...), or choose another variance"
+        )
+
+
+def _check_told(network: UNetConfig, config: TrainConfig) -> None:
+    """Raises InputError if the network cannot be told how images are augmented. It may be told that they are not."""
+    told = config.augmentation
+    if told is not None and told.channels != network.augment_channels:
+        raise InputError(
+            f"augment is {config.augment!r}, which is told by {told.channels} numbers, and the network's "
+            f"augment_channels is {network.augment_channels}: make it with UNetConfig(augment_channels="
+            f"{told.channels}, ...), or leave augment out"
         )

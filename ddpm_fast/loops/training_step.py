@@ -132,13 +132,15 @@ class TrainingStep:
         self._images = torch.empty((size, *self.dataset.shape), dtype=self.dataset.dtype, device=device)
         classes = self.model.config.num_classes
         self._labels = torch.empty(size, dtype=torch.int64, device=device) if classes else None
+        told = self.model.config.augment_channels
+        self._told = torch.zeros(size, told, device=device) if told else None
         self._metrics = torch.empty(2, device=device)
         self._stop_flags: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
         self._late_flags = 1 if device.type == "cuda" else 0  # how many training steps later they are read
 
     def _make_examples(self) -> Examples:
         config = self.config
-        return Examples(self.dataset, config.seed, config.flip, config.order, config.crop)
+        return Examples(self.dataset, config.seed, config.flip, config.order, config.crop, config.augmentation)
 
     @property
     def waited(self) -> float:
@@ -222,13 +224,13 @@ class TrainingStep:
         return self._first_example + step * self.config.batch_size + (self._share.first + number) * self._share.size
 
     def _load_batch(self, number: int) -> None:
-        """Copy the images and labels of a micro-batch to where the device reads them."""
+        """Copy the images and labels of a micro-batch, and how these are augmented, to where the device reads them."""
         count = self._share.count
         upcoming = [divmod(self.step * count + number + ahead, count) for ahead in range(1, max(count, _AHEAD) + 1)]
-        images, labels = self._examples.take(
-            self._first(self.step, number), self._share.size, [self._first(step, which) for step, which in upcoming]
-        )
-        for batch, place in ((images, self._images), (labels, self._labels)):
+        first, size = self._first(self.step, number), self._share.size
+        images, labels = self._examples.take(first, size, [self._first(step, which) for step, which in upcoming])
+        told = self._examples.told(first, size)
+        for batch, place in ((images, self._images), (labels, self._labels), (told, self._told)):
             if place is None or batch is None:
                 continue
             # A copy from pinned memory does not wait. PyTorch reuses that memory only after the copy is done.
@@ -280,8 +282,12 @@ class TrainingStep:
         with part("forward"), self._autocast():
             if self._working is not None and first:  # here, because the weights may also have been changed from outside
                 self._working.refresh()
-            drops = (key.seed, key.sample_id) if config.dropout_version > 1 and self.model.config.dropout else ()
-            output = self._network(x_t, network_t, labels_kept, *drops)
+            given: tuple[Tensor | None, ...] = ()
+            if config.dropout_version > 1 and self.model.config.dropout:
+                given = (key.seed, key.sample_id)
+            if self._told is not None:
+                given = (*(given or (None, None)), None, self._told)
+            output = self._network(x_t, network_t, labels_kept, *given)
         with part("loss"):
             losses = self.diffusion.training_losses(output, images, t, key)
             loss = (weights * losses).mean()

@@ -63,6 +63,8 @@ def trainer(dataset=None, diffusion=None, cuda_graph=None, **options):
     plain = {"batch_size": 8, "warmup": 5, "flip": True, "label_drop": 0.3, "average_widths": (0.05, 0.1)}
     config = TrainConfig(**plain | options)
     network = small_network(diffusion.objective.learned)
+    if config.augmentation is not None:
+        network = dataclasses.replace(network, augment_channels=config.augmentation.channels)
     return Trainer(network, diffusion, config, dataset or load_dataset("mnist5k"), CPU, cuda_graph)
 
 
@@ -80,6 +82,7 @@ def weights(path):
     [
         pytest.param({}, id="fp32"),
         pytest.param({"precision": "bf16"}, id="bf16"),
+        pytest.param({"augment": "yflip,small:0.5"}, id="augmented"),
         pytest.param(
             {"diffusion": learned_variance(4), "timestep_sampling": "loss_second_moment"},
             id="learned variance, importance sampling",
@@ -126,6 +129,7 @@ KINDS = {
         "diffusion": learned_variance(4),
         "timestep_sampling": "loss_second_moment",
     },
+    "augmented": {"augment": "yflip,small:0.5"},
     "bound": {"diffusion": GaussianDiffusion(Schedule.cosine(100), loss="rescaled_vlb")},
     "two micro-batches, importance sampling": {
         "diffusion": learned_variance(4),
