@@ -82,9 +82,9 @@ def test_the_weights_are_those_of_one_process_bit_for_bit(found, alone, name):
 
 @pytest.mark.parametrize("name", [*SAMPLERS, "augmented"])
 def test_the_networks_are_given_the_whole_batch_in_its_order(found, name):
-    """Noised images, timesteps, labels, the ids by which dropout draws, and how images are augmented, beside one process
-    with one micro-batch. As long as the weights are the same: in the first step, and without importance sampling in
-    all."""
+    """Noised images, timesteps, labels, the ids by which dropout draws, and how images are augmented, beside what one
+    process with one micro-batch gives. As long as the weights are the same: in the first step, and without importance
+    sampling in all."""
     whole = two_ranks.train(name, steps=4)["given"]
     steps = 1 if name == "loss_second_moment" else 4
     halves = list(zip(*(each["trainings"][name]["given"] for each in found), strict=True))
