@@ -10,7 +10,7 @@ import math
 import os
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple
@@ -71,7 +71,7 @@ class ArrayFile:
             self._archive = zipfile.ZipFile(file)
             self._read_members(self._archive)
         else:
-            self.headers["images"] = _read_header(file, self._bytes)
+            self.headers["images"] = read_header(file, self._bytes)
             self._starts["images"] = file.tell()
 
     def _read_members(self, archive: zipfile.ZipFile) -> None:
@@ -84,7 +84,7 @@ class ArrayFile:
             member = archive.getinfo(f"{key}.npy")
             held = held_bytes(member, self._bytes)
             with archive.open(member) as stream:
-                self.headers[key] = _read_header(stream, held)
+                self.headers[key] = read_header(stream, held)
                 length = stream.tell()
             if member.compress_type == zipfile.ZIP_STORED:
                 self._starts[key] = self._start_of(member) + length
@@ -164,6 +164,45 @@ def open_arrays(path: Path, expected: str) -> Iterator[ArrayFile]:
         ) from error
 
 
+def read_arrays(
+    path: Path, wanted: Mapping[str, Callable[[Header], str | None]], expected: str
+) -> dict[str, np.ndarray]:
+    """Those arrays of an .npz that are wanted and there, in memory.
+
+    Args:
+        path: The file.
+        wanted: For each name, what says what is wrong with such an array, by its header, or None if nothing is.
+        expected: What the file should hold, for the message; a plural.
+
+    Raises:
+        InputError: If the file is damaged or something else, or an array is wrong or does not fit into memory.
+    """
+    arrays = {}
+    try:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            held = os.fstat(file.fileno()).st_size
+            for name in wanted:
+                try:
+                    member = archive.getinfo(f"{name}.npy")
+                except KeyError:
+                    continue
+                with archive.open(member) as stream:
+                    header = read_header(stream, held_bytes(member, held))
+                if (wrong := wanted[name](header)) is not None:
+                    raise InputError(f"'{name}' of {path} is {header}; {wrong}")
+                remedy = "close other programs"
+                with allocating(header.nbytes, f"the {expected} of {path}", remedy), archive.open(member) as stream:
+                    arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
+    except InputError:
+        raise
+    except Exception as error:  # zipfile, zlib, struct and numpy each raise their own exceptions for damaged files
+        raise InputError(
+            f"cannot read {path} as an .npz of {expected} (pickled objects are never loaded): {error}; the file is "
+            "damaged or holds something else"
+        ) from error
+    return arrays
+
+
 def read_images(file: ArrayFile) -> np.ndarray:
     """The images of a file: mapped, or in memory if they are compressed, or few ones of an archive.
 
@@ -200,7 +239,7 @@ def _check_unmapped(file: ArrayFile) -> None:
         )
 
 
-def _read_header(file: IO[bytes], held: int) -> Header:
+def read_header(file: IO[bytes], held: int) -> Header:
     """The header at the start of a stored array.
 
     Args:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
+from ddpm_fast.files.digest import sha256_of
 from ddpm_fast.nn.unet import UNet
 from ddpm_fast.values import ValueRange
 
@@ -41,8 +42,8 @@ class LoadedModel:
     def digest(self) -> str:
         """The SHA-256 of the file: 64 hexadecimal digits. Of several files, or with flags, that of their list."""
         if not self.files:
-            return _sha256(self.path)
-        parts = [f"{file.name} {_sha256(file)}" for file in self.files] + [self.origin.get("flags") or ""]
+            return sha256_of(self.path)
+        parts = [f"{file.name} {sha256_of(file)}" for file in self.files] + [self.origin.get("flags") or ""]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     @property
@@ -137,11 +138,3 @@ class LoadedModel:
                 "(x + 1) * 127.5, and the editing functions take uint8 as it is"
             )
         return self.value_range
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

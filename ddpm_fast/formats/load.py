@@ -20,12 +20,12 @@ from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files import checkpoint, tensorfile
 from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.files.memory import memory_for
+from ddpm_fast.files.pickles import read_pickle
 from ddpm_fast.formats import hub, lucidrains, pesser, w86763777
 from ddpm_fast.formats.diffusers import folder as diffusers_folder
 from ddpm_fast.formats.imported import Imported, Wrapped
 from ddpm_fast.formats.openai import classifier as openai_classifier
 from ddpm_fast.formats.openai import network as openai
-from ddpm_fast.formats.pickles import read_pickle
 from ddpm_fast.formats.repository import PREFIX, is_repository
 
 _SHOWN = 5  # entries of a file that no format claims

@@ -9,10 +9,10 @@ import torch
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.classifier import read_classifier
+from ddpm_fast.files.pickles import read_pickle
 from ddpm_fast.formats import hub
 from ddpm_fast.formats.load import is_pickle
 from ddpm_fast.formats.openai import classifier as openai_classifier
-from ddpm_fast.formats.pickles import read_pickle
 from ddpm_fast.formats.repository import PREFIX
 from ddpm_fast.nn.classifier import Classifier
 

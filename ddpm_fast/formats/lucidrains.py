@@ -23,10 +23,10 @@ from ddpm_fast.errors import InputError, check_integer, printable
 from ddpm_fast.files.checkpoint import take_prefix
 from ddpm_fast.files.fit import check_finite, offenders
 from ddpm_fast.files.memory import memory_for
+from ddpm_fast.files.pickles import state_dict
 from ddpm_fast.formats.flags import parse_flags
 from ddpm_fast.formats.imported import Wrapped
 from ddpm_fast.formats.known_schedules import schedule_of
-from ddpm_fast.formats.pickles import state_dict
 from ddpm_fast.nn.foreign import Foreign
 from ddpm_fast.schedule import Schedule
 

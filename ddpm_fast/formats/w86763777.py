@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError, check_integer
+from ddpm_fast.files.pickles import state_dict
 from ddpm_fast.formats.flags import parse_flags
 from ddpm_fast.formats.imported import Imported
 from ddpm_fast.formats.known_schedules import schedule_of
-from ddpm_fast.formats.pickles import state_dict
 from ddpm_fast.formats.renaming import VARIANCES, Levels, Weights, check_flags, config_fields, multiples
 from ddpm_fast.nn.unet_config import UNetConfig
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddpm_fast.files.pickles import read_pickle
 from ddpm_fast.formats.imported import Imported
 from ddpm_fast.formats.openai.names import to_theirs
 from ddpm_fast.formats.openai.network import claims, read
 from ddpm_fast.formats.openai.weights import unfilled
-from ddpm_fast.formats.pickles import read_pickle
 from ddpm_fast.nn.unet import UNet
 from ddpm_fast.nn.unet_config import UNetConfig
 from tests.support.made_weights import made_state

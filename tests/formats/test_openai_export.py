@@ -10,11 +10,11 @@ import torch
 import ddpm_fast as df
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
+from ddpm_fast.files.pickles import read_pickle
 from ddpm_fast.formats.openai.export import export_flags, export_notes, export_openai
 from ddpm_fast.formats.openai.names import to_theirs
 from ddpm_fast.formats.openai.network import read
 from ddpm_fast.formats.openai.weights import unfilled
-from ddpm_fast.formats.pickles import read_pickle
 from ddpm_fast.nn.unet import UNet
 from ddpm_fast.schedule import Schedule
 from tests.support.made_weights import made_state

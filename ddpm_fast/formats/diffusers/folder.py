@@ -21,13 +21,13 @@ from torch import Tensor
 
 from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files.memory import is_out_of_memory, memory_for
+from ddpm_fast.files.pickles import read_pickle
 from ddpm_fast.formats.diffusers.config import unet_config
 from ddpm_fast.formats.diffusers.diffusion import is_learned, read_diffusion
 from ddpm_fast.formats.diffusers.network import from_diffusers
 from ddpm_fast.formats.flags import parse_flags
 from ddpm_fast.formats.folder import file_in, read_json
 from ddpm_fast.formats.imported import Imported
-from ddpm_fast.formats.pickles import read_pickle
 
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 WEIGHTS = "diffusion_pytorch_model"

@@ -13,8 +13,8 @@ from support.checkpoints import Calls, pickled_tensor, write_archive, write_pick
 from torch import Tensor
 
 from ddpm_fast.errors import InputError
-from ddpm_fast.formats import pickles
-from ddpm_fast.formats.pickles import read_pickle, state_dict
+from ddpm_fast.files import pickles
+from ddpm_fast.files.pickles import read_pickle, state_dict
 
 
 def content() -> dict:

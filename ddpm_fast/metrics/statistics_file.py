@@ -1,0 +1,138 @@
+"""Files of reference statistics, .npz: ours, and those of ADM's evaluator, EDM's fid.py and lucidrains.
+
+| code | arrays |
+|---|---|
+| ADM (guided-diffusion) | mu, sigma, mu_s, sigma_s (of spatial features, not read here), arr_0: images [n, H, W, 3] |
+| EDM, pytorch-fid | mu, sigma |
+| lucidrains | m2, s2 |
+| ours | mu, sigma, and in `ddpm_fast` a text in JSON: features, resizing, digest, source, n |
+
+Files of other codes say neither what their features are nor how many images they are of.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpm_fast.data.arrayfile import Header, read_arrays
+from ddpm_fast.errors import InputError
+from ddpm_fast.files.atomic import atomic_path
+from ddpm_fast.metrics.feature_set import FeatureSet, Kind
+from ddpm_fast.metrics.statistics import Statistics
+
+FORMS = ("edm", "adm")
+_MOMENTS = (("mu", "sigma"), ("m2", "s2"), ("ours_mu", "ours_sigma"))
+_NOTE = "ddpm_fast"
+_LARGEST = 1 << 14  # dimensions: a covariance of 2 GiB
+_LONGEST_NOTE = 1 << 14  # characters
+
+
+def read_statistics(path: str | os.PathLike) -> FeatureSet:
+    """Read a file of statistics. Nothing in it is executed.
+
+    Args:
+        path: An .npz of one of the codes above.
+
+    Returns:
+        The statistics, without features. Of another code's file, the kind's fields are empty, and n is 0 for "not
+        known".
+
+    Raises:
+        InputError: If it cannot be read, is no such file, or holds what no statistics can be.
+    """
+    path = Path(path)
+    wanted = {name: _check_moment for pair in _MOMENTS for name in pair} | {_NOTE: _check_note}
+    arrays = read_arrays(path, wanted, "statistics")
+    for mu, sigma in _MOMENTS:
+        if mu in arrays and sigma in arrays:
+            break
+    else:
+        raise InputError(
+            f"{path} has no statistics, only {sorted(arrays) or 'other arrays'}; expected mu and sigma (as ADM's and "
+            "EDM's files have), or m2 and s2. Of images, give the file itself as the reference data"
+        )
+    said = _note(arrays, path)
+    try:
+        statistics = Statistics.from_moments(said["n"], arrays[mu], arrays[sigma])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    kind = Kind(said["features"], said["resizing"], said["digest"])
+    return FeatureSet(kind, said["source"] or path.name, statistics)
+
+
+def write_statistics(
+    path: str | os.PathLike, feature_set: FeatureSet, form: str = "edm", images: Tensor | None = None
+) -> None:
+    """Write a file of statistics, whole or not at all.
+
+    Args:
+        path: The file, an .npz.
+        feature_set: The statistics and what they are of.
+        form: "edm": mu and sigma, which EDM's fid.py and pytorch-fid read as well. "adm": what ADM's evaluator reads,
+            which is images; it then computes its own statistics. (Where a file has mu, it asks for spatial features
+            too, which no other code has.) Either is read again by `read_statistics`.
+        images: uint8 [n, C, H, W], grey or RGB; for "adm" alone.
+
+    Raises:
+        InputError: If the form is unknown, images are missing or not such, or the path cannot be written.
+    """
+    if form not in FORMS:
+        raise InputError(f"form is {form!r:.99}; expected one of {', '.join(FORMS)}")
+    if (form == "adm") != (images is not None):
+        need = "needs the images" if images is None else "holds no images"
+        raise InputError(f"a file of the form {form} {need}; {'give' if images is None else 'leave out'} `images`")
+    kind, statistics = feature_set.kind, feature_set.statistics
+    said = {"features": kind.features, "resizing": kind.resizing, "digest": kind.digest}
+    said |= {"source": feature_set.source, "n": statistics.n}  # type: ignore[dict-item]
+    mu, sigma = _MOMENTS[-1] if form == "adm" else _MOMENTS[0]
+    arrays = {mu: statistics.mean.numpy(), sigma: statistics.covariance.numpy(), _NOTE: np.array(json.dumps(said))}
+    if images is not None:
+        arrays["arr_0"] = _as_adm_has_them(images)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def _as_adm_has_them(images: Tensor) -> np.ndarray:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise InputError(f"images are {images.dtype} {list(images.shape)}; expected uint8 [n, 1 or 3, H, W]")
+    n, _, height, width = images.shape
+    return images.expand(n, 3, height, width).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _check_moment(header: Header) -> str | None:
+    """What is wrong with a mean or a covariance, by its header."""
+    if header.dtype.kind != "f":
+        return "expected floats"
+    square = len(header.shape) == 2 and header.shape[0] == header.shape[1]
+    if not (len(header.shape) == 1 or square) or not 1 <= header.shape[0] <= _LARGEST:
+        return f"expected [d] or [d, d] with d in 1..{_LARGEST}"
+    return None
+
+
+def _check_note(header: Header) -> str | None:
+    """What is wrong with our note, by its header."""
+    if header.dtype.kind != "U" or header.shape or header.nbytes > 4 * _LONGEST_NOTE:
+        return f"expected a text of at most {_LONGEST_NOTE} characters"
+    return None
+
+
+def _note(arrays: dict[str, np.ndarray], path: Path) -> dict[str, Any]:
+    """What a file of ours says of itself; of another, nothing."""
+    said: dict[str, Any] = {"features": "", "resizing": "", "digest": "", "source": "", "n": 0}
+    if _NOTE not in arrays:
+        return said
+    try:
+        read = json.loads(str(arrays[_NOTE]))
+        fits = all(type(read[name]) is type(value) for name, value in said.items()) and read["n"] >= 0
+    except (ValueError, TypeError, KeyError, RecursionError):
+        fits = False
+    if not fits:
+        raise InputError(f"{path} says of itself what cannot be read; write it again with write_statistics")
+    return {name: read[name] for name in said}
