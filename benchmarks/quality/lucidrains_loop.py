@@ -1,7 +1,7 @@
 """The loop of lucidrains' Trainer (denoising-diffusion-pytorch 2.3.4), around our network.
 
-Its GaussianDiffusion is the package's own, and so is its average. The Trainer itself is not called: it reads image files
-in as many processes as there are cores.
+Its GaussianDiffusion is the package's own, and so is its average. The Trainer itself is not called: it reads image
+files in as many processes as there are cores.
 """
 
 from __future__ import annotations

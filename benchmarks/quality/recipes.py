@@ -65,7 +65,7 @@ class Recipe:
     loop: str
     network: dict[str, Any] = field(default_factory=dict)
     diffusion: dict[str, str] = field(default_factory=dict)
-    config: TrainConfig = TrainConfig(label_drop=0.0)
+    config: TrainConfig = field(default_factory=TrainConfig)
     settings: dict[str, Any] = field(default_factory=dict)
     own_network: bool = False
 
