@@ -18,7 +18,7 @@ from ddpm_fast.commands.quality.drawing import DrawnImages
 from ddpm_fast.commands.quality.reference import Reference
 from ddpm_fast.commands.quality.samples import StoredImages
 from ddpm_fast.commands.stopping import Stopped
-from ddpm_fast.data import load_dataset
+from ddpm_fast.data import load_dataset, split_held_out
 from ddpm_fast.files import checkpoint
 from ddpm_fast.loops.options import SamplingOptions
 from ddpm_fast.metrics import inception_score, kernel_distance
@@ -119,7 +119,7 @@ def test_the_report_says_what_was_measured_and_how(files):
         "seed": 5,
     }
     assert report["samples"].items() >= (said | {"n": N, "model": "model.safetensors", "precision": "fp32"}).items()
-    assert report["reference"] == {"name": "real.npz", "n": 40, "training_set": None}
+    assert report["reference"] == {"name": "real.npz", "n": 40, "part": "all", "training_set": None}
     assert report["features"]["name"] == "made" and len(report["features"]["digest"]) == 64
     assert set(report["seconds"]) == {"drawing", "features", "metrics"} and report["versions"]["torch"]
     assert set(report) & {"fid", "kid", "pr", "is"} == {"fid"}
@@ -237,6 +237,40 @@ def test_some_of_the_real_images_are_chosen_from_all_of_them(files):
     chosen = np.sort(np.random.default_rng(0).choice(40, 20, replace=False))
     x, y = features_of(drawn(files, IN_PROPORTION)), features_of(real(files)[chosen])
     assert report["fid"]["value"] == pytest.approx(frechet(x, y), rel=1e-4) and report["reference"]["n"] == 20
+
+
+@pytest.fixture(scope="module")
+def holding_out(files):
+    """The model, if it had been trained on the real images but twelve; and the numbers of these."""
+    whole = load_dataset(files / "real.npz")
+    training, held_out = split_held_out(whole, 12)
+    state, config = checkpoint.read_model(files / "model.safetensors")
+    checkpoint.save_model(files / "holding_out.safetensors", state, config | {"training": training.recorded()})
+    found = [k for k, image in enumerate(whole.images) if (held_out.images == image).flatten(1).all(1).any()]
+    assert len(found) == len(held_out) == 12
+    return np.array(found)
+
+
+@pytest.mark.parametrize("part", ["all", "training", "held-out"])
+def test_images_held_out_of_the_training_can_be_the_reference(files, holding_out, part):
+    result = evaluate(files, "fid", "--n", N, "--part", part, model="holding_out.safetensors")
+    report = json.loads((files / "quality.json").read_text())
+    rest = np.setdiff1d(np.arange(40), holding_out)
+    chosen = {"all": np.arange(40), "training": rest, "held-out": holding_out}[part]
+    counts = np.bincount(np.repeat([2, 0, 1], [20, 5, 15])[chosen], minlength=3)
+    x = features_of(drawn(files, classes.in_proportion(counts.tolist(), N)))
+    assert report["fid"]["value"] == pytest.approx(frechet(x, features_of(real(files)[chosen])), rel=1e-4)
+    assert report["reference"]["n"] == len(chosen) and report["reference"]["training_set"] is (part != "held-out")
+    assert ("was held out of the training" in result.stdout) is (part == "all")
+
+
+def test_a_part_that_is_not_known_is_refused(files, holding_out):
+    result = evaluate(files, "fid", "--n", N, "--part", "held-out")
+    assert result.exit_code == 2 and "does not say that images were held out of its training" in result.stderr
+    result = evaluate(
+        files, "fid", "--n", N, "--part", "held-out", model="holding_out.safetensors", reference="few.npz"
+    )
+    assert result.exit_code == 2 and "would be held out" in result.stderr
 
 
 def test_the_statistics_that_adm_ships_beside_images_count_for_inception_alone(files):

@@ -10,6 +10,7 @@ import typer
 
 from ddpm_fast.commands.common import FlagsOption, console, plain_errors, say_written
 from ddpm_fast.commands.drawing import unused_path
+from ddpm_fast.commands.fitting import PartOption
 from ddpm_fast.commands.quality.report import print_report, report_of
 from ddpm_fast.commands.quality.session import Session, open_session
 from ddpm_fast.commands.quality.settings import (
@@ -63,6 +64,7 @@ def quality(
     flags: FlagsOption = None,
     samples: SamplesOption = None,
     reference: ReferenceOption = None,
+    part: PartOption = "all",
     metrics: MetricsOption = None,
     n: NOption = None,
     n_reference: ReferenceCountOption = None,
@@ -95,6 +97,7 @@ def quality(
             flags=flags,
             samples=samples,
             reference=reference,
+            part=part,
             n=n,
             n_reference=n_reference,
             sampler=sampler,
