@@ -145,13 +145,14 @@ class Session:
             return None
         return self.reference.images.take(torch.arange(len(self.reference.images)))
 
-    def fake(self, samples: Images) -> Counted | None:
-        """The features of samples, in the first rank; None in the others."""
+    def fake(self, samples: Images, title: str = "sampling") -> Counted | None:
+        """The features of samples, in the first rank; None in the others. title: what the bar calls the drawing."""
         if isinstance(samples, FeaturesAlone):
             return Counted(samples.features, 0.0, 0.0) if self.ranks.is_first else None
         is_drawn = isinstance(samples, DrawnImages)
-        title = "sampling" if is_drawn else "features of the samples"
-        batches = samples.batches(title, self.check, self.ranks, self.request.batch_size)
+        batches = samples.batches(
+            title if is_drawn else "features of the samples", self.check, self.ranks, self.request.batch_size
+        )
         if self.request.array is not None and is_drawn:
             labels = samples.labels(torch.arange(len(samples)))
             batches = keep_array(batches, self.request.array, (len(samples), *samples.shape), labels)
@@ -160,9 +161,9 @@ class Session:
             keeps |= {"features"}
         return count(batches, self.extractor, keeps, samples.name)
 
-    def measured(self, samples: Images) -> Outcome | None:
-        """What the metrics say of samples, in the first rank; None in the others."""
-        real, fake = self.real(), self.fake(samples)
+    def measured(self, samples: Images, title: str = "sampling") -> Outcome | None:
+        """What the metrics say of samples, in the first rank; None in the others. title: see fake."""
+        real, fake = self.real(), self.fake(samples, title)
         if fake is None:
             return None
         console.print(f"computing {', '.join(self.metrics)} ...") if console.is_terminal else None

@@ -11,6 +11,7 @@ import typer
 
 from ddpm_fast.commands.common import SOURCES, path_option
 from ddpm_fast.commands.labels import LABELS_HELP
+from ddpm_fast.commands.quality.axes import AXES
 from ddpm_fast.data.selection import Selection
 from ddpm_fast.errors import InputError
 from ddpm_fast.metrics.measure import METRICS
@@ -94,6 +95,20 @@ ReferenceFormOption = Annotated[
 KeepOption = Annotated[
     str | None,
     path_option("keep the samples: an .npz (arr_0, as ADM reads it), or a folder, which the same command continues"),
+]
+PageOption = Annotated[
+    Path | None,
+    path_option(
+        "also write a page of pictures, an .html that holds all of them: samples, their nearest real images, the worst "
+        "and the best"
+    ),
+]
+SweepOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="draw and measure in several ways, such as steps=10,25,50; repeated, every combination of the values; of "
+        f"{', '.join(AXES)}; --out of an interrupted sweep continues it"
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 PrecisionOption = Annotated[str, typer.Option(help="fp32, bf16, fp16, or auto (bf16 where that is faster, else fp32)")]
