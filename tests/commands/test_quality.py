@@ -1,19 +1,22 @@
 """`evaluate fid|kid|pr|is|all`: the numbers are those of NumPy and SciPy on the same images, however
 they are drawn, kept and read; and what cannot be measured is refused before anything is drawn."""
 
+import functools
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+import typer.testing
 from scipy.spatial.distance import cdist
 from support.commands import run, save_small_model
 from support.made_features import features_of, logits_of, save_network
 from support.networks import random_unet
 
 import ddpm_fast as df
-from ddpm_fast.commands.quality import classes, drawing
+from ddpm_fast.commands.quality import classes, drawing, session
 from ddpm_fast.commands.quality.drawing import DrawnImages
 from ddpm_fast.commands.quality.reference import Reference
 from ddpm_fast.commands.quality.samples import StoredImages
@@ -28,6 +31,18 @@ from ddpm_fast.pictures.images import to_uint8
 
 N = 24
 HOW = ("--sampler", "ddim", "--steps", 3, "--seed", 5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def once():
+    """Models and feature networks are loaded once, and the options of `evaluate` are put together once: that takes a
+    third of the time of these tests."""
+    with (
+        mock.patch.object(session, "load_model", functools.cache(session.load_model)),
+        mock.patch.object(session, "load_extractor", functools.cache(session.load_extractor)),
+        mock.patch.object(typer.testing, "_get_command", functools.cache(typer.testing._get_command)),
+    ):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +186,16 @@ def test_a_folder_of_other_samples_is_not_completed(files, tmp_path):
     result = evaluate(files, "fid", "--n", N, "--samples", tmp_path / "s", reference="plain.npz")
     assert result.exit_code == 2 and "seed 6 instead of 5" in result.stderr
     assert len(list((tmp_path / "s").glob("*.png"))) == 4
+
+
+def test_a_folder_of_other_classes_is_not_completed(files, tmp_path):
+    run("sample", "--model", files / "model.safetensors", *HOW, "--n", 4, "--out", tmp_path / "s")  # in turn
+    result = evaluate(files, "fid", "--n", N, "--samples", tmp_path / "s")  # as many of each as the reference has
+    others = sum(k != label for k, label in enumerate(IN_PROPORTION[:3].tolist())) + (IN_PROPORTION[3] != 0)
+    assert result.exit_code == 2 and f"has {others} samples of other classes" in result.stderr
+    assert len(list((tmp_path / "s").glob("*.png"))) == 4
+    assert evaluate(files, "fid", "--n", N, "--samples", tmp_path / "s", "--labels", "a,b,c").exit_code == 0
+    assert len(list((tmp_path / "s").glob("*.png"))) == N
 
 
 def test_what_is_stopped_stays_in_the_folder(files, tmp_path, monkeypatch):

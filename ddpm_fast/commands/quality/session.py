@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -131,8 +131,7 @@ class Session:
         if given is not None and "features" not in self.keeps:
             return FeatureSet(self.extractor.kind, self.reference.name, given)
         if not self._knows_real:
-            title, size = "features of the reference", self.request.batch_size
-            batches = self.reference.images.batches(title, self.check, self.ranks, size)
+            batches = self._batches(self.reference.images, "features of the reference")
             counted = count(batches, self.extractor, self.keeps - {"logits"}, self.reference.name)
             self._real, self._knows_real = None if counted is None else counted.features, True
             if self._real is not None and given is not None:
@@ -150,9 +149,7 @@ class Session:
         if isinstance(samples, FeaturesAlone):
             return Counted(samples.features, 0.0, 0.0) if self.ranks.is_first else None
         is_drawn = isinstance(samples, DrawnImages)
-        batches = samples.batches(
-            title if is_drawn else "features of the samples", self.check, self.ranks, self.request.batch_size
-        )
+        batches = self._batches(samples, title if is_drawn else "features of the samples")
         if self.request.array is not None and is_drawn:
             labels = samples.labels(torch.arange(len(samples)))
             batches = keep_array(batches, self.request.array, (len(samples), *samples.shape), labels)
@@ -160,6 +157,12 @@ class Session:
         if "fid" in self.metrics and len(samples) * self.extractor.dimensions <= _FOR_BIAS:
             keeps |= {"features"}
         return count(batches, self.extractor, keeps, samples.name)
+
+    def _batches(self, images: Images, title: str) -> Iterator[tuple[int, Tensor]]:
+        """This rank's batches of images, whose bar says that they are only its own."""
+        if self.ranks.world_size > 1:
+            title += f" (one of {self.ranks.world_size} ranks)"
+        return images.batches(title, self.check, self.ranks, self.request.batch_size)
 
     def measured(self, samples: Images, title: str = "sampling") -> Outcome | None:
         """What the metrics say of samples, in the first rank; None in the others. title: see fake."""
