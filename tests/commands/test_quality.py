@@ -369,6 +369,16 @@ def test_statistics_alone_are_for_fid_alone(files):
     assert result.exit_code == 2 and "is of 7 features, and made gives 5" in result.stderr
 
 
+def test_a_file_with_images_is_written_of_images(files, monkeypatch):
+    report_of(files, "fid", "--n", N, "--write-reference", files / "some.npz")
+    write = ("--write-reference", files / "never.npz", "--reference-form", "adm")
+    result = evaluate(files, "fid", "--n", N, *write, reference="some.npz")
+    assert result.exit_code == 2 and "--reference has none: give the real images" in result.stderr
+    monkeypatch.setattr(session, "_MOST_WRITTEN", 40 * 192 - 1)
+    result = evaluate(files, "fid", "--n", N, *write)
+    assert result.exit_code == 2 and "give --n-reference" in result.stderr and not (files / "never.npz").exists()
+
+
 def test_metrics_are_for_all(files):
     result = evaluate(files, "fid", "--n", N, "--metrics", "kid")
     assert result.exit_code == 2 and "--metrics is for `evaluate all`" in result.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,7 @@ from ddpm_fast.metrics.measure import measure
 _LEAST = {"fid": 2, "kid": 4, "pr": 6, "is": 10}
 # Up to so many numbers of all features together, they are kept for fid too, for the estimate of its bias.
 _FOR_BIAS = 1 << 25
+_MOST_WRITTEN = 4 << 30  # bytes of images in a file that is written of the reference
 
 
 @dataclass(frozen=True)
@@ -140,9 +142,10 @@ class Session:
 
     def reference_images(self) -> Tensor | None:
         """All real images, where the file that is asked for has them: uint8 [n, C, H, W]."""
-        if self.request.reference_form != "adm" or self.reference is None or self.reference.images is None:
+        images = None if self.reference is None else self.reference.images
+        if self.request.reference_form != "adm" or images is None:
             return None
-        return self.reference.images.take(torch.arange(len(self.reference.images)))
+        return images.take(torch.arange(len(images)))
 
     def fake(self, samples: Images, title: str = "sampling") -> Counted | None:
         """The features of samples, in the first rank; None in the others. title: what the bar calls the drawing."""
@@ -206,6 +209,7 @@ def open_session(request: Request, ranks: Ranks) -> Session:
         check_known(stored.features, extractor, "--samples")
     metrics = _with_logits(request, has_logits)
     check_reference(reference, request, extractor)
+    _check_written_reference(request, reference)
     keeps = {"features"} if request.needs_features else set()
     session = Session(
         request=request,
@@ -265,6 +269,20 @@ def _with_logits(request: Request, has_logits: bool) -> tuple[str, ...]:
             "that has, such as efficientnet-lite0"
         )
     return tuple(name for name in request.metrics if name != "is")
+
+
+def _check_written_reference(request: Request, reference: Reference | None) -> None:
+    """Raises InputError if the file that is asked for cannot hold the reference."""
+    if request.write_reference is None or request.reference_form != "adm" or reference is None:
+        return
+    images = reference.images
+    if images is None:
+        raise InputError("--reference-form adm is a file with images, and --reference has none: give the real images")
+    if (size := len(images) * math.prod(images.shape)) > _MOST_WRITTEN:
+        raise InputError(
+            f"--reference-form adm is a file with all images, here {size / 2**30:.1f} GiB, which are held in memory for "
+            f"it up to {_MOST_WRITTEN / 2**30:g} GiB: give --n-reference, or the form edm, which has none"
+        )
 
 
 def _check_counts(session: Session) -> None:
