@@ -69,7 +69,7 @@ def watch(subject: Trainer, seen: list) -> None:
     network = subject._network
 
     def call(*given):
-        seen.append([x.clone() for x in given if x.ndim])
+        seen.append([x.clone() for x in given if x is not None and x.ndim])
         return network(*given)
 
     subject._network = call
