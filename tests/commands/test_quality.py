@@ -128,7 +128,7 @@ def test_the_report_says_what_was_measured_and_how(files):
 def test_few_samples_are_said_to_be_biased_and_by_how_much(files):
     result = evaluate(files, "fid", "--n", N)
     report = json.loads((files / "quality.json").read_text())
-    assert f"by about {report['fid']['bias']:.3g} here" in result.stdout and "fewer than 10,000" in result.stdout
+    assert f"here by about {report['fid']['bias']:.3g}:" in result.stdout and "fewer than 10,000" in result.stdout
     x, y = features_of(drawn(files, IN_PROPORTION)), features_of(real(files))
     order = np.random.RandomState(0).permutation(N)
     halves = [frechet(x[part], y) for part in (order[: N // 2], order[N // 2 :])]
