@@ -120,9 +120,7 @@ class Trainer(TrainingStep):
         settings["dropout"] = settings.pop("dropout_version")
         training = {
             **settings,
-            "data": self.dataset.name,
-            "count": len(self.dataset),
-            "digest": self.dataset.digest,
+            **self.dataset.recorded(),
             "steps": self.step,
         }
         value_range = self.dataset.value_range
