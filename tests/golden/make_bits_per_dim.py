@@ -4,8 +4,8 @@
 
 The arguments are checkouts of github.com/openai/guided-diffusion and github.com/openai/improved-diffusion. The network
 is trained for half a minute on the emoji set at 16x16 and written as a file for their code. Its weights are rounded to
-8 bits, so that they take little room. Their networks and diffusions get those, four images that were not trained on, and
-noise that this package generates; the test gives ours the same.
+8 bits, so that they take little room. Their networks and diffusions get those, four images that were not trained on,
+and noise that this package generates; the test gives ours the same.
 """
 
 import argparse

@@ -62,6 +62,11 @@ class DrawnImages:
         return channels, height, width
 
     @property
+    def precision(self) -> str:
+        """What the network computes in, such as "fp32"."""
+        return DTYPE_NAMES[self.prepared.network.dtype or torch.float32]
+
+    @property
     def network_calls(self) -> int:
         """How often the network is called for a batch."""
         return int(asking_rows(self.prepared.table).sum())
@@ -111,8 +116,7 @@ def open_folder(folder: Path, drawn: DrawnImages, batch_size: int) -> tuple[Samp
         InputError: If it holds others than those that are drawn here.
     """
     record, options = recorded(folder), drawn.prepared.options
-    dtype = Network.of(drawn.loaded.model).dtype or torch.float32
-    settings = settings_of(drawn.loaded, options, DTYPE_NAMES[dtype])
+    settings = settings_of(drawn.loaded, options, drawn.precision)
     per_part = None
     if record.get("format") == "npz":
         found = record.get("images_per_part")

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import zipfile
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
 from rich.markup import escape
 
 from ddpm_fast.commands.common import console
 from ddpm_fast.commands.fitting import is_training_set, open_as, say_training_set
+from ddpm_fast.commands.quality.files import what_is_in
 from ddpm_fast.commands.quality.samples import StoredImages, check_images, some_of
 from ddpm_fast.commands.quality.settings import Request
-from ddpm_fast.data import BUILTIN, open_dataset
+from ddpm_fast.data import open_dataset
 from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files.loaded_model import LoadedModel
-from ddpm_fast.metrics.feature_set import FeatureSet
+from ddpm_fast.metrics.feature_set import FeatureSet, Kind
 from ddpm_fast.metrics.features.extractor import Extractor
+from ddpm_fast.metrics.features.file import read_features
+from ddpm_fast.metrics.features.inception import NAME as INCEPTION
+from ddpm_fast.metrics.statistics import Statistics
 from ddpm_fast.metrics.statistics_file import read_statistics
 
 
@@ -28,8 +28,8 @@ class Reference:
 
     Attributes:
         name: What they are called.
-        images: The images; None where only a file of statistics is given.
-        known: What that file says, or None.
+        images: The images; None where only a file of features or of their statistics is given.
+        known: What that file says, or one that has images and statistics, as ADM's have; else None.
         training_set: Whether the model was trained on them; None if that is not known, or there is no model.
     """
 
@@ -37,6 +37,17 @@ class Reference:
     images: StoredImages | None = None
     known: FeatureSet | None = None
     training_set: bool | None = None
+
+    def statistics_for(self, kind: Kind) -> Statistics | None:
+        """The statistics that a file of images has beside them, if they are of such features.
+
+        ADM's file for ImageNet has 10,000 images, and the statistics of all 1.28 million. It does not say of which
+        features, but there it can only be the Inception network of 2015.
+        """
+        if self.images is None or self.known is None:
+            return None
+        unnamed = not self.known.kind.features and kind.features == INCEPTION
+        return self.known.statistics if unnamed or self.known.kind == kind else None
 
     @property
     def has_features(self) -> bool:
@@ -67,10 +78,13 @@ def open_reference(
     source = request.reference
     if source is None:
         return None
-    if source not in BUILTIN and is_statistics(Path(source)):
+    held, known = what_is_in(source), None
+    if held.features or held.statistics:
+        known = read_features(source) if held.features else read_statistics(source)
+    if not held.images:
         if request.n_reference is not None:
-            raise InputError("--n-reference is for real images, and --reference is a file of their statistics")
-        known = read_statistics(Path(source))
+            raise InputError("--n-reference is for real images, and --reference is a file of their features")
+        assert known is not None
         return Reference(known.source, known=known)
     if shape is None:
         dataset = open_dataset(source, selection=request.selection)
@@ -88,24 +102,7 @@ def open_reference(
     if loaded is not None:
         trained = is_training_set(dataset, loaded)
         say_training_set(dataset, trained)
-    return Reference(dataset.name, StoredImages(dataset, chosen), training_set=trained)
-
-
-def is_statistics(path: Path) -> bool:
-    """Whether a file holds statistics or features, and not images: an .npz with other arrays than images."""
-    if path.suffix.lower() != ".npz" or not path.is_file():
-        return False
-    names = array_names(path)
-    return not {"images", "arr_0"} & names and bool({"mu", "m2", "features"} & names)
-
-
-def array_names(path: Path) -> set[str]:
-    """The names of the arrays in an .npz; none of a file that is none."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {os.path.splitext(name)[0] for name in archive.namelist()}
-    except (OSError, ValueError, zipfile.BadZipFile):
-        return set()
+    return Reference(dataset.name, StoredImages(dataset, chosen), known, trained)
 
 
 def check_reference(reference: Reference | None, request: Request, extractor: Extractor) -> None:
@@ -117,14 +114,26 @@ def check_reference(reference: Reference | None, request: Request, extractor: Ex
             f"--reference: {printable(reference.name)} is a file of statistics, which is enough for fid alone; kid and "
             "pr compare images one by one: give the real images"
         )
-    known = reference.known
-    if known is not None and known.statistics.mean.shape != torch.Size([extractor.dimensions]):
-        raise InputError(
-            f"--reference: {printable(reference.name)} has the statistics of {len(known.statistics.mean)} features and "
-            f"{extractor.kind.features} gives {extractor.dimensions}: give --features the network that they are of, or "
-            "real images"
-        )
+    if reference.known is not None and reference.images is None:
+        check_known(reference.known, extractor, "--reference")
     console.print(escape(f"reference: {_size(reference)} of {printable(reference.name)}"))
+
+
+def check_known(known: FeatureSet, extractor: Extractor, option: str) -> None:
+    """Raises InputError for features of another length, and says so where it is not known which they are."""
+    found = len(known.statistics.mean)
+    if found != extractor.dimensions:
+        raise InputError(
+            f"{option}: {printable(known.source)} is of {found} features, and {extractor.kind.features} gives "
+            f"{extractor.dimensions}: give --features the network that they are of, or images"
+        )
+    said = ""
+    if not known.kind.digest:
+        said = "does not say what its features are: they must be those of --features"
+    elif known.kind != extractor.kind:
+        said = f"is of {known.kind.features}, {known.kind.resizing}, and not of --features: a comparison means nothing"
+    if said:
+        console.print(escape(f"{option}: {printable(known.source)} {said}"))
 
 
 def _size(reference: Reference) -> str:

@@ -10,10 +10,12 @@ from rich.markup import escape
 
 from ddpm_fast import __version__
 from ddpm_fast.commands.common import console
+from ddpm_fast.commands.labels import Turns
 from ddpm_fast.commands.quality.drawing import DrawnImages
 from ddpm_fast.commands.quality.session import Outcome, Session
 from ddpm_fast.errors import printable
 
+_SEVERAL = 4
 FEW = 10_000  # samples below which the Frechet distance is noticeably too large
 
 
@@ -27,6 +29,7 @@ def report_of(session: Session, outcome: Outcome) -> dict[str, Any]:
         "features": {
             "name": about["features"],
             "resizing": about["resizing"],
+            "dimensions": session.extractor.dimensions,
             "digest": session.extractor.kind.digest,
         },
         "samples": {"name": outcome.samples.name, "n": outcome.fake.n, **drawn_how(session, outcome)},
@@ -61,8 +64,8 @@ def drawn_how(session: Session, outcome: Outcome) -> dict[str, Any]:
         "network_calls": drawn.network_calls,
         "guidance": options.guidance,
         "seed": options.seed,
-        "labels": request.labels,
-        "precision": request.precision,
+        "labels": _classes(drawn, request.labels),
+        "precision": drawn.precision,
     }
 
 
@@ -80,7 +83,7 @@ def print_report(report: dict[str, Any]) -> None:
     seconds = sum(report["seconds"].values())
     console.print(escape(f"features: {printable(features['name'])}, {features['resizing']}; {seconds:.1f} s"))
     if "fid" in report and samples["n"] < FEW:
-        console.print(escape(_few(report["fid"], samples["n"])))
+        console.print(escape(_few(report["fid"], samples["n"], features["dimensions"])))
 
 
 def lines_of(report: dict[str, Any]) -> list[tuple[str, str]]:
@@ -100,8 +103,16 @@ def lines_of(report: dict[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
-def _few(fid: dict[str, Any], n: int) -> str:
+def _few(fid: dict[str, Any], n: int, dimensions: int) -> str:
     """What to say of a Frechet distance of few samples."""
     bias = fid.get("bias")
-    about = "" if bias is None else f", by about {bias:.3g} here"
+    # Halves tell too little where there are not several times as many samples as numbers in a feature.
+    about = "" if bias is None else f", here by about {bias:.3g}{' or more' if n < _SEVERAL * dimensions else ''}"
     return f"A FID of fewer than {FEW:,} samples is too large{about}: compare it only with others of {n:,}."
+
+
+def _classes(drawn: DrawnImages, labels: str | None) -> str | None:
+    """Which classes the samples have: what --labels says, or how they were chosen without it."""
+    if drawn.classes is None or labels is not None:
+        return labels
+    return "in turn" if isinstance(drawn.classes, Turns) else "as the reference"

@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 from rich.markup import escape
+from torch import Tensor
 
 from ddpm_fast.commands.common import choose_device, console
 from ddpm_fast.commands.precision import choose_dtype
 from ddpm_fast.commands.quality.classes import choose_classes
 from ddpm_fast.commands.quality.counting import Counted, count, probe
 from ddpm_fast.commands.quality.drawing import DrawnImages, complete_folder, keep_array, open_folder
-from ddpm_fast.commands.quality.reference import Reference, check_reference, open_reference
+from ddpm_fast.commands.quality.files import FeaturesAlone, what_is_in
+from ddpm_fast.commands.quality.reference import Reference, check_known, check_reference, open_reference
 from ddpm_fast.commands.quality.samples import Images, StoredImages, check_channels, check_images, some_of
 from ddpm_fast.commands.quality.settings import DEFAULT_N, DEFAULT_STEPS, Request
 from ddpm_fast.commands.ranks import Ranks
@@ -27,6 +29,7 @@ from ddpm_fast.formats.load import load_model
 from ddpm_fast.loops.options import SamplingOptions
 from ddpm_fast.metrics.feature_set import FeatureSet
 from ddpm_fast.metrics.features.extractor import Extractor
+from ddpm_fast.metrics.features.file import read_features
 from ddpm_fast.metrics.features.load import load_extractor
 from ddpm_fast.metrics.measure import measure
 
@@ -77,7 +80,7 @@ class Session:
     ranks: Ranks
     extractor: Extractor
     loaded: LoadedModel | None
-    stored: StoredImages | None
+    stored: StoredImages | FeaturesAlone | None
     reference: Reference | None
     metrics: tuple[str, ...]
     keeps: frozenset[str]
@@ -124,18 +127,32 @@ class Session:
         """The features of the reference, in the first rank; they are computed once. None in the others."""
         if self.reference is None or self.reference.images is None:
             return None if self.reference is None else self.reference.known
+        given = self.reference.statistics_for(self.extractor.kind)
+        if given is not None and "features" not in self.keeps:
+            return FeatureSet(self.extractor.kind, self.reference.name, given)
         if not self._knows_real:
             title, size = "features of the reference", self.request.batch_size
             batches = self.reference.images.batches(title, self.check, self.ranks, size)
             counted = count(batches, self.extractor, self.keeps - {"logits"}, self.reference.name)
             self._real, self._knows_real = None if counted is None else counted.features, True
+            if self._real is not None and given is not None:
+                self._real = replace(self._real, statistics=given)
         return self._real
 
-    def fake(self, samples: Images) -> Counted | None:
-        """The features of samples, in the first rank; None in the others."""
+    def reference_images(self) -> Tensor | None:
+        """All real images, where the file that is asked for has them: uint8 [n, C, H, W]."""
+        if self.request.reference_form != "adm" or self.reference is None or self.reference.images is None:
+            return None
+        return self.reference.images.take(torch.arange(len(self.reference.images)))
+
+    def fake(self, samples: Images, title: str = "sampling") -> Counted | None:
+        """The features of samples, in the first rank; None in the others. title: what the bar calls the drawing."""
+        if isinstance(samples, FeaturesAlone):
+            return Counted(samples.features, 0.0, 0.0) if self.ranks.is_first else None
         is_drawn = isinstance(samples, DrawnImages)
-        title = "sampling" if is_drawn else "features of the samples"
-        batches = samples.batches(title, self.check, self.ranks, self.request.batch_size)
+        batches = samples.batches(
+            title if is_drawn else "features of the samples", self.check, self.ranks, self.request.batch_size
+        )
         if self.request.array is not None and is_drawn:
             labels = samples.labels(torch.arange(len(samples)))
             batches = keep_array(batches, self.request.array, (len(samples), *samples.shape), labels)
@@ -144,9 +161,9 @@ class Session:
             keeps |= {"features"}
         return count(batches, self.extractor, keeps, samples.name)
 
-    def measured(self, samples: Images) -> Outcome | None:
-        """What the metrics say of samples, in the first rank; None in the others."""
-        real, fake = self.real(), self.fake(samples)
+    def measured(self, samples: Images, title: str = "sampling") -> Outcome | None:
+        """What the metrics say of samples, in the first rank; None in the others. title: see fake."""
+        real, fake = self.real(), self.fake(samples, title)
         if fake is None:
             return None
         console.print(f"computing {', '.join(self.metrics)} ...") if console.is_terminal else None
@@ -167,13 +184,23 @@ def open_session(request: Request, ranks: Ranks) -> Session:
     if request.model is not None:
         loaded = load_model(request.model, device, choose_dtype(request.precision, device), request.flags)
         _check_model(loaded)
-    stored = None if request.samples is None or loaded is not None else _open_samples(request)
-    shape = loaded.shape if loaded is not None else None if stored is None else stored.shape
+    stored = None
+    if request.samples is not None and loaded is None:
+        stored = _open_samples(request.samples, request.n)
+    shape = None if loaded is None else loaded.shape
+    if isinstance(stored, StoredImages):
+        shape = stored.shape
     reference = open_reference(request, shape, loaded)
-    extractor = load_extractor(request.features, device, request.feature_size)
+    if isinstance(stored, FeaturesAlone) and (reference is None or reference.images is None):
+        extractor = _of_nothing(stored.features)
+    else:
+        extractor = load_extractor(request.features, device, request.feature_size)
     if shape is None and reference is not None and reference.images is not None:
         shape = reference.images.shape
     has_logits = shape is not None and probe(extractor, shape)
+    if isinstance(stored, FeaturesAlone):
+        has_logits = stored.features.logits is not None
+        check_known(stored.features, extractor, "--samples")
     metrics = _with_logits(request, has_logits)
     check_reference(reference, request, extractor)
     keeps = {"features"} if request.needs_features else set()
@@ -195,6 +222,15 @@ def open_session(request: Request, ranks: Ranks) -> Session:
     return session
 
 
+def _of_nothing(known: FeatureSet) -> Extractor:
+    """An extractor that stands for features of a file, where no image is looked at."""
+
+    def compute(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        raise InputError(f"there is no network of {known.kind.features}, only features of {printable(known.source)}")
+
+    return Extractor(known.kind, len(known.statistics.mean), torch.device("cpu"), compute)
+
+
 def _check_model(loaded: LoadedModel) -> None:
     """Raises InputError for a model whose images have no features."""
     if loaded.value_range is not None:
@@ -204,12 +240,16 @@ def _check_model(loaded: LoadedModel) -> None:
     check_channels(loaded.shape[0], f"--model: {printable(loaded.name)}")
 
 
-def _open_samples(request: Request) -> StoredImages:
-    """The samples that exist."""
-    assert request.samples is not None
-    dataset = open_dataset(request.samples)
+def _open_samples(source: str, n: int | None) -> StoredImages | FeaturesAlone:
+    """The samples that exist, n of them, or all."""
+    if what_is_in(source).features:
+        features = read_features(source)
+        if n not in (None, features.n):
+            raise InputError(f"--n is {n}, and --samples are the features of {features.n} images: leave --n out")
+        return FeaturesAlone(features)
+    dataset = open_dataset(source)
     check_images(dataset, "--samples")
-    return StoredImages(dataset, some_of(len(dataset), request.n, "--n", dataset.name))
+    return StoredImages(dataset, some_of(len(dataset), n, "--n", dataset.name))
 
 
 def _with_logits(request: Request, has_logits: bool) -> tuple[str, ...]:

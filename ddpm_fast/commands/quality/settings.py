@@ -11,9 +11,11 @@ import typer
 
 from ddpm_fast.commands.common import SOURCES, path_option
 from ddpm_fast.commands.labels import LABELS_HELP
+from ddpm_fast.commands.quality.axes import AXES
 from ddpm_fast.data.selection import Selection
 from ddpm_fast.errors import InputError
 from ddpm_fast.metrics.measure import METRICS
+from ddpm_fast.metrics.statistics_file import FORMS
 from ddpm_fast.pictures.images import output_kind
 from ddpm_fast.samplers import SAMPLERS
 
@@ -83,9 +85,30 @@ WriteReferenceOption = Annotated[
     Path | None,
     path_option("also write the statistics of the reference: an .npz, which --reference, ADM and EDM read"),
 ]
+ReferenceFormOption = Annotated[
+    str,
+    typer.Option(
+        help=f"what --write-reference writes: {' or '.join(FORMS)}; edm: mu and sigma; adm: the images too, which "
+        "ADM's evaluator wants"
+    ),
+]
 KeepOption = Annotated[
     str | None,
     path_option("keep the samples: an .npz (arr_0, as ADM reads it), or a folder, which the same command continues"),
+]
+PageOption = Annotated[
+    Path | None,
+    path_option(
+        "also write a page of pictures, an .html that holds all of them: samples, their nearest real images, the worst "
+        "and the best"
+    ),
+]
+SweepOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="draw and measure in several ways, such as steps=10,25,50; repeated, every combination of the values; of "
+        f"{', '.join(AXES)}; --out of an interrupted sweep continues it"
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 PrecisionOption = Annotated[str, typer.Option(help="fp32, bf16, fp16, or auto (bf16 where that is faster, else fp32)")]
@@ -113,6 +136,7 @@ class Request:
         features: As load_extractor takes it, or None.
         feature_size: The side that images are scaled to for it, or None.
         write_reference: Where the statistics of the reference go, or None.
+        reference_form: One of statistics_file.FORMS.
         keep: Where the samples go, or None.
         device: The name of the device.
         precision: That of the network.
@@ -139,6 +163,7 @@ class Request:
     features: str | None = None
     feature_size: int | None = None
     write_reference: Path | None = None
+    reference_form: str = "edm"
     keep: str | None = None
     device: str = "auto"
     precision: str = "fp32"
@@ -153,6 +178,8 @@ class Request:
                 raise InputError(f"{name} is {value}; expected at least 2")
         if self.feature_size is not None and self.feature_size < 1:
             raise InputError(f"--feature-size is {self.feature_size}; expected at least 1 pixel")
+        if self.reference_form not in FORMS:
+            raise InputError(f"--reference-form is {self.reference_form!r:.99}; expected {' or '.join(FORMS)}")
         if self.reference is None and (self.compares or self.write_reference is not None):
             raise InputError(
                 "without --reference there is nothing to compare the samples with: give real images, such as the data "
