@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import typer
@@ -18,9 +18,11 @@ from torch import Tensor
 from ddpm_fast.commands.common import console
 from ddpm_fast.commands.everywhere import Everywhere
 from ddpm_fast.commands.ranks import Ranks
+from ddpm_fast.commands.sizes import as_argument
 from ddpm_fast.commands.stopping import Stopped, stop_signals
 from ddpm_fast.errors import printable
-from ddpm_fast.loops.options import Step
+from ddpm_fast.files.loaded_model import LoadedModel
+from ddpm_fast.loops.options import SamplingOptions, Step
 from ddpm_fast.pictures import images as pictures
 from ddpm_fast.pictures.folder import SampleFolder
 from ddpm_fast.values import ValueRange
@@ -46,6 +48,18 @@ class Drawable(Protocol):
         """Draw the images batch by batch; see prepared.Prepared.batches."""
 
 
+def image_bar() -> Progress:
+    """A progress bar of images, whose tasks have a rate: images per second."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("{task.fields[rate]:.1f} images/s"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
 class Drawing:
     """Draws what is prepared while a progress bar shows how far it is, and keeps what an animation needs.
 
@@ -63,14 +77,7 @@ class Drawing:
         self._started = self.seconds = 0.0
         self.after_row: Callable[[], object] = lambda: None
         self._frames: dict[int, list[Tensor]] = {}
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[rate]:.1f} images/s"),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self._bar = image_bar()
 
     def batches(
         self,
@@ -131,6 +138,23 @@ class Drawing:
     def frames(self) -> list[Tensor]:
         """The states to be shown one after the other, each of all images."""
         return [torch.cat(parts) for _, parts in sorted(self._frames.items())]
+
+
+def settings_of(loaded: LoadedModel, options: SamplingOptions, precision: str) -> dict[str, Any]:
+    """All that an image depends on besides its sample id, its class, and the picture that it is an edit of."""
+    return {
+        "model": loaded.digest,
+        "sampler": options.sampler,
+        "steps": str(options.steps),
+        "spacing": options.spacing,
+        "eta": options.eta,
+        "guidance": options.guidance,
+        "guidance_rescale": options.guidance_rescale,
+        "dynamic_threshold": options.dynamic_threshold,
+        "seed": options.seed,
+        "precision": precision,
+        **({} if options.shape is None else {"image_size": as_argument(options.shape[1:])}),
+    }
 
 
 @dataclass(frozen=True)

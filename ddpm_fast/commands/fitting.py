@@ -12,6 +12,7 @@ from rich.markup import escape
 from ddpm_fast.commands.common import console, expand_home
 from ddpm_fast.data import BUILTIN, INDEX_DIGEST, ImageSet, open_dataset
 from ddpm_fast.data.parts import list_parts
+from ddpm_fast.data.selection import Selection
 from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files.loaded_model import LoadedModel
 
@@ -28,34 +29,55 @@ def load_fitting(source: str, loaded: LoadedModel) -> ImageSet:
     Raises:
         InputError: For images or classes that do not fit the model.
     """
-    (channels, height, width), path = loaded.shape, expand_home(source)
     if loaded.value_range is not None:
         raise InputError(
             f"{loaded.name} was trained on floats: bits/dim is the likelihood of the 256 values of a pixel, and "
             "floats have none, only a density in units of their own; give a model of 8-bit images"
         )
-    is_folder = source not in BUILTIN and os.path.isdir(path) and not list_parts(Path(path))
-    has_files = is_folder or path.lower().endswith(".zip")
-    # For a model with classes, the sub-folders of a folder are the classes. Array files have labels of their own.
-    by_folder = loaded.classes > 0 and is_folder and any(entry.is_dir() for entry in os.scandir(path))
-    dataset = open_dataset(
-        source,
-        image_size=(height, width) if has_files else None,
-        channels=channels if has_files else None,
-        classes=by_folder,
-    )
-    shape = "x".join(map(str, loaded.shape))
-    if has_files:
-        console.print(f"Pictures that are not {shape} are scaled, cut and converted to it, as in training.")
+    dataset = open_as(source, loaded.shape, loaded.classes > 0)
     if dataset.dtype != torch.uint8:
         raise InputError(f"{dataset.name} has floats, but the model was trained on 8-bit images; give such images")
-    found = "x".join(map(str, dataset.shape))
+    found, shape = ("x".join(map(str, one)) for one in (dataset.shape, loaded.shape))
     if found != shape:
         raise InputError(
             f"{dataset.name} has images of {found}, but the model was trained on {shape}: a likelihood is one of exact "
             "pixels, so an array is not converted here; give images of the model's size and channels"
         )
     return _with_classes(dataset, loaded)
+
+
+def open_as(
+    source: str, shape: tuple[int, int, int], has_classes: bool, selection: Selection | None = None
+) -> ImageSet:
+    """The images of a source, where they are pictures scaled and converted to a shape, which is then said.
+
+    Arrays keep their size and channels, which the caller has to compare.
+
+    Args:
+        source: As for open_dataset.
+        shape: The channels, height and width that are wanted.
+        has_classes: Whether the sub-folders of a folder of pictures are classes. Array files have labels of their own.
+        selection: What is said of the source besides its name.
+
+    Raises:
+        InputError: Where open_dataset does.
+    """
+    path = expand_home(source)
+    is_folder = source not in BUILTIN and os.path.isdir(path)
+    is_array = source in BUILTIN or path.lower().endswith((".npz", ".npy")) or (is_folder and list_parts(Path(path)))
+    if is_array:
+        return open_dataset(source, selection=selection)
+    dataset = open_dataset(
+        source,
+        image_size=shape[1:],
+        channels=shape[0],
+        classes=has_classes and is_folder and any(entry.is_dir() for entry in os.scandir(path)),
+        selection=selection,
+    )
+    console.print(
+        f"Pictures that are not {'x'.join(map(str, shape))} are scaled, cut and converted to it, as in training."
+    )
+    return dataset
 
 
 def _with_classes(dataset: ImageSet, loaded: LoadedModel) -> ImageSet:

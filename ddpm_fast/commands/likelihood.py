@@ -3,11 +3,9 @@ estimate from some of its terms, or all of them."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from datetime import timedelta
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,19 +31,17 @@ from ddpm_fast.commands.precision import DTYPE_NAMES, choose_dtype
 from ddpm_fast.commands.ranks import Ranks, ranks_of_environment
 from ddpm_fast.commands.report import check_report_path, write_report
 from ddpm_fast.commands.stopping import Stopped, stop_signals
+from ddpm_fast.commands.together import joined
 from ddpm_fast.data import BUILTIN, ImageSet
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.formats.load import load_model
-from ddpm_fast.loops.distributed import join, of_each_process, world_size
+from ddpm_fast.loops.distributed import of_each_process
 from ddpm_fast.loops.likelihood import BitsPerDim, LikelihoodOptions
 from ddpm_fast.loops.network import Network
 from ddpm_fast.objective import DECODERS
 from ddpm_fast.pictures.canvas import check_picture, save_figure
 from ddpm_fast.pictures.figures import draw_bound
-
-# How long a rank that is done waits for the slowest one. One that died is noticed at once.
-_LONGEST = timedelta(days=7)
 
 
 def finished_part(parts: Mapping[int, BitsPerDim]) -> list[BitsPerDim]:
@@ -155,7 +151,7 @@ def nll(
 
         started = time.perf_counter()
         first_signal = "stopping after this step; Ctrl-C again to abort" if ranks.is_first else ""
-        with _together(ranks), stop_signals(first_signal, lambda: "aborted") as stopping:
+        with joined(ranks, "evaluate nll"), stop_signals(first_signal, lambda: "aborted") as stopping:
             own = evaluate_images(loaded, dataset, count, batch_size, options, stopping.check, ranks)
             gathered = of_each_process((own, stopping.status))
         if not ranks.is_first:
@@ -188,18 +184,6 @@ def nll(
         if plot is not None:
             save_figure(draw_bound(report), plot)
         say_written(out, plot)
-
-
-@contextlib.contextmanager
-def _together(ranks: Ranks) -> Iterator[None]:
-    """Inside, the ranks can tell each other what they have found. Raises InputError if they cannot."""
-    with join(torch.device("cpu"), timeout=_LONGEST):
-        if ranks.world_size != world_size():  # srun does not say where the first rank is
-            raise InputError(
-                f"{ranks.world_size} ranks were started, but not by torchrun, by which they find each other: start "
-                "`torchrun ... -m ddpm_fast.evaluate nll`, or one process"
-            )
-        yield
 
 
 def _choose_steps(steps: int | None, full: bool, T: int) -> int:

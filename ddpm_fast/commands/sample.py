@@ -6,7 +6,7 @@ With --init-image it edits a picture instead (edit.py).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -22,14 +22,14 @@ from ddpm_fast.commands.common import (
     plain_errors,
     say_written,
 )
-from ddpm_fast.commands.drawing import Drawable, Drawing, Job, unused_path
+from ddpm_fast.commands.drawing import Drawable, Drawing, Job, settings_of, unused_path
 from ddpm_fast.commands.edit import Edit, read_images, round_trip_error
 from ddpm_fast.commands.guiding import Guide, SecondImages
 from ddpm_fast.commands.labels import LABELS_HELP, Turns, check_null_class, describe_classes, parse_labels
 from ddpm_fast.commands.precision import DTYPE_NAMES, choose_dtype, settle
 from ddpm_fast.commands.profiling import PROFILE_HELP, check_profile, profiling
 from ddpm_fast.commands.ranks import ranks_of_environment
-from ddpm_fast.commands.sizes import as_argument, parse_size, size_option
+from ddpm_fast.commands.sizes import parse_size, size_option
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.atomic import check_writable, remove_leftovers
 from ddpm_fast.files.loaded_model import LoadedModel
@@ -217,7 +217,7 @@ def main(
             prepared = _prepare(edit, loaded, pictures, count, options)
         folder = None
         if is_folder:
-            settings = _settings(loaded, options, DTYPE_NAMES[dtype])
+            settings = settings_of(loaded, options, DTYPE_NAMES[dtype])
             for part in (guide, second):
                 settings |= {} if part is None else part.settings()
             settings |= {} if edit is None else edit.settings(pictures, count)
@@ -266,23 +266,6 @@ def _prepare(
     if edit is None:
         return prepare(Network.of(loaded.model), loaded.diffusion, n, options)
     return edit.prepare(loaded, pictures, n, options)
-
-
-def _settings(loaded: LoadedModel, options: SamplingOptions, precision: str) -> dict[str, Any]:
-    """All that an image depends on besides its sample id, its class, and the picture that it is an edit of."""
-    return {
-        "model": loaded.digest,
-        "sampler": options.sampler,
-        "steps": str(options.steps),
-        "spacing": options.spacing,
-        "eta": options.eta,
-        "guidance": options.guidance,
-        "guidance_rescale": options.guidance_rescale,
-        "dynamic_threshold": options.dynamic_threshold,
-        "seed": options.seed,
-        "precision": precision,
-        **({} if options.shape is None else {"image_size": as_argument(options.shape[1:])}),
-    }
 
 
 def _check_counts(n: int | None, batch_size: int) -> None:

@@ -1,4 +1,4 @@
-"""What the processes of one training do as one: what goes wrong in one of them, or stops it, stops all of them, with
+"""What the processes of one command do as one: what goes wrong in one of them, or stops it, stops all of them, with
 the same exit status, and is told once. (That only the first one prints is plain_errors' doing, see common.py.)
 
 In one process alone, everything here does nothing more than to call what it is given.
@@ -10,19 +10,44 @@ import contextlib
 import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from typing import NamedTuple, TypeVar
 
+import torch
 import torch.distributed as dist
 
 from ddpm_fast.commands.common import errors, in_words
+from ddpm_fast.commands.ranks import Ranks
 from ddpm_fast.commands.stopping import Stopped, Stopping
 from ddpm_fast.errors import InputError
-from ddpm_fast.loops.distributed import of_each_process, of_first_process, rank, world_size
+from ddpm_fast.loops.distributed import join, of_each_process, of_first_process, rank, world_size
 
 T = TypeVar("T")
 
+# How long a rank that is done waits for the slowest one. One that died is noticed at once.
+_LONGEST = timedelta(days=7)
 # Gloo's errors are general ones, which only their texts tell apart.
 _LOST = re.compile(r"closed by peer|reset by peer|broken pipe|timed out", re.IGNORECASE)
+
+
+@contextlib.contextmanager
+def joined(ranks: Ranks, command: str) -> Iterator[None]:
+    """Inside, the ranks of a command can tell each other what they have found.
+
+    Args:
+        ranks: This process among them.
+        command: What the command is called behind `-m ddpm_fast.`, for the message.
+
+    Raises:
+        InputError: If they do not find each other.
+    """
+    with join(torch.device("cpu"), timeout=_LONGEST):
+        if ranks.world_size != world_size():  # srun does not say where the first rank is
+            raise InputError(
+                f"{ranks.world_size} ranks were started, but not by torchrun, by which they find each other: start "
+                f"`torchrun ... -m ddpm_fast.{command}`, or one process"
+            )
+        yield
 
 
 class _Outcome(NamedTuple):

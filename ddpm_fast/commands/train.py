@@ -17,8 +17,10 @@ import typer
 from rich.markup import escape
 
 from ddpm_fast.commands import fine_tuning, resuming, training_setup
+from ddpm_fast.commands.augmenting import augment_option
 from ddpm_fast.commands.common import App, FlagsOption, path_option, plain_errors
 from ddpm_fast.commands.profiling import PROFILE_HELP
+from ddpm_fast.commands.quality.settings import FeaturesOption
 from ddpm_fast.commands.selecting import ImageColumnOption, LabelColumnOption, SplitOption, SubsetOption
 from ddpm_fast.commands.sizes import size_option
 from ddpm_fast.commands.stopping import Stopped, stop_signals
@@ -33,6 +35,7 @@ from ddpm_fast.loops.snapshot import MODEL_NAME
 from ddpm_fast.loops.timesteps import TIMESTEP_SAMPLINGS
 from ddpm_fast.loops.train_config import LR_SCHEDULES
 from ddpm_fast.objective import LOSSES, PREDICTIONS, VARIANCES, WEIGHTINGS
+from ddpm_fast.samplers import SAMPLERS
 from ddpm_fast.schedule import SCHEDULES
 
 app = App()
@@ -74,11 +77,22 @@ def main(
             help="LOW,HIGH of float arrays, for all channels or each in turn: becomes [-1, 1]; measured if not given"
         ),
     ] = None,
+    held_out: Annotated[
+        str | None,
+        typer.Option(
+            help="images that are never trained on, to measure the model on: a number such as 500, or a share such as "
+            "0.05; chosen by --seed, evenly over the classes"
+        ),
+    ] = None,
     flip: Annotated[bool, typer.Option(help="mirror half of the images left-right")] = False,
     crop: Annotated[
         str,
         typer.Option(help="centre: the middle of each picture; random: any part, from pictures a bit larger"),
     ] = "centre",
+    augment: Annotated[
+        str,
+        augment_option("change images, and tell the network how, so that nothing of it is seen in samples"),
+    ] = "",
     model_channels: Annotated[int, typer.Option(help="channels of the U-Net's first level")] = 64,
     channel_mult: Annotated[
         str, typer.Option(help="channels of each level, as multiples of --model-channels")
@@ -143,6 +157,13 @@ def main(
         float,
         typer.Option(help="largest decay of the averaged weights, which rises with the steps: it fits any run"),
     ] = 0.9999,
+    average_widths: Annotated[
+        str,
+        typer.Option(
+            help="also keep power-function averages of these widths, such as 0.05,0.1, from which ddpm_fast.average "
+            "makes any other"
+        ),
+    ] = "",
     label_drop: Annotated[
         float, typer.Option(help="share of labels dropped, so that the model also learns unconditional sampling")
     ] = 0.1,
@@ -154,6 +175,27 @@ def main(
     log_every: Annotated[int, typer.Option(help="training steps between two points of the curves")] = 50,
     sample_every: Annotated[int, typer.Option(help="training steps between two sample grids; 0 for none")] = 1000,
     save_every: Annotated[int, typer.Option(help="training steps between two checkpoints")] = 1000,
+    evaluate_every: Annotated[
+        int,
+        typer.Option(
+            help="training steps between two evaluations, which put distances between samples and images, and the "
+            "held-out loss, on the curves, and keep the best model; 0 for none"
+        ),
+    ] = 0,
+    evaluate_n: Annotated[
+        int, typer.Option(help="samples of an evaluation; 0 for none, with --held-out: its loss alone")
+    ] = 1000,
+    evaluate_steps: Annotated[int, typer.Option(help="sampling steps of an evaluation's samples")] = 20,
+    evaluate_sampler: Annotated[
+        str, typer.Option(help=f"what draws an evaluation's samples: {', '.join(SAMPLERS)}")
+    ] = "dpmpp_2m",
+    features: FeaturesOption = None,
+    average_every: Annotated[
+        int | None,
+        typer.Option(
+            help="training steps between two saves of --average-widths; if not given, a 32nd of the start's --steps"
+        ),
+    ] = None,
     cuda_graph: Annotated[
         bool | None,
         typer.Option(help="replay each training step from a CUDA graph; if not given, wherever that is possible"),
@@ -190,6 +232,7 @@ def main(
     """Train a diffusion model on your images."""
     arguments = {**context.params, "out": str(out), "data": data and training_setup.absolute(data)}
     arguments["init_from"] = init_from and fine_tuning.stored_name(init_from)
+    arguments["features"] = features and training_setup.absolute_file(features)
     options = resuming.Options.of(context, arguments)
     with plain_errors():
         place = local_device(device)
@@ -207,9 +250,9 @@ def _main(options: resuming.Options, device: torch.device) -> None:
             stopping.first = ""  # the first process speaks
         try:
             lock = in_all(lambda: stack.enter_context(resuming.locked_folder(options.out)) if rank() == 0 else None)
-            trainer, state = training_setup.prepare(options, device, stopping)
-            stack.callback(trainer.close)
-            _train(TrainingRun(trainer, options.arguments, stopping, lock, state.path if state else None))
+            ready = training_setup.prepare(options, device, stopping)
+            stack.callback(ready.trainer.close)
+            _train(TrainingRun(ready, options.arguments, stopping, lock))
         except Stopped:
             share_signal(stopping, say)
             say("Stopped before the first step was over; there is nothing to save.")

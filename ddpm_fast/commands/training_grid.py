@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_fast.commands.precision import choose_dtype
+from ddpm_fast.commands.averaged import Averaged, own_share
 from ddpm_fast.commands.stopping import Stopped
 from ddpm_fast.errors import InputError
 from ddpm_fast.loops.distributed import of_each_process, rank, world_size
@@ -18,24 +18,17 @@ from ddpm_fast.loops.options import SamplingOptions
 from ddpm_fast.loops.prepared import gather
 from ddpm_fast.loops.sampling import prepare
 from ddpm_fast.loops.training import Trainer
-from ddpm_fast.nn import UNet
 from ddpm_fast.pictures import images
 
 SAMPLES = 64
 
 
 class Grids:
-    """The grids of one run, with one class in each column if there are classes.
+    """The grids of one run, with one class in each column if there are classes."""
 
-    The network is the same for all of them, so that the CUDA graphs of the first grid are replayed for the others.
-    Between two grids it holds one copy of the weights in the dtype that is trained in, and on a GPU the memory in which
-    its graphs run, which is what drawing a grid takes in any case.
-    """
-
-    def __init__(self, trainer: Trainer, out: Path, warn: Callable[[str], object]):
-        """warn: Prints a warning."""
-        self._trainer, self._out, self._warn = trainer, out, warn
-        self._averaged: UNet | None = None
+    def __init__(self, trainer: Trainer, averaged: Averaged, out: Path, warn: Callable[[str], object]):
+        """averaged: What they are drawn from. warn: Prints a warning."""
+        self._trainer, self._averaged, self._out, self._warn = trainer, averaged, out, warn
         classes = trainer.model.config.num_classes
         self._columns = min(classes, 10) or 8
         self._n = SAMPLES // self._columns * self._columns
@@ -68,25 +61,21 @@ class Grids:
             x = images.shown_channels(torch.cat(parts), self._trainer.dataset.value_range)
             images.save_grid(path, x, columns=self._columns)
         except (InputError, OSError) as error:
-            self._averaged = None  # and with it the memory of its graphs
+            self._averaged.drop()
             self._warn(f"the sample grid {path} could not be written, and the training goes on: {error}")
             return None
         return images.make_grid(images.to_uint8(x), columns=self._columns)
 
     def _draw_part(self, check: Callable[[], object]) -> Tensor:
         """This process's part of the samples, which do not depend on how many processes there are."""
-        trainer = self._trainer
-        if self._averaged is None:
-            self._averaged = trainer.averaged_model().to(choose_dtype(trainer.config.precision, trainer.device))
-        else:
-            trainer.ema.copy_to(self._averaged)
-        first, end = (self._n * number // world_size() for number in (rank(), rank() + 1))
+        trainer, part = self._trainer, own_share(self._n)
         options = SamplingOptions(
             steps=min(50, trainer.diffusion.num_timesteps),
-            first_sample_id=first,
-            labels=self._labels[first:end] if self._labels else None,
+            first_sample_id=part.start,
+            labels=self._labels[part] if self._labels else None,
             cuda_graph=False if trainer.cuda_graph is False else None,
         )
-        prepared = prepare(Network.of(self._averaged), trainer.diffusion, end - first, options)
+        network = Network.of(self._averaged.network())
+        prepared = prepare(network, trainer.diffusion, part.stop - part.start, options)
         x = gather(prepared.batches(check), prepared)
         return x if world_size() == 1 else x.cpu()

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.markup import escape
@@ -52,15 +53,15 @@ class TrainingLog:
         self._writer: SummaryWriter | None = None
         self._curves_failed = False
         self._bar = Progress(
-            TextColumn("step"),
+            TextColumn("{task.description}"),
             MofNCompleteColumn(),
             BarColumn(),
             TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[rate]:.0f} images/s  loss {task.fields[loss]:.4f}"),
+            TextColumn("{task.fields[shown]}"),
             console=console,
             disable=not console.is_terminal or rank() > 0,
         )
-        self._task = self._bar.add_task("", total=steps, completed=trainer.step, rate=0.0, loss=math.nan)
+        self._task = self._bar.add_task("step", total=steps, completed=trainer.step, shown="")
         self._first_step = trainer.step
         self._printed = self._looked = time.monotonic()
         self._waited = trainer.waited
@@ -104,7 +105,7 @@ class TrainingLog:
         self._looked, self._waited = now, self._trainer.waited
         for look in looks:
             self._write(lambda writer, look=look: _add_point(writer, look, rate, waiting))  # type: ignore[misc]
-            self._bar.update(self._task, rate=rate, loss=look.loss)
+            self._bar.update(self._task, shown=f"{rate:.0f} images/s  loss {look.loss:.4f}")
         step = self._trainer.step
         if not console.is_terminal and (self.is_early() or self.is_due() or step == self._steps):
             self._printed = now
@@ -150,6 +151,37 @@ class TrainingLog:
         if self._measured_from is not None:
             self._measured_from = self._measured_from[0] + pause, self._measured_from[1]
 
+    @contextlib.contextmanager
+    def working(self, what: str, total: int) -> Iterator[Callable[[int], object]]:
+        """Inside, the progress of other work than training is shown: update(done) says how much is done.
+
+        Args:
+            what: What is done, such as "evaluating".
+            total: How much there is to do.
+        """
+        task = self._bar.add_task(what, total=total, shown="")
+        started = told = time.monotonic()
+
+        def update(done: int) -> None:
+            nonlocal told
+            self._bar.update(task, completed=done)
+            now = time.monotonic()
+            if not console.is_terminal and now - told > PLAIN_REPORT_SECONDS:
+                told = now
+                say(
+                    f"{what} step {self._trainer.step}  {done / total:.0%}  "
+                    f"{duration((now - started) / done * (total - done))} left"
+                )
+
+        try:
+            yield update
+        finally:
+            self._bar.remove_task(task)
+
+    def show_quality(self, record: dict[str, Any]) -> None:
+        """Add what was measured of the averaged weights to the curves."""
+        self._write(lambda writer: _add_quality(writer, record))
+
     def show_grid(self, grid: np.ndarray) -> None:
         """Add a grid of samples, uint8 [H, W, C], to the curves."""
         self._write(lambda writer: writer.add_image("samples", grid, self._trainer.step, dataformats="HWC"))
@@ -183,11 +215,29 @@ class TrainingLog:
 def _add_point(writer: SummaryWriter, look: Look, rate: float, waiting: float) -> None:
     """A point of each curve."""
     writer.add_scalar("loss", look.loss, look.step)
+    for number, quarter in enumerate(look.quarters or ()):
+        if math.isfinite(quarter):  # no t of it was drawn
+            writer.add_scalar(f"loss by quarter of t/q{number}", quarter, look.step)
     writer.add_scalar("gradient norm", look.norm, look.step)
     if look.skipped:
         writer.add_scalar("training steps skipped", look.skipped, look.step)
     writer.add_scalar("images a second", rate, look.step)
     writer.add_scalar("share of the time waiting for images", waiting, look.step)
+
+
+def _add_quality(writer: SummaryWriter, record: dict[str, Any]) -> None:
+    """A point of each curve of an evaluation."""
+    step = record["step"]
+    if "kid" in record:
+        writer.add_scalar("quality/kernel distance", record["kid"]["value"], step)
+        writer.add_scalar("quality/Frechet distance", record["fid"]["value"], step)
+        for name, value in record["pr"].items():
+            writer.add_scalar(f"quality/{name}", value, step)
+    if "held_out" in record:
+        writer.add_scalar("held-out loss", record["held_out"]["loss"], step)
+        for number, quarter in enumerate(record["held_out"]["quarters"]):
+            if quarter is not None:
+                writer.add_scalar(f"held-out loss by quarter of t/q{number}", quarter, step)
 
 
 def duration(seconds: float) -> str:

@@ -1,4 +1,5 @@
-"""The training itself, from where the trainer stands to the last step or a signal: steps, saves, grids, and the log."""
+"""The training itself, from where the trainer stands to the last step or a signal: steps, saves, grids, evaluations,
+and the log."""
 
 from __future__ import annotations
 
@@ -7,16 +8,18 @@ from typing import Any
 
 from torch import Tensor
 
+from ddpm_fast.commands.averaged import Averaged
 from ddpm_fast.commands.profiling import profiling
 from ddpm_fast.commands.saving import Saver
 from ddpm_fast.commands.stopping import Stopped, Stopping
-from ddpm_fast.commands.together import share_signal
+from ddpm_fast.commands.together import in_all, share_signal
 from ddpm_fast.commands.training_grid import Grids
 from ddpm_fast.commands.training_log import TrainingLog, say, warn
+from ddpm_fast.commands.training_quality import Quality
+from ddpm_fast.commands.training_setup import Ready
 from ddpm_fast.files.lock import FolderLock
 from ddpm_fast.loops.distributed import rank, world_size
 from ddpm_fast.loops.metrics import Look, Metrics, NonFiniteLoss
-from ddpm_fast.loops.training import Trainer
 
 
 class TrainingRun:
@@ -31,15 +34,27 @@ class TrainingRun:
 
     def __init__(
         self,
-        trainer: Trainer,
+        ready: Ready,
         arguments: dict[str, Any],
         stopping: Stopping,
         lock: FolderLock | None,
-        saved: Path | None,
     ):
-        """lock: Of the folder, in the first process. saved: The state that the run was resumed from."""
+        """Prepare it. Nothing is written yet.
+
+        Args:
+            ready: What is trained.
+            arguments: The command's.
+            stopping: Whether a signal has arrived.
+            lock: Of the folder, in the first process.
+
+        Raises:
+            InputError: If what is to be evaluated on the way cannot be.
+        """
+        trainer = ready.trainer
         self.trainer, self.arguments, self.out = trainer, arguments, Path(arguments["out"])
-        self.saver = Saver(trainer, arguments, stopping, lock, saved)
+        self._averaged = Averaged(trainer)
+        self._quality = in_all(lambda: Quality.of(trainer, self._averaged, ready.held_out, arguments))
+        self.saver = Saver(trainer, arguments, stopping, lock, ready.state.path if ready.state else None)
         self._stopping = stopping
         self._diverged: NonFiniteLoss | None = None
         if rank() == 0:
@@ -60,10 +75,10 @@ class TrainingRun:
             profiling(arguments["profile"], trainer.device, say) as profiled,
             saver,
         ):
-            grids = Grids(trainer, self.out, warn)
+            grids = Grids(trainer, self._averaged, self.out, warn)
             while trainer.step < arguments["steps"] and not self._is_over():
                 try:
-                    metrics.add(*self._step())
+                    metrics.add(*self._step(), trainer.quarters)
                 except Stopped:
                     break
                 profiled()
@@ -101,21 +116,27 @@ class TrainingRun:
             return self.trainer.train_step(self._stopping.hold)
 
     def _do_what_is_due(self, log: TrainingLog, metrics: Metrics, grids: Grids) -> None:
-        """After a training step: a line, a save, a grid."""
+        """After a training step: a line, a save, a grid, an evaluation."""
         step, arguments = self.trainer.step, self.arguments
         saving = _is_due(step, arguments["save_every"], arguments["steps"])
         sampling = _is_due(step, arguments["sample_every"], arguments["steps"])
+        averaging = bool(self.trainer.averages) and _is_due(step, arguments["average_every"], arguments["steps"])
+        evaluating = self._quality is not None and _is_due(step, arguments["evaluate_every"], arguments["steps"])
         # Before anything is saved it must be known to be good. Otherwise nothing waits for the device.
-        waiting = saving or sampling or log.is_early()
+        waiting = saving or sampling or evaluating or averaging or log.is_early()
         if waiting or log.is_due() or step % arguments["log_every"] == 0:
             log.report(self._look(metrics, waiting))
         with log.paused():
-            if saving:
-                self._save()
+            if saving or averaging:
+                self._save(saving, averaging)
             if sampling and self._diverged is None:
                 grid = grids.draw(self._stopping.check)
                 if grid is not None:
                     log.show_grid(grid)
+            if evaluating and self._quality is not None and self._diverged is None:
+                record = self._quality.evaluate(self._stopping.check, log.working)
+                if record is not None:
+                    log.show_quality(record)
 
     def _look(self, metrics: Metrics, wait: bool = True) -> list[Look]:
         """The metrics that have arrived, up to the first that is not finite.
@@ -129,10 +150,10 @@ class TrainingRun:
             self._diverged = error
             return []
 
-    def _save(self) -> None:
+    def _save(self, state: bool = True, averages: bool = False) -> None:
         """Save, unless the run diverged, which all processes know when they have waited for their metrics."""
         if self._diverged is None:
-            self.saver.save()
+            self.saver.save(state, averages)
 
 
 def _is_due(step: int, every: int, last: int) -> bool:

@@ -23,10 +23,22 @@ from ddpm_fast.commands.sizes import parse_size
 from ddpm_fast.commands.stopping import Stopping
 from ddpm_fast.commands.together import in_all, in_first
 from ddpm_fast.commands.training_log import say, warn
-from ddpm_fast.data import BUILTIN, HUGGING_FACE, ImageSet, StoredDataset, open_dataset
+from ddpm_fast.commands.training_quality import LEAST
+from ddpm_fast.data import (
+    BUILTIN,
+    HUGGING_FACE,
+    Augmentation,
+    ImageSet,
+    StoredDataset,
+    open_dataset,
+    parse_held_out,
+    split_held_out,
+)
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
+from ddpm_fast.files.averages import remove_averages_after
 from ddpm_fast.loops.distributed import of_each_process, of_first_process, rank, world_size
+from ddpm_fast.loops.running import average_every
 from ddpm_fast.loops.snapshot import MODEL_NAME
 from ddpm_fast.loops.train_config import TrainConfig, divided
 from ddpm_fast.loops.training import Trainer
@@ -34,21 +46,37 @@ from ddpm_fast.loops.training_state import check_network
 from ddpm_fast.nn import UNetConfig
 from ddpm_fast.nn.unet_config import norm_groups
 from ddpm_fast.objective import LEARNED_VARIANCES
+from ddpm_fast.samplers import check_sampler
 from ddpm_fast.schedule import SCHEDULES
 from ddpm_fast.values import ValueRange, parse_range
 
 
 class Parts(NamedTuple):
-    """What a trainer is made of."""
+    """What a trainer is made of, and the images that are held out, if any."""
 
     network: UNetConfig
     diffusion: GaussianDiffusion
     config: TrainConfig
     dataset: ImageSet
+    held_out: ImageSet | None
 
 
-def prepare(options: Options, device: torch.device, stopping: Stopping) -> tuple[Trainer, State | None]:
-    """The trainer, ready for its next step, and the state that it was resumed from.
+class Ready(NamedTuple):
+    """A run that can begin or go on.
+
+    Attributes:
+        trainer: Ready for its next step.
+        state: What it was resumed from, or None.
+        held_out: Images that it is not trained on, or None.
+    """
+
+    trainer: Trainer
+    state: State | None
+    held_out: ImageSet | None
+
+
+def prepare(options: Options, device: torch.device, stopping: Stopping) -> Ready:
+    """Make the trainer and what goes with it.
 
     Where several processes train together, the first one decides what is a choice, and all go on or none.
     """
@@ -69,7 +97,7 @@ def prepare(options: Options, device: torch.device, stopping: Stopping) -> tuple
     if state is not None:
         _resume(trainer, state, options.out, changes | differing)
     say(escape(description(trainer)))
-    return trainer, state
+    return Ready(trainer, state, parts.held_out)
 
 
 def _resume(trainer: Trainer, state: State, out: Path, changes: dict[str, list[Any]]) -> None:
@@ -81,6 +109,7 @@ def _resume(trainer: Trainer, state: State, out: Path, changes: dict[str, list[A
         trainer.history.append({"step": trainer.step, **changes})
         told = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changes.items())
         say(f"Changed from here on: {escape(told)}")
+    in_first(lambda: remove_averages_after(out, trainer.step))
     if in_first(lambda: trainer.complete(out)):
         say(f"{MODEL_NAME} was missing, damaged or of another step, and is written again")
 
@@ -112,10 +141,14 @@ def _make_parts(
     differing: dict[str, Any] = {}
     if state is not None:
         dataset, differing = resuming.match_data(dataset, state, arguments["new_data"])
+    held_out = None
+    if arguments["held_out"] is not None:
+        # After the classes have got the numbers of the run.
+        dataset, held_out = split_held_out(dataset, parse_held_out(arguments["held_out"]), arguments["seed"])
     network = make_network(arguments, dataset, diffusion, begun.network if begun is not None else None)
     if state is not None:
         check_network(state.path, state.meta, network)  # before it is built
-    return Parts(network, diffusion, config, dataset), differing
+    return Parts(network, diffusion, config, dataset, held_out), differing
 
 
 def _make_trainer(parts: Parts, arguments: dict[str, Any], device: torch.device) -> Trainer:
@@ -146,18 +179,37 @@ def absolute(data: str) -> str:
     return data if data in BUILTIN or data.startswith(HUGGING_FACE) else str(Path(data).absolute())
 
 
+def absolute_file(name: str) -> str:
+    """The path of a file from wherever the run will be resumed; a name that is none as it is."""
+    return str(Path(name).absolute()) if Path(name).exists() else name
+
+
 def check(arguments: dict[str, Any]) -> None:
     """Raises InputError for arguments that no class checks that is made of them."""
     if arguments["data"] is None:
         raise InputError(f"--data is missing: give {', '.join(BUILTIN)}, or a folder of images")
-    for name, least in (("steps", 1), ("log_every", 1), ("save_every", 1), ("sample_every", 0)):
-        if arguments[name] < least:
+    for name, least in (
+        ("steps", 1),
+        ("log_every", 1),
+        ("save_every", 1),
+        ("sample_every", 0),
+        ("evaluate_every", 0),
+        ("evaluate_n", 0),
+        ("evaluate_steps", 1),
+        ("average_every", 1),
+    ):
+        if arguments[name] is not None and arguments[name] < least:
             raise InputError(f"--{name.replace('_', '-')} is {arguments[name]}; expected at least {least}")
     if arguments["lr_schedule"] == "cosine" and arguments["steps"] > (arguments["lr_steps"] or arguments["steps"]):
         raise InputError(
             f"--steps is {arguments['steps']}, and the learning rate has fallen to 0 at --lr-steps "
             f"{arguments['lr_steps']}: give a larger --lr-steps (of a run that goes on, with --change)"
         )
+    if arguments["held_out"] is not None:
+        parse_held_out(arguments["held_out"])
+    if 0 < arguments["evaluate_n"] < LEAST:
+        raise InputError(f"--evaluate-n is {arguments['evaluate_n']}; expected at least {LEAST}, or 0 to draw nothing")
+    check_sampler(arguments["evaluate_sampler"], None)
     check_profile(arguments["profile"])
     numbers(arguments["channel_mult"], "--channel-mult")
     integers(arguments["attention"], "--attention")
@@ -174,6 +226,8 @@ def choose(arguments: dict[str, Any], device: torch.device) -> None:
     choose_dtype(arguments["precision"], device)  # which refuses what is unknown
     if arguments["lr_schedule"] == "cosine" and arguments["lr_steps"] is None:
         arguments["lr_steps"] = arguments["steps"]
+    if arguments["average_every"] is None:
+        arguments["average_every"] = average_every(arguments["steps"])
     learned = arguments["variance"] in LEARNED_VARIANCES
     arguments["loss"] = arguments["loss"] or ("hybrid" if learned else "simple")
 
@@ -240,6 +294,7 @@ def make_config(arguments: dict[str, Any]) -> TrainConfig:
         label_drop=arguments["label_drop"],
         flip=arguments["flip"],
         crop=arguments["crop"],
+        augment=arguments["augment"],
         timestep_sampling=arguments["timestep_sampling"],
         seed=arguments["seed"],
         precision=arguments["precision"],
@@ -247,6 +302,7 @@ def make_config(arguments: dict[str, Any]) -> TrainConfig:
         lr_schedule=arguments["lr_schedule"],
         lr_steps=arguments["lr_steps"],
         betas=(arguments["beta1"], arguments["beta2"]),
+        average_widths=numbers(arguments["average_widths"], "--average-widths"),
     )
 
 
@@ -262,8 +318,10 @@ def make_network(
         begun_with: The network of the model that the run began with, or None.
     """
     num_classes = 0 if arguments["classes"] is False else dataset.num_classes or 0
+    told = Augmentation.of(arguments["augment"]).channels if arguments["augment"] else 0
     if begun_with is not None:
-        return dataclasses.replace(begun_with, num_classes=num_classes, dropout=arguments["dropout"])
+        dropout = arguments["dropout"]
+        return dataclasses.replace(begun_with, num_classes=num_classes, dropout=dropout, augment_channels=told)
     return UNetConfig(
         image_size=dataset.shape[1:],
         in_channels=dataset.shape[0],
@@ -277,6 +335,7 @@ def make_network(
         scale_shift=arguments["scale_shift"],
         norm_groups=norm_groups(arguments["model_channels"]),
         learned_variance=diffusion.objective.learned,
+        augment_channels=told,
     )
 
 
@@ -293,7 +352,7 @@ def numbers(text: str, name: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError:
-        raise InputError(f"{name} is {text!r}; expected numbers separated by commas, such as 1,2,4") from None
+        raise InputError(f"{name} is {text!r}; expected numbers separated by commas, such as 0.5,1,2") from None
 
 
 def description(trainer: Trainer) -> str:
@@ -301,9 +360,10 @@ def description(trainer: Trainer) -> str:
     dataset, classes = trainer.dataset, trainer.model.config.num_classes
     parameters = sum(p.numel() for p in trainer.model.parameters())
     reading = ", read on demand" if isinstance(dataset, StoredDataset) else ""
+    held_out = "" if dataset.held_out is None else f", {dataset.held_out.count} more held out"
     values = "" if dataset.value_range is None else f" (floats {dataset.value_range.layout}, {dataset.value_range})"
     return (
-        f"{len(dataset)} images {'x'.join(map(str, dataset.shape))} from {dataset.name}{values}{reading}"
+        f"{len(dataset)} images {'x'.join(map(str, dataset.shape))} from {dataset.name}{values}{reading}{held_out}"
         f"{f', {classes} classes' if classes else ''}; "
         f"{parameters / 1e6:.2f}M parameters; {trainer.config.precision} on {trainer.device}"
     )

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ddpm_fast.data.pixels import usable_cores
+from ddpm_fast.data.resampling import Change, change_
 from ddpm_fast.data.source import Window
 from ddpm_fast.data.stored import StoredDataset
 
@@ -30,11 +31,15 @@ class Plan(NamedTuple):
         indices: The numbers of their images.
         windows: Where each is cut; None for the middle.
         mirrored: Whether each is mirrored left to right.
+        changes: How each is augmented after that; None without an augmentation.
+        border: The augmentation's.
     """
 
     indices: list[int]
     windows: Sequence[Window | None]
     mirrored: Sequence[bool]
+    changes: Sequence[Change | None] | None = None
+    border: str = "edge"
 
 
 class _Reading:
@@ -58,6 +63,9 @@ class _Reading:
         for k in block:
             image, self.places[k] = self._dataset.read(self._plan.indices[k], self._plan.windows[k])
             self._array[k] = image[..., ::-1] if self._plan.mirrored[k] else image
+        if self._plan.changes is not None:
+            part = slice(block.start, block.stop)
+            change_(self.images[part], self._plan.changes[part], self._plan.border)
 
     def cancel(self) -> None:
         for part in self.parts:

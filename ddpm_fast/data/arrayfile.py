@@ -1,5 +1,8 @@
 """Array files as numpy stores them: .npy, and .npz with `images`, optionally `labels` and `label_names`.
 
+Where an .npz has no `images`, `arr_0` are the images and `arr_1`, if it holds integers, the labels: so guided-diffusion
+writes samples, and so np.savez names what it is given without a name.
+
 They are never unpickled. The headers are read and checked first: an array is read or mapped only if the file can hold
 it. What is not compressed can be mapped: its numbers come from the file when they are asked for, and the system may
 drop them again, so that an array may be larger than the memory.
@@ -12,6 +15,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple
 
@@ -25,6 +29,7 @@ _READ_WHOLE = 256 << 20  # bytes of images of an .npz that are not mapped but re
 _MOST_UNMAPPED = 1 << 31  # bytes of images that are read into memory because they cannot be mapped
 _BLOCKS, _BLOCK = 256, 4096  # so many blocks, of so many bytes, of an .npy are looked at to tell it from others
 _KEYS = ("images", "labels", "label_names")
+_UNNAMED = {"images": "arr_0", "labels": "arr_1"}  # what stands for an array in a file without `images`
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip's member: its signature, and the lengths of name and extra field
 
 
@@ -63,6 +68,7 @@ class ArrayFile:
         self.path, self._file = path, file
         self._bytes = os.fstat(file.fileno()).st_size
         self._archive: zipfile.ZipFile | None = None
+        self._members: dict[str, str] = {}  # what the arrays are called in an archive
         self._starts: dict[str, int] = {}  # where the numbers of an array begin in the file, of those that are stored
         self.headers: dict[str, Header] = {}
         is_archive = file.read(2) == b"PK"
@@ -76,21 +82,25 @@ class ArrayFile:
 
     def _read_members(self, archive: zipfile.ZipFile) -> None:
         found = [name.removesuffix(".npy") for name in archive.namelist()]
-        for key in _KEYS:
-            if found.count(key) > 1:
-                raise InputError(f"{self.path} has {found.count(key)} arrays called '{key}'; save it again with one")
-            if key not in found:
+        names = {key: key for key in _KEYS} if "images" in found else _UNNAMED
+        for key, name in names.items():
+            if found.count(name) > 1:
+                raise InputError(f"{self.path} has {found.count(name)} arrays called '{name}'; save it again with one")
+            if name not in found:
                 continue
-            member = archive.getinfo(f"{key}.npy")
+            member = archive.getinfo(f"{name}.npy")
             held = held_bytes(member, self._bytes)
             with archive.open(member) as stream:
-                self.headers[key] = read_header(stream, held)
+                header = read_header(stream, held)
                 length = stream.tell()
+            if name == "arr_1" and header.dtype.kind not in "iu":
+                continue  # not labels, but whatever else was saved without a name
+            self.headers[key], self._members[key] = header, member.filename
             if member.compress_type == zipfile.ZIP_STORED:
                 self._starts[key] = self._start_of(member) + length
         if "images" not in self.headers:
             raise InputError(
-                f"{self.path} has no array called 'images', only {sorted(found)}; save it with "
+                f"{self.path} has no array called 'images' (or 'arr_0'), only {sorted(found)}; save it with "
                 "np.savez(path, images=..., labels=...)"
             )
 
@@ -121,7 +131,7 @@ class ArrayFile:
         """An array in memory, or, of an .npy, mapped."""
         if self._archive is None:
             return np.lib.format.open_memmap(self.path, mode="r")
-        with self._archive.open(f"{key}.npy") as stream:
+        with self._archive.open(self._members[key]) as stream:
             return np.lib.format.read_array(stream, allow_pickle=False)
 
     def identity(self) -> bytes:
@@ -133,7 +143,7 @@ class ArrayFile:
         for key, header in self.headers.items():
             hashed.update(f"{key} {header} {header.is_fortran}".encode())
         if self._archive is not None:
-            checks = [self._archive.getinfo(f"{key}.npy").CRC for key in self.headers]
+            checks = [self._archive.getinfo(self._members[key]).CRC for key in self.headers]
             return hashed.digest() + struct.pack(f"<{len(checks)}I", *checks)
         for block in range(_BLOCKS):
             self._file.seek(max(0, self._bytes - _BLOCK) * block // (_BLOCKS - 1))
@@ -165,7 +175,7 @@ def open_arrays(path: Path, expected: str) -> Iterator[ArrayFile]:
 
 
 def read_arrays(
-    path: Path, wanted: Mapping[str, Callable[[Header], str | None]], expected: str
+    path: Path, wanted: Mapping[str, Callable[[Header], str | None]], expected: str, single: str | None = None
 ) -> dict[str, np.ndarray]:
     """Those arrays of an .npz that are wanted and there, in memory.
 
@@ -173,26 +183,36 @@ def read_arrays(
         path: The file.
         wanted: For each name, what says what is wrong with such an array, by its header, or None if nothing is.
         expected: What the file should hold, for the message; a plural.
+        single: Which of the names the array of an .npy has; None where the file may not be an .npy.
 
     Raises:
         InputError: If the file is damaged or something else, or an array is wrong or does not fit into memory.
     """
     arrays = {}
+
+    def read(name: str, open_array: Callable[[], IO[bytes]], held: int) -> None:
+        with open_array() as stream:
+            header = read_header(stream, held)
+        if (wrong := wanted[name](header)) is not None:
+            raise InputError(f"'{name}' of {path} is {header}; {wrong}")
+        what = f"the {expected} of {path}"
+        with allocating(header.nbytes, what, "close other programs"), open_array() as stream:
+            arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
+
     try:
-        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        with open_regular(path) as file:
             held = os.fstat(file.fileno()).st_size
-            for name in wanted:
-                try:
-                    member = archive.getinfo(f"{name}.npy")
-                except KeyError:
-                    continue
-                with archive.open(member) as stream:
-                    header = read_header(stream, held_bytes(member, held))
-                if (wrong := wanted[name](header)) is not None:
-                    raise InputError(f"'{name}' of {path} is {header}; {wrong}")
-                remedy = "close other programs"
-                with allocating(header.nbytes, f"the {expected} of {path}", remedy), archive.open(member) as stream:
-                    arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
+            if single is not None and file.read(2) != b"PK":
+                read(single, partial(open_regular, path), held)
+                return arrays
+            file.seek(0)
+            with zipfile.ZipFile(file) as archive:
+                for name in wanted:
+                    try:
+                        member = archive.getinfo(f"{name}.npy")
+                    except KeyError:
+                        continue
+                    read(name, partial(archive.open, member), held_bytes(member, held))
     except InputError:
         raise
     except Exception as error:  # zipfile, zlib, struct and numpy each raise their own exceptions for damaged files

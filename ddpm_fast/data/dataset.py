@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from ddpm_fast.data.imageset import ImageSet
+from ddpm_fast.data.imageset import HeldOut, ImageSet
 from ddpm_fast.values import ValueRange
 
 
@@ -22,6 +22,7 @@ class Dataset(ImageSet):
         name: The name of the built-in set, or of the folder or file.
         skipped: The files that could not be read, whose images are missing.
         value_range: What [-1, 1] stands for in float data; None for uint8.
+        held_out: What was left out of these images, or None.
     """
 
     images: torch.Tensor
@@ -30,6 +31,7 @@ class Dataset(ImageSet):
     name: str
     skipped: list[str] = field(default_factory=list)
     value_range: ValueRange | None = None
+    held_out: HeldOut | None = None
 
     def __len__(self) -> int:
         return len(self.images)

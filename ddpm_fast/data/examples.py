@@ -9,8 +9,10 @@ from collections.abc import Sequence
 import torch
 
 from ddpm_fast.data.ahead import Plan, ReadAhead
+from ddpm_fast.data.augmentation import Augmentation, Drawn
 from ddpm_fast.data.imageset import ImageSet
 from ddpm_fast.data.order import batch_indices, crop_windows, flip_mask
+from ddpm_fast.data.resampling import change_
 from ddpm_fast.data.stored import StoredDataset
 from ddpm_fast.errors import InputError, printable
 
@@ -24,7 +26,15 @@ class Examples:
         dataset: The images.
     """
 
-    def __init__(self, dataset: ImageSet, seed: int, flip: bool = False, order: int = 2, crop: str = "centre"):
+    def __init__(
+        self,
+        dataset: ImageSet,
+        seed: int,
+        flip: bool = False,
+        order: int = 2,
+        crop: str = "centre",
+        augment: Augmentation | None = None,
+    ):
         """Nothing is read yet.
 
         Args:
@@ -34,9 +44,11 @@ class Examples:
             order: The version of their order; see `batch_indices`.
             crop: "centre" cuts the middle out of a picture. "random" scales it to between the least that covers the
                 size and 1/0.8 of that, and cuts anywhere (Dhariwal & Nichol 2021, their `random_crop_arr`).
+            augment: How they are changed in ways that `told` tells of. None: they are not.
 
         Raises:
-            InputError: If the crop is unknown, or random and these images are cut already.
+            InputError: If the crop is unknown, or random and these images are cut already; or if images of this size
+                cannot be changed so.
         """
         if crop not in CROPS:
             raise InputError(f"crop is {crop!r}; expected one of {', '.join(CROPS)}")
@@ -45,7 +57,10 @@ class Examples:
                 f"the random crop needs pictures that are not cut yet, and those of {printable(dataset.name)} are; "
                 "give a folder or .zip of pictures that are read on demand (in_memory=False) and an image_size"
             )
+        if augment is not None:
+            augment.check_shape(*dataset.shape[1:])
         self.dataset, self._seed, self._flip, self._order, self._crop = dataset, seed, flip, order, crop
+        self._augment = augment
         self._ahead = ReadAhead(dataset, self._plan) if isinstance(dataset, StoredDataset) else None
 
     @property
@@ -73,7 +88,21 @@ class Examples:
         if self._flip:
             mirrored = flip_mask(self._seed, first, count)
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        if self._augment is not None:
+            change_(images, self._drawn(self._augment, first, count).changes, self._augment.border)
         return images, labels
+
+    def told(self, first: int, count: int) -> torch.Tensor | None:
+        """What tells a network how the training examples first .. first+count-1 are augmented.
+
+        Returns:
+            float32 [count, channels of the augmentation], zeros for an image as it is; or None without an augmentation.
+        """
+        return None if self._augment is None else self._drawn(self._augment, first, count).told
+
+    def _drawn(self, augment: Augmentation, first: int, count: int) -> Drawn:
+        _, height, width = self.dataset.shape
+        return augment.draw(self._seed, first, count, height, width)
 
     def _indices(self, first: int, count: int) -> torch.Tensor:
         return batch_indices(self._seed, first, count, len(self.dataset), self._order)
@@ -83,6 +112,8 @@ class Examples:
             self._indices(first, count).tolist(),
             crop_windows(self._seed, first, count) if self._crop == "random" else [None] * count,
             flip_mask(self._seed, first, count).tolist() if self._flip else [False] * count,
+            None if self._augment is None else self._drawn(self._augment, first, count).changes,
+            "edge" if self._augment is None else self._augment.border,
         )
 
     def close(self) -> None:

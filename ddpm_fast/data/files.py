@@ -21,6 +21,7 @@ from ddpm_fast.errors import InputError, printable
 # Names with a leading dot belong to other programs: macOS writes a "._x.jpg" for every x.jpg.
 _HIDDEN = re.compile(r"(?:^|/)(?:\.|__MACOSX(?:/|$))")
 NO_SUFFIX = "without a suffix"
+_RECORD = "samples.json"  # what `python -m ddpm_fast.sample` writes beside its pictures
 _KINDS_NAMED = 5
 _REMEDY = "leave the images as they are while they are read, and start again"
 _UNKNOWN = -1  # the size of what is no regular file, or of a link that leads nowhere
@@ -131,7 +132,10 @@ def list_folder(folder: Path) -> Listing:
     for parent, folders, files in os.walk(root, followlinks=True, onerror=refuse):
         folders[:] = [name for name in folders if not _is_loop(parent, name)]
         inside = Path(parent).relative_to(folder).as_posix()
-        names += files if inside == "." else [f"{inside}/{file}" for file in files]
+        if inside == ".":
+            names += [file for file in files if file != _RECORD]
+        else:
+            names += [f"{inside}/{file}" for file in files]
     chosen, ignored = choose_pictures(
         names, lambda i: open_regular(os.path.join(root, names[i])), Counter(), f"folder {folder}"
     )

@@ -3,7 +3,8 @@
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 
@@ -14,6 +15,29 @@ _NAMED = 20  # of many classes, so many are named in a message
 _Set = TypeVar("_Set", bound="ImageSet")
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """What was left out of a set that is trained on; see held_out.py.
+
+    Attributes:
+        count: How many images.
+        seed: The seed by which they were chosen.
+        chosen: The SHA-256 of their numbers in the whole set.
+        whole_count: How many images the whole set has.
+        whole_digest: The digest of the whole set.
+    """
+
+    count: int
+    seed: int
+    chosen: str
+    whole_count: int
+    whole_digest: str
+
+    def recorded(self) -> dict[str, Any]:
+        """What a model's file says of it: the whole set stands beside it there."""
+        return {"count": self.count, "seed": self.seed, "chosen": self.chosen}
+
+
 class ImageSet(ABC):
     """Images with their labels, if they have any, wherever they are kept.
 
@@ -22,12 +46,14 @@ class ImageSet(ABC):
         label_names: One name for each class, or None.
         name: The name of the built-in set, or of the folder or file.
         value_range: What [-1, 1] stands for in float data; None for uint8.
+        held_out: What was left out of these images, or None.
     """
 
     labels: torch.Tensor | None
     label_names: list[str] | None
     name: str
     value_range: ValueRange | None
+    held_out: HeldOut | None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -55,6 +81,14 @@ class ImageSet(ABC):
     @abstractmethod
     def _relabelled(self: _Set, labels: torch.Tensor, label_names: list[str]) -> _Set:
         """The same images with other labels."""
+
+    def recorded(self) -> dict[str, Any]:
+        """What a model's file says of the images that it was trained on: which set, and what was held out of it."""
+        held_out = self.held_out
+        if held_out is None:
+            return {"data": self.name, "count": len(self), "digest": self.digest}
+        whole = {"data": self.name, "count": held_out.whole_count, "digest": held_out.whole_digest}
+        return whole | {"held_out": held_out.recorded()}
 
     @property
     def num_classes(self) -> int | None:

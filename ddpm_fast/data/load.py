@@ -63,8 +63,8 @@ def load_dataset(
     Args:
         source: A built-in set ("emoji32" or "mnist5k"; write ./mnist5k for a folder of that name), a folder of
             images with its sub-folders, a .zip of them, an .npz with uint8 `images` [N, H, W] or [N, H, W, C] and
-            optionally `labels` [N] and `label_names`, a folder of such .npz files, or an .npy of such images. A ~
-            at its start is the home folder.
+            optionally `labels` [N] and `label_names` (without `images`, `arr_0` and `arr_1` are images and labels),
+            a folder of such .npz files, or an .npy of such images. A ~ at its start is the home folder.
             Float data is an .npz or .npy of float32, float16 or float64 [N, C, H, W], [N, H, W, C] or [N, H, W].
         image_size: The size to make: the side of a square, or (height, width). An image is scaled so that it just
             covers it, and the middle is cut out. Without it images keep their size, which must then be the same for

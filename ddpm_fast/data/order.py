@@ -23,7 +23,8 @@ from ddpm_fast.errors import InputError
 ORDERS = (1, 2)  # the versions
 _WORD = (1 << 64) - 1
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_ORDER, _FLIP, _CROP, _BIJECTION = 1, 2, 3, 4  # streams, which are independent under one seed
+# Streams, which are independent under one seed.
+_ORDER, _FLIP, _CROP, _BIJECTION, _AUGMENT, _CHOICE = 1, 2, 3, 4, 5, 6
 # Four are proven to do for a large n. For n = 6, where the halves are 2 and 3, the frequencies of the 720 permutations
 # differ by 35% after 8, 8% after 12, and no more than by chance (2%) after 16.
 _ROUNDS = 16
@@ -151,6 +152,28 @@ def batch_indices(seed: int, start: int, count: int, n: int, version: int = 2) -
     return torch.cat(parts)
 
 
+def choose(seed: int, count: int, n: int, group: int = 0) -> np.ndarray:
+    """`count` different numbers of 0 .. n-1, in an order that depends on (seed, group) alone: int64 [count].
+
+    The first ones of a larger count are those of a smaller one.
+
+    Args:
+        seed: The seed.
+        count: How many, up to n.
+        n: How many there are to choose from.
+        group: Tells choices apart that have one seed.
+
+    Raises:
+        InputError: If there are not so many.
+    """
+    if not 0 <= count <= n:
+        raise InputError(f"{count} of {n} cannot be chosen; expected a number in 0..{n}")
+    if not count:
+        return _ABSENT
+    positions = np.arange(count, dtype=np.uint64)
+    return _bijection(_stream_state(seed, _CHOICE, group), np.zeros_like(positions), positions, n).astype(np.int64)
+
+
 def flip_mask(seed: int, start: int, count: int) -> torch.Tensor:
     """Which of the training examples start .. start+count-1 are mirrored left to right: bool [count].
 
@@ -173,7 +196,33 @@ def crop_windows(seed: int, start: int, count: int) -> list[Window]:
     Raises:
         InputError: If the range is negative.
     """
+    return [Window(*fractions) for fractions in _fractions(_stream_state(seed, _CROP, 0), start, count, 3).tolist()]
+
+
+def augment_fractions(seed: int, transform: int, start: int, count: int, each: int) -> np.ndarray:
+    """What a transform of the training examples start .. start+count-1 is drawn from.
+
+    They depend on (seed, transform, example number) alone.
+
+    Args:
+        seed: The seed of the run.
+        transform: The number of the transform.
+        start: The number of the first example.
+        count: How many examples.
+        each: How many fractions each example has, always the same for a transform.
+
+    Returns:
+        float64 [count, each], each at least 0 and below 1.
+
+    Raises:
+        InputError: If the range is negative.
+    """
+    return _fractions(_stream_state(seed, _AUGMENT, transform), start, count, each)
+
+
+def _fractions(state: int, start: int, count: int, each: int) -> np.ndarray:
+    """Random fractions of some examples, so many for each: float64 [count, each]."""
     _check_range(start, count)
-    counters = np.uint64(3 * start) + np.arange(3 * count, dtype=np.uint64)
-    bits = splitmix64(_stream_state(seed, _CROP, 0), counters) >> np.uint64(11)  # as many as a double has
-    return [Window(*fractions) for fractions in (bits * 2.0**-53).reshape(count, 3).tolist()]
+    counters = np.uint64(each * start) + np.arange(each * count, dtype=np.uint64)
+    bits = splitmix64(state, counters) >> np.uint64(11)  # as many as a double has
+    return (bits * 2.0**-53).reshape(count, each)

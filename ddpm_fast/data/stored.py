@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ddpm_fast.data.bounds import Unreadable
-from ddpm_fast.data.imageset import ImageSet
+from ddpm_fast.data.imageset import HeldOut, ImageSet
 from ddpm_fast.data.pixels import run_parallel
 from ddpm_fast.data.reading import refusal
 from ddpm_fast.data.source import Source, Window
@@ -74,6 +74,7 @@ class StoredDataset(ImageSet):
         strict: Whether a broken image raises an InputError instead of being replaced.
         broken: The images that turned out to be broken so far.
         value_range: What [-1, 1] stands for in float data; None for uint8.
+        held_out: What was left out of these images, or None.
     """
 
     source: Source
@@ -83,6 +84,7 @@ class StoredDataset(ImageSet):
     strict: bool = False
     broken: Broken = field(default_factory=Broken, compare=False)
     value_range: ValueRange | None = None
+    held_out: HeldOut | None = None
 
     @classmethod
     def of(cls, source: Source, strict: bool = False) -> "StoredDataset":

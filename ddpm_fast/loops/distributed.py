@@ -116,6 +116,15 @@ def of_each_process(value: Any) -> list[Any]:
     return values
 
 
+def to_first_process(value: Any) -> list[Any] | None:
+    """What each process gives, in their order, in the first process alone; None in the others. For what is large."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(value, values)
+    return values
+
+
 def of_first_process(value: Any) -> Any:
     """What the first process gives, in every process: something that can be pickled."""
     if world_size() == 1:

@@ -13,9 +13,11 @@ from ddpm_fast.errors import InputError
 from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.nn import UNet, UNetConfig
 
-# The fields that may differ from the model's, beside the size: they are of no weight, or of the table of the classes.
-_FREE = ("num_classes", "null_class", "dropout")
+# The fields that may differ from the model's, beside the size: they are of no weight, of the table of the classes,
+# or of what a network is told of augmentation.
+_FREE = ("num_classes", "null_class", "dropout", "augment_channels")
 _TABLE = "label_embedding.weight"
+_TOLD = "augment_embedding.weight"
 _LAST_BIAS = "time_embedding.linear2.bias"
 
 
@@ -55,7 +57,8 @@ def starting_weights(loaded: LoadedModel, model: UNet, label_names: Sequence[str
     Classes are matched by name where the model and the data have names; where either has none, by number, if there are
     as many. The others keep the rows that the new network has. The null class keeps the model's row, if it has one. A
     network without classes is the model under its null class, and that row is added to the embedding of time, which is
-    the same.
+    the same. What the network is told of augmentation means nothing to it at first: the model is what it is for
+    images as they are.
 
     Args:
         loaded: The model.
@@ -66,7 +69,9 @@ def starting_weights(loaded: LoadedModel, model: UNet, label_names: Sequence[str
         InputError: If the network has other weights, or without classes while the model has them and no null class.
     """
     check_fits(loaded, model.config)
-    weights = {name: tensor.detach().clone() for name, tensor in loaded.model.state_dict().items()}
+    weights = {name: tensor.detach().clone() for name, tensor in loaded.unet.sampling_state().items()}
+    if model.config.augment_channels:
+        weights[_TOLD] = model.state_dict()[_TOLD]
     table = weights.pop(_TABLE, None)
     classes = model.config.num_classes
     if not classes:

@@ -28,6 +28,8 @@ from ddpm_fast.loops.distributed import rank, sum_over_processes, world_size
 from ddpm_fast.loops.train_config import TrainConfig, divided
 from ddpm_fast.nn.block import Block, flat, strided_like
 
+_QUARTERS = 8  # numbers that say what losses add up to in the quarters of the timesteps; see metrics.py
+
 
 @dataclass(frozen=True)
 class Share:
@@ -70,11 +72,12 @@ class Numbers:
             learns: Whether the timestep sampler learns from timesteps and losses.
             memory: Gives so many fp32 elements.
         """
-        self._share = share
+        self._share, self._learns = share, learns
         width = 1 + 2 * share.size if learns else 1
-        self._memory = memory(1 + share.total * width)
-        self._micro_batches = self._memory[1:].view(share.total, width)
-        self.found = torch.empty(width, device=self._memory.device)
+        self._memory = memory(1 + share.total * (width + _QUARTERS))
+        self._micro_batches = self._memory[1 : 1 + share.total * width].view(share.total, width)
+        self._quarters = self._memory[1 + share.total * width :].view(share.total, _QUARTERS)
+        self.found = torch.empty(width + _QUARTERS, device=self._memory.device)
 
     def begin(self, wants_stop: bool) -> None:
         """Forget those of the last training step. wants_stop: of this process."""
@@ -82,14 +85,23 @@ class Numbers:
         if wants_stop:
             self._memory[0].fill_(1.0)
 
-    def find(self, t: Tensor, losses: Tensor, loss: Tensor) -> None:
-        """Leave the numbers of a micro-batch in `found`: its timesteps [size], their losses [size], and its loss."""
-        parts = [loss.reshape(1), t, losses]
-        torch.cat([part.float() for part in (parts if len(self.found) > 1 else parts[:1])], out=self.found)
+    def find(self, t: Tensor, losses: Tensor, loss: Tensor, quarters: Tensor) -> None:
+        """Leave the numbers of a micro-batch in `found`.
+
+        Args:
+            t: Its timesteps [size].
+            losses: Their losses [size].
+            loss: Its loss.
+            quarters: What the losses add up to in each quarter of the timesteps [2, 4].
+        """
+        learned = [t, losses] if self._learns else []
+        torch.cat([part.float() for part in (loss.reshape(1), *learned, quarters.flatten())], out=self.found)
 
     def note(self, number: int) -> None:
         """Write what was found to its place. number: of the process's micro-batches."""
-        self._micro_batches[self._share.first + number].copy_(self.found)
+        place = self._share.first + number
+        self._micro_batches[place].copy_(self.found[:-_QUARTERS])
+        self._quarters[place].copy_(self.found[-_QUARTERS:])
 
     def sum(self) -> None:
         """Gather those of all processes."""
@@ -108,8 +120,13 @@ class Numbers:
     @property
     def learned_from(self) -> tuple[Tensor, Tensor]:
         """The timesteps int64 [N] and the losses fp32 [N] of the batch; none if nothing learns from them."""
-        t, losses = self._micro_batches[:, 1:].chunk(2, dim=1) if self.found.numel() > 1 else (self._memory[:0],) * 2
+        t, losses = self._micro_batches[:, 1:].chunk(2, dim=1) if self._learns else (self._memory[:0],) * 2
         return t.reshape(-1).long(), losses.reshape(-1)
+
+    @property
+    def quarters(self) -> Tensor:
+        """What the losses of the batch add up to in each quarter of the timesteps, fp32 [2, 4]."""
+        return self._quarters.sum(0).view(2, 4)
 
 
 class Flat:

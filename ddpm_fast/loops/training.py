@@ -8,6 +8,8 @@ losses so far; those are saved.)
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,18 @@ import torch
 
 from ddpm_fast.data import ImageSet
 from ddpm_fast.diffusion import GaussianDiffusion
-from ddpm_fast.errors import InputError
+from ddpm_fast.errors import InputError, check_integer
 from ddpm_fast.files import checkpoint
+from ddpm_fast.files.averages import average_prefix
 from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.files.optimizer import load_optimizer_tensors, optimizer_to_tensors
-from ddpm_fast.loops import distributed
+from ddpm_fast.loops import distributed, running
 from ddpm_fast.loops.fine_tuning import Start, starting_weights
-from ddpm_fast.loops.running import kept_folder, train
 from ddpm_fast.loops.snapshot import KEEP_CHECKPOINTS, MODEL_NAME, Snapshot
 from ddpm_fast.loops.train_config import TrainConfig
 from ddpm_fast.loops.training_state import check_network, check_tensors, machine, read_state, versions
 from ddpm_fast.loops.training_step import TrainingStep
-from ddpm_fast.nn import UNet, UNetConfig
+from ddpm_fast.nn import PowerAverage, UNet, UNetConfig
 
 __all__ = ["MODEL_NAME", "TrainConfig", "Trainer"]
 
@@ -70,11 +72,12 @@ class Trainer(TrainingStep):
                 and more time. It changes no number.
 
         Raises:
-            InputError: If the dataset does not fit the network (size, channels, classes), or the network's output the
-                diffusion's variance, if the batch does not divide among the processes, or if torch.compile was asked
-                for and does not work here.
+            InputError: If the dataset does not fit the network (size, channels, classes), the network's output the
+                diffusion's variance, or what it is told the augmentation; if the batch does not divide among the
+                processes; or if torch.compile was asked for and does not work here.
         """
         _check_fit(network, diffusion, dataset)
+        _check_told(network, config)
         super().__init__(network, diffusion, config, dataset, device, cuda_graph, compile, grad_checkpoint)
         self.history: list[dict[str, Any]] = []
 
@@ -98,7 +101,8 @@ class Trainer(TrainingStep):
             raise InputError(f"{self.step} steps have been taken already; start from a model before the first one")
         start = starting_weights(loaded, self.model, self.dataset.label_names)
         self.model.load_state_dict(start.weights)
-        self.ema.load_state_dict(dict(self.model.named_parameters()))
+        for average in (self.ema, *self.averages.values()):
+            average.load_state_dict(dict(self.model.named_parameters()))
         before = f"{loaded.name}, SHA-256 {loaded.digest}"
         self.history.append({"step": 0, "weights": ["random", before]})
         return start
@@ -116,9 +120,7 @@ class Trainer(TrainingStep):
         settings["dropout"] = settings.pop("dropout_version")
         training = {
             **settings,
-            "data": self.dataset.name,
-            "count": len(self.dataset),
-            "digest": self.dataset.digest,
+            **self.dataset.recorded(),
             "steps": self.step,
         }
         value_range = self.dataset.value_range
@@ -152,6 +154,8 @@ class Trainer(TrainingStep):
         optimizer = optimizer_to_tensors(self.optimizer, self.model.named_parameters())
         tensors = checkpoint.add_prefix("model.", self.model.state_dict())
         tensors |= checkpoint.add_prefix("ema.", self.ema.state_dict())
+        for width, average in self.averages.items():
+            tensors |= checkpoint.add_prefix(average_prefix(width), average.state_dict())
         tensors |= checkpoint.add_prefix("optim.", optimizer)
         tensors |= checkpoint.add_prefix("timesteps.", self.timestep_sampler.state_dict())
         tensors |= checkpoint.add_prefix("loss_scale.", self.loss_scale.state_dict())
@@ -182,17 +186,21 @@ class Trainer(TrainingStep):
             RanksDiffer: If the processes differ in what they have reached; nothing is written.
             InputError: If they cannot be written.
         """
-        now, problem = self.snapshot(arguments or {}), None
-        if distributed.rank() == 0:
-            try:
-                now.write(Path(folder))
-            except InputError as error:
-                problem = error
-        if problem := distributed.of_first_process(problem):
-            raise problem
+        now = self.snapshot(arguments or {})
+        _in_first(lambda: now.write(Path(folder)))
         return checkpoint.checkpoint_path(folder, self.step)
 
-    def train(self, steps: int, out: Path | str | None = None, save_every: int = 1000) -> None:
+    def save_averages(self, folder: Path | str) -> None:
+        """Write the power-function averages into a run's folder. files/averages.py makes those of other widths of them.
+
+        All processes must call it, as `save`; it raises what that raises.
+        """
+        now = self.snapshot({})
+        _in_first(lambda: now.write_averages(Path(folder)))
+
+    def train(
+        self, steps: int, out: Path | str | None = None, save_every: int = 1000, average_every: int | None = None
+    ) -> None:
         """Train, with a progress bar. `python -m ddpm_fast.train` does more: curves, sample grids, and stopping at a
         signal.
 
@@ -200,15 +208,26 @@ class Trainer(TrainingStep):
             steps: How many training steps there will have been in all, those before this call included.
             out: The folder for training states, and for the model to sample from. None: nothing is saved.
             save_every: How many training steps there are between two saves. There is one at the end, too.
+            average_every: The same of the power-function averages. None: a 32nd of `steps`.
 
         Raises:
             NonFiniteLoss: At the first training step that is not finite. Nothing after the last good step is saved.
             InputError: If `out` has the states of a run that is further than this one, which a save would remove; if
                 another process writes there; or if it cannot be written.
         """
+        check_integer("steps", steps, 0)
+        check_integer("save_every", save_every, 1)
+        if average_every is None:
+            average_every = running.average_every(steps)
+        check_integer("average_every", average_every, 1)
         folder = None if out is None else Path(out)
-        with kept_folder(folder, self.step):
-            train(self, steps, None if folder is None else lambda: self.save(folder), save_every)
+        saves: list[tuple[int, Callable[[], object]]] = []
+        if folder is not None:
+            saves = [(save_every, partial(self.save, folder))]
+            if self.averages:
+                saves.insert(0, (average_every, partial(self.save_averages, folder)))
+        with running.kept_folder(folder, self.step):
+            running.train(self, steps, saves)
 
     def close(self) -> None:
         """End what reads images ahead. There are no training steps after that."""
@@ -252,15 +271,21 @@ class Trainer(TrainingStep):
         """
         tensors, meta = read_state(path)
         check_network(path, meta, self.model.config)
-        for prefix, own in (("model.", self.model.state_dict()), ("ema.", self.ema.state_dict())):
+        kept = versions(meta)
+        averages = {width: PowerAverage(self.model, width) for width in kept["average_widths"]}
+        mine = {average_prefix(width): average.state_dict() for width, average in averages.items()}
+        for prefix, own in {"model.": self.model.state_dict(), "ema.": self.ema.state_dict(), **mine}.items():
             check_tensors(path, checkpoint.take_prefix(prefix, tensors), own)
         self.timestep_sampler.load_state_dict(checkpoint.take_prefix("timesteps.", tensors))
         self.loss_scale.load_state_dict(checkpoint.take_prefix("loss_scale.", tensors))
         self.model.load_state_dict(checkpoint.take_prefix("model.", tensors))
         self.ema.load_state_dict(checkpoint.take_prefix("ema.", tensors))
+        self.averages = averages
+        for width, average in averages.items():
+            average.load_state_dict(checkpoint.take_prefix(average_prefix(width), tensors))
         load_optimizer_tensors(self.optimizer, self.model.named_parameters(), checkpoint.take_prefix("optim.", tensors))
         # Whatever the config says: a run goes on as it began.
-        self.config = dataclasses.replace(self.config, **versions(meta))
+        self.config = dataclasses.replace(self.config, **kept)
         self._examples.close()
         self._examples = self._make_examples()
         self.step = meta["step"]
@@ -270,6 +295,18 @@ class Trainer(TrainingStep):
         self._first_example = seen - self.step * self.config.batch_size
         self._step.fill_(self.step)
         self._advance = self._repeated()  # a new graph, because the optimiser's state is in new tensors
+
+
+def _in_first(write: Callable[[], object]) -> None:
+    """Let the first of several processes write; all of them raise the InputError that it has met."""
+    problem = None
+    if distributed.rank() == 0:
+        try:
+            write()
+        except InputError as error:
+            problem = error
+    if problem := distributed.of_first_process(problem):
+        raise problem
 
 
 def _check_fit(network: UNetConfig, diffusion: GaussianDiffusion, dataset: ImageSet) -> None:
@@ -294,4 +331,15 @@ def _check_fit(network: UNetConfig, diffusion: GaussianDiffusion, dataset: Image
             f"the diffusion's variance is {diffusion.objective.variance!r} and the network's learned_variance "
             f"{network.learned_variance}: make the network with UNetConfig(learned_variance="
             f"{diffusion.objective.learned}, ...), or choose another variance"
+        )
+
+
+def _check_told(network: UNetConfig, config: TrainConfig) -> None:
+    """Raises InputError if the network cannot be told how images are augmented. It may be told that they are not."""
+    told = config.augmentation
+    if told is not None and told.channels != network.augment_channels:
+        raise InputError(
+            f"augment is {config.augment!r}, which is told by {told.channels} numbers, and the network's "
+            f"augment_channels is {network.augment_channels}: make it with UNetConfig(augment_channels="
+            f"{told.channels}, ...), or leave augment out"
         )

@@ -21,13 +21,13 @@ from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.loops import distributed, graphs
 from ddpm_fast.loops.compiled import check_compiler, compiled
 from ddpm_fast.loops.loss_scale import LossScale, Unscaled
-from ddpm_fast.loops.metrics import send
+from ddpm_fast.loops.metrics import by_quarter, quarters_of, send
 from ddpm_fast.loops.parts import part
 from ddpm_fast.loops.summing import Flat, Overlapped, Share
 from ddpm_fast.loops.timesteps import TIMESTEP_SAMPLINGS
 from ddpm_fast.loops.train_config import AUTOCAST, TrainConfig
 from ddpm_fast.loops.working_weights import WorkingWeights, copies_pay
-from ddpm_fast.nn import EMA, UNet, UNetConfig
+from ddpm_fast.nn import EMA, PowerAverage, UNet, UNetConfig
 from ddpm_fast.nn.block import lay_out
 from ddpm_fast.noise import NoiseKey, Stream
 from ddpm_fast.ops import LabelDrop
@@ -47,13 +47,17 @@ class TrainingStep:
     Attributes:
         model: The network.
         ema: The average of its weights.
+        averages: Their power-function averages, by width.
         optimizer: AdamW.
         timestep_sampler: See timesteps.py.
         loss_scale: See loss_scale.py.
         step: How many training steps have been taken.
         wants_stop: Set it, at any moment, to end the training: in one process, and all stop after the same step.
         stopping: Whether the training is to end: the same in all processes after each training step.
+        quarters: What the losses of the last training step add up to in each quarter of t; see metrics.by_quarter.
     """
+
+    quarters: Tensor
 
     def __init__(
         self,
@@ -79,6 +83,7 @@ class TrainingStep:
         self.model.recompute = grad_checkpoint
         self._sums = self._prepare_network(compile)
         self.ema = EMA(self.model, config.ema_decay)
+        self.averages = {width: PowerAverage(self.model, width) for width in config.average_widths}
         self.lr = torch.zeros((), device=device)  # on the device, where a graph reads it
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
@@ -130,13 +135,16 @@ class TrainingStep:
         self._images = torch.empty((size, *self.dataset.shape), dtype=self.dataset.dtype, device=device)
         classes = self.model.config.num_classes
         self._labels = torch.empty(size, dtype=torch.int64, device=device) if classes else None
-        self._metrics = torch.empty(2, device=device)
+        told = self.model.config.augment_channels
+        self._told = torch.zeros(size, told, device=device) if told else None
+        self._metrics = torch.empty(10, device=device)  # the loss, the gradient norm, and the sums by quarter of t
+        self._quarters_of = quarters_of(self.diffusion.num_timesteps, device)
         self._stop_flags: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
         self._late_flags = 1 if device.type == "cuda" else 0  # how many training steps later they are read
 
     def _make_examples(self) -> Examples:
         config = self.config
-        return Examples(self.dataset, config.seed, config.flip, config.order, config.crop)
+        return Examples(self.dataset, config.seed, config.flip, config.order, config.crop, config.augmentation)
 
     @property
     def waited(self) -> float:
@@ -184,8 +192,9 @@ class TrainingStep:
             self.stopping |= self.wants_stop
         else:
             self._see_stop(self._sums.numbers.stop)
-        loss, norm = self._metrics.clone().unbind()  # the next step writes to the same place
-        return loss, norm
+        numbers = self._metrics.clone()  # the next step writes to the same place
+        self.quarters = numbers[2:].view(2, 4)
+        return numbers[0], numbers[1]
 
     def _add_up(self, sums: Flat | Overlapped) -> None:
         """A training step of several micro-batches, in this process or in several."""
@@ -220,13 +229,13 @@ class TrainingStep:
         return self._first_example + step * self.config.batch_size + (self._share.first + number) * self._share.size
 
     def _load_batch(self, number: int) -> None:
-        """Copy the images and labels of a micro-batch to where the device reads them."""
+        """Copy the images and labels of a micro-batch, and how these are augmented, to where the device reads them."""
         count = self._share.count
         upcoming = [divmod(self.step * count + number + ahead, count) for ahead in range(1, max(count, _AHEAD) + 1)]
-        images, labels = self._examples.take(
-            self._first(self.step, number), self._share.size, [self._first(step, which) for step, which in upcoming]
-        )
-        for batch, place in ((images, self._images), (labels, self._labels)):
+        first, size = self._first(self.step, number), self._share.size
+        images, labels = self._examples.take(first, size, [self._first(step, which) for step, which in upcoming])
+        told = self._examples.told(first, size)
+        for batch, place in ((images, self._images), (labels, self._labels), (told, self._told)):
             if place is None or batch is None:
                 continue
             # A copy from pinned memory does not wait. PyTorch reuses that memory only after the copy is done.
@@ -255,9 +264,9 @@ class TrainingStep:
 
     def _update_summed(self, sums: Flat | Overlapped) -> None:
         sums.hand_over()
-        self._update(*sums.numbers.learned_from, sums.numbers.loss)
+        self._update(*sums.numbers.learned_from, sums.numbers.loss, sums.numbers.quarters)
 
-    def _propagate(self, first: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _propagate(self, first: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Forward and backward of a micro-batch.
 
         Args:
@@ -265,7 +274,8 @@ class TrainingStep:
                 are there.
 
         Returns:
-            Its timesteps, their losses, and the mean of these by their weights.
+            Its timesteps, their losses, the mean of these by their weights, and what they add up to in each quarter of
+            t.
         """
         config, images, key = self.config, self._images, self._key
         labels = None
@@ -278,11 +288,16 @@ class TrainingStep:
         with part("forward"), self._autocast():
             if self._working is not None and first:  # here, because the weights may also have been changed from outside
                 self._working.refresh()
-            drops = (key.seed, key.sample_id) if config.dropout_version > 1 and self.model.config.dropout else ()
-            output = self._network(x_t, network_t, labels_kept, *drops)
+            given: tuple[Tensor | None, ...] = ()
+            if config.dropout_version > 1 and self.model.config.dropout:
+                given = (key.seed, key.sample_id)
+            if self._told is not None:
+                given = (*(given or (None, None)), None, self._told)
+            output = self._network(x_t, network_t, labels_kept, *given)
         with part("loss"):
             losses = self.diffusion.training_losses(output, images, t, key)
             loss = (weights * losses).mean()
+            quarters = by_quarter(t, losses.detach(), weights, self._quarters_of)
         if first:
             # To None and not to zeros, so that a graph keeps the gradients in its own memory, where the next step
             # overwrites them.
@@ -292,9 +307,9 @@ class TrainingStep:
             self.loss_scale.backward(loss if total == 1 else loss / total)
             if self._working is not None:
                 self._working.take_gradients()
-        return t, losses.detach(), loss.detach()
+        return t, losses.detach(), loss.detach(), quarters
 
-    def _update(self, t: Tensor, losses: Tensor, loss: Tensor) -> None:
+    def _update(self, t: Tensor, losses: Tensor, loss: Tensor, quarters: Tensor) -> None:
         """What follows once the gradient of the whole batch is there. t, losses: of the whole batch, if the timestep
         sampler learns from them."""
         with part("update"):
@@ -303,8 +318,9 @@ class TrainingStep:
             self.timestep_sampler.update(t, losses)
             self.loss_scale.step(self.optimizer, gradient)
         with part("average"):
-            self.ema.update(self._step, gradient.overflowed)
-        torch.stack([loss, gradient.norm], out=self._metrics)
+            for average in (self.ema, *self.averages.values()):
+                average.update(self._step, gradient.overflowed)
+        torch.cat([loss.reshape(1), gradient.norm.reshape(1), quarters.flatten()], out=self._metrics)
         self._step.add_(1)
 
     def _autocast(self) -> torch.autocast:

@@ -94,8 +94,8 @@ def estimate_frechet(features: Array, mu: Array, sigma: Array, seed: int = 0) ->
 
 def _moments(which: str, mu: Array, sigma: Array) -> tuple[Tensor, Tensor]:
     """A mean and a covariance in float64 on the CPU, checked."""
-    mean = as_tensor(f"numbers of the {which} mean", mu, "[d]", 1).to("cpu", torch.float64)
-    covariance = as_tensor(f"numbers of the {which} covariance", sigma, "[d, d]", 2).to("cpu", torch.float64)
+    mean = as_tensor(f"{which} mean", mu, "[d]", 1).to("cpu", torch.float64)
+    covariance = as_tensor(f"{which} covariance", sigma, "[d, d]", 2).to("cpu", torch.float64)
     if not len(mean) or covariance.shape != (len(mean), len(mean)):
         raise InputError(
             f"the {which} mean has shape {list(mean.shape)} and its covariance {list(covariance.shape)}; expected [d] "

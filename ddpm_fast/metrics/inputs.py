@@ -16,7 +16,7 @@ def as_tensor(name: str, value: object, shape: str, ndim: int) -> Tensor:
     """The numbers as a tensor without a gradient, in their own dtype, where they are.
 
     Args:
-        name: What they are, for the error message; a plural.
+        name: What they are, for the error message.
         value: An array, a tensor, or nested lists.
         shape: The expected shape in words, such as "[n, d]".
         ndim: How many dimensions that is.
@@ -28,12 +28,12 @@ def as_tensor(name: str, value: object, shape: str, ndim: int) -> Tensor:
         tensor = torch.as_tensor(value).detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"the {name} are a {type(value).__name__}, not numbers: expected an array or tensor {shape}"
+            f"got a {type(value).__name__} without numbers for the {name}; expected an array or a tensor {shape}"
         ) from error
     if tensor.ndim != ndim:
-        raise InputError(f"the {name} have shape {list(tensor.shape)}; expected {shape}")
+        raise InputError(f"the shape of the {name} is {list(tensor.shape)}; expected {shape}")
     if tensor.is_complex() or tensor.dtype == torch.bool:
-        raise InputError(f"the {name} are of {tensor.dtype}; expected real numbers")
+        raise InputError(f"the dtype of the {name} is {tensor.dtype}; expected real numbers")
     if tensor.is_floating_point() and not torch.isfinite(tensor).all():
         wrong = int((~torch.isfinite(tensor)).sum())
         raise InputError(
@@ -57,7 +57,9 @@ def as_vectors(name: str, value: object, least: int, why: str) -> Tensor:
     """
     vectors = as_tensor(name, value, "[n, d]", 2)
     if vectors.shape[1] == 0:
-        raise InputError(f"the {name} have shape {list(vectors.shape)}; expected at least one number for each image")
+        raise InputError(
+            f"the shape of the {name} is {list(vectors.shape)}; expected at least one number for each image"
+        )
     if len(vectors) < least:
         raise InputError(f"the {name} are of {len(vectors)} images; {why} needs at least {least}")
     return vectors

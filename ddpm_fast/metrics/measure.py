@@ -23,7 +23,7 @@ _SEED = 2020  # torch-fidelity's, so that its numbers come out
 def measure(fake: FeatureSet, real: FeatureSet, metrics: Sequence[str]) -> dict[str, Any]:
     """Compute metrics, and say what they are of.
 
-    Where the two sets are not of one kind, it warns that the numbers mean nothing.
+    Where the two sets are not of one kind, or it is not known of one, it warns that the numbers may mean nothing.
 
     Args:
         fake: The samples.
@@ -103,6 +103,15 @@ def _warn_of_kinds(fake: FeatureSet, real: FeatureSet) -> None:
             warnings.warn(
                 f"the {what} of the samples and of the reference differ: {printable(of_fake)!r} and "
                 f"{printable(of_real)!r}. Their comparison means nothing: use one extractor for both",
+                stacklevel=3,
+            )
+    # What other codes' files of statistics are of is not written in them; their users know it to be Inception.
+    for what, unknown, known in (("samples", fake, real), ("reference", real, fake)):
+        if not unknown.kind.features and known.kind.features and "inception" not in known.kind.features.lower():
+            warnings.warn(
+                f"what the features of the {what} {printable(unknown.source)} are is not known, and the others are "
+                f"{printable(known.kind.features)!r}. If they are of another extractor, such as Inception, the "
+                "comparison means nothing",
                 stacklevel=3,
             )
 

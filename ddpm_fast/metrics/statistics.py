@@ -52,8 +52,8 @@ class Statistics:
             InputError: If the shapes do not fit, or numbers are not finite.
         """
         number = check_integer("n", n, 0)
-        first = as_tensor("numbers of the mean", mean, "[d]", 1).to("cpu", torch.float64)
-        second = as_tensor("numbers of the covariance", covariance, "[d, d]", 2).to("cpu", torch.float64)
+        first = as_tensor("mean", mean, "[d]", 1).to("cpu", torch.float64)
+        second = as_tensor("covariance", covariance, "[d, d]", 2).to("cpu", torch.float64)
         if second.shape != (len(first), len(first)):
             raise InputError(
                 f"the mean has shape {list(first.shape)} and the covariance {list(second.shape)}; expected [d] and "

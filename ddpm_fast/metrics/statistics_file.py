@@ -12,10 +12,8 @@ Files of other codes say neither what their features are nor how many images the
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,14 +22,13 @@ from torch import Tensor
 from ddpm_fast.data.arrayfile import Header, read_arrays
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.atomic import atomic_path
-from ddpm_fast.metrics.feature_set import FeatureSet, Kind
+from ddpm_fast.metrics import note
+from ddpm_fast.metrics.feature_set import FeatureSet
 from ddpm_fast.metrics.statistics import Statistics
 
 FORMS = ("edm", "adm")
 _MOMENTS = (("mu", "sigma"), ("m2", "s2"), ("ours_mu", "ours_sigma"))
-_NOTE = "ddpm_fast"
 _LARGEST = 1 << 14  # dimensions: a covariance of 2 GiB
-_LONGEST_NOTE = 1 << 14  # characters
 
 
 def read_statistics(path: str | os.PathLike) -> FeatureSet:
@@ -48,7 +45,7 @@ def read_statistics(path: str | os.PathLike) -> FeatureSet:
         InputError: If it cannot be read, is no such file, or holds what no statistics can be.
     """
     path = Path(path)
-    wanted = {name: _check_moment for pair in _MOMENTS for name in pair} | {_NOTE: _check_note}
+    wanted = {name: _check_moment for pair in _MOMENTS for name in pair} | {note.KEY: note.check_note}
     arrays = read_arrays(path, wanted, "statistics")
     for mu, sigma in _MOMENTS:
         if mu in arrays and sigma in arrays:
@@ -58,13 +55,12 @@ def read_statistics(path: str | os.PathLike) -> FeatureSet:
             f"{path} has no statistics, only {sorted(arrays) or 'other arrays'}; expected mu and sigma (as ADM's and "
             "EDM's files have), or m2 and s2. Of images, give the file itself as the reference data"
         )
-    said = _note(arrays, path)
+    said = note.read_note(arrays, path)
     try:
-        statistics = Statistics.from_moments(said["n"], arrays[mu], arrays[sigma])
+        statistics = Statistics.from_moments(said.n, arrays[mu], arrays[sigma])
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    kind = Kind(said["features"], said["resizing"], said["digest"])
-    return FeatureSet(kind, said["source"] or path.name, statistics)
+    return FeatureSet(said.kind, said.source or path.name, statistics)
 
 
 def write_statistics(
@@ -88,11 +84,9 @@ def write_statistics(
     if (form == "adm") != (images is not None):
         need = "needs the images" if images is None else "holds no images"
         raise InputError(f"a file of the form {form} {need}; {'give' if images is None else 'leave out'} `images`")
-    kind, statistics = feature_set.kind, feature_set.statistics
-    said = {"features": kind.features, "resizing": kind.resizing, "digest": kind.digest}
-    said |= {"source": feature_set.source, "n": statistics.n}  # type: ignore[dict-item]
+    statistics = feature_set.statistics
     mu, sigma = _MOMENTS[-1] if form == "adm" else _MOMENTS[0]
-    arrays = {mu: statistics.mean.numpy(), sigma: statistics.covariance.numpy(), _NOTE: np.array(json.dumps(said))}
+    arrays = {mu: statistics.mean.numpy(), sigma: statistics.covariance.numpy(), note.KEY: note.note_of(feature_set)}
     if images is not None:
         arrays["arr_0"] = _as_adm_has_them(images)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
@@ -114,25 +108,3 @@ def _check_moment(header: Header) -> str | None:
     if not (len(header.shape) == 1 or square) or not 1 <= header.shape[0] <= _LARGEST:
         return f"expected [d] or [d, d] with d in 1..{_LARGEST}"
     return None
-
-
-def _check_note(header: Header) -> str | None:
-    """What is wrong with our note, by its header."""
-    if header.dtype.kind != "U" or header.shape or header.nbytes > 4 * _LONGEST_NOTE:
-        return f"expected a text of at most {_LONGEST_NOTE} characters"
-    return None
-
-
-def _note(arrays: dict[str, np.ndarray], path: Path) -> dict[str, Any]:
-    """What a file of ours says of itself; of another, nothing."""
-    said: dict[str, Any] = {"features": "", "resizing": "", "digest": "", "source": "", "n": 0}
-    if _NOTE not in arrays:
-        return said
-    try:
-        read = json.loads(str(arrays[_NOTE]))
-        fits = all(type(read[name]) is type(value) for name, value in said.items()) and read["n"] >= 0
-    except (ValueError, TypeError, KeyError, RecursionError):
-        fits = False
-    if not fits:
-        raise InputError(f"{path} says of itself what cannot be read; write it again with write_statistics")
-    return {name: read[name] for name in said}

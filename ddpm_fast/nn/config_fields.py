@@ -27,6 +27,7 @@ _RANGES = {
     "stem_channels": (0, 2**14),
     "head_channels": (0, 2**14),
     "condition_channels": (0, 2**14),
+    "augment_channels": (0, 2**14),
 }
 _LARGEST_MULTIPLE = 2**14
 _MOST_LEVELS = 15  # an image of the largest size can be halved 14 times

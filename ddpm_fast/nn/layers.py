@@ -72,6 +72,8 @@ class GroupNorm(nn.GroupNorm):
 class TimeEmbedding(nn.Module):
     """Sinusoids of the timestep, then Linear-SiLU-Linear: t [N] (integer or float) -> [N, 4*channels].
 
+    What is `added` to the sinusoids, [N, channels], goes through the two layers with them.
+
     `denominator` spaces the frequencies 10000^(-i/half) or 10000^(-i/(half-1)), half = channels // 2;
     `order` says which half of the embedding holds the sines; `scale` multiplies the timestep first. All exist in
     published checkpoints.
@@ -100,11 +102,13 @@ class TimeEmbedding(nn.Module):
         self.frequencies = self._table().to(self.frequencies.device)
         return self
 
-    def forward(self, t: Tensor) -> Tensor:
+    def forward(self, t: Tensor, added: Tensor | None = None) -> Tensor:
         scaled = t.float() if self.scale == 1 else t.float() * self.scale
         angle = scaled[:, None] * self.frequencies
         parts = [angle.cos(), angle.sin()] if self.order == "cos|sin" else [angle.sin(), angle.cos()]
         embedding = torch.cat(parts, dim=1).to(self.linear1.weight.dtype)
+        if added is not None:
+            embedding = embedding + added
         return self.linear2(F.silu(self.linear1(embedding)))
 
 

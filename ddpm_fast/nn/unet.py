@@ -146,6 +146,9 @@ class UNet(Derives):
 
         self.norm_out = GroupNorm(config.norm_groups, c, config.norm_eps)
         self.conv_out = zeroed(Conv2d(c, config.out_channels))
+        if config.augment_channels:  # the last one, so that the others begin as they would without it
+            self.augment_embedding = Linear(config.augment_channels, config.model_channels, bias=False)
+            zeroed(self.augment_embedding)
         for number, each in enumerate(self._blocks()):
             each.dropout.number = number
         # torch's own stubs lack this overload.
@@ -159,6 +162,7 @@ class UNet(Derives):
         seed: Tensor | None = None,
         sample_id: Tensor | None = None,
         condition: Tensor | None = None,
+        augment: Tensor | None = None,
     ) -> Tensor:
         """Predict from noised images.
 
@@ -174,27 +178,29 @@ class UNet(Derives):
                 two steps have the same.
             condition: [N or 1, condition_channels, H', W'], floats, for a network that gets a second image. Another
                 size than x's is scaled to it, bilinearly.
+            augment: [N, augment_channels], floats: how each image was augmented (data/augmentation.py). None means
+                zeros, which stand for images as they are: what sampling asks for.
 
         Returns:
             [N, C or 2C, H, W], channels_last, in the parameters' dtype or autocast's.
 
         Raises:
             InputError: For wrong shapes and dtypes, labels for an unconditional network, no labels for a network of
-                classes without a null class, labels out of range, a seed without ids, and a condition too much or too
-                few. The range is checked only on the CPU, because on a GPU the check would wait for the
-                device.
+                classes without a null class, labels out of range, a seed without ids, a condition too much or too few,
+                and an augment of another shape. The range is checked only on the CPU, because on a GPU the check would
+                wait for the device.
         """
         self._check(x, t, labels)
+        added = self._embedded_augment(augment, x)
         key = _dropout_key(x, seed, sample_id)
         x = self._beside(condition, x).to(self.conv_in.weight.dtype, memory_format=torch.channels_last)
         pends = is_added_by_norms(x)
         if pends and any(compat.has_forward_hooks(module) for module in self.modules()):
             with unfused():  # a hook is given whole images
-                return self._run(x, t, labels, key, False)
-        return self._run(x, t, labels, key, pends)
+                return self._run(x, self._embedding(t, labels, added, is_fused(x)), key, False)
+        return self._run(x, self._embedding(t, labels, added, is_fused(x)), key, pends)
 
-    def _run(self, x: Tensor, t: Tensor, labels: Tensor | None, key: NoiseKey | None, pends: bool) -> Tensor:
-        emb = self._embedding(t, labels, is_fused(x))
+    def _run(self, x: Tensor, emb: Embedding, key: NoiseKey | None, pends: bool) -> Tensor:
         emb.key = key
         first = convolved(self.conv_in, x)
         # With one input channel x fits any memory format, and the convolution may choose the wrong one.
@@ -216,10 +222,13 @@ class UNet(Derives):
         layers = (layer for layer in stage.modules() if isinstance(layer, nn.Dropout))
         return recomputed(stage, emb.emb, draws=emb.key is None and any(layer.training and layer.p for layer in layers))
 
-    def _embedding(self, t: Tensor, labels: Tensor | None, fuses: bool) -> Embedding:
-        """The embedding of timesteps and labels. A loop gives all samples one timestep, as an expanded tensor: it is
-        embedded once on a GPU. A CPU would round one row otherwise than several, for which it would save nothing."""
-        emb = self.time_embedding(t[:1] if fuses and t.stride() == (0,) else t)
+    def _embedding(self, t: Tensor, labels: Tensor | None, added: Tensor | None, fuses: bool) -> Embedding:
+        """The embedding of timesteps, of what is added to their sinusoids, and of labels.
+
+        A loop gives all samples one timestep, as an expanded tensor: it is embedded once on a GPU. A CPU would round
+        one row otherwise than several, for which it would save nothing.
+        """
+        emb = self.time_embedding(t[:1] if fuses and t.stride() == (0,) else t, added)
         if self.config.num_classes:
             table = self.label_embedding.weight
             emb = emb + (table[-1] if labels is None else F.embedding(labels, table))
@@ -229,9 +238,9 @@ class UNet(Derives):
         blocks = self._blocks()
         if not all(_is_as_it_was_made(block) for block in blocks):
             return Embedding(emb)
-        weight, bias, *added = self.derived()
+        weight, bias, *biases = self.derived()
         rows = F.linear(emb, weight, bias)
-        rows = rows + added[0] if added else rows.float()
+        rows = rows + biases[0] if biases else rows.float()
         each = rows.split([block.emb.out_features for block in blocks], dim=1)
         return Embedding(emb, dict(zip(blocks, each, strict=True)))
 
@@ -249,6 +258,10 @@ class UNet(Derives):
         biases = [block.conv1.bias for block in blocks if block.conv1.bias is not None]
         return *projection, torch.cat(biases).float()
 
+    def sampling_state(self) -> dict[str, Tensor]:
+        """The state_dict without what only training uses: the weights by which the network is told of augmentation."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("augment_embedding.")}
+
     def _beside(self, condition: Tensor | None, x: Tensor) -> Tensor:
         """x, and the condition's channels after its own."""
         channels = self.config.condition_channels
@@ -265,6 +278,19 @@ class UNet(Derives):
         if condition.shape[2:] != x.shape[2:]:
             condition = F.interpolate(condition, (x.shape[2], x.shape[3]), mode="bilinear")
         return torch.cat([x, condition.expand(n, -1, -1, -1)], dim=1)
+
+    def _embedded_augment(self, augment: Tensor | None, x: Tensor) -> Tensor | None:
+        """What is added to the sinusoids of the timesteps, [N, model_channels]. Zeros would add nothing."""
+        if augment is None:
+            return None
+        channels = self.config.augment_channels
+        if not channels:
+            raise InputError("this network is not told how images are augmented (augment_channels = 0): leave it out")
+        if augment.shape != (x.shape[0], channels) or not augment.is_floating_point():
+            raise InputError(
+                f"augment is {augment.dtype} {list(augment.shape)}; expected floats [{x.shape[0]}, {channels}]"
+            )
+        return self.augment_embedding(augment.to(self.augment_embedding.weight.dtype))
 
     def _check(self, x: Tensor, t: Tensor, labels: Tensor | None) -> None:
         config = self.config

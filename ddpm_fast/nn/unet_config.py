@@ -37,6 +37,7 @@ _ADDED = {
     "null_class": True,
     "timestep_scale": 1.0,
     "condition_channels": 0,
+    "augment_channels": 0,
 }
 
 
@@ -87,6 +88,7 @@ class UNetConfig:
     null_class: bool = True  # whether there is a null class
     timestep_scale: float = 1.0  # what timesteps are multiplied by before they are embedded
     condition_channels: int = 0  # channels of a second image, which the network gets beside the sample
+    augment_channels: int = 0  # length of the vector that tells how a training image was augmented; 0 for none
 
     def __post_init__(self) -> None:
         set_typed(self, _CHOICES)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support.commands import run, save_small_model
+from support.made_features import save_network
 
 from ddpm_fast.commands import everywhere, precision
 from ddpm_fast.commands.likelihood import finished_part
@@ -222,6 +223,12 @@ def test_likelihoods_need_a_way_for_the_ranks_to_find_each_other(environment, sm
 # Two real processes at once
 
 
+def quality(small, folder):
+    """Which metrics to compute of which samples."""
+    arguments = [f"--model={small}", "--n=11", "--steps=3", "--batch-size=2", f"--reference={folder}/data.npz"]
+    return ["all", *arguments, f"--features={save_network(folder / 'made.pt')}"]
+
+
 @pytest.fixture(scope="module")
 def together(small, tmp_path_factory):
     """Two ranks of torchrun, which run some commands at the same time: their folder, and what each of them said."""
@@ -232,6 +239,8 @@ def together(small, tmp_path_factory):
     commands = [
         ("sample", [f"--model={small}", "--n=9", "--steps=3", "--batch-size=2", f"--out={folder}/s"]),
         ("evaluate", [*nll, f"--out={folder}/nll.json"]),
+        ("evaluate", [*quality(small, folder), f"--out={folder}/all.json"]),
+        ("evaluate", [*quality(small, folder), f"--out={folder}/kept.json", f"--keep={folder}/kept"]),
     ]
     tests = Path(__file__).parents[1]
     script = [str(tests / "support/ranks_script.py"), str(folder), json.dumps(commands)]
@@ -262,6 +271,26 @@ def test_the_likelihood_of_two_ranks_is_that_of_one_bit_for_bit(together, small,
     one, two = (json.loads(path.read_text()) for path in (tmp_path / "one.json", folder / "nll.json"))
     assert one == two and one["images"] == 9
     assert "2 ranks" in said[0][1]["stdout"] and not said[1][1]["stdout"]
+
+
+def test_metrics_of_two_ranks_are_those_of_one(together, small, tmp_path):
+    folder, said = together
+    arguments = quality(small, folder)
+    assert run("evaluate", *arguments, "--out", tmp_path / "one.json").exit_code == 0
+    one = json.loads((tmp_path / "one.json").read_text())
+    for k, name in enumerate(("all", "kept"), 2):
+        two = json.loads((folder / f"{name}.json").read_text())
+        for metric in ("fid", "kid", "pr", "is"):
+            assert two[metric] == pytest.approx(one[metric], rel=1e-6)
+        assert one["ranks"] == 1 and two["ranks"] == 2 and not said[1][k]["stdout"]
+    assert len(list((folder / "kept").glob("*.png"))) == 11
+
+
+def test_an_npz_of_samples_is_kept_by_one_process(environment, small, tmp_path):
+    environment(RANK=1, WORLD_SIZE=2)
+    np.savez(tmp_path / "data.npz", images=np.zeros((9, 8, 8, 3), np.uint8))
+    result = run("evaluate", *quality(small, tmp_path), "--keep", tmp_path / "s.npz")
+    assert result.exit_code == 2 and "give --keep a folder" in result.stderr
 
 
 def test_a_likelihood_that_was_stopped_is_that_of_the_images_before_the_first_gap():

@@ -75,7 +75,7 @@ def bad_source(kind, folder):
         ("objects", {}, r"pickled objects are never loaded"),
         ("pickle", {}, r"pickled objects are never loaded"),
         ("labels of objects", {}, r"pickled objects are never loaded"),
-        ("no key images", {}, r"no array called 'images', only \['x'\]"),
+        ("no key images", {}, r"no array called 'images' \(or 'arr_0'\), only \['x'\]"),
         ("short labels", {}, r"labels of .* \[2\], but there are 3 images"),
         ("float labels", {}, r"labels of .* float64 \[3\], expected integers"),
         ("negative labels", {}, r"go down to -1, expected class numbers from 0 up"),

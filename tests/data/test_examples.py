@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_fast.data import Dataset, StoredDataset, batch_indices, flip_mask, open_dataset
+from ddpm_fast.data import Augmentation, Dataset, StoredDataset, batch_indices, flip_mask, open_dataset
 from ddpm_fast.data.ahead import reader_threads
 from ddpm_fast.data.bounds import Unreadable
 from ddpm_fast.data.examples import Examples
@@ -61,6 +61,30 @@ def examples():
     yield make
     for one in made:
         one.close()
+
+
+def test_examples_are_augmented_in_memory_and_ahead_as_they_are_told():
+    augment = Augmentation.of("xflip,yflip,shift=0.5,scale,translate:0.3,reflect")
+    source = Made(23)
+    memory = Examples(Dataset(torch.from_numpy(source.images), None, None, "x"), 3, augment=augment)
+    stored = Examples(StoredDataset.of(source), 3, augment=augment)
+    before = source.images.copy()
+    for first, count, upcoming in [(0, 20, [20, 40]), (20, 20, [40]), (3, 9, []), (40, 20, [])]:
+        images, told = stored.take(first, count, upcoming)[0], stored.told(first, count)
+        assert torch.equal(images, memory.take(first, count)[0]) and torch.equal(told, memory.told(first, count))
+        drawn = augment.draw(3, first, count, 2, 3)
+        assert torch.equal(told, drawn.told)
+        plain = torch.from_numpy(source.images)[batch_indices(3, first, count, 23)]
+        kept = ~told.any(1)
+        assert torch.equal(images[kept], plain[kept]) and 0 < kept.sum() < count
+        changed = (images != plain).flatten(1).any(1)
+        assert changed[~kept].float().mean() > 0.5  # not all: a shift of this size may be of no pixel
+        for k, change in enumerate(drawn.changes):
+            if change is not None and change.matrix is None:
+                assert np.array_equal(images[k], change.moved(plain[k].numpy(), "reflect"))
+    assert np.array_equal(source.images, before)
+    stored.close()
+    assert Examples(memory.dataset, 3).told(0, 5) is None
 
 
 @pytest.mark.parametrize("order", [1, 2])

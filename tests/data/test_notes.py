@@ -162,3 +162,13 @@ def test_mixed_sizes_are_told_what_to_do_with_and_without_the_option(tmp_path):
         InputError, match=r"give image_size \(in training: --image-size\).*or scale the files to one size"
     ):
         load_dataset(tmp_path)
+
+
+def test_nothing_is_said_of_the_record_beside_samples(tmp_path):
+    for folder in (tmp_path, tmp_path / "inner"):
+        folder.mkdir(exist_ok=True)
+        Image.new("L", (8, 8), 1).save(folder / "000000.png")
+        (folder / "samples.json").write_text("{}")
+    assert notes_of(tmp_path)[1] == ["ignored 1 file: 1 .json"]  # the one that is not where `sample` writes it
+    (tmp_path / "inner" / "samples.json").unlink()
+    assert notes_of(tmp_path)[1] == []

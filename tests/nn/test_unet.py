@@ -312,9 +312,38 @@ def test_a_condition_comes_after_the_channels_of_x_and_is_scaled_to_its_size():
         net(x, t, labels, condition=condition[:, :1])
 
 
+def test_what_is_told_of_augmentation_is_added_to_the_sinusoids_of_the_timestep():
+    net, plain = perturbed(small(augment_channels=4)), perturbed(SMALL)
+    plain.load_state_dict({name: w for name, w in net.state_dict().items() if "augment" not in name})
+    x, t, labels = batch(SMALL)
+    told = torch.randn(3, 4)
+    added = told @ net.augment_embedding.weight.T
+    assert torch.equal(net(x, t, labels), plain(x, t, labels)), "without it the network is another"
+    assert torch.equal(net(x, t, labels, augment=torch.zeros(3, 4)), plain(x, t, labels))
+    different = (net(x, t, labels, augment=told) - plain(x, t, labels)).abs().amax((1, 2, 3))
+    assert (different > 1e-4).all()
+    plain.time_embedding.linear1.register_forward_pre_hook(lambda layer, inputs: inputs[0] + added)
+    assert_close(net(x, t, labels, augment=told), plain(x, t, labels), atol=1e-5, rtol=1e-5)
+    with pytest.raises(InputError, match=r"augment is torch.float32 \[3, 3\]; expected floats \[3, 4\]"):
+        net(x, t, labels, augment=told[:, :3])
+    with pytest.raises(InputError, match=r"augment is torch\.int64"):
+        net(x, t, labels, augment=told.long())
+    with pytest.raises(InputError, match="not told how images are augmented"):
+        plain(x, t, labels, augment=told)
+
+
+def test_a_network_that_is_told_of_augmentation_begins_as_one_that_is_not():
+    torch.manual_seed(0)
+    told = UNet(small(augment_channels=4)).state_dict()
+    torch.manual_seed(0)
+    plain = UNet(SMALL).state_dict()
+    assert not told.pop("augment_embedding.weight").any()
+    assert told.keys() == plain.keys() and all(torch.equal(told[name], plain[name]) for name in plain)
+
+
 def test_a_file_of_before_has_none_of_the_later_fields():
     added = ("stem_channels", "decoder_attention", "middle_attention", "head_channels", "null_class")
-    added = (*added, "timestep_scale", "condition_channels")
+    added = (*added, "timestep_scale", "condition_channels", "augment_channels")
     old = {name: value for name, value in SMALL.to_dict().items() if name not in added}
     assert UNetConfig.from_dict(old) == SMALL
 

@@ -43,6 +43,7 @@ TRAININGS = {
     "fp16": {"precision": "fp16"},
     "dropout of version 1": {"dropout_version": 1},
     "compute again": {"grad_checkpoint": True},
+    "augmented": {"augment": "rotate90,shift,small:0.3"},
     "four parts": {"timestep_sampling": "stratified", "micro_batch": 2},
     "four parts, replayed": {"timestep_sampling": "loss_second_moment", "micro_batch": 2, "cuda_graph": None},
 }
@@ -52,11 +53,12 @@ ON_A_GPU = ("uniform", "uniform, replayed", "bf16, replayed", "four parts, repla
 def trainer(diffusion=None, cuda_graph=False, grad_checkpoint=False, device="cpu", **options) -> Trainer:
     """With every source of randomness in use: dropout, dropped labels, flips."""
     diffusion = diffusion or df.GaussianDiffusion(df.Schedule.cosine(100))
+    config = TrainConfig(**{"batch_size": BATCH, "warmup": 5, "flip": True, "label_drop": 0.3, "lr": 1e-3} | options)
     network = df.UNetConfig(
         image_size=8, in_channels=2, model_channels=8, channel_mult=(1,), num_res_blocks=1, norm_groups=4,
         attention_resolutions=(), num_classes=3, dropout=0.3, learned_variance=diffusion.objective.learned,
+        augment_channels=config.augmentation.channels if config.augmentation else 0,
     )  # fmt: skip
-    config = TrainConfig(**{"batch_size": BATCH, "warmup": 5, "flip": True, "label_drop": 0.3, "lr": 1e-3} | options)
     images = torch.randint(0, 256, (50, 2, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     data = Dataset(images, torch.arange(50) % 3, None, "random pixels")
     return Trainer(network, diffusion, config, data, device, cuda_graph, False, grad_checkpoint)
@@ -67,10 +69,16 @@ def watch(subject: Trainer, seen: list) -> None:
     network = subject._network
 
     def call(*given):
-        seen.append([x.clone() for x in given if x.ndim])
+        seen.append([x.clone() for x in given if x is not None and x.ndim])
         return network(*given)
 
     subject._network = call
+
+
+def numbers_of(subject: Trainer) -> torch.Tensor:
+    """What a training step says of itself: its loss, its gradient norm, and the sums of its losses by quarter of t."""
+    numbers = torch.stack(subject.train_step())
+    return torch.cat([numbers, subject.quarters.flatten()])
 
 
 def train(name: str, steps: int | None = None, **others) -> dict:
@@ -86,7 +94,7 @@ def train(name: str, steps: int | None = None, **others) -> dict:
         subject = trainer(**options)
         if on_a_cpu and not as_on_a_gpu:
             watch(subject, seen)
-        metrics = torch.stack([torch.stack(subject.train_step()) for _ in range(steps)])
+        metrics = torch.stack([numbers_of(subject) for _ in range(steps)])
     return {"metrics": metrics.cpu(), "given": seen, "state": dict(subject.snapshot({}).copied().tensors)}
 
 

@@ -21,7 +21,7 @@ from ddpm_fast.files.digest import sha256_of
 from ddpm_fast.files.pickles import read_pickle, state_dict
 from ddpm_fast.metrics.feature_set import Kind
 from ddpm_fast.metrics.features.extractor import Extractor
-from ddpm_fast.metrics.features.network import Convolution, check_names, extractor_of, folded
+from ddpm_fast.metrics.features.network import NORM, Convolution, check_names, extractor_of, folded
 from ddpm_fast.metrics.features.resizing import as_rgb, bicubic
 
 NAME = "efficientnet-lite0"
@@ -83,7 +83,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
     def convolution(name: str, norm: str, *shape: int) -> None:
         found[f"{name}.weight"] = shape
-        for each in ("weight", "bias", "running_mean", "running_var"):
+        for each in NORM:
             found[f"{norm}.{each}"] = (shape[0],)
 
     convolution("_conv_stem", "_bn0", _STEM, 3, 3, 3)
@@ -146,7 +146,7 @@ class EfficientNetLite0(nn.Module):
 
 
 def _convolution(state: Mapping[str, Tensor], conv: str, norm: str, stride: int = 1, groups: int = 1) -> Convolution:
-    parts = {name: state[f"{norm}.{name}"] for name in ("weight", "bias", "running_mean", "running_var")}
+    parts = {name: state[f"{norm}.{name}"] for name in NORM}
     weight, bias = folded(state[f"{conv}.weight"], parts, _EPS)
     return Convolution(weight, bias, stride=stride, groups=groups)
 

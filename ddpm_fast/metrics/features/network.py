@@ -3,7 +3,8 @@ TensorFlow does, weights that must have certain names, and how a network becomes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from ddpm_fast.metrics.features.extractor import Extractor
 from ddpm_fast.metrics.features.resizing import check_images
 
 Compute = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+
+NORM = ("weight", "bias", "running_mean", "running_var")  # what a batch norm consists of
 
 # A CPU computes this many images at once: their activations stay in the cache. EfficientNet-lite0 at 96 pixels on one
 # core: 212 images/s in parts of 8, 242 of 16, 141 of 32, 143 of 64.
@@ -34,13 +37,13 @@ def folded(conv: Tensor, norm: Mapping[str, Tensor], eps: float) -> tuple[Tensor
     Returns:
         Weight and bias, fp32: computed in float64 and rounded once.
     """
-    weight, bias, mean, variance = (norm[name].double() for name in ("weight", "bias", "running_mean", "running_var"))
+    weight, bias, mean, variance = (norm[name].double() for name in NORM)
     scale = weight / torch.sqrt(variance + eps)
     return (conv.double() * scale[:, None, None, None]).float(), (bias - mean * scale).float()
 
 
 class Convolution(nn.Module):
-    """A convolution with a bias that pads as TensorFlow's "SAME" does: where the padding is odd, the end gets more.
+    """A convolution with a bias and TensorFlow's padding: "SAME", where the end gets more if it is odd, or none.
 
     Weights are kept in the memory format channels_last.
     """
@@ -48,20 +51,24 @@ class Convolution(nn.Module):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, weight: Tensor, bias: Tensor, stride: int = 1, groups: int = 1):
-        """Take the weight [out, in / groups, k, k] and the bias [out]."""
+    def __init__(self, weight: Tensor, bias: Tensor, stride: int = 1, groups: int = 1, same: bool = True):
+        """Take the weight [out, in / groups, height, width] and the bias [out]; `same` says whether to pad."""
         super().__init__()
         self.register_buffer("weight", weight.contiguous(memory_format=torch.channels_last))
         self.register_buffer("bias", bias)
-        self.stride, self.groups = stride, groups
+        self.stride, self.groups, self.same = stride, groups, same
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n, in, H, W] to [n, out, ceil(H / stride), ceil(W / stride)]."""
-        kernel = self.weight.shape[-1]
-        rows, columns = (max((-(-n // self.stride) - 1) * self.stride + kernel - n, 0) for n in x.shape[2:])
-        if rows % 2 or columns % 2:
-            x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
-            rows = columns = 0
+        """[n, in, H, W] to [n, out, ceil(H / stride), ceil(W / stride)], or to what is left without padding."""
+        rows = columns = 0
+        if self.same:
+            rows, columns = (
+                max((-(-n // self.stride) - 1) * self.stride + kernel - n, 0)
+                for n, kernel in zip(x.shape[2:], self.weight.shape[2:], strict=True)
+            )
+            if rows % 2 or columns % 2:
+                x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+                rows = columns = 0
         return F.conv2d(x, self.weight, self.bias, self.stride, (rows // 2, columns // 2), 1, self.groups)
 
 
@@ -93,6 +100,20 @@ def _few(names: list[str]) -> str:
     return ", ".join(f"{printable(name):.80}" for name in names[:3]) + more
 
 
+@contextmanager
+def in_full_precision(device: torch.device) -> Iterator[None]:
+    """Inside, networks compute without gradients, and in fp32 whatever a caller has switched on.
+
+    Convolutions in TF32 would change features by about 1e-3.
+    """
+    with (
+        torch.inference_mode(),
+        torch.autocast(device.type, enabled=False),
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False),
+    ):
+        yield
+
+
 def extractor_of(kind: Kind, dimensions: int, device: torch.device, compute: Compute) -> Extractor:
     """An Extractor that checks images and computes them in parts, in fp32 whatever is around it.
 
@@ -106,13 +127,7 @@ def extractor_of(kind: Kind, dimensions: int, device: torch.device, compute: Com
 
     def in_parts(images: Tensor) -> tuple[Tensor, Tensor | None]:
         check_images(images)
-        # No matter what a caller has switched on, features are of one precision: convolutions in TF32 change them by
-        # about 1e-3.
-        with (
-            torch.inference_mode(),
-            torch.autocast(device.type, enabled=False),
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False),
-        ):
+        with in_full_precision(device):
             parts = [compute(part.to(device, non_blocking=True)) for part in images.split(most) if len(part)]
             if not parts:
                 return torch.zeros(0, dimensions, device=device), None

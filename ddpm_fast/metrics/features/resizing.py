@@ -78,5 +78,6 @@ def as_tensorflow(images: Tensor, size: int) -> Tensor:
         share = (place - low).view(shape).to(images.device)
         high = (low + 1).clamp_(max=n - 1).to(images.device)
         first = images.index_select(dimension, low.to(images.device))
-        images = torch.lerp(first, images.index_select(dimension, high), share)
+        # Not torch.lerp, which computes from the other end where the share is above 1/2, and so rounds differently.
+        images = (images.index_select(dimension, high) - first).mul_(share).add_(first)
     return images
