@@ -24,11 +24,10 @@ from ddpm_fast.errors import InputError
 from ddpm_fast.files.atomic import atomic_path
 from ddpm_fast.metrics import note
 from ddpm_fast.metrics.feature_set import FeatureSet
-from ddpm_fast.metrics.statistics import Statistics
+from ddpm_fast.metrics.statistics import LARGEST, Statistics
 
 FORMS = ("edm", "adm")
 _MOMENTS = (("mu", "sigma"), ("m2", "s2"), ("ours_mu", "ours_sigma"))
-_LARGEST = 1 << 14  # dimensions: a covariance of 2 GiB
 
 
 def read_statistics(path: str | os.PathLike) -> FeatureSet:
@@ -105,6 +104,6 @@ def _check_moment(header: Header) -> str | None:
     if header.dtype.kind != "f":
         return "expected floats"
     square = len(header.shape) == 2 and header.shape[0] == header.shape[1]
-    if not (len(header.shape) == 1 or square) or not 1 <= header.shape[0] <= _LARGEST:
-        return f"expected [d] or [d, d] with d in 1..{_LARGEST}"
+    if not (len(header.shape) == 1 or square) or not 1 <= header.shape[0] <= LARGEST:
+        return f"expected [d] or [d, d] with d in 1..{LARGEST}"
     return None

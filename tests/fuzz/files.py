@@ -23,7 +23,7 @@ import typer
 
 from ddpm_fast.commands.common import plain_errors
 from ddpm_fast.errors import InputError
-from tests.fuzz import checkpoints, datasets, foreign, material, states, stored
+from tests.fuzz import checkpoints, datasets, features, foreign, material, states, stored
 from tests.fuzz.supervise import Failed, Fuzzer, Notes, folder, limit_memory, memory
 
 SECONDS = 30.0  # what hangs never ends; a busy machine may take some
@@ -136,6 +136,7 @@ KINDS = (
     stored.shards,
     stored.prepared,
     foreign.diffusers,
+    features.moments,
     checkpoints.checkpoint,
 )
 FUZZER = Fuzzer("files", "files", run, seconds=SECONDS, warm=material.make_all, prepare=prepare)

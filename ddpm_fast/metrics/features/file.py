@@ -20,10 +20,9 @@ from ddpm_fast.files.atomic import atomic_path
 from ddpm_fast.files.tensorfile import check_is_file
 from ddpm_fast.metrics import note
 from ddpm_fast.metrics.feature_set import FeatureSet, Kind
-from ddpm_fast.metrics.statistics import Statistics
+from ddpm_fast.metrics.statistics import LARGEST, Statistics
 
 UNKNOWN = Kind("features of a file", "not known")  # of a file that does not say
-_WIDEST = 1 << 16  # the longest vector
 _FLOATS = (2, 4, 8)  # bytes
 
 
@@ -73,8 +72,8 @@ def _check_vectors(header: Header) -> str | None:
     """What is wrong with features or logits, by their header."""
     if header.dtype.kind != "f" or header.dtype.itemsize not in _FLOATS:
         return "expected float16, float32 or float64"
-    if len(header.shape) != 2 or header.shape[0] < 1 or not 1 <= header.shape[1] <= _WIDEST:
-        return f"expected [n, d] with n of at least 1 and d in 1..{_WIDEST}"
+    if len(header.shape) != 2 or header.shape[0] < 1 or not 1 <= header.shape[1] <= LARGEST:
+        return f"expected [n, d] with n of at least 1 and d in 1..{LARGEST}"
     return None
 
 
