@@ -6,7 +6,7 @@ from support.feature_networks import LikeNvidias, Tiny, made_images, scripted
 from torch import nn
 
 from ddpm_fast.errors import InputError
-from ddpm_fast.metrics.features.load import load_extractor
+from ddpm_fast.metrics.features import load_extractor
 from ddpm_fast.metrics.features.resizing import bicubic_uint8
 
 IMAGES = made_images((3, 3, 9, 12))
@@ -76,6 +76,15 @@ def test_modules_with_other_weights_have_another_digest():
         other.last.bias[0] += 1
     first, second = load_extractor(Tiny()).kind, load_extractor(other).kind
     assert first == load_extractor(Tiny()).kind and first.digest != second.digest and first.features == "Tiny"
+
+
+def test_a_module_of_torchscript_in_python_has_the_name_of_its_class(tmp_path):
+    script = torch.jit.load(scripted(LikeNvidias(), tmp_path / "network.pt"))
+    extractor = load_extractor(script)
+    assert (
+        extractor.kind.features == "LikeNvidias" and extractor.kind.digest == load_extractor(LikeNvidias()).kind.digest
+    )
+    assert torch.equal(extractor.compute(IMAGES)[0], LikeNvidias()(IMAGES, return_features=True))
 
 
 def test_a_module_stays_as_it_is():
