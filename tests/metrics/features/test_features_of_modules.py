@@ -1,5 +1,7 @@
 """Features of TorchScript files and of modules in Python."""
 
+import warnings
+
 import pytest
 import torch
 from support.feature_networks import LikeNvidias, Tiny, made_images, scripted
@@ -79,11 +81,12 @@ def test_modules_with_other_weights_have_another_digest():
 
 
 def test_a_module_of_torchscript_in_python_has_the_name_of_its_class(tmp_path):
-    script = torch.jit.load(scripted(LikeNvidias(), tmp_path / "network.pt"))
-    extractor = load_extractor(script)
-    assert (
-        extractor.kind.features == "LikeNvidias" and extractor.kind.digest == load_extractor(LikeNvidias()).kind.digest
-    )
+    path = scripted(LikeNvidias(), tmp_path / "network.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        script = torch.jit.load(path)
+    extractor, kind = load_extractor(script), load_extractor(LikeNvidias()).kind
+    assert extractor.kind.features == "LikeNvidias" and extractor.kind.digest == kind.digest
     assert torch.equal(extractor.compute(IMAGES)[0], LikeNvidias()(IMAGES, return_features=True))
 
 
