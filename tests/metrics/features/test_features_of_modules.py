@@ -119,6 +119,25 @@ def test_what_is_no_features_is_refused_by_its_shape(function, said):
         load_extractor(Function(function))
 
 
+@pytest.mark.parametrize("precision", ["high", "medium", "highest"])
+def test_products_are_in_full_precision_meanwhile_and_as_they_were_afterwards(precision):
+    parts, found = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul, torch.backends.cudnn.conv], []
+
+    def function(images):
+        found.append([part.fp32_precision for part in parts])
+        return images.float().flatten(1)
+
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        outside = [part.fp32_precision for part in parts]
+        load_extractor(Function(function))
+        assert found == [["ieee"] * 3] and [part.fp32_precision for part in parts] == outside
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_a_network_that_fails_says_that_a_size_may_be_missing(source_of):
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2))
     with pytest.raises(InputError, match=r"fails for uint8 images \[2, 3, 64, 64\].*--feature-size"):
