@@ -54,7 +54,7 @@ class Statistics:
         Raises:
             InputError: If the shapes do not fit, or numbers are not finite.
         """
-        number = check_integer("n", n, 0)
+        number = check_integer("n", n, 0, 2**53)
         first = as_tensor("mean", mean, "[d]", 1).to("cpu", torch.float64)
         second = as_tensor("covariance", covariance, "[d, d]", 2).to("cpu", torch.float64)
         if second.shape != (len(first), len(first)):
@@ -68,6 +68,8 @@ class Statistics:
         made.n, made.mean = number, first.clone()
         if number:
             made._products = second * (number - 1)
+            if not bool(made._products.isfinite().all()):
+                raise InputError(f"the covariance times n - 1 = {number - 1} is too large for float64")
         else:
             made._covariance = second.clone()
         return made

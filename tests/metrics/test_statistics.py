@@ -112,6 +112,8 @@ def test_moments_of_an_unknown_number_stay_as_they_are():
         (lambda: Statistics(3).add(np.ones((2, 4))), "vectors of 4 numbers do not join those of 3"),
         (lambda: Statistics(3).merge(Statistics(2)), "vectors of 2 numbers do not join those of 3"),
         (lambda: Statistics.from_moments(1, np.zeros(2), np.eye(2)), "one vector has no covariance"),
+        (lambda: Statistics.from_moments(5, np.zeros(2), np.eye(2) * 1e308), "too large for float64"),
+        (lambda: Statistics.from_moments(10**30, np.zeros(2), np.eye(2)), "n is 1000000000000000000000000000000"),
         (lambda: Statistics.from_moments(5, np.zeros(3), np.eye(2)), r"shape \[3\] and the covariance \[2, 2\]"),
         (lambda: Statistics.joined([]), "got no parts"),
         (lambda: Statistics.joined([torch.zeros(6, dtype=torch.float64)]), "expected what Statistics.packed gives"),
