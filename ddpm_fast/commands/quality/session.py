@@ -280,8 +280,8 @@ def _check_written_reference(request: Request, reference: Reference | None) -> N
         raise InputError("--reference-form adm is a file with images, and --reference has none: give the real images")
     if (size := len(images) * math.prod(images.shape)) > _MOST_WRITTEN:
         raise InputError(
-            f"--reference-form adm is a file with all images, here {size / 2**30:.1f} GiB, and more than "
-            f"{_MOST_WRITTEN / 2**30:g} GiB are not held in memory for it: give --n-reference, or take the form edm"
+            f"--reference-form adm is a file with all images, here {size / 2**30:.1f} GiB, which are held in memory "
+            f"up to {_MOST_WRITTEN / 2**30:g} GiB: give --n-reference, or the form edm, which has none"
         )
 
 
