@@ -200,6 +200,7 @@ def speedrun(
     features: Features = None,
     part: Parts = [],  # noqa: B006
     parts: AllParts = False,
+    images: Annotated[int | None, typer.Option(help="Images that ours sees; enough for the goal if not given.")] = None,
     ours_only: OursOnly = False,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of the trainings.")] = 0,
@@ -208,7 +209,9 @@ def speedrun(
     """Measure the time from nothing to a given quality, ours beside the loop of diffusers' example."""
     with plain_errors():
         chosen = speedrun_.PARTS if parts else tuple(part)
-        settings = speedrun_.Settings(subject, out, work, data, features, device, seed, chosen, ours_only, quick)
+        settings = speedrun_.Settings(
+            subject, out, work, data, features, images, device, seed, chosen, ours_only, quick
+        )
         speedrun_.main(settings)
 
 

@@ -70,22 +70,22 @@ def main(settings: Settings) -> None:
     network = QUICK_NETWORK if settings.quick else DIGITS_NETWORK
     drawing = Drawing(16, steps=2) if settings.quick else Drawing(settings.n)
     images = 32 if settings.quick else settings.images
-    recipes = compared(network)
+    recipes = compared(network, images)
     for name in settings.only:
         if name not in recipes:
             raise InputError(f"{name!r:.99} is unknown; there are {', '.join(recipes)}")
     about = {"images": images, "quick": settings.quick, "threads": torch.get_num_threads()}
     judge = Judge(data, extractor_of(settings.features, device, settings.quick))
     campaign = Campaign(settings.out, settings.work, data, judge, device, **about)
+    absent = {code: reason for code, peer in NEEDED.items() if (reason := peers.absent(peer))}
     for seed in range(settings.seeds):
         for name, recipe in recipes.items():
             if settings.only and name not in settings.only:
                 continue
-            if recipe.loop in NEEDED and (reason := peers.absent(NEEDED[recipe.loop])):
-                say(f"{name} is left out: {reason}")
+            if recipe.loop in absent:
+                say(f"{name} is left out: {absent[recipe.loop]}")
                 continue
-            others = [code for code in (OURS, DIFFUSERS, LUCIDRAINS) if code != recipe.loop]
-            others = [code for code in others if code not in NEEDED or not peers.absent(NEEDED[code])]
+            others = [code for code in (OURS, *NEEDED) if code not in (recipe.loop, *absent)]
             training = campaign.trained(name, recipe, [images], seed, others)
             for average in (OWN, LIVE, *others):
                 campaign.scored(training, name, training.marks[-1], drawing, average)

@@ -109,15 +109,15 @@ def theirs(loop: str, **fields: Any) -> Recipe:
     if loop == DIFFUSERS:
         return Recipe(loop, diffusion={"schedule": "linear", "prediction": "eps"}, **fields)
     if loop == LUCIDRAINS:
-        return Recipe(loop, diffusion={"schedule": "sigmoid", "prediction": "v"}, **fields)
+        # Its loss_weight of v is SNR / (1 + SNR), which makes of it the squared error of the noise.
+        return Recipe(loop, diffusion={"schedule": "sigmoid", "prediction": "v", "loss_weighting": "snr"}, **fields)
     raise InputError(f"loop {loop!r} is unknown; there are {DIFFUSERS} and {LUCIDRAINS}")
 
 
-def ours(images: int, **fields: Any) -> Recipe:
-    """What `python -m ddpm_fast.train` does for so many images if it is told nothing else, in fp32.
+def ours(**fields: Any) -> Recipe:
+    """What `python -m ddpm_fast.train` does if it is told nothing else, in fp32.
 
     Args:
-        images: How many are seen.
         fields: Of Recipe, as Recipe.replace takes them.
     """
     made = Recipe(OURS, diffusion={"schedule": "cosine", "prediction": "v"})

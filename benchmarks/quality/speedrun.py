@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import typer
 
+from benchmarks import peers
 from benchmarks.quality import figure
 from benchmarks.quality.campaign import Campaign
 from benchmarks.quality.loops import OWN
@@ -44,6 +45,7 @@ class Settings:
         work: The folder of the trainings.
         data: The images, where they are not shipped.
         features: See load_extractor.
+        images: How many images ours sees; None for the usual number.
         device: Where to train.
         seed: Of the trainings.
         parts: Which parts of ours are put back to theirs, each alone.
@@ -56,6 +58,7 @@ class Settings:
     work: Path
     data: Path | None = None
     features: str | None = None
+    images: int | None = None
     device: str = "auto"
     seed: int = 0
     parts: tuple[str, ...] = ()
@@ -91,7 +94,7 @@ PARTS = (KERNELS, PRECISION, AVERAGE, *put_back(Recipe(OURS)))
 
 def main(settings: Settings) -> None:
     """Run it. Raises InputError for what does not fit."""
-    chosen = subject(settings.subject, settings.quick)
+    chosen = subject(settings.subject, settings.images, settings.quick)
     unknown = [part for part in settings.parts if part not in PARTS]
     if unknown:
         raise InputError(f"part {unknown[0]!r:.99} is unknown; there are {', '.join(PARTS)}")
@@ -107,14 +110,18 @@ def main(settings: Settings) -> None:
         judge,
         device,
         subject=chosen.name,
+        images=chosen.images,
         seed=settings.seed,
         threads=torch.get_num_threads(),
         quick=settings.quick,
     )
     run = Speedrun(chosen, campaign, settings.seed)
     if not settings.ours_only:
+        if reason := peers.absent(peers.DIFFUSERS):
+            raise InputError(f"{reason}; or train ours alone with --ours-only")
         run.train("theirs", chosen.theirs, chosen.marks_of(chosen.their_images))
-    run.train("ours", chosen.ours, chosen.marks_of(chosen.images), [DIFFUSERS] if AVERAGE in settings.parts else [])
+    others = [] if peers.absent(peers.DIFFUSERS) else [DIFFUSERS]
+    run.train("ours", chosen.ours, chosen.marks_of(chosen.images), others)
     run.conclude()
     if settings.parts:
         run.parts(settings.parts)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -72,15 +71,6 @@ class Training:
         """averages: Of other codes, to be kept beside the recipe's own."""
         self.recipe, self.seed, self.folder, self._codes = recipe, seed, folder, tuple(averages)
         self.marks: list[Mark] = []
-        self._saved: dict[str, Any] = {}
-        about = {"recipe": json.loads(json.dumps(recipe.to_dict())), "seed": seed, "averages": list(averages)}
-        path = folder / RECORD
-        if path.exists():
-            found = json.loads(path.read_text())
-            self.marks = [Mark(**mark) for mark in found.pop("marks")]
-            if found != about:
-                raise InputError(f"{folder} has the training of another recipe: choose another folder, or remove it")
-        self._about = about
 
     @property
     def averages(self) -> tuple[str, ...]:
@@ -101,10 +91,13 @@ class Training:
             device: Where to train.
             marks: The numbers of images at which to leave weights, rising. A mark is the first step at or after it.
             progress: Told the images seen after each step.
+
+        Raises:
+            InputError: If the folder has another training.
         """
-        if len(self.marks) >= len(marks):
+        self._begin(marks)
+        if len(self.marks) == len(marks):
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         loop = make_loop(self.recipe, data, self.seed, device, marks[-1])
         add_averages(loop, self._codes)
         seconds, state = 0.0, self.folder / STATE
@@ -139,6 +132,22 @@ class Training:
         model = UNet(self.recipe.unet(data))
         model.load_state_dict(self.weights(mark, average))
         return model.to(device).eval()
+
+    def _begin(self, marks: Sequence[int]) -> None:
+        """Find what there is of this training."""
+        self._about = json.loads(
+            json.dumps({"recipe": self.recipe.to_dict(), "seed": self.seed, "planned": list(marks)})
+        )
+        self._about["averages"] = list(self._codes)
+        path = self.folder / RECORD
+        if path.exists():
+            found = json.loads(path.read_text())
+            self.marks = [Mark(**mark) for mark in found.pop("marks")]
+            if found != self._about:
+                raise InputError(
+                    f"{self.folder} has another training: choose another folder for this one, or remove it"
+                )
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def _leave(self, loop: Loop, mark: Mark) -> None:
         for average in self.averages:
