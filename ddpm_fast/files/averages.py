@@ -251,5 +251,6 @@ def _add(path: Path, state: Mapping[str, Tensor], sums: list[dict[str, Tensor]],
         raise InputError(f"{path} is of another run than the files before it ({differing[0]}): move it away")
     check_finite(path, state)
     for total, coefficient in zip(sums, coefficients.tolist(), strict=True):
-        for name, tensor in state.items():
+        # What is nothing is left out of each sum, so that its bits do not depend on which others are made beside it.
+        for name, tensor in state.items() if abs(coefficient) > _NOTHING else ():
             total[name].add_(tensor, alpha=coefficient)

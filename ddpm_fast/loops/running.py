@@ -12,7 +12,7 @@ from ddpm_fast.errors import InputError, check_integer
 from ddpm_fast.files import checkpoint
 from ddpm_fast.files.averages import remove_averages_after
 from ddpm_fast.files.lock import FolderLock
-from ddpm_fast.loops.distributed import of_first_process, rank, world_size
+from ddpm_fast.loops.distributed import in_first_process, rank, world_size
 from ddpm_fast.loops.metrics import Metrics
 from ddpm_fast.loops.training_step import TrainingStep
 
@@ -71,14 +71,8 @@ def kept_folder(out: Path | None, step: int) -> Iterator[None]:
             or another process writes there, or it cannot be written.
     """
     with contextlib.ExitStack() as stack:
-        problem = None
-        if out is not None and rank() == 0:
-            try:
-                _open(out, step, stack)
-            except InputError as error:
-                problem = error
-        if problem := of_first_process(problem):
-            raise problem
+        if out is not None:
+            in_first_process(lambda: _open(out, step, stack))
         yield
 
 

@@ -187,7 +187,7 @@ class Trainer(TrainingStep):
             InputError: If they cannot be written.
         """
         now = self.snapshot(arguments or {})
-        _in_first(lambda: now.write(Path(folder)))
+        distributed.in_first_process(lambda: now.write(Path(folder)))
         return checkpoint.checkpoint_path(folder, self.step)
 
     def save_averages(self, folder: Path | str) -> None:
@@ -196,7 +196,7 @@ class Trainer(TrainingStep):
         All processes must call it, as `save`; it raises what that raises.
         """
         now = self.snapshot({})
-        _in_first(lambda: now.write_averages(Path(folder)))
+        distributed.in_first_process(lambda: now.write_averages(Path(folder)))
 
     def train(
         self, steps: int, out: Path | str | None = None, save_every: int = 1000, average_every: int | None = None
@@ -295,18 +295,6 @@ class Trainer(TrainingStep):
         self._first_example = seen - self.step * self.config.batch_size
         self._step.fill_(self.step)
         self._advance = self._repeated()  # a new graph, because the optimiser's state is in new tensors
-
-
-def _in_first(write: Callable[[], object]) -> None:
-    """Let the first of several processes write; all of them raise the InputError that it has met."""
-    problem = None
-    if distributed.rank() == 0:
-        try:
-            write()
-        except InputError as error:
-            problem = error
-    if problem := distributed.of_first_process(problem):
-        raise problem
 
 
 def _check_fit(network: UNetConfig, diffusion: GaussianDiffusion, dataset: ImageSet) -> None:

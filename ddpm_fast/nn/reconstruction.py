@@ -64,12 +64,19 @@ def reconstruct(given: Sequence[Profile], wanted: Sequence[Profile]) -> Reconstr
         given: The averages that there are, at least one, all different.
         wanted: The averages to approximate.
     """
-    products, targets = inner_products(given, given), inner_products(given, wanted)
+    products = inner_products(given, given)
+    # One by one, so that the bits of each do not depend on which others are wanted.
+    found = [_nearest(products, given, profile) for profile in wanted]
+    return Reconstruction(np.stack([one for one, _ in found], axis=1), np.array([error for _, error in found]))
+
+
+def _nearest(products: np.ndarray, given: Sequence[Profile], wanted: Profile) -> tuple[np.ndarray, float]:
+    """The coefficients of one sum, and its error. products: Of the given profiles."""
+    targets, square = inner_products(given, [wanted])[:, 0], inner_products([wanted], [wanted]).item()
     coefficients = np.linalg.solve(products, targets)
-    coefficients /= coefficients.sum(axis=0)
-    squares = np.diag(inner_products(wanted, wanted))
-    apart = squares - 2 * (coefficients * targets).sum(axis=0) + (coefficients * (products @ coefficients)).sum(axis=0)
-    return Reconstruction(coefficients, np.sqrt(np.maximum(apart, 0) / squares))
+    coefficients /= coefficients.sum()
+    apart = square - 2 * coefficients @ targets + coefficients @ products @ coefficients
+    return coefficients, float(np.sqrt(max(apart, 0.0) / square))
 
 
 def _columns(profiles: Sequence[Profile]) -> np.ndarray:

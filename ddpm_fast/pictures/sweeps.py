@@ -24,7 +24,7 @@ _RING: dict[str, Any] = {
     "linestyle": "none",
 }
 _ROW = 2.7  # inches
-_TOP = 0.7
+_TOP = 0.9
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,6 @@ def draw_sweep(
     with look():
         height = _TOP + _ROW * len(quantities)
         figure = Figure((WIDTH, height), layout="constrained")
-        if title:
-            figure.suptitle(without_math(title), fontsize=9.5, x=0.01, horizontalalignment="left")
         grid = figure.subplots(len(quantities), len(panels), squeeze=False, sharey="row")
         for row, quantity in zip(grid, quantities, strict=True):
             for axes, panel in zip(row, panels, strict=True):
@@ -119,7 +117,15 @@ def draw_sweep(
         handles = [Line2D([], [], label=without_math(name), **_style(number)) for number, name in enumerate(series)]
         if best is not None:
             handles.append(Line2D([], [], label="the best of all", **_RING))
-        figure.legend(handles=handles, loc="outside upper left", ncols=min(4, len(handles)), frameon=False, fontsize=9)
+        figure.legend(
+            handles=handles,
+            loc="outside upper left",
+            ncols=min(4, len(handles)),
+            frameon=False,
+            fontsize=9,
+            title=without_math(title),
+            alignment="left",
+        )
         return figure
 
 

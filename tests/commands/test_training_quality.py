@@ -12,7 +12,8 @@ import torch
 from scipy.linalg import sqrtm
 from support.acting import act_at, interrupt
 from support.feature_networks import Tiny, scripted
-from support.train_command import command, meta, pictures, start, weights
+from support.together import Together, nothing
+from support.train_command import SMALL, command, meta, pictures, start, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ddpm_fast as df
@@ -323,3 +324,38 @@ def test_a_signal_drops_the_evaluation_and_saves(tmp_path, data, features, monke
     assert "Stopped at step 2, saved" in told and not (out / "quality.jsonl").exists()
     command("--out", out, "--resume")
     assert [record["step"] for record in lines(out)] == [4]
+
+
+def test_two_ranks_measure_what_one_does_and_speak_once(tmp_path, data, features, straight):
+    out = tmp_path / "out"
+    options = [*SMALL, *OPTIONS, "--evaluate-every=2", f"--features={features}"]
+    ended = Together(tmp_path, f"--data={data}", f"--out={out}", *options).wait()
+    assert ended.statuses == [0, 0] and ended.said[1] == "" and ended.said[0].count("kernel distance") == 2
+    for record, expected in zip(lines(out), lines(straight[0]), strict=True):
+        assert record["step"] == expected["step"] and record["about"] == expected["about"]
+        # The weights differ by the order of sums, and images by a level.
+        assert record["fid"]["value"] == pytest.approx(expected["fid"]["value"], rel=1e-2)
+        assert record["held_out"]["loss"] == pytest.approx(expected["held_out"]["loss"], rel=1e-4)
+        assert record["held_out"]["quarters"] == pytest.approx(expected["held_out"]["quarters"], rel=1e-4)
+    assert quality_of(out / "best.safetensors")["step"] == quality_of(straight[0] / "best.safetensors")["step"]
+
+
+def stop_in_the_evaluation():
+    """A signal arrives in this rank while it draws."""
+    plain = BatchState.advance
+
+    def advance(*given):
+        signal.raise_signal(signal.SIGTERM)
+        return plain(*given)
+
+    BatchState.advance = advance
+
+
+def test_a_signal_to_one_rank_ends_the_evaluation_of_all(tmp_path, data, features):
+    out = tmp_path / "out"
+    options = [*SMALL, *OPTIONS, "--evaluate-every=2", f"--features={features}"]
+    befores = (nothing, stop_in_the_evaluation)
+    ended = Together(tmp_path, f"--data={data}", f"--out={out}", *options, befores=befores).wait()
+    assert ended.statuses == [143, 143] and "Rank 1 was asked to stop" in ended.said[0]
+    assert meta(out)["step"] == 3, "the ranks agree on stopping with the next step"
+    assert not (out / "quality.jsonl").exists()

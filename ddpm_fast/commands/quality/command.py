@@ -8,6 +8,7 @@ import typer
 
 from ddpm_fast.commands.common import FlagsOption, plain_errors, say_written
 from ddpm_fast.commands.drawing import unused_path
+from ddpm_fast.commands.fitting import PartOption
 from ddpm_fast.commands.quality.axes import parse_axes
 from ddpm_fast.commands.quality.page import check_page, show, write_page
 from ddpm_fast.commands.quality.report import print_report, report_of
@@ -65,6 +66,7 @@ def quality(
     flags: FlagsOption = None,
     samples: SamplesOption = None,
     reference: ReferenceOption = None,
+    part: PartOption = "all",
     metrics: MetricsOption = None,
     n: NOption = None,
     n_reference: ReferenceCountOption = None,
@@ -99,6 +101,7 @@ def quality(
             flags=flags,
             samples=samples,
             reference=reference,
+            part=part,
             n=n,
             n_reference=n_reference,
             sampler=sampler,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -37,6 +38,7 @@ from ddpm_fast.metrics.measure import measure
 _LEAST = {"fid": 2, "kid": 4, "pr": 6, "is": 10}
 # Up to so many numbers of all features together, they are kept for fid too, for the estimate of its bias.
 _FOR_BIAS = 1 << 25
+_MOST_WRITTEN = 4 << 30  # bytes of images in a file that is written of the reference
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,7 @@ class Session:
         if given is not None and "features" not in self.keeps:
             return FeatureSet(self.extractor.kind, self.reference.name, given)
         if not self._knows_real:
-            title, size = "features of the reference", self.request.batch_size
-            batches = self.reference.images.batches(title, self.check, self.ranks, size)
+            batches = self._batches(self.reference.images, "features of the reference")
             counted = count(batches, self.extractor, self.keeps - {"logits"}, self.reference.name)
             self._real, self._knows_real = None if counted is None else counted.features, True
             if self._real is not None and given is not None:
@@ -141,18 +142,17 @@ class Session:
 
     def reference_images(self) -> Tensor | None:
         """All real images, where the file that is asked for has them: uint8 [n, C, H, W]."""
-        if self.request.reference_form != "adm" or self.reference is None or self.reference.images is None:
+        images = None if self.reference is None else self.reference.images
+        if self.request.reference_form != "adm" or images is None:
             return None
-        return self.reference.images.take(torch.arange(len(self.reference.images)))
+        return images.take(torch.arange(len(images)))
 
     def fake(self, samples: Images, title: str = "sampling") -> Counted | None:
         """The features of samples, in the first rank; None in the others. title: what the bar calls the drawing."""
         if isinstance(samples, FeaturesAlone):
             return Counted(samples.features, 0.0, 0.0) if self.ranks.is_first else None
         is_drawn = isinstance(samples, DrawnImages)
-        batches = samples.batches(
-            title if is_drawn else "features of the samples", self.check, self.ranks, self.request.batch_size
-        )
+        batches = self._batches(samples, title if is_drawn else "features of the samples")
         if self.request.array is not None and is_drawn:
             labels = samples.labels(torch.arange(len(samples)))
             batches = keep_array(batches, self.request.array, (len(samples), *samples.shape), labels)
@@ -160,6 +160,12 @@ class Session:
         if "fid" in self.metrics and len(samples) * self.extractor.dimensions <= _FOR_BIAS:
             keeps |= {"features"}
         return count(batches, self.extractor, keeps, samples.name)
+
+    def _batches(self, images: Images, title: str) -> Iterator[tuple[int, Tensor]]:
+        """This rank's batches of images, whose bar says that they are only its own."""
+        if self.ranks.world_size > 1:
+            title += f" (one of {self.ranks.world_size} ranks)"
+        return images.batches(title, self.check, self.ranks, self.request.batch_size)
 
     def measured(self, samples: Images, title: str = "sampling") -> Outcome | None:
         """What the metrics say of samples, in the first rank; None in the others. title: see fake."""
@@ -203,6 +209,7 @@ def open_session(request: Request, ranks: Ranks) -> Session:
         check_known(stored.features, extractor, "--samples")
     metrics = _with_logits(request, has_logits)
     check_reference(reference, request, extractor)
+    _check_written_reference(request, reference)
     keeps = {"features"} if request.needs_features else set()
     session = Session(
         request=request,
@@ -262,6 +269,20 @@ def _with_logits(request: Request, has_logits: bool) -> tuple[str, ...]:
             "that has, such as efficientnet-lite0"
         )
     return tuple(name for name in request.metrics if name != "is")
+
+
+def _check_written_reference(request: Request, reference: Reference | None) -> None:
+    """Raises InputError if the file that is asked for cannot hold the reference."""
+    if request.write_reference is None or request.reference_form != "adm" or reference is None:
+        return
+    images = reference.images
+    if images is None:
+        raise InputError("--reference-form adm is a file with images, and --reference has none: give the real images")
+    if (size := len(images) * math.prod(images.shape)) > _MOST_WRITTEN:
+        raise InputError(
+            f"--reference-form adm is a file with all images, here {size / 2**30:.1f} GiB, which are held in memory "
+            f"up to {_MOST_WRITTEN / 2**30:g} GiB: give --n-reference, or the form edm, which has none"
+        )
 
 
 def _check_counts(session: Session) -> None:

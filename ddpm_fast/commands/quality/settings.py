@@ -125,6 +125,7 @@ class Request:
         flags: Of another library's .pt file, or None.
         samples: Samples that exist, or None.
         reference: The real images or their statistics, or None.
+        part: Which of the real images, one of fitting.PARTS.
         n: How many samples; None for DEFAULT_N, or all that there are.
         n_reference: How many real images; None for all.
         sampler: As for `sample`, like the next three.
@@ -152,6 +153,7 @@ class Request:
     flags: str | None = None
     samples: str | None = None
     reference: str | None = None
+    part: str = "all"
     n: int | None = None
     n_reference: int | None = None
     sampler: str = "ddpm"

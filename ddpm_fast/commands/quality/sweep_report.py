@@ -14,6 +14,7 @@ from ddpm_fast.commands.quality.axes import Combination
 from ddpm_fast.commands.quality.quantities import best_of, best_of_all, measured
 from ddpm_fast.errors import InputError, printable
 from ddpm_fast.pictures import sweeps
+from ddpm_fast.pictures.page import HtmlPage
 
 KIND = "sweep"  # what the JSON says that it is
 _DRAWN = ("FID", "KID", "precision", "recall", "IS")  # the rows of the figure
@@ -200,3 +201,16 @@ def _series(name: str, value: Any) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def add_sweep(page: HtmlPage, report: Mapping[str, Any]) -> None:
+    """Add a section: the figure, and the table with its best row marked. report: see figure_of."""
+    page.section("Ways of drawing")
+    rows = _sorted(report["combinations"])
+    if not rows:
+        return
+    page.figure(figure_of(report), "The quality against the steps, the seconds an image and the guidance")
+    best = best_of_sweep(rows)
+    page.table(*table_of(rows), marked=None if best is None else best["row"])
+    if best is not None:
+        page.text(f"Best by {best['by']}: {best['words']}.")

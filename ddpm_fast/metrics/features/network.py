@@ -107,7 +107,7 @@ def in_full_precision(device: torch.device) -> Iterator[None]:
     Convolutions in TF32 would change features by about 1e-3.
     """
     with (
-        torch.inference_mode(),
+        torch.no_grad(),
         torch.autocast(device.type, enabled=False),
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False),
     ):

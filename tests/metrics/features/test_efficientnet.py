@@ -60,7 +60,7 @@ def test_distances_grow_from_real_images_to_half_of_the_classes_to_blur_to_noise
     dataset = load_dataset(name)
     order = torch.randperm(len(dataset.images), generator=torch.Generator().manual_seed(0))
     images, labels = dataset.images[order], dataset.labels[order]
-    n = 24
+    n = 48
     noise = torch.randint(0, 256, images[:n].shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     sets = [
         images[n : 2 * n],
