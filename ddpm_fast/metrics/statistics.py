@@ -11,6 +11,7 @@ from ddpm_fast.errors import InputError, check_integer
 from ddpm_fast.metrics.inputs import Array, as_tensor
 
 LARGEST = 1 << 14  # numbers of a vector: their covariance takes 2 GiB
+_MOST = 1 << 53  # vectors: as many as float64 counts
 _PIECE = 1 << 23  # numbers that are brought to float64 at once: 64 MiB
 
 
@@ -54,7 +55,7 @@ class Statistics:
         Raises:
             InputError: If the shapes do not fit, or numbers are not finite.
         """
-        number = check_integer("n", n, 0)
+        number = check_integer("n", n, 0, _MOST)
         first = as_tensor("mean", mean, "[d]", 1).to("cpu", torch.float64)
         second = as_tensor("covariance", covariance, "[d, d]", 2).to("cpu", torch.float64)
         if second.shape != (len(first), len(first)):
@@ -83,12 +84,13 @@ class Statistics:
             InputError: If a tensor is none of these, or they are of different dimensions.
         """
         made: Statistics | None = None
-        for part in packed:
-            d = round(((4 * part.numel() - 3) ** 0.5 - 1) / 2) if part.ndim == 1 else 0
+        for given in packed:
+            part = as_tensor("packed statistics", given, "[1 + d + d^2]", 1)
+            d = round(((4 * max(1, part.numel()) - 3) ** 0.5 - 1) / 2)
             if part.dtype != torch.float64 or d < 1 or part.numel() != 1 + d + d * d:
                 raise InputError(f"got {part.dtype} {list(part.shape)}; expected what Statistics.packed gives")
             made = cls(d) if made is None else made
-            numbers = part.detach().cpu()
+            numbers = part.cpu()
             made._check_length(d)
             made._join(int(numbers[0]), numbers[1 : 1 + d], numbers[1 + d :].reshape(d, d))
         if made is None:
