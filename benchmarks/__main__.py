@@ -16,6 +16,8 @@ from benchmarks import ops as ops_
 from benchmarks import trace as trace_
 from benchmarks import warm as warm_
 from benchmarks.ledger import command as ledger_
+from benchmarks.quality import compare as quality_
+from benchmarks.quality import speedrun as speedrun_
 from benchmarks.report.compare import MEMORY_THRESHOLD, THRESHOLD
 from benchmarks.report.compare import compare as compared
 from benchmarks.report.page import draw as drawn
@@ -158,6 +160,59 @@ def ledger(size: Size = "cifar10", only: Only = "", out: Ledger = None, figure: 
     """Count the kernels and bytes of a forward, a training step and a sampling step on a GPU, without one."""
     with plain_errors():
         ledger_.main(size, only, out, figure)
+
+
+Work = Annotated[Path, typer.Option(help="A folder for the trainings, which are gone on with if they are there.")]
+Features = Annotated[str | None, typer.Option(help="What images are compared in; efficientnet-lite0 if not given.")]
+Data = Annotated[Path | None, typer.Option(help="The images; digits are there if none is given.")]
+Parts = Annotated[list[str], typer.Option("--part", help=f"Put back {', '.join(speedrun_.PARTS)} alone (repeatable).")]
+AllParts = Annotated[bool, typer.Option("--parts", help="Put back each part alone.")]
+OursOnly = Annotated[bool, typer.Option("--ours-only", help="Train ours alone, to the fixed goals.")]
+Codes = Annotated[list[str], typer.Option("--code", help="Only this code (repeatable).")]
+OwnSamplers = Annotated[bool, typer.Option("--own-samplers", help="Also draw as each code does: up to 1000 steps.")]
+
+
+@app.command()
+def quality(
+    out: Out,
+    work: Work,
+    images: Annotated[int, typer.Option(help="Images that each training sees.")] = 30_000,
+    seeds: Annotated[int, typer.Option(help="Trainings of each code.")] = 3,
+    n: Annotated[int, typer.Option(help="Images that are drawn from each.")] = 2000,
+    own_samplers: OwnSamplers = False,
+    code: Codes = [],  # noqa: B006
+    features: Features = None,
+    device: Device = "auto",
+    quick: Quick = False,
+) -> None:
+    """Train one network by three codes as each does by itself, and compare what its samples are worth."""
+    with plain_errors():
+        settings = quality_.Settings(out, work, images, seeds, n, own_samplers, tuple(code), features, device, quick)
+        quality_.main(settings)
+
+
+@app.command()
+def speedrun(
+    subject: Annotated[str, typer.Argument(help="digits, or cifar10, for which --data is needed.")],
+    out: Out,
+    work: Work,
+    data: Data = None,
+    features: Features = None,
+    part: Parts = [],  # noqa: B006
+    parts: AllParts = False,
+    images: Annotated[int | None, typer.Option(help="Images that ours sees; enough for the goal if not given.")] = None,
+    ours_only: OursOnly = False,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Of the trainings.")] = 0,
+    quick: Quick = False,
+) -> None:
+    """Measure the time from nothing to a given quality, ours beside the loop of diffusers' example."""
+    with plain_errors():
+        chosen = speedrun_.PARTS if parts else tuple(part)
+        settings = speedrun_.Settings(
+            subject, out, work, data, features, images, device, seed, chosen, ours_only, quick
+        )
+        speedrun_.main(settings)
 
 
 @report.command()

@@ -7,6 +7,7 @@ PAGE = """Train denoising diffusion models (DDPM) on your images, and sample fro
   python -m ddpm_fast.train      train a model on your images
   python -m ddpm_fast.prepare    decode images once, so that training need not
   python -m ddpm_fast.sample     draw images from a model, or edit some with it
+  python -m ddpm_fast.average    average the weights of a run otherwise, when it is over
   python -m ddpm_fast.evaluate   measure a model, or compare samplers
   python -m ddpm_fast.plot       draw the theory
   python -m ddpm_fast.convert    keep another library's model as a file of ours

@@ -5,16 +5,25 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
 from rich.markup import escape
 
 from ddpm_fast.commands.common import console, expand_home
-from ddpm_fast.data import BUILTIN, INDEX_DIGEST, ImageSet, open_dataset
+from ddpm_fast.data import BUILTIN, INDEX_DIGEST, ImageSet, open_dataset, split_as_recorded
 from ddpm_fast.data.parts import list_parts
 from ddpm_fast.data.selection import Selection
 from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files.loaded_model import LoadedModel
+
+_PART_NAMES = {"training": "those that the model was trained on", "held-out": "those held out of its training"}
+PARTS = ("all", *_PART_NAMES)
+PartOption = Annotated[
+    str,
+    typer.Option(help=f"which of the images: {', '.join(PARTS)}; of a model whose training held some out"),
+]
 
 
 def load_fitting(source: str, loaded: LoadedModel) -> ImageSet:
@@ -114,6 +123,40 @@ def is_training_set(dataset: ImageSet, loaded: LoadedModel) -> bool | None:
     if training["data"] != dataset.name:
         return False
     return True if dataset.name in BUILTIN else None
+
+
+def part_of(dataset: ImageSet, loaded: LoadedModel, part: str) -> tuple[ImageSet, bool | None]:
+    """Those of the images that --part asks for, and whether the model was trained on them, which is said.
+
+    Args:
+        dataset: The images, all of them.
+        loaded: The model.
+        part: One of PARTS.
+
+    Returns:
+        The images; and whether they are the training set, None if the model's file does not tell.
+
+    Raises:
+        InputError: If the training held no images out, or not of this set.
+    """
+    if part not in PARTS:
+        raise InputError(f"--part is {part!r:.99}; expected {', '.join(PARTS)}")
+    recorded = (loaded.config.get("training") or {}).get("held_out")
+    if part == "all":
+        known = is_training_set(dataset, loaded)
+        say_training_set(dataset, known)
+        if known and recorded is not None:
+            console.print("A part of it was held out of the training: --part held-out is that part alone.")
+        return dataset, known
+    if recorded is None:
+        raise InputError(
+            f"--part {part}: {printable(loaded.name)} does not say that images were held out of its training: leave "
+            "--part out, or train with --held-out"
+        )
+    training, held_out = split_as_recorded(dataset, recorded)
+    chosen = held_out if part == "held-out" else training
+    console.print(escape(f"{len(chosen):,} of {len(dataset):,} images of {dataset.name}: {_PART_NAMES[part]}"))
+    return chosen, part == "training"
 
 
 def say_training_set(dataset: ImageSet, known: bool | None) -> None:

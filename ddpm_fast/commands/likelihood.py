@@ -25,7 +25,7 @@ from ddpm_fast.commands.common import (
     say_written,
 )
 from ddpm_fast.commands.drawing import partial_path, unused_path
-from ddpm_fast.commands.fitting import is_training_set, load_fitting, say_training_set
+from ddpm_fast.commands.fitting import PartOption, load_fitting, part_of
 from ddpm_fast.commands.labels import check_null_class
 from ddpm_fast.commands.precision import DTYPE_NAMES, choose_dtype
 from ddpm_fast.commands.ranks import Ranks, ranks_of_environment
@@ -102,6 +102,7 @@ def nll(
     data: Annotated[str, path_option(f"{', '.join(BUILTIN)}, a folder of images, a .zip of them, .npz or .npy")],
     model: ModelOption = "mnist",
     flags: FlagsOption = None,
+    part: PartOption = "all",
     n: Annotated[
         int | None, typer.Option("--n", "-n", help="evaluate only this many images, the first ones; all if not given")
     ] = None,
@@ -142,9 +143,7 @@ def nll(
         out = unused_path(Path("nll.json")) if out is None else out
         if ranks.is_first:
             _check_outputs(out, plot)
-        dataset = _load_dataset(data, loaded)
-        trained_on = is_training_set(dataset, loaded)
-        say_training_set(dataset, trained_on)
+        dataset, trained_on = part_of(_load_dataset(data, loaded), loaded, part)
         count = len(dataset) if n is None else min(n, len(dataset))
         if count < 2:
             raise InputError(f"{count} of {len(dataset)} images asked for; a standard error needs at least 2")
@@ -168,6 +167,7 @@ def nll(
             merge(parts),
             model=loaded.name,
             data=dataset.name,
+            part=part,
             training_set=trained_on,
             images_asked=count,
             decoder=decoder,

@@ -1,6 +1,7 @@
 """`python -m ddpm_fast.plot WHAT`: pictures of the theory, drawn from the library's own tables (pictures/figures.py).
 
-schedules, noising, variances and snr show noise schedules and need no model. bound shows a report that `python -m
+schedules, noising, variances and snr show noise schedules, and augmentation training images: they need no model. bound
+shows a report that `python -m
 ddpm_fast.evaluate nll` wrote. chain shows the reverse process of a model.
 """
 
@@ -18,6 +19,7 @@ from rich.markup import escape
 from torch import Tensor
 
 from ddpm_fast import ops
+from ddpm_fast.commands.augmenting import augmented_rows
 from ddpm_fast.commands.common import (
     App,
     FlagsOption,
@@ -31,7 +33,7 @@ from ddpm_fast.commands.common import (
 )
 from ddpm_fast.commands.labels import LABELS_HELP, describe_classes, parse_labels
 from ddpm_fast.commands.report import read_report
-from ddpm_fast.data import load_dataset, read_picture
+from ddpm_fast.data import Augmentation, load_dataset, read_picture
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.formats.load import load_model
@@ -40,12 +42,21 @@ from ddpm_fast.loops.options import SamplingOptions, Step
 from ddpm_fast.loops.sampling import prepare
 from ddpm_fast.noise import Stream
 from ddpm_fast.pictures.canvas import check_channels, check_picture, save_figure
-from ddpm_fast.pictures.figures import draw_bound, draw_chain, draw_noising, draw_schedules, draw_snr, draw_variances
+from ddpm_fast.pictures.figures import (
+    draw_bound,
+    draw_chain,
+    draw_noising,
+    draw_samples,
+    draw_schedules,
+    draw_snr,
+    draw_variances,
+)
 from ddpm_fast.respacing import sampling_timesteps
 from ddpm_fast.samplers import SAMPLERS
 from ddpm_fast.schedule import SCHEDULES, Schedule
 
 MOST_SAMPLES = 50  # in a picture of chains; a screen cannot show more
+_MOST_EXAMPLES = 100  # in a row of training images
 LARGEST_SIDE = 128  # pixels of a noised image; a column on the screen is not wider
 
 app = App(no_args_is_help=True)
@@ -114,9 +125,31 @@ def noising(
         _write(draw_noising(chosen, read_image(data, index, image), columns, seed), out)
 
 
-def _check_columns(columns: int, steps: int) -> None:
+@app.command()
+def augmentation(
+    data: Annotated[str, path_option("the images: mnist5k, emoji32, or a folder, .zip, .npz or .npy")] = "mnist5k",
+    augment: Annotated[
+        list[str] | None,
+        typer.Option(help="what train's --augment takes; once for each row. small:0.5 and edm:0.5 if not given"),
+    ] = None,
+    columns: Annotated[int, typer.Option(help="how many training images to show")] = 12,
+    seed: Annotated[int, typer.Option(help="the seed of the training")] = 0,
+    out: Out = Path("augmentation.png"),
+) -> None:
+    """Draw training images as they are, and below them how each augmentation changes them."""
+    with plain_errors():
+        check_picture(out)
+        texts = augment or ["small:0.5", "edm:0.5"]
+        found = load_dataset(data)
+        check_channels(data, found.shape[0])
+        _check_columns(columns, min(len(found), _MOST_EXAMPLES), "images")
+        rows = augmented_rows(found, [Augmentation.of(text) for text in texts], columns, seed)
+        _write(draw_samples(rows, ["as they are", *texts]), out)
+
+
+def _check_columns(columns: int, steps: int, of: str = "steps") -> None:
     if not 1 <= columns <= steps:
-        raise InputError(f"--columns is {columns}; expected 1..{steps}, the number of steps")
+        raise InputError(f"--columns is {columns}; expected 1..{steps}, the number of {of}")
 
 
 def read_image(data: str, index: int, image: Path | None) -> Tensor:

@@ -10,6 +10,7 @@ from rich.markup import escape
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ddpm_fast.commands.common import console
+from ddpm_fast.commands.quality.published import lines_of
 from ddpm_fast.commands.report import read_report
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.loaded_model import LoadedModel
@@ -67,7 +68,7 @@ class Publication:
             pictures[_SAMPLES] = "Samples"
         if _draw_curve(loaded.path.parent / "curves", folder / _CURVE):
             pictures[_CURVE] = "The loss over the training steps"
-        metrics = _measured(loaded.path.parent) if not loaded.files else []
+        metrics = _measured(loaded) if not loaded.files else []
         page = Page(loaded, self.address.repository, self.form, self.license, pictures, metrics)
         (folder / _PAGE).write_text(page.text(), encoding="utf-8")
         sent = hub.upload(folder, self.address, self.private)
@@ -104,9 +105,12 @@ def _draw_curve(folder: Path, path: Path) -> bool:
     return True
 
 
-def _measured(folder: Path) -> list[str]:
-    """What the reports of `evaluate nll` beside a model say."""
-    found = []
+def _measured(loaded: LoadedModel) -> list[str]:
+    """What the reports of `evaluate` beside a model say: those of `all` and the like, of `card`, and of `nll`."""
+    folder, found = loaded.path.parent, []
+    for name in ("quality*.json", "card*.json"):
+        for path in sorted(folder.glob(name)):
+            found += lines_of(path, loaded.digest)
     for path in sorted(folder.glob("nll*.json")):
         report = read_report(path)
         estimate = ", estimated" if report["estimate"] else ""

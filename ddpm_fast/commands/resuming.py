@@ -24,6 +24,7 @@ from ddpm_fast.data import INDEX_DIGEST, ImageSet, StoredDataset
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
 from ddpm_fast.files.atomic import check_writable_folder
+from ddpm_fast.files.averages import remove_averages_after
 from ddpm_fast.files.lock import FolderLock
 from ddpm_fast.loops.distributed import of_first_process
 from ddpm_fast.loops.metrics import NonFiniteLoss
@@ -49,6 +50,7 @@ FREE = {
     "evaluate_steps",
     "evaluate_sampler",
     "features",
+    "average_every",
     "device",
     "strict",
     "cuda_graph",
@@ -159,6 +161,7 @@ def find_state(out: Path, arguments: dict[str, Any]) -> State | None:
                 f"{out} holds a {MODEL_NAME} but no checkpoint (step-*.safetensors) to continue from, and a new run "
                 "would overwrite it: choose another --out, or move the file"
             )
+        remove_averages_after(out, 0)
         return None
     if not (resume or auto_resume):
         raise InputError(

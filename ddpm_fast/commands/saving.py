@@ -31,13 +31,16 @@ class _Write:
         step: Its training step.
         path: The state's file, once it has been written.
         error: What went wrong.
+        averages_error: What went wrong with the power-function averages, without which the state is written all the
+            same.
         over: Set at the end.
     """
 
-    def __init__(self, snapshot: Snapshot, folder: Path):
-        self.step = snapshot.step
+    def __init__(self, snapshot: Snapshot, folder: Path, state: bool, averages: bool):
+        self.step, self.state, self.averages = snapshot.step, state, averages
         self.path: Path | None = None
         self.error: Exception | None = None
+        self.averages_error: Exception | None = None
         self.over = threading.Event()
         self._snapshot: Snapshot | None = snapshot
         self._folder = folder
@@ -46,12 +49,21 @@ class _Write:
         """Write it."""
         assert self._snapshot is not None
         try:
-            self.path = self._snapshot.write_state(self._folder)
-            self._snapshot.write_model(self._folder)
+            if self.averages:  # first, so that a run that is resumed from the state lacks none
+                self._write_averages(self._snapshot)
+            if self.state:
+                self.path = self._snapshot.write_state(self._folder)
+                self._snapshot.write_model(self._folder)
         except Exception as error:  # whatever it is, it is raised in the main thread
             self.error = error
         self._snapshot = None  # its memory is free for the next one
         self.over.set()
+
+    def _write_averages(self, snapshot: Snapshot) -> None:
+        try:
+            snapshot.write_averages(self._folder)
+        except (InputError, OSError) as error:
+            self.averages_error = error
 
 
 class Saver:
@@ -106,10 +118,17 @@ class Saver:
         """The newest training state that is on the disk, also one that `poll` has not been told of. For messages."""
         return (self._write and self._write.path) or self.saved
 
-    def save(self) -> None:
-        """Save the state that the trainer has reached, once the save before it has ended. All processes call it."""
+    def save(self, state: bool = True, averages: bool = False) -> None:
+        """Save what the trainer has reached, once the save before it has ended. All processes call it.
+
+        Args:
+            state: Whether to save the training state and the model.
+            averages: Whether to save the power-function averages.
+        """
         self.finish()
         snapshot = self._trainer.snapshot(self._arguments)
+        if not state:
+            snapshot = snapshot.averages
         if rank() > 0 or self.disk_full:
             return
         try:
@@ -118,7 +137,7 @@ class Saver:
             self._failed(snapshot.step, error)
             return
         copied = self._copied(snapshot)
-        self._write = _Write(copied or snapshot, self._out)
+        self._write = _Write(copied or snapshot, self._out, state, averages)
         if copied is None:
             self._write.run()
             self.finish()
@@ -135,8 +154,13 @@ class Saver:
         if self._write is not None and self._write.over.is_set():
             write, self._write = self._write, None
             self.saved = write.path or self.saved
+            if write.averages_error is not None:
+                warn(
+                    f"the averages of step {write.step} could not be saved: {write.averages_error}. The training goes "
+                    "on, and those of other widths will be less exact"
+                )
             if write.error is None:
-                self.saved_step = write.step
+                self.saved_step = write.step if write.state else self.saved_step
             elif isinstance(write.error, (InputError, OSError)):
                 self._failed(write.step, write.error, "state" if write.path is None else "model")
             else:

@@ -157,6 +157,13 @@ def main(
         float,
         typer.Option(help="largest decay of the averaged weights, which rises with the steps: it fits any run"),
     ] = 0.9999,
+    average_widths: Annotated[
+        str,
+        typer.Option(
+            help="also keep power-function averages of these widths, such as 0.05,0.1, from which ddpm_fast.average "
+            "makes any other"
+        ),
+    ] = "",
     label_drop: Annotated[
         float, typer.Option(help="share of labels dropped, so that the model also learns unconditional sampling")
     ] = 0.1,
@@ -183,6 +190,12 @@ def main(
         str, typer.Option(help=f"what draws an evaluation's samples: {', '.join(SAMPLERS)}")
     ] = "dpmpp_2m",
     features: FeaturesOption = None,
+    average_every: Annotated[
+        int | None,
+        typer.Option(
+            help="training steps between two saves of --average-widths; if not given, a 32nd of the start's --steps"
+        ),
+    ] = None,
     cuda_graph: Annotated[
         bool | None,
         typer.Option(help="replay each training step from a CUDA graph; if not given, wherever that is possible"),

@@ -120,14 +120,15 @@ class TrainingRun:
         step, arguments = self.trainer.step, self.arguments
         saving = _is_due(step, arguments["save_every"], arguments["steps"])
         sampling = _is_due(step, arguments["sample_every"], arguments["steps"])
+        averaging = bool(self.trainer.averages) and _is_due(step, arguments["average_every"], arguments["steps"])
         evaluating = self._quality is not None and _is_due(step, arguments["evaluate_every"], arguments["steps"])
         # Before anything is saved it must be known to be good. Otherwise nothing waits for the device.
-        waiting = saving or sampling or evaluating or log.is_early()
+        waiting = saving or sampling or evaluating or averaging or log.is_early()
         if waiting or log.is_due() or step % arguments["log_every"] == 0:
             log.report(self._look(metrics, waiting))
         with log.paused():
-            if saving:
-                self._save()
+            if saving or averaging:
+                self._save(saving, averaging)
             if sampling and self._diverged is None:
                 grid = grids.draw(self._stopping.check)
                 if grid is not None:
@@ -149,10 +150,10 @@ class TrainingRun:
             self._diverged = error
             return []
 
-    def _save(self) -> None:
+    def _save(self, state: bool = True, averages: bool = False) -> None:
         """Save, unless the run diverged, which all processes know when they have waited for their metrics."""
         if self._diverged is None:
-            self.saver.save()
+            self.saver.save(state, averages)
 
 
 def _is_due(step: int, every: int, last: int) -> bool:

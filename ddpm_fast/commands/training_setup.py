@@ -36,7 +36,9 @@ from ddpm_fast.data import (
 )
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
+from ddpm_fast.files.averages import remove_averages_after
 from ddpm_fast.loops.distributed import of_each_process, of_first_process, rank, world_size
+from ddpm_fast.loops.running import average_every
 from ddpm_fast.loops.snapshot import MODEL_NAME
 from ddpm_fast.loops.train_config import TrainConfig, divided
 from ddpm_fast.loops.training import Trainer
@@ -107,6 +109,7 @@ def _resume(trainer: Trainer, state: State, out: Path, changes: dict[str, list[A
         trainer.history.append({"step": trainer.step, **changes})
         told = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changes.items())
         say(f"Changed from here on: {escape(told)}")
+    in_first(lambda: remove_averages_after(out, trainer.step))
     if in_first(lambda: trainer.complete(out)):
         say(f"{MODEL_NAME} was missing, damaged or of another step, and is written again")
 
@@ -193,8 +196,9 @@ def check(arguments: dict[str, Any]) -> None:
         ("evaluate_every", 0),
         ("evaluate_n", 0),
         ("evaluate_steps", 1),
+        ("average_every", 1),
     ):
-        if arguments[name] < least:
+        if arguments[name] is not None and arguments[name] < least:
             raise InputError(f"--{name.replace('_', '-')} is {arguments[name]}; expected at least {least}")
     if arguments["lr_schedule"] == "cosine" and arguments["steps"] > (arguments["lr_steps"] or arguments["steps"]):
         raise InputError(
@@ -222,6 +226,8 @@ def choose(arguments: dict[str, Any], device: torch.device) -> None:
     choose_dtype(arguments["precision"], device)  # which refuses what is unknown
     if arguments["lr_schedule"] == "cosine" and arguments["lr_steps"] is None:
         arguments["lr_steps"] = arguments["steps"]
+    if arguments["average_every"] is None:
+        arguments["average_every"] = average_every(arguments["steps"])
     learned = arguments["variance"] in LEARNED_VARIANCES
     arguments["loss"] = arguments["loss"] or ("hybrid" if learned else "simple")
 
@@ -296,6 +302,7 @@ def make_config(arguments: dict[str, Any]) -> TrainConfig:
         lr_schedule=arguments["lr_schedule"],
         lr_steps=arguments["lr_steps"],
         betas=(arguments["beta1"], arguments["beta2"]),
+        average_widths=numbers(arguments["average_widths"], "--average-widths"),
     )
 
 
@@ -345,7 +352,7 @@ def numbers(text: str, name: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError:
-        raise InputError(f"{name} is {text!r}; expected numbers separated by commas, such as 1,2,4") from None
+        raise InputError(f"{name} is {text!r}; expected numbers separated by commas, such as 0.5,1,2") from None
 
 
 def description(trainer: Trainer) -> str:

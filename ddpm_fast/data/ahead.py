@@ -9,15 +9,15 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
+from ddpm_fast.data.imageset import ImageSet
 from ddpm_fast.data.pixels import usable_cores
 from ddpm_fast.data.resampling import Change, change_
 from ddpm_fast.data.source import Window
-from ddpm_fast.data.stored import StoredDataset
 
 _MOST_AHEAD = 256 << 20  # bytes of images that are read before they are asked for; one batch may be larger
 _BLOCK = 8  # examples in a task of a thread
@@ -42,6 +42,43 @@ class Plan(NamedTuple):
     border: str = "edge"
 
 
+class Readable(Protocol):
+    """Images that several threads read, such as a `StoredDataset`."""
+
+    @property
+    def labels(self) -> torch.Tensor | None: ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def read(self, index: int, window: Window | None = None) -> tuple[np.ndarray, int]:
+        """The image of that number, or the one that takes its place, and its number."""
+
+    def tell_broken(self) -> None:
+        """Warn of the images that could not be read since the last call."""
+
+
+class InMemory:
+    """Images that need no reading, for threads that change them.
+
+    Args:
+        dataset: The images.
+    """
+
+    def __init__(self, dataset: ImageSet) -> None:
+        self._dataset, self.labels, self.shape, self.dtype = dataset, dataset.labels, dataset.shape, dataset.dtype
+
+    def read(self, index: int, window: Window | None = None) -> tuple[np.ndarray, int]:
+        """As `Readable.read`; they are cut already."""
+        return self._dataset.batch(torch.tensor([index]))[0][0].numpy(), index
+
+    def tell_broken(self) -> None:
+        """Nothing is broken."""
+
+
 class _Reading:
     """Examples that are being read.
 
@@ -51,7 +88,7 @@ class _Reading:
         parts: The tasks.
     """
 
-    def __init__(self, plan: Plan, dataset: StoredDataset, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, plan: Plan, dataset: Readable, pool: ThreadPoolExecutor) -> None:
         count = len(plan.indices)
         self.images = torch.empty((count, *dataset.shape), dtype=dataset.dtype)
         self.places = np.empty(count, np.int64)
@@ -83,7 +120,7 @@ class ReadAhead:
         plan: plan(first, count) says what the examples first .. first+count-1 are made of.
     """
 
-    def __init__(self, dataset: StoredDataset, plan: Callable[[int, int], Plan]) -> None:
+    def __init__(self, dataset: Readable, plan: Callable[[int, int], Plan]) -> None:
         self.waited = 0.0
         self._dataset, self._plan = dataset, plan
         self._pool: ThreadPoolExecutor | None = None

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from ddpm_fast.data.order import augment_fractions
@@ -237,17 +238,18 @@ _EXAMPLE = '"small:0.2", "edm" or "xflip:1,scale,rotate=15:0.3"'
 @lru_cache(maxsize=64)
 def _draw(augmentation: Augmentation, seed: int, start: int, count: int, size: tuple[int, int]) -> Drawn:
     changes: list[Change | None] = [None] * count
-    told = torch.zeros(count, augmentation.channels)
+    told = np.zeros((count, augmentation.channels), np.float32)
     place = 0
     for name, strength, probability in augmentation.chosen:
         transform = TRANSFORMS[name]
         fractions = augment_fractions(seed, transform.number, start, count, _FRACTIONS)
         for k in (fractions[:, 0] < probability).nonzero()[0].tolist():
             change = changes[k] = changes[k] or Change(*size)
-            said = transform.draw(fractions[k, 1:].tolist(), strength or 0.0, change)
-            told[k, place : place + transform.channels] = torch.tensor(said)
+            told[k, place : place + transform.channels] = transform.draw(
+                fractions[k, 1:].tolist(), strength or 0.0, change
+            )
         place += transform.channels
-    return Drawn(changes, told)
+    return Drawn(changes, torch.from_numpy(told))
 
 
 def _expanded(text: str) -> list[str]:

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 
 import torch
 
-from ddpm_fast.data.ahead import Plan, ReadAhead
+from ddpm_fast.data.ahead import InMemory, Plan, ReadAhead
 from ddpm_fast.data.augmentation import Augmentation, Drawn
 from ddpm_fast.data.imageset import ImageSet
 from ddpm_fast.data.order import batch_indices, crop_windows, flip_mask
-from ddpm_fast.data.resampling import change_
 from ddpm_fast.data.stored import StoredDataset
 from ddpm_fast.errors import InputError, printable
 
@@ -38,7 +37,7 @@ class Examples:
         """Nothing is read yet.
 
         Args:
-            dataset: The images. Those of a `StoredDataset` are read ahead by threads.
+            dataset: The images. Those of a `StoredDataset` are read ahead by threads, which also augment.
             seed: Seed of their order, and of what is done to each.
             flip: Whether half of them are mirrored left-right.
             order: The version of their order; see `batch_indices`.
@@ -61,11 +60,14 @@ class Examples:
             augment.check_shape(*dataset.shape[1:])
         self.dataset, self._seed, self._flip, self._order, self._crop = dataset, seed, flip, order, crop
         self._augment = augment
-        self._ahead = ReadAhead(dataset, self._plan) if isinstance(dataset, StoredDataset) else None
+        self._ahead: ReadAhead | None = None
+        if isinstance(dataset, StoredDataset) or augment is not None:
+            readable = dataset if isinstance(dataset, StoredDataset) else InMemory(dataset)
+            self._ahead = ReadAhead(readable, self._plan)
 
     @property
     def waited(self) -> float:
-        """The seconds that `take` has waited for images so far; 0 for images in memory."""
+        """The seconds that `take` has waited for images so far; 0 for images in memory that are not augmented."""
         return 0.0 if self._ahead is None else self._ahead.waited
 
     def take(self, first: int, count: int, upcoming: Sequence[int] = ()) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -88,8 +90,6 @@ class Examples:
         if self._flip:
             mirrored = flip_mask(self._seed, first, count)
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-        if self._augment is not None:
-            change_(images, self._drawn(self._augment, first, count).changes, self._augment.border)
         return images, labels
 
     def told(self, first: int, count: int) -> torch.Tensor | None:

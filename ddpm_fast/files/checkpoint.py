@@ -167,7 +167,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     form, tensors, config = tensorfile.read(path, tensorfile.MODEL, tensorfile.TRAINING)
     if form == tensorfile.MODEL:
         return tensors, config
-    return take_prefix("ema.", tensors), {key: config[key] for key in _MODEL_KEYS if key in config}
+    return take_prefix("ema.", tensors), model_config(config)
+
+
+def model_config(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of the model of a training state. meta: As `read_training` gives it."""
+    return {key: meta[key] for key in _MODEL_KEYS if key in meta}
 
 
 # Training states
@@ -211,6 +216,11 @@ def take_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
 def checkpoint_path(folder: str | os.PathLike, step: int) -> Path:
     """The path of the training state after `step` training steps: `folder/step-00001000.safetensors`."""
     return Path(folder) / f"step-{step:08d}.safetensors"
+
+
+def step_of(path: Path) -> int:
+    """The number of training steps in the name of a training state."""
+    return int(path.stem.removeprefix("step-"))
 
 
 def latest_checkpoint(folder: str | os.PathLike) -> Path | None:

@@ -81,7 +81,7 @@ class Page:
             + ("as ddpm_fast keeps it." if self.form == "ddpm_fast" else "exported by ddpm_fast."),
             *(f"![{what}]({name})" for name, what in self.pictures.items()),
             "## The model",
-            "\n".join(f"- {name}: {_code(value)}" for name, value in known.items()),
+            "\n".join(f"- {name}: {as_code(value)}" for name, value in known.items()),
         ]
         if self.metrics:
             parts += ["## Measured", "\n".join(f"- {line}" for line in self.metrics)]
@@ -135,5 +135,6 @@ def check_license(name: str | None) -> str:
     return name
 
 
-def _code(text: str) -> str:
+def as_code(text: str) -> str:
+    """A text as code, in which nothing is obeyed, for a page in Markdown."""
     return "`" + printable(text).replace("`", "'") + "`"

@@ -20,6 +20,7 @@ def facts(loaded: LoadedModel) -> dict[str, str]:
         "Diffusion": f"{loaded.diffusion.num_timesteps} timesteps, {schedule['kind']} schedule; predicts "
         f"{objective.prediction}, variance {objective.variance}",
         "Trained": _training(loaded),
+        "Averaged": _average(loaded),
         "From": _origin(loaded),
     }
     return {name: printable(text) for name, text in found.items() if text}
@@ -46,6 +47,13 @@ def _training(loaded: LoadedModel) -> str:
     words = {"data": "on {}", "steps": "{} steps", "batch_size": "of {} images", "precision": "in {}"}
     said = [form.format(training[name]) for name, form in words.items() if isinstance(training.get(name), str | int)]
     return ", ".join(said)
+
+
+def _average(loaded: LoadedModel) -> str:
+    """What a file says of an average of the weights that was chosen by its width."""
+    about = loaded.config.get("average")
+    width = about.get("width") if isinstance(about, dict) else None
+    return f"with the width {width:g}" if isinstance(width, float) else ""
 
 
 def _origin(loaded: LoadedModel) -> str:

@@ -9,7 +9,7 @@ import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -132,6 +132,18 @@ def of_first_process(value: Any) -> Any:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def in_first_process(act: Callable[[], object]) -> None:
+    """Let the first process do something, such as to write. The InputError that it meets is raised in all of them."""
+    problem = None
+    if rank() == 0:
+        try:
+            act()
+        except InputError as error:
+            problem = error
+    if problem := of_first_process(problem):
+        raise problem
 
 
 def sum_over_processes(x: Tensor) -> None:

@@ -69,8 +69,7 @@ def starting_weights(loaded: LoadedModel, model: UNet, label_names: Sequence[str
         InputError: If the network has other weights, or without classes while the model has them and no null class.
     """
     check_fits(loaded, model.config)
-    weights = {name: tensor.detach().clone() for name, tensor in loaded.model.state_dict().items()}
-    weights.pop(_TOLD, None)
+    weights = {name: tensor.detach().clone() for name, tensor in loaded.unet.sampling_state().items()}
     if model.config.augment_channels:
         weights[_TOLD] = model.state_dict()[_TOLD]
     table = weights.pop(_TABLE, None)

@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from ddpm_fast.files import checkpoint
+from ddpm_fast.files.averages import average_prefix, save_average
 from ddpm_fast.loops.metrics import NonFiniteLoss
+from ddpm_fast.nn.reconstruction import Profile
 
 KEEP_CHECKPOINTS = 2
 MODEL_NAME = "model.safetensors"
 
+_AVERAGES = "average."
 _CHUNK = 2**22  # elements of which a checksum is computed at a time; they take 32 bytes each meanwhile
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # an odd number whose multiples, modulo 2^64, are spread evenly
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -48,6 +51,11 @@ class Snapshot:
     def nbytes(self) -> int:
         """The size of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def averages(self) -> Snapshot:
+        """The same with the power-function averages alone."""
+        return replace(self, tensors={name: t for name, t in self.tensors.items() if name.startswith(_AVERAGES)})
 
     def copied(self) -> Snapshot:
         """The same in memory of its own, on the CPU, laid out as the file has it. The training may go on then.
@@ -88,9 +96,21 @@ class Snapshot:
         checkpoint.save_model(folder / MODEL_NAME, averages, self.config)
         checkpoint.prune_checkpoints(folder, KEEP_CHECKPOINTS)
 
+    def write_averages(self, folder: Path) -> None:
+        """Write each power-function average as a model, from which others are reconstructed (files/averages.py).
+
+        Raises:
+            InputError: If they cannot be written.
+        """
+        for width in self.config["training"]["average_widths"]:
+            tensors = checkpoint.take_prefix(average_prefix(width), self.tensors)
+            save_average(folder, Profile(self.step, width), tensors, self.config)
+
     def check_finite(self) -> None:
         """Raises NonFiniteLoss if a weight, or the average of one, is not finite."""
-        named = {name: tensor for name, tensor in self.tensors.items() if name.startswith(("model.", "ema."))}
+        named = {
+            name: tensor for name, tensor in self.tensors.items() if name.startswith(("model.", "ema.", _AVERAGES))
+        }
         finite = torch.stack([tensor.detach().isfinite().all() for tensor in named.values()])
         for name, is_finite in zip(named, finite.tolist(), strict=True):
             if not is_finite:

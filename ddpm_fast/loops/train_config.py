@@ -12,6 +12,7 @@ import torch
 from ddpm_fast.data import CROPS, ORDERS, Augmentation
 from ddpm_fast.errors import InputError, check_integer, check_number
 from ddpm_fast.loops.timesteps import TIMESTEP_SAMPLINGS
+from ddpm_fast.nn.power_average import check_width
 
 # What the network computes in, by the name of the precision; None is the weights' own dtype.
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -49,6 +50,8 @@ class TrainConfig:
         order: The version of the order of the data. A run keeps the one that it began with.
         dropout_version: 1: one seed for each training step, as runs before version 2 began. 2: the mask of a training
             example depends on the seed and the example alone. A run keeps the one that it began with.
+        average_widths: The widths of the power-function averages that are kept beside the average above, each with at
+            most three decimals, such as (0.05, 0.1); see power_average.py. A run keeps those that it began with.
 
     Raises:
         InputError: For a value that is out of range or unknown.
@@ -74,6 +77,7 @@ class TrainConfig:
     dropout_version: int = 2
     crop: str = "centre"
     augment: str = ""
+    average_widths: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("warmup", 0), ("weight_decay", 0), ("seed", 0)):
@@ -105,6 +109,7 @@ class TrainConfig:
             )
         self._check_schedule()
         object.__setattr__(self, "betas", _checked_betas(self.betas))
+        object.__setattr__(self, "average_widths", _checked_widths(self.average_widths))
 
     def _check_schedule(self) -> None:
         check_number("lr_least", self.lr_least, lambda share: 0 <= share <= 1, "a share in [0, 1]")
@@ -156,6 +161,16 @@ def _checked_betas(betas: object) -> tuple[float, float]:
         for i, beta in enumerate(betas)
     )
     return first, second
+
+
+def _checked_widths(widths: object) -> tuple[float, ...]:
+    if not isinstance(widths, (tuple, list)):
+        raise InputError(f"average_widths is {widths!r:.200}; expected a tuple of widths, such as (0.05, 0.1)")
+    checked = tuple(check_width(f"average_widths[{i}]", width) for i, width in enumerate(widths))
+    # Files are named by them.
+    if len({f"{width:.3f}" for width in checked}) < len(checked) or any(w != round(w, 3) for w in checked):
+        raise InputError(f"average_widths is {widths!r:.200}; expected different numbers of at most three decimals")
+    return checked
 
 
 def divided(config: TrainConfig, processes: int) -> tuple[int, int]:

@@ -8,6 +8,8 @@ losses so far; those are saved.)
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,18 @@ import torch
 
 from ddpm_fast.data import ImageSet
 from ddpm_fast.diffusion import GaussianDiffusion
-from ddpm_fast.errors import InputError
+from ddpm_fast.errors import InputError, check_integer
 from ddpm_fast.files import checkpoint
+from ddpm_fast.files.averages import average_prefix
 from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.files.optimizer import load_optimizer_tensors, optimizer_to_tensors
-from ddpm_fast.loops import distributed
+from ddpm_fast.loops import distributed, running
 from ddpm_fast.loops.fine_tuning import Start, starting_weights
-from ddpm_fast.loops.running import kept_folder, train
 from ddpm_fast.loops.snapshot import KEEP_CHECKPOINTS, MODEL_NAME, Snapshot
 from ddpm_fast.loops.train_config import TrainConfig
 from ddpm_fast.loops.training_state import check_network, check_tensors, machine, read_state, versions
 from ddpm_fast.loops.training_step import TrainingStep
-from ddpm_fast.nn import UNet, UNetConfig
+from ddpm_fast.nn import PowerAverage, UNet, UNetConfig
 
 __all__ = ["MODEL_NAME", "TrainConfig", "Trainer"]
 
@@ -99,7 +101,8 @@ class Trainer(TrainingStep):
             raise InputError(f"{self.step} steps have been taken already; start from a model before the first one")
         start = starting_weights(loaded, self.model, self.dataset.label_names)
         self.model.load_state_dict(start.weights)
-        self.ema.load_state_dict(dict(self.model.named_parameters()))
+        for average in (self.ema, *self.averages.values()):
+            average.load_state_dict(dict(self.model.named_parameters()))
         before = f"{loaded.name}, SHA-256 {loaded.digest}"
         self.history.append({"step": 0, "weights": ["random", before]})
         return start
@@ -151,6 +154,8 @@ class Trainer(TrainingStep):
         optimizer = optimizer_to_tensors(self.optimizer, self.model.named_parameters())
         tensors = checkpoint.add_prefix("model.", self.model.state_dict())
         tensors |= checkpoint.add_prefix("ema.", self.ema.state_dict())
+        for width, average in self.averages.items():
+            tensors |= checkpoint.add_prefix(average_prefix(width), average.state_dict())
         tensors |= checkpoint.add_prefix("optim.", optimizer)
         tensors |= checkpoint.add_prefix("timesteps.", self.timestep_sampler.state_dict())
         tensors |= checkpoint.add_prefix("loss_scale.", self.loss_scale.state_dict())
@@ -181,17 +186,21 @@ class Trainer(TrainingStep):
             RanksDiffer: If the processes differ in what they have reached; nothing is written.
             InputError: If they cannot be written.
         """
-        now, problem = self.snapshot(arguments or {}), None
-        if distributed.rank() == 0:
-            try:
-                now.write(Path(folder))
-            except InputError as error:
-                problem = error
-        if problem := distributed.of_first_process(problem):
-            raise problem
+        now = self.snapshot(arguments or {})
+        distributed.in_first_process(lambda: now.write(Path(folder)))
         return checkpoint.checkpoint_path(folder, self.step)
 
-    def train(self, steps: int, out: Path | str | None = None, save_every: int = 1000) -> None:
+    def save_averages(self, folder: Path | str) -> None:
+        """Write the power-function averages into a run's folder. files/averages.py makes those of other widths of them.
+
+        All processes must call it, as `save`; it raises what that raises.
+        """
+        now = self.snapshot({})
+        distributed.in_first_process(lambda: now.write_averages(Path(folder)))
+
+    def train(
+        self, steps: int, out: Path | str | None = None, save_every: int = 1000, average_every: int | None = None
+    ) -> None:
         """Train, with a progress bar. `python -m ddpm_fast.train` does more: curves, sample grids, and stopping at a
         signal.
 
@@ -199,15 +208,26 @@ class Trainer(TrainingStep):
             steps: How many training steps there will have been in all, those before this call included.
             out: The folder for training states, and for the model to sample from. None: nothing is saved.
             save_every: How many training steps there are between two saves. There is one at the end, too.
+            average_every: The same of the power-function averages. None: a 32nd of `steps`.
 
         Raises:
             NonFiniteLoss: At the first training step that is not finite. Nothing after the last good step is saved.
             InputError: If `out` has the states of a run that is further than this one, which a save would remove; if
                 another process writes there; or if it cannot be written.
         """
+        check_integer("steps", steps, 0)
+        check_integer("save_every", save_every, 1)
+        if average_every is None:
+            average_every = running.average_every(steps)
+        check_integer("average_every", average_every, 1)
         folder = None if out is None else Path(out)
-        with kept_folder(folder, self.step):
-            train(self, steps, None if folder is None else lambda: self.save(folder), save_every)
+        saves: list[tuple[int, Callable[[], object]]] = []
+        if folder is not None:
+            saves = [(save_every, partial(self.save, folder))]
+            if self.averages:
+                saves.insert(0, (average_every, partial(self.save_averages, folder)))
+        with running.kept_folder(folder, self.step):
+            running.train(self, steps, saves)
 
     def close(self) -> None:
         """End what reads images ahead. There are no training steps after that."""
@@ -251,15 +271,21 @@ class Trainer(TrainingStep):
         """
         tensors, meta = read_state(path)
         check_network(path, meta, self.model.config)
-        for prefix, own in (("model.", self.model.state_dict()), ("ema.", self.ema.state_dict())):
+        kept = versions(meta)
+        averages = {width: PowerAverage(self.model, width) for width in kept["average_widths"]}
+        mine = {average_prefix(width): average.state_dict() for width, average in averages.items()}
+        for prefix, own in {"model.": self.model.state_dict(), "ema.": self.ema.state_dict(), **mine}.items():
             check_tensors(path, checkpoint.take_prefix(prefix, tensors), own)
         self.timestep_sampler.load_state_dict(checkpoint.take_prefix("timesteps.", tensors))
         self.loss_scale.load_state_dict(checkpoint.take_prefix("loss_scale.", tensors))
         self.model.load_state_dict(checkpoint.take_prefix("model.", tensors))
         self.ema.load_state_dict(checkpoint.take_prefix("ema.", tensors))
+        self.averages = averages
+        for width, average in averages.items():
+            average.load_state_dict(checkpoint.take_prefix(average_prefix(width), tensors))
         load_optimizer_tensors(self.optimizer, self.model.named_parameters(), checkpoint.take_prefix("optim.", tensors))
         # Whatever the config says: a run goes on as it began.
-        self.config = dataclasses.replace(self.config, **versions(meta))
+        self.config = dataclasses.replace(self.config, **kept)
         self._examples.close()
         self._examples = self._make_examples()
         self.step = meta["step"]

@@ -18,6 +18,7 @@ from ddpm_fast.files import checkpoint, tensorfile
 from ddpm_fast.files.fit import offenders
 from ddpm_fast.loops.train_config import DROPOUTS, ORDERS
 from ddpm_fast.nn import UNetConfig
+from ddpm_fast.nn.power_average import LEAST_WIDTH, MOST_WIDTH
 
 _MOST = 2**48  # training steps and examples, which are multiplied by batch sizes in 64 bits
 
@@ -42,6 +43,15 @@ def _is_training(value: object) -> bool:
         and all(isinstance(entry, dict) for entry in history)
         and value.get("order", 1) in ORDERS
         and value.get("dropout", 1) in DROPOUTS
+        and _are_widths(value.get("average_widths", []))
+    )
+
+
+def _are_widths(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and all(type(width) is float and LEAST_WIDTH <= width <= MOST_WIDTH for width in value)
+        and len({f"{width:.3f}" for width in value}) == len(value)
     )
 
 
@@ -76,12 +86,16 @@ def read_state(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, An
 
 
 def versions(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The versions that a run began with, as fields of TrainConfig. A state that names none is of version 1.
+    """What a run keeps as it began with it, as fields of TrainConfig. A state that names no version is of version 1.
 
     meta: What the state says about itself, as read_state gives it.
     """
     training = meta["training"]
-    return {"order": training.get("order", 1), "dropout_version": training.get("dropout", 1)}
+    return {
+        "order": training.get("order", 1),
+        "dropout_version": training.get("dropout", 1),
+        "average_widths": tuple(training.get("average_widths", ())),
+    }
 
 
 def check_network(path: Path, meta: Mapping[str, Any], network: UNetConfig) -> None:

@@ -27,7 +27,7 @@ from ddpm_fast.loops.summing import Flat, Overlapped, Share
 from ddpm_fast.loops.timesteps import TIMESTEP_SAMPLINGS
 from ddpm_fast.loops.train_config import AUTOCAST, TrainConfig
 from ddpm_fast.loops.working_weights import WorkingWeights, copies_pay
-from ddpm_fast.nn import EMA, UNet, UNetConfig
+from ddpm_fast.nn import EMA, PowerAverage, UNet, UNetConfig
 from ddpm_fast.nn.block import lay_out
 from ddpm_fast.noise import NoiseKey, Stream
 from ddpm_fast.ops import LabelDrop
@@ -47,6 +47,7 @@ class TrainingStep:
     Attributes:
         model: The network.
         ema: The average of its weights.
+        averages: Their power-function averages, by width.
         optimizer: AdamW.
         timestep_sampler: See timesteps.py.
         loss_scale: See loss_scale.py.
@@ -82,6 +83,7 @@ class TrainingStep:
         self.model.recompute = grad_checkpoint
         self._sums = self._prepare_network(compile)
         self.ema = EMA(self.model, config.ema_decay)
+        self.averages = {width: PowerAverage(self.model, width) for width in config.average_widths}
         self.lr = torch.zeros((), device=device)  # on the device, where a graph reads it
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
@@ -316,7 +318,8 @@ class TrainingStep:
             self.timestep_sampler.update(t, losses)
             self.loss_scale.step(self.optimizer, gradient)
         with part("average"):
-            self.ema.update(self._step, gradient.overflowed)
+            for average in (self.ema, *self.averages.values()):
+                average.update(self._step, gradient.overflowed)
         torch.cat([loss.reshape(1), gradient.norm.reshape(1), quarters.flatten()], out=self._metrics)
         self._step.add_(1)
 

@@ -11,7 +11,6 @@ from ddpm_fast.errors import InputError, check_integer
 from ddpm_fast.metrics.inputs import Array, as_tensor
 
 LARGEST = 1 << 14  # numbers of a vector: their covariance takes 2 GiB
-_MOST = 1 << 53  # vectors: as many as float64 counts
 _PIECE = 1 << 23  # numbers that are brought to float64 at once: 64 MiB
 
 
@@ -55,7 +54,7 @@ class Statistics:
         Raises:
             InputError: If the shapes do not fit, or numbers are not finite.
         """
-        number = check_integer("n", n, 0, _MOST)
+        number = check_integer("n", n, 0, 2**53)
         first = as_tensor("mean", mean, "[d]", 1).to("cpu", torch.float64)
         second = as_tensor("covariance", covariance, "[d, d]", 2).to("cpu", torch.float64)
         if second.shape != (len(first), len(first)):
@@ -69,6 +68,8 @@ class Statistics:
         made.n, made.mean = number, first.clone()
         if number:
             made._products = second * (number - 1)
+            if not bool(made._products.isfinite().all()):
+                raise InputError(f"the covariance times n - 1 = {number - 1} is too large for float64")
         else:
             made._covariance = second.clone()
         return made

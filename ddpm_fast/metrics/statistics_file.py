@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ddpm_fast.data.arrayfile import Header, read_arrays
-from ddpm_fast.errors import InputError
+from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files.atomic import atomic_path
 from ddpm_fast.metrics import note
 from ddpm_fast.metrics.feature_set import FeatureSet
@@ -59,7 +59,7 @@ def read_statistics(path: str | os.PathLike) -> FeatureSet:
         statistics = Statistics.from_moments(said.n, arrays[mu], arrays[sigma])
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    return FeatureSet(said.kind, said.source or path.name, statistics)
+    return FeatureSet(said.kind, said.source or printable(path.name), statistics)
 
 
 def write_statistics(

@@ -56,7 +56,7 @@ class ClassifierConfig:
         object.__setattr__(self, "num_classes", check_integer("num_classes", self.num_classes, 1, _MOST_CLASSES))
         if self.pool not in POOLS:
             raise InputError(f"pool is {shown(self.pool)}; expected one of {', '.join(POOLS)}")
-        for name in ("num_classes", "condition_channels"):
+        for name in ("num_classes", "condition_channels", "augment_channels"):
             if value := getattr(self.unet, name):
                 raise InputError(f"the classifier's U-Net has {name} {value}; expected 0: it is given images alone")
         if self.pool == "attention" and self.channels % self.unet.heads(self.channels):

@@ -147,7 +147,8 @@ class UNet(Derives):
         self.norm_out = GroupNorm(config.norm_groups, c, config.norm_eps)
         self.conv_out = zeroed(Conv2d(c, config.out_channels))
         if config.augment_channels:  # the last one, so that the others begin as they would without it
-            self.augment_embedding = zeroed(Linear(config.augment_channels, config.model_channels, bias=False))
+            self.augment_embedding = Linear(config.augment_channels, config.model_channels, bias=False)
+            zeroed(self.augment_embedding)
         for number, each in enumerate(self._blocks()):
             each.dropout.number = number
         # torch's own stubs lack this overload.
@@ -237,9 +238,9 @@ class UNet(Derives):
         blocks = self._blocks()
         if not all(_is_as_it_was_made(block) for block in blocks):
             return Embedding(emb)
-        weight, bias, *added = self.derived()
+        weight, bias, *biases = self.derived()
         rows = F.linear(emb, weight, bias)
-        rows = rows + added[0] if added else rows.float()
+        rows = rows + biases[0] if biases else rows.float()
         each = rows.split([block.emb.out_features for block in blocks], dim=1)
         return Embedding(emb, dict(zip(blocks, each, strict=True)))
 
@@ -256,6 +257,10 @@ class UNet(Derives):
             return projection
         biases = [block.conv1.bias for block in blocks if block.conv1.bias is not None]
         return *projection, torch.cat(biases).float()
+
+    def sampling_state(self) -> dict[str, Tensor]:
+        """The state_dict without what only training uses: the weights by which the network is told of augmentation."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("augment_embedding.")}
 
     def _beside(self, condition: Tensor | None, x: Tensor) -> Tensor:
         """x, and the condition's channels after its own."""

@@ -4,6 +4,7 @@ Pictures are made with matplotlib's objects and never with pyplot, whose state i
 the user's matplotlibrc, and the same picture always gives the same bytes.
 """
 
+import io
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -83,6 +84,19 @@ def _format(path: str | os.PathLike) -> str:
     if suffix not in FORMATS:
         raise InputError(f"cannot draw {os.fspath(path)}: expected a name ending in {' or '.join(FORMATS)}")
     return suffix[1:]
+
+
+def figure_png(figure: Figure) -> bytes:
+    """A figure as a PNG file's bytes. The same figure gives the same bytes."""
+    file = io.BytesIO()
+    with look():
+        figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
+
+
+def without_math(text: str) -> str:
+    """The text, without anything that matplotlib would take for mathematics."""
+    return text.replace("$", r"\$")
 
 
 def check_channels(what: str, channels: int) -> None:

@@ -33,6 +33,7 @@ from ddpm_fast.pictures.canvas import (
     look,
     name_lines,
     show_images,
+    without_math,
     write_timesteps,
 )
 from ddpm_fast.respacing import sampling_timesteps
@@ -176,9 +177,10 @@ def draw_bound(report: Mapping[str, Any]) -> Figure:
         # Where no signal is left, the network's input is eps itself, so the error of eps falls without end.
         errors.set_ylim(bottom=max(errors.get_ylim()[0], 1e-6 * errors.get_ylim()[1]))
         estimate = f", estimated from {len(step)} of {T} terms" if report["estimate"] else ""
+        model, data = (without_math(text) for text in (report["model"].removesuffix(".safetensors"), report["data"]))
         figure.suptitle(
-            f"{_plain(report['model'].removesuffix('.safetensors'))}: {total:.3f} $\\pm$ {report['total_stderr']:.3f} "
-            f"bits/dim on {report['images']} images of {_plain(report['data'])}{estimate}\n= {terms[0]:.3f} ($L_0$) + "
+            f"{model}: {total:.3f} $\\pm$ {report['total_stderr']:.3f} bits/dim on {report['images']} images of "
+            f"{data}{estimate}\n= {terms[0]:.3f} ($L_0$) + "
             f"{total - prior - terms[0]:.3f} (all timesteps between) + {_short(prior)} ($L_T$)",
             fontsize=10.5,
             x=0.01,
@@ -266,8 +268,3 @@ def _schedule_line(schedule: Schedule, others: Sequence[Schedule]) -> dict[str, 
 def _short(x: float) -> str:
     """The number with two digits, as short as possible."""
     return f"{x:.2f}" if x >= 0.01 or x == 0 else f"{x:.1e}".replace(".0e", "e").replace("e-0", "e-")
-
-
-def _plain(text: str) -> str:
-    """The text, without anything that matplotlib would take for mathematics."""
-    return text.replace("$", r"\$")

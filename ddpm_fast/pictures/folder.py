@@ -27,7 +27,8 @@ from ddpm_fast.values import ValueRange
 RECORD = "samples.json"
 FORMATS = ("png", "npz")
 _ADVICE = "give another folder to --out, or remove the images"
-_PICTURE = re.compile(r"[0-9]{6,}(_label.*)?\.png")
+_PICTURE = re.compile(r"([0-9]{6,})(_label.*)?\.png")
+_MOST_DIGITS = 18  # of a sample id, which has 56 bits
 
 
 class Layout(Protocol):
@@ -174,6 +175,12 @@ def recorded(folder: str | os.PathLike) -> dict[str, Any]:
             f"{record}, which says how the samples were drawn, cannot be read ({error}): {_ADVICE}"
         ) from error
     return before if isinstance(before, dict) else {}
+
+
+def sample_id_of(name: str) -> int | None:
+    """The sample id of a picture of that name, or None if it is not that of a sample."""
+    found = _PICTURE.fullmatch(name)
+    return None if found is None or len(found[1]) > _MOST_DIGITS else int(found[1])
 
 
 def _is_sample(name: str) -> bool:

@@ -10,7 +10,7 @@ from PIL import Image
 from support.commands import run, save_small_model
 
 from ddpm_fast.commands.stopping import Stopping
-from ddpm_fast.data import load_dataset
+from ddpm_fast.data import load_dataset, split_held_out
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -99,6 +99,23 @@ def test_a_likelihood_of_the_training_set_is_called_one(tmp_path):
         result = nll(model(tmp_path, names=None, **training), data, out=tmp_path / "a.json")
         assert ("training" in result.stdout) is (text is not None) and (text or "") in result.stdout
         assert json.loads((tmp_path / "a.json").read_text())["training_set"] is known
+
+
+def test_a_likelihood_of_the_images_that_the_training_held_out(tmp_path):
+    random = np.random.default_rng(0)
+    arrays = {"images": random.integers(0, 256, (9, 8, 8, 3), dtype=np.uint8), "labels": np.arange(9) % 3}
+    np.savez(tmp_path / "whole.npz", **arrays)
+    training, held_out = split_held_out(load_dataset(tmp_path / "whole.npz"), 3)
+    of = model(tmp_path, names=None, **training.recorded())
+    kept = held_out.images.permute(0, 2, 3, 1).numpy()
+    np.savez(tmp_path / "alone.npz", images=kept, labels=held_out.labels.numpy())
+    part = nll(of, tmp_path / "whole.npz", "--part", "held-out", out=tmp_path / "part.json")
+    alone = nll(of, tmp_path / "alone.npz", out=tmp_path / "alone.json")
+    assert part.exit_code == alone.exit_code == 0, part.stderr + alone.stderr
+    assert total(tmp_path / "part.json") == total(tmp_path / "alone.json")
+    report = json.loads((tmp_path / "part.json").read_text())
+    assert report["images"] == 3 and report["training_set"] is False and report["part"] == "held-out"
+    assert "3 of 9 images of whole.npz: those held out of its training" in part.stdout
 
 
 @pytest.fixture

@@ -235,6 +235,7 @@ def arguments_of(command, small, report):
     return {
         "schedules": ("--timesteps", 30, "--zero-terminal-snr"),
         "noising": ("--data", "mnist5k", "--timesteps", 30, "--columns", 3),
+        "augmentation": ("--augment", "small:1", "--augment", "xflip:1", "--columns", 4),
         "variances": ("--schedule", "linear", "--timesteps", "30,60"),
         "snr": ("--timesteps", 30),
         "bound": (report,),
@@ -242,7 +243,7 @@ def arguments_of(command, small, report):
     }[command]
 
 
-@pytest.mark.parametrize("command", ["schedules", "noising", "variances", "snr", "bound", "chain"])
+@pytest.mark.parametrize("command", ["schedules", "noising", "augmentation", "variances", "snr", "bound", "chain"])
 def test_commands_write_png_and_svg(small, report, tmp_path, command):
     png, svg = tmp_path / "new" / f"{command}.png", tmp_path / f"{command}.SVG"
     for out in (png, svg):
@@ -315,6 +316,8 @@ def test_a_picture_of_any_size_is_noised(tmp_path):
         pytest.param(("noising", "--image", "nowhere.png"), "there is no file nowhere.png", id="no image"),
         pytest.param(("noising", "--image", "TEXT"), "cannot read the image", id="not an image"),
         pytest.param(("noising", "--data", "TWO"), "a picture has 1 (grey), 3 (RGB) or 4 (RGBA)", id="channels"),
+        pytest.param(("augmentation", "--augment", "turn"), "augment has 'turn'", id="augmentation"),
+        pytest.param(("augmentation", "--columns", "101"), "expected 1..100, the number of images", id="images"),
         pytest.param(("variances", "--schedule", "linear,cosine"), "only one schedule: choose one", id="two schedules"),
         pytest.param(("variances", "--timesteps", "100,many"), "one to six lengths T such as", id="no number"),
         pytest.param(("variances", "--schedule", "best"), "--schedule: best is not a schedule", id="option's name"),

@@ -1,24 +1,27 @@
 """`evaluate fid|kid|pr|is|all`: the numbers are those of NumPy and SciPy on the same images, however
 they are drawn, kept and read; and what cannot be measured is refused before anything is drawn."""
 
+import functools
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+import typer.testing
 from scipy.spatial.distance import cdist
 from support.commands import run, save_small_model
 from support.made_features import features_of, logits_of, save_network
 from support.networks import random_unet
 
 import ddpm_fast as df
-from ddpm_fast.commands.quality import classes, drawing
+from ddpm_fast.commands.quality import classes, drawing, opening
 from ddpm_fast.commands.quality.drawing import DrawnImages
 from ddpm_fast.commands.quality.reference import Reference
 from ddpm_fast.commands.quality.samples import StoredImages
 from ddpm_fast.commands.stopping import Stopped
-from ddpm_fast.data import load_dataset
+from ddpm_fast.data import load_dataset, split_held_out
 from ddpm_fast.files import checkpoint
 from ddpm_fast.loops.options import SamplingOptions
 from ddpm_fast.metrics import inception_score, kernel_distance
@@ -28,6 +31,18 @@ from ddpm_fast.pictures.images import to_uint8
 
 N = 24
 HOW = ("--sampler", "ddim", "--steps", 3, "--seed", 5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def once():
+    """Models and feature networks are loaded once, and the options of `evaluate` are put together once: that takes a
+    third of the time of these tests."""
+    with (
+        mock.patch.object(opening, "load_model", functools.cache(opening.load_model)),
+        mock.patch.object(opening, "load_extractor", functools.cache(opening.load_extractor)),
+        mock.patch.object(typer.testing, "_get_command", functools.cache(typer.testing._get_command)),
+    ):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +134,7 @@ def test_the_report_says_what_was_measured_and_how(files):
         "seed": 5,
     }
     assert report["samples"].items() >= (said | {"n": N, "model": "model.safetensors", "precision": "fp32"}).items()
-    assert report["reference"] == {"name": "real.npz", "n": 40, "training_set": None}
+    assert report["reference"] == {"name": "real.npz", "n": 40, "part": "all", "training_set": None}
     assert report["features"]["name"] == "made" and len(report["features"]["digest"]) == 64
     assert set(report["seconds"]) == {"drawing", "features", "metrics"} and report["versions"]["torch"]
     assert set(report) & {"fid", "kid", "pr", "is"} == {"fid"}
@@ -171,6 +186,16 @@ def test_a_folder_of_other_samples_is_not_completed(files, tmp_path):
     result = evaluate(files, "fid", "--n", N, "--samples", tmp_path / "s", reference="plain.npz")
     assert result.exit_code == 2 and "seed 6 instead of 5" in result.stderr
     assert len(list((tmp_path / "s").glob("*.png"))) == 4
+
+
+def test_a_folder_of_other_classes_is_not_completed(files, tmp_path):
+    run("sample", "--model", files / "model.safetensors", *HOW, "--n", 4, "--out", tmp_path / "s")  # in turn
+    result = evaluate(files, "fid", "--n", N, "--samples", tmp_path / "s")  # as many of each as the reference has
+    others = sum(k != label for k, label in enumerate(IN_PROPORTION[:3].tolist())) + (IN_PROPORTION[3] != 0)
+    assert result.exit_code == 2 and f"has {others} samples of other classes" in result.stderr
+    assert len(list((tmp_path / "s").glob("*.png"))) == 4
+    assert evaluate(files, "fid", "--n", N, "--samples", tmp_path / "s", "--labels", "a,b,c").exit_code == 0
+    assert len(list((tmp_path / "s").glob("*.png"))) == N
 
 
 def test_what_is_stopped_stays_in_the_folder(files, tmp_path, monkeypatch):
@@ -239,6 +264,40 @@ def test_some_of_the_real_images_are_chosen_from_all_of_them(files):
     assert report["fid"]["value"] == pytest.approx(frechet(x, y), rel=1e-4) and report["reference"]["n"] == 20
 
 
+@pytest.fixture(scope="module")
+def holding_out(files):
+    """The model, if it had been trained on the real images but twelve; and the numbers of these."""
+    whole = load_dataset(files / "real.npz")
+    training, held_out = split_held_out(whole, 12)
+    state, config = checkpoint.read_model(files / "model.safetensors")
+    checkpoint.save_model(files / "holding_out.safetensors", state, config | {"training": training.recorded()})
+    found = [k for k, image in enumerate(whole.images) if (held_out.images == image).flatten(1).all(1).any()]
+    assert len(found) == len(held_out) == 12
+    return np.array(found)
+
+
+@pytest.mark.parametrize("part", ["all", "training", "held-out"])
+def test_images_held_out_of_the_training_can_be_the_reference(files, holding_out, part):
+    result = evaluate(files, "fid", "--n", N, "--part", part, model="holding_out.safetensors")
+    report = json.loads((files / "quality.json").read_text())
+    rest = np.setdiff1d(np.arange(40), holding_out)
+    chosen = {"all": np.arange(40), "training": rest, "held-out": holding_out}[part]
+    counts = np.bincount(np.repeat([2, 0, 1], [20, 5, 15])[chosen], minlength=3)
+    x = features_of(drawn(files, classes.in_proportion(counts.tolist(), N)))
+    assert report["fid"]["value"] == pytest.approx(frechet(x, features_of(real(files)[chosen])), rel=1e-4)
+    assert report["reference"]["n"] == len(chosen) and report["reference"]["training_set"] is (part != "held-out")
+    assert ("was held out of the training" in result.stdout) is (part == "all")
+
+
+def test_a_part_that_is_not_known_is_refused(files, holding_out):
+    result = evaluate(files, "fid", "--n", N, "--part", "held-out")
+    assert result.exit_code == 2 and "does not say that images were held out of its training" in result.stderr
+    result = evaluate(
+        files, "fid", "--n", N, "--part", "held-out", model="holding_out.safetensors", reference="few.npz"
+    )
+    assert result.exit_code == 2 and "would be held out" in result.stderr
+
+
 def test_the_statistics_that_adm_ships_beside_images_count_for_inception_alone(files):
     dataset, mean = load_dataset(files / "plain.npz"), torch.arange(3.0)
     known = FeatureSet(Kind("", ""), "adm", Statistics.from_moments(0, mean, torch.eye(3)))
@@ -284,7 +343,7 @@ def test_samples_can_be_had_one_by_one(files):
         (["--n", N], {"reference": "real.npz", "model": "grey.safetensors"}, "the samples are 1x8x8"),
         (["--n", N], {"model": None}, "there are no samples: give --model"),
         (["--n", N], {"features": "real.npz"}, "holds arrays, not a network"),
-        (["--n", N, "--metrics", "is"], {"features": "no_logits.pt"}, "the inception score needs logits"),
+        (["--n", N, "--metrics", "is"], {"features": "no_logits.pt"}, "is cannot be had: it needs logits"),
         (["--n", N, "--metrics", "fib"], {}, "expected some of fid,kid,pr,is"),
         (["--n", N, "--n-reference", 41], {}, "--n-reference is 41, but real.npz has 40 images"),
         (["--n", N, "--keep", "x.png"], {}, "expected a name ending in .npz, or a folder"),
@@ -310,6 +369,16 @@ def test_statistics_alone_are_for_fid_alone(files):
     assert result.exit_code == 2 and "is of 7 features, and made gives 5" in result.stderr
 
 
+def test_a_file_with_images_is_written_of_images(files, monkeypatch):
+    report_of(files, "fid", "--n", N, "--write-reference", files / "some.npz")
+    write = ("--write-reference", files / "never.npz", "--reference-form", "adm")
+    result = evaluate(files, "fid", "--n", N, *write, reference="some.npz")
+    assert result.exit_code == 2 and "--reference has none: give the real images" in result.stderr
+    monkeypatch.setattr(opening, "_MOST_WRITTEN", 40 * 192 - 1)
+    result = evaluate(files, "fid", "--n", N, *write)
+    assert result.exit_code == 2 and "give --n-reference" in result.stderr and not (files / "never.npz").exists()
+
+
 def test_metrics_are_for_all(files):
     result = evaluate(files, "fid", "--n", N, "--metrics", "kid")
     assert result.exit_code == 2 and "--metrics is for `evaluate all`" in result.stderr
@@ -318,3 +387,6 @@ def test_metrics_are_for_all(files):
 def test_all_leaves_out_what_cannot_be_had(files):
     report = report_of(files, "all", "--n", N, features="no_logits.pt")
     assert set(report) & {"fid", "kid", "pr", "is"} == {"fid", "kid", "pr"}
+    report_of(files, "fid", "--n", N, "--write-reference", files / "statistics.npz")
+    report = report_of(files, "all", "--n", N, reference="statistics.npz")
+    assert set(report) & {"fid", "kid", "pr", "is"} == {"fid", "is"}

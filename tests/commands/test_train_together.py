@@ -18,6 +18,7 @@ from support.together import ROOTS, SECONDS, Together, nothing, wait_for_step, w
 from support.train_command import SMALL, meta, pictures, weights
 
 from ddpm_fast.files import checkpoint
+from ddpm_fast.files.averages import saved_averages
 from ddpm_fast.loops.training import Trainer
 
 
@@ -27,7 +28,8 @@ def data(tmp_path_factory):
 
 
 def options(data, out, *more):
-    return [f"--data={data}", f"--out={out}", *SMALL, "--classes", "--flip", "--dropout=0.3", *more]
+    plain = ["--classes", "--flip", "--dropout=0.3", "--average-widths=0.05,0.1", "--average-every=5"]
+    return [f"--data={data}", f"--out={out}", *SMALL, *plain, *more]
 
 
 def run(folder, *arguments, ranks=2, befores=None):
@@ -59,7 +61,8 @@ def test_two_ranks_train_what_one_does_and_one_of_them_speaks_and_writes(two, on
     assert ended.statuses == [0, 0] and ended.said[1] == ""
     assert ended.said[0].count("step 10/10") == ended.said[0].count("Done") == 1
     names = {path.name for path in out.iterdir()}
-    assert names == {"curves", "model.safetensors", "samples-00000010.png", "step-00000010.safetensors"}
+    assert names == {"averages", "curves", "model.safetensors", "samples-00000010.png", "step-00000010.safetensors"}
+    assert {saved.profile for saved in saved_averages(out)} == {(5, 0.05), (5, 0.1), (10, 0.05), (10, 0.1)}
     tensors, said = checkpoint.read_training(out / "step-00000010.safetensors")
     expected, expected_said = checkpoint.read_training(one / "step-00000010.safetensors")
     assert same(tensors, expected)

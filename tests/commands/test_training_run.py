@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.acting import act_at, interrupt
 from support.train_command import SMALL, command, meta, start, weights
 
 from ddpm_fast.commands import training_log
@@ -35,28 +36,6 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
 pytestmark = pytest.mark.usefixtures("wide_terminal")
-
-
-def act_at(monkeypatch, owner, name, call, act, first=None):
-    """Makes act(*arguments) run before the call number `call`, from 1, of a function. Returns the calls so far.
-
-    first: Only calls with this first argument count.
-    """
-    plain, calls = getattr(owner, name), []
-
-    def acting(*arguments, **keywords):
-        if first is None or arguments[0] == first:
-            calls.append(name)
-        if len(calls) == call:
-            act(*arguments)
-        return plain(*arguments, **keywords)
-
-    monkeypatch.setattr(owner, name, acting)
-    return calls
-
-
-def interrupt(number=signal.SIGTERM):
-    return lambda *_: signal.raise_signal(number)
 
 
 # Signals

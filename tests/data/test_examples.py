@@ -66,12 +66,17 @@ def examples():
 def test_examples_are_augmented_in_memory_and_ahead_as_they_are_told():
     augment = Augmentation.of("xflip,yflip,shift=0.5,scale,translate:0.3,reflect")
     source = Made(23)
-    memory = Examples(Dataset(torch.from_numpy(source.images), None, None, "x"), 3, augment=augment)
+    memory = Examples(
+        Dataset(torch.from_numpy(source.images), torch.from_numpy(source.labels), None, "x"), 3, augment=augment
+    )
     stored = Examples(StoredDataset.of(source), 3, augment=augment)
     before = source.images.copy()
     for first, count, upcoming in [(0, 20, [20, 40]), (20, 20, [40]), (3, 9, []), (40, 20, [])]:
-        images, told = stored.take(first, count, upcoming)[0], stored.told(first, count)
-        assert torch.equal(images, memory.take(first, count)[0]) and torch.equal(told, memory.told(first, count))
+        (images, labels), told = stored.take(first, count, upcoming), stored.told(first, count)
+        in_memory, in_memory_labels = memory.take(first, count, upcoming)
+        assert torch.equal(images, in_memory) and torch.equal(labels, in_memory_labels)
+        assert torch.equal(labels, memory.dataset.labels[batch_indices(3, first, count, 23)])
+        assert torch.equal(told, memory.told(first, count))
         drawn = augment.draw(3, first, count, 2, 3)
         assert torch.equal(told, drawn.told)
         plain = torch.from_numpy(source.images)[batch_indices(3, first, count, 23)]
@@ -84,6 +89,7 @@ def test_examples_are_augmented_in_memory_and_ahead_as_they_are_told():
                 assert np.array_equal(images[k], change.moved(plain[k].numpy(), "reflect"))
     assert np.array_equal(source.images, before)
     stored.close()
+    memory.close()
     assert Examples(memory.dataset, 3).told(0, 5) is None
 
 

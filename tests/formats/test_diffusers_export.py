@@ -60,6 +60,17 @@ def test_a_network_comes_back_as_it_was(name, tmp_path):
     assert all(torch.equal(back.state[key], state[key]) for key in state)
 
 
+def test_what_a_network_was_told_of_augmentation_is_left_out(tmp_path):
+    model = network("everything", augment_channels=9)
+    back = read_folder(export_diffusers(model, EPS, tmp_path / "out"))
+    again = df.UNet(back.unet).eval()
+    again.load_state_dict(back.state)
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([3, 40])
+    with torch.no_grad():
+        assert back.unet.augment_channels == 0 and model.augment_embedding.weight.any()
+        assert torch.equal(again(x, t), model(x, t))
+
+
 @pytest.mark.parametrize("name", DIFFUSIONS)
 def test_a_diffusion_comes_back_as_it_was(name, tmp_path):
     diffusion = DIFFUSIONS[name]

@@ -21,7 +21,7 @@ def test_onnxruntime_computes_the_network_for_every_batch(tmp_path):
     config = UNetConfig(
         image_size=(8, 16), in_channels=2, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4,
         attention_resolutions=(), num_heads=2, num_classes=3, condition_channels=1, scale_shift=True, dropout=0.1,
-        timestep_scale=0.5,
+        timestep_scale=0.5, augment_channels=4,
     )  # fmt: skip
     model = UNet(config).eval()
     model.load_state_dict(made_state({name: tensor.shape for name, tensor in model.state_dict().items()}))

@@ -61,6 +61,20 @@ def test_the_null_class_becomes_a_class(tmp_path):
         assert torch.equal(again(x, t, torch.tensor([10, 10])), model(x, t))
 
 
+def test_what_a_network_was_told_of_augmentation_is_left_out(tmp_path):
+    export, path = EXPORTS["null class"], tmp_path / "model.pt"
+    model = network(export)
+    told = UNet(replace(export.config, augment_channels=9)).eval()
+    told.load_state_dict(model.state_dict(), strict=False)
+    torch.nn.init.ones_(told.augment_embedding.weight)
+    flags = export_openai(told, export.diffusion, path)
+    assert flags == export_flags(export.config, export.diffusion)
+    again = to_theirs(model.state_dict(), export.config.heads, legacy=True)
+    found = read_pickle(path)
+    assert found.keys() == again.keys() and all(torch.equal(found[name], again[name]) for name in again)
+    assert "told how images were augmented" in path.with_suffix(".flags.txt").read_text()
+
+
 def test_a_file_has_its_flags_and_notes_beside_it(tmp_path):
     export = EXPORTS["null class"]
     flags = export_openai(network(export), export.diffusion, tmp_path / "new" / "model.pt")

@@ -80,15 +80,16 @@ def test_the_weights_are_those_of_one_process_bit_for_bit(found, alone, name):
         assert torch.equal(each["trainings"][name]["metrics"], expected["metrics"])
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", [*SAMPLERS, "augmented"])
 def test_the_networks_are_given_the_whole_batch_in_its_order(found, name):
-    """Noised images, timesteps, labels, and the ids by which dropout draws, beside one process with one micro-batch. As
-    long as the weights are the same: in the first step, and without importance sampling in all."""
+    """Noised images, timesteps, labels, the ids by which dropout draws, and how images are augmented, beside what one
+    process with one micro-batch gives. As long as the weights are the same: in the first step, and without importance
+    sampling in all."""
     whole = two_ranks.train(name, steps=4)["given"]
     steps = 1 if name == "loss_second_moment" else 4
     halves = list(zip(*(each["trainings"][name]["given"] for each in found), strict=True))
     for expected, parts in list(zip(whole, halves, strict=False))[:steps]:
-        assert len(expected) == 4 and expected[0].shape == (two_ranks.BATCH, 2, 8, 8)
+        assert len(expected) == (5 if name == "augmented" else 4) and expected[0].shape == (two_ranks.BATCH, 2, 8, 8)
         for tensor, *of_ranks in zip(expected, *parts, strict=True):
             assert torch.equal(torch.cat(of_ranks), tensor)
 

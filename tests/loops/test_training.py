@@ -57,9 +57,11 @@ def small_network(learned_variance=False):
 
 
 def trainer(dataset=None, diffusion=None, cuda_graph=None, **options):
-    """A small trainer with every source of randomness in use: dropout, dropped labels, flips."""
+    """A small trainer with every source of randomness in use, dropout, dropped labels, flips, and averages of both
+    kinds."""
     diffusion = diffusion or GaussianDiffusion(Schedule.cosine(100))
-    config = TrainConfig(**{"batch_size": 8, "warmup": 5, "flip": True, "label_drop": 0.3, **options})
+    plain = {"batch_size": 8, "warmup": 5, "flip": True, "label_drop": 0.3, "average_widths": (0.05, 0.1)}
+    config = TrainConfig(**plain | options)
     network = small_network(diffusion.objective.learned)
     if config.augmentation is not None:
         network = dataclasses.replace(network, augment_channels=config.augmentation.channels)
@@ -106,7 +108,7 @@ def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, options):
     halves_path = second.save(tmp_path / "halves", {})
 
     a, b = weights(straight_path), weights(halves_path)
-    assert a.keys() == b.keys() and any(name.startswith("optim.") for name in a)
+    assert a.keys() == b.keys() and {name.split(".")[0] for name in a} >= {"optim", "average"}
     for name, value in a.items():
         assert torch.equal(value, b[name]), name
     assert not torch.equal(a["model.conv_in.weight"], weights(half)["model.conv_in.weight"])
@@ -149,7 +151,7 @@ def test_replayed_steps_are_the_eager_ones_bit_for_bit(recording, tmp_path, word
     assert (recording.captures, recording.replays) == (graphs, 10 * graphs)
     paths = [one.save(tmp_path / name, {}) for one, name in ((eager, "eager"), (replayed, "replayed"))]
     a, b = map(weights, paths)
-    assert a.keys() == b.keys() and {name.split(".")[0] for name in a} >= {"model", "ema", "optim"}
+    assert a.keys() == b.keys() and {name.split(".")[0] for name in a} >= {"model", "ema", "average", "optim"}
     for name, value in a.items():
         assert torch.equal(value, b[name]), name
     assert (a["optim.conv_in.weight.step"], eager.step, replayed.step) == (12, 12, 12)

@@ -73,6 +73,7 @@ def test_refusals(x, t, message):
         ({"unet": {}}, "unet is a dict; expected a UNetConfig"),
         ({"unet": UNetConfig(num_classes=3)}, "the classifier's U-Net has num_classes 3; expected 0"),
         ({"unet": UNetConfig(condition_channels=3)}, "has condition_channels 3; expected 0"),
+        ({"unet": UNetConfig(augment_channels=9)}, "has augment_channels 9; expected 0"),
         (
             {"unet": UNetConfig(norm_groups=3, model_channels=96), "pool": "spatial_v2"},
             "expected a divisor of the 2048",

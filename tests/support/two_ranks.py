@@ -69,10 +69,16 @@ def watch(subject: Trainer, seen: list) -> None:
     network = subject._network
 
     def call(*given):
-        seen.append([x.clone() for x in given if x.ndim])
+        seen.append([x.clone() for x in given if x is not None and x.ndim])
         return network(*given)
 
     subject._network = call
+
+
+def numbers_of(subject: Trainer) -> torch.Tensor:
+    """What a training step says of itself: its loss, its gradient norm, and the sums of its losses by quarter of t."""
+    numbers = torch.stack(subject.train_step())
+    return torch.cat([numbers, subject.quarters.flatten()])
 
 
 def train(name: str, steps: int | None = None, **others) -> dict:
@@ -88,7 +94,7 @@ def train(name: str, steps: int | None = None, **others) -> dict:
         subject = trainer(**options)
         if on_a_cpu and not as_on_a_gpu:
             watch(subject, seen)
-        metrics = torch.stack([torch.stack(subject.train_step()) for _ in range(steps)])
+        metrics = torch.stack([numbers_of(subject) for _ in range(steps)])
     return {"metrics": metrics.cpu(), "given": seen, "state": dict(subject.snapshot({}).copied().tensors)}
 
 

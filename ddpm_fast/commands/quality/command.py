@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import typer
 
-from ddpm_fast.commands.common import FlagsOption, console, plain_errors, say_written
+from ddpm_fast.commands.common import FlagsOption, plain_errors, say_written
 from ddpm_fast.commands.drawing import unused_path
+from ddpm_fast.commands.fitting import PartOption
+from ddpm_fast.commands.quality.axes import parse_axes
+from ddpm_fast.commands.quality.opening import open_session
+from ddpm_fast.commands.quality.page import check_page, show, write_page
 from ddpm_fast.commands.quality.report import print_report, report_of
-from ddpm_fast.commands.quality.session import Session, open_session
+from ddpm_fast.commands.quality.running import running
 from ddpm_fast.commands.quality.settings import (
     BatchSizeOption,
     DeviceOption,
@@ -24,6 +26,7 @@ from ddpm_fast.commands.quality.settings import (
     ModelOption,
     NOption,
     OutOption,
+    PageOption,
     PrecisionOption,
     ReferenceCountOption,
     ReferenceFormOption,
@@ -33,14 +36,14 @@ from ddpm_fast.commands.quality.settings import (
     SamplesOption,
     SeedOption,
     StepsOption,
+    SweepOption,
     WriteReferenceOption,
     parse_metrics,
 )
+from ddpm_fast.commands.quality.sweep import Sweep, check_sweep
 from ddpm_fast.commands.ranks import Ranks, ranks_of_environment
 from ddpm_fast.commands.report import check_report_path, write_report
 from ddpm_fast.commands.selecting import ImageColumnOption, LabelColumnOption, SplitOption, SubsetOption
-from ddpm_fast.commands.stopping import Stopped, stop_signals
-from ddpm_fast.commands.together import joined, share_signal
 from ddpm_fast.data.selection import Selection
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.atomic import check_writable
@@ -63,6 +66,7 @@ def quality(
     flags: FlagsOption = None,
     samples: SamplesOption = None,
     reference: ReferenceOption = None,
+    part: PartOption = "all",
     metrics: MetricsOption = None,
     n: NOption = None,
     n_reference: ReferenceCountOption = None,
@@ -78,6 +82,8 @@ def quality(
     write_reference: WriteReferenceOption = None,
     reference_form: ReferenceFormOption = "edm",
     keep: KeepOption = None,
+    page: PageOption = None,
+    sweep: SweepOption = None,
     split: SplitOption = None,
     subset: SubsetOption = None,
     image_column: ImageColumnOption = None,
@@ -95,6 +101,7 @@ def quality(
             flags=flags,
             samples=samples,
             reference=reference,
+            part=part,
             n=n,
             n_reference=n_reference,
             sampler=sampler,
@@ -112,9 +119,19 @@ def quality(
             precision=precision,
             selection=Selection(split, subset, image_column, label_column),
         )
-        out = unused_path(Path("quality.json")) if out is None else out
-        _check_outputs(request, out, ranks)
+        axes = parse_axes(sweep or [])
+        out = unused_path(Path("sweep.json" if axes else "quality.json")) if out is None else out
+        if axes:
+            check_sweep(request, page, out)
+        _check_outputs(request, out, page, ranks)
         session = open_session(request, ranks)
+        if axes:
+            plan = Sweep.of(session, axes, out)
+            with running(session, plan.kept):
+                plan.run()
+            return
+        if page is not None:
+            show(session)
         with running(session):
             real = session.real()
             if write_reference is not None and real is not None:
@@ -127,7 +144,9 @@ def quality(
             report = report_of(session, outcome)
             write_report(out, report)
             print_report(report)
-            say_written(out, request.keep)
+            if page is not None:
+                write_page(page, session, outcome, report)
+            say_written(out, request.keep, page)
 
 
 def _metrics(command: str, asked: str | None) -> tuple[str, ...]:
@@ -139,33 +158,17 @@ def _metrics(command: str, asked: str | None) -> tuple[str, ...]:
     return (command,)
 
 
-def _check_outputs(request: Request, out: Path, ranks: Ranks) -> None:
+def _check_outputs(request: Request, out: Path, page: Path | None, ranks: Ranks) -> None:
     """Raises InputError for output files that could not be written."""
     if request.array is not None:
         ranks.refuse_several("an .npz is written by one: give --keep a folder, such as samples/, or start one process")
     if not ranks.is_first:
         return
     check_report_path(out)
+    if page is not None:
+        check_page(page)
     for path in (request.array, request.write_reference):
         if path is not None:
             if path.suffix.lower() != ".npz":
                 raise InputError(f"{path} is to be an .npz: give a name that ends so")
             check_writable(path)
-
-
-@contextlib.contextmanager
-def running(session: Session) -> Iterator[None]:
-    """Inside, the ranks work together, and a signal ends the command in all of them."""
-    first = "stopping after this step; Ctrl-C again to abort" if session.ranks.is_first else ""
-    with joined(session.ranks, "evaluate"), stop_signals(first, lambda: "aborted") as stopping:
-        session.check = stopping.check
-        try:
-            yield
-        except Stopped:
-            share_signal(stopping, console.print)
-            folder = session.request.folder
-            kept = "nothing was written; with --keep FOLDER what is drawn is kept"
-            if folder is not None:
-                kept = f"what was drawn is in {folder}, and the same command draws the rest"
-            console.print(f"Stopped: {kept}.", markup=False)
-            raise typer.Exit(stopping.status) from None

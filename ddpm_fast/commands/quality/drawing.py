@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from ddpm_fast.commands.drawing import Drawing, settings_of
 from ddpm_fast.commands.labels import Turns
 from ddpm_fast.commands.precision import DTYPE_NAMES
 from ddpm_fast.commands.ranks import Ranks
+from ddpm_fast.errors import InputError
 from ddpm_fast.files.atomic import atomic_path
 from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.loops.network import Network
@@ -23,7 +25,7 @@ from ddpm_fast.loops.options import SamplingOptions
 from ddpm_fast.loops.prepared import Prepared
 from ddpm_fast.loops.sampling import prepare
 from ddpm_fast.loops.state import asking_rows
-from ddpm_fast.pictures.folder import SampleFolder, recorded
+from ddpm_fast.pictures.folder import SampleFolder, recorded, sample_id_of
 from ddpm_fast.pictures.images import to_uint8
 
 
@@ -113,7 +115,7 @@ def open_folder(folder: Path, drawn: DrawnImages, batch_size: int) -> tuple[Samp
     """A folder of samples, new or as `sample` has begun it, and how many are drawn into it at a time.
 
     Raises:
-        InputError: If it holds others than those that are drawn here.
+        InputError: If it holds others than those that are drawn here, or has some of them with other classes.
     """
     record, options = recorded(folder), drawn.prepared.options
     settings = settings_of(drawn.loaded, options, drawn.precision)
@@ -124,7 +126,20 @@ def open_folder(folder: Path, drawn: DrawnImages, batch_size: int) -> tuple[Samp
         classes = drawn.classes
         settings["labels"] = classes.chosen if isinstance(classes, Turns) else None if classes is None else "mixed"
     ids = range(options.first_sample_id, options.first_sample_id + len(drawn))
-    return SampleFolder(folder, settings, ids, drawn.classes, drawn.loaded.label_names, per_part), batch_size
+    opened = SampleFolder(folder, settings, ids, drawn.classes, drawn.loaded.label_names, per_part)
+    if per_part is None and (others := _pictures(folder, ids) - opened.count()) > 0:
+        raise InputError(
+            f"{folder} has {others} samples of other classes than these would be: give --labels as they were drawn "
+            "with (every class by name, if in turn), or another folder"
+        )
+    return opened, batch_size
+
+
+def _pictures(folder: Path, ids: range) -> int:
+    """How many pictures of samples with these ids a folder has, of whatever class."""
+    with os.scandir(folder) as entries:
+        found = (sample_id_of(entry.name) for entry in entries)
+        return sum(number in ids for number in found if number is not None)
 
 
 def complete_folder(

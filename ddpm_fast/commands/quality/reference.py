@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rich.markup import escape
 
 from ddpm_fast.commands.common import console
-from ddpm_fast.commands.fitting import is_training_set, open_as, say_training_set
+from ddpm_fast.commands.fitting import open_as, part_of
 from ddpm_fast.commands.quality.files import what_is_in
 from ddpm_fast.commands.quality.samples import StoredImages, check_images, some_of
 from ddpm_fast.commands.quality.settings import Request
@@ -82,8 +82,8 @@ def open_reference(
     if held.features or held.statistics:
         known = read_features(source) if held.features else read_statistics(source)
     if not held.images:
-        if request.n_reference is not None:
-            raise InputError("--n-reference is for real images, and --reference is a file of their features")
+        if request.n_reference is not None or request.part != "all":
+            raise InputError("--n-reference and --part are for real images, and --reference has their features alone")
         assert known is not None
         return Reference(known.source, known=known)
     if shape is None:
@@ -97,23 +97,20 @@ def open_reference(
                 "are not converted here: give real images of the samples' size and channels"
             )
     check_images(dataset, "--reference")
-    chosen = some_of(len(dataset), request.n_reference, "--n-reference", dataset.name)
     trained = None
     if loaded is not None:
-        trained = is_training_set(dataset, loaded)
-        say_training_set(dataset, trained)
+        dataset, trained = part_of(dataset, loaded, request.part)
+        known = known if request.part == "all" else None
+    elif request.part != "all":
+        raise InputError("--part is of a model, which says what its training held out: give --model")
+    chosen = some_of(len(dataset), request.n_reference, "--n-reference", dataset.name)
     return Reference(dataset.name, StoredImages(dataset, chosen), known, trained)
 
 
-def check_reference(reference: Reference | None, request: Request, extractor: Extractor) -> None:
-    """Raises InputError if the reference does not have what the metrics need, before anything is drawn."""
+def check_reference(reference: Reference | None, extractor: Extractor) -> None:
+    """Raises InputError if what a file knows of the reference cannot be that of this extractor. Says what it is."""
     if reference is None:
         return
-    if request.needs_features and not reference.has_features:
-        raise InputError(
-            f"--reference: {printable(reference.name)} is a file of statistics, which is enough for fid alone; kid and "
-            "pr compare images one by one: give the real images"
-        )
     if reference.known is not None and reference.images is None:
         check_known(reference.known, extractor, "--reference")
     console.print(escape(f"reference: {_size(reference)} of {printable(reference.name)}"))

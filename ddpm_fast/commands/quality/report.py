@@ -38,6 +38,7 @@ def report_of(session: Session, outcome: Outcome) -> dict[str, Any]:
         else {
             "name": reference.name,
             "n": about["reference_n"],
+            "part": request.part,
             "training_set": reference.training_set,
         },
         "seconds": outcome.seconds,

@@ -11,6 +11,7 @@ import typer
 
 from ddpm_fast.commands.common import SOURCES, path_option
 from ddpm_fast.commands.labels import LABELS_HELP
+from ddpm_fast.commands.quality.axes import AXES
 from ddpm_fast.data.selection import Selection
 from ddpm_fast.errors import InputError
 from ddpm_fast.metrics.measure import METRICS
@@ -95,6 +96,20 @@ KeepOption = Annotated[
     str | None,
     path_option("keep the samples: an .npz (arr_0, as ADM reads it), or a folder, which the same command continues"),
 ]
+PageOption = Annotated[
+    Path | None,
+    path_option(
+        "also write a page of pictures, an .html that holds all of them: samples, their nearest real images, the worst "
+        "and the best"
+    ),
+]
+SweepOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="draw and measure in several ways, such as steps=10,25,50; repeated, every combination of the values; of "
+        f"{', '.join(AXES)}; --out of an interrupted sweep continues it"
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 PrecisionOption = Annotated[str, typer.Option(help="fp32, bf16, fp16, or auto (bf16 where that is faster, else fp32)")]
 
@@ -110,6 +125,7 @@ class Request:
         flags: Of another library's .pt file, or None.
         samples: Samples that exist, or None.
         reference: The real images or their statistics, or None.
+        part: Which of the real images, one of fitting.PARTS.
         n: How many samples; None for DEFAULT_N, or all that there are.
         n_reference: How many real images; None for all.
         sampler: As for `sample`, like the next three.
@@ -137,6 +153,7 @@ class Request:
     flags: str | None = None
     samples: str | None = None
     reference: str | None = None
+    part: str = "all"
     n: int | None = None
     n_reference: int | None = None
     sampler: str = "ddpm"
@@ -197,11 +214,6 @@ class Request:
     def compares(self) -> bool:
         """Whether something is asked for that needs real images."""
         return any(metric != "is" for metric in self.metrics)
-
-    @property
-    def needs_features(self) -> bool:
-        """Whether the features of each image are needed, beside their statistics."""
-        return bool({"kid", "pr"} & set(self.metrics))
 
 
 def parse_metrics(text: str) -> tuple[str, ...]:

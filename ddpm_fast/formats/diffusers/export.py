@@ -75,7 +75,7 @@ def export_diffusers(
     if isinstance(model, LoadedModel):
         label_names = label_names or model.label_names
     network, diffusion = _checked(model, diffusion)
-    config, state = network.config, network.state_dict()
+    config, state = network.config, network.sampling_state()
     fields, scheduler = unet_fields(config), scheduler_fields(diffusion, clip)
     weights = to_diffusers(state, their_names(state, config), config)
     check_finite("the model", weights)

@@ -48,7 +48,7 @@ def export_openai(model: UNet, diffusion: GaussianDiffusion, path: str | os.Path
     if not isinstance(model, UNet):
         raise InputError(f"the model is a {type(model).__name__}; expected a UNet of this package")
     flags = export_flags(model.config, diffusion)
-    state = to_theirs(model.state_dict(), model.config.heads, legacy=True)
+    state = to_theirs(model.sampling_state(), model.config.heads, legacy=True)
     copies = {
         name: value.detach().to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
         for name, value in state.items()
@@ -116,6 +116,8 @@ def export_notes(config: UNetConfig, diffusion: GaussianDiffusion) -> list[str]:
         notes.append(f"Their scripts sample squares; this network is for images of {config.size_name} (height, width).")
     if objective.variance == "fixed_small" and not _needs_improved(config, diffusion):
         notes.append("Give sigma_small=True to their create_gaussian_diffusion: guided-diffusion has no flag for it.")
+    if config.augment_channels:
+        notes.append("In training the network was told how images were augmented; those weights are left out.")
     if objective.loss == "vlb":
         notes.append("Their use_kl trains with the number of timesteps times this model's loss.")
     if objective.loss_weighting != "none":

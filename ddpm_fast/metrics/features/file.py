@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ddpm_fast.data.arrayfile import Header, read_arrays
-from ddpm_fast.errors import InputError
+from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files.atomic import atomic_path
 from ddpm_fast.files.tensorfile import check_is_file
 from ddpm_fast.metrics import note
@@ -50,7 +50,7 @@ def read_features(path: str | os.PathLike) -> FeatureSet:
         raise InputError(f"{path} has {len(features)} features and {len(logits)} logits; expected as many of both")
     said = note.read_note(arrays, path)
     kind = said.kind if said.kind.features else UNKNOWN
-    return FeatureSet(kind, said.source or path.name, Statistics.of(features), features, logits)
+    return FeatureSet(kind, said.source or printable(path.name), Statistics.of(features), features, logits)
 
 
 def write_features(path: str | os.PathLike, feature_set: FeatureSet) -> None:

@@ -8,8 +8,7 @@ from support.feature_networks import made_images
 from ddpm_fast.data import load_dataset
 from ddpm_fast.files.pickles import read_pickle
 from ddpm_fast.metrics import kernel_distance
-from ddpm_fast.metrics.features import efficientnet
-from ddpm_fast.metrics.features.load import load_extractor
+from ddpm_fast.metrics.features import efficientnet, load_extractor
 from ddpm_fast.metrics.features.network import check_names
 
 REASON = "the extra [metrics] is not installed"
@@ -60,7 +59,7 @@ def test_distances_grow_from_real_images_to_half_of_the_classes_to_blur_to_noise
     dataset = load_dataset(name)
     order = torch.randperm(len(dataset.images), generator=torch.Generator().manual_seed(0))
     images, labels = dataset.images[order], dataset.labels[order]
-    n = 24
+    n = 48
     noise = torch.randint(0, 256, images[:n].shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     sets = [
         images[n : 2 * n],

@@ -1,0 +1,121 @@
+"""The same number of images of the same network by three codes: their losses, averages and defaults, measured by all
+metrics with error bars over seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import peers
+from benchmarks.quality.campaign import Campaign
+from benchmarks.quality.loops import LIVE, OWN
+from benchmarks.quality.recipes import DIFFUSERS, LUCIDRAINS, OURS
+from benchmarks.quality.scores import Drawing, Judge, extractor_of
+from benchmarks.quality.subjects import DIGITS_NETWORK, QUICK_NETWORK, compared, images_of
+from benchmarks.runs import say
+from ddpm_fast.commands.common import choose_device
+from ddpm_fast.errors import InputError
+
+# How each code draws images if it is told nothing.
+OWN_SAMPLER = {OURS: ("ddpm", 50), DIFFUSERS: ("ddpm", 1000), LUCIDRAINS: ("ddpm", 1000)}
+NEEDED = {DIFFUSERS: peers.DIFFUSERS, LUCIDRAINS: peers.LUCIDRAINS}
+COLUMNS = {
+    "Frechet": lambda line: line["fid"]["value"],
+    "kernel, 1e-3": lambda line: 1e3 * line["kid"]["value"],
+    "precision": lambda line: line["pr"]["precision"],
+    "recall": lambda line: line["pr"]["recall"],
+    "density": lambda line: line["pr"]["density"],
+    "coverage": lambda line: line["pr"]["coverage"],
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of the command.
+
+    Attributes:
+        out: The file of the results; the table is beside it.
+        work: The folder of the trainings.
+        images: How many each training sees.
+        seeds: How many trainings there are of each code.
+        n: How many images are drawn from each.
+        own_samplers: Whether images are also drawn as each code does by itself.
+        only: Codes that are compared; all if empty.
+        features: See load_extractor.
+        device: Where to train.
+        quick: Whether to make a run of seconds.
+    """
+
+    out: Path
+    work: Path
+    images: int = 30_000
+    seeds: int = 3
+    n: int = 2000
+    own_samplers: bool = False
+    only: tuple[str, ...] = ()
+    features: str | None = None
+    device: str = "auto"
+    quick: bool = False
+
+
+def main(settings: Settings) -> None:
+    """Run it. Raises InputError for what does not fit."""
+    device = choose_device(settings.device)
+    data = images_of("digits", None, settings.quick)
+    network = QUICK_NETWORK if settings.quick else DIGITS_NETWORK
+    drawing = Drawing(16, steps=2) if settings.quick else Drawing(settings.n)
+    images = 32 if settings.quick else settings.images
+    recipes = compared(network, images)
+    for name in settings.only:
+        if name not in recipes:
+            raise InputError(f"{name!r:.99} is unknown; there are {', '.join(recipes)}")
+    about = {"images": images, "quick": settings.quick, "threads": torch.get_num_threads()}
+    judge = Judge(data, extractor_of(settings.features, device, settings.quick))
+    campaign = Campaign(settings.out, settings.work, data, judge, device, **about)
+    absent = {code: reason for code, peer in NEEDED.items() if (reason := peers.absent(peer))}
+    for seed in range(settings.seeds):
+        for name, recipe in recipes.items():
+            if settings.only and name not in settings.only:
+                continue
+            if recipe.loop in absent:
+                say(f"{name} is left out: {absent[recipe.loop]}")
+                continue
+            others = [code for code in (OURS, *NEEDED) if code not in (recipe.loop, *absent)]
+            training = campaign.trained(name, recipe, [images], seed, others)
+            for average in (OWN, LIVE, *others):
+                campaign.scored(training, name, training.marks[-1], drawing, average)
+            if settings.own_samplers:
+                sampler, steps = OWN_SAMPLER[recipe.loop]
+                own = Drawing(drawing.n, sampler, 2 if settings.quick else steps)
+                campaign.scored(training, name, training.marks[-1], own, OWN)
+    campaign.write()
+    text = table(campaign.found["runs"])
+    settings.out.with_suffix(".md").write_text(text + "\n")
+    say(text)
+
+
+def table(runs: Iterable[Mapping[str, Any]]) -> str:
+    """Scores in Markdown: the mean over the seeds, and the standard deviation of one seed behind it."""
+    groups: dict[tuple, list[Mapping[str, Any]]] = {}
+    for line in runs:
+        drawing = line["drawing"]
+        key = (line["images"], line["name"], line["average"], f"{drawing['sampler']}, {drawing['steps']}", drawing["n"])
+        groups.setdefault(key, []).append(line)
+    head = ["images seen", "recipe", "average", "sampler, steps", "samples", "seeds", *COLUMNS]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for (images, name, average, sampler, n), group in sorted(groups.items()):
+        cells = [f"{images:,}", name, average, sampler, f"{n:,}", str(len(group))]
+        cells += [spread([read(line) for line in group]) for read in COLUMNS.values()]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def spread(values: Sequence[float]) -> str:
+    """A mean, with the standard deviation where there are several values."""
+    mean = f"{statistics.fmean(values):.3g}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.2g}"
