@@ -23,7 +23,7 @@ from ddpm_fast.commands.sizes import parse_size
 from ddpm_fast.commands.stopping import Stopping
 from ddpm_fast.commands.together import in_all, in_first
 from ddpm_fast.commands.training_log import say, warn
-from ddpm_fast.commands.training_quality import LEAST
+from ddpm_fast.commands.training_reference import LEAST
 from ddpm_fast.data import (
     BUILTIN,
     HUGGING_FACE,
@@ -32,6 +32,7 @@ from ddpm_fast.data import (
     StoredDataset,
     open_dataset,
     parse_held_out,
+    split_as_recorded,
     split_held_out,
 )
 from ddpm_fast.diffusion import GaussianDiffusion
@@ -144,7 +145,11 @@ def _make_parts(
     held_out = None
     if arguments["held_out"] is not None:
         # After the classes have got the numbers of the run.
-        dataset, held_out = split_held_out(dataset, parse_held_out(arguments["held_out"]), arguments["seed"])
+        recorded = None if state is None or differing else state.meta["training"].get("held_out")
+        if recorded is None:
+            dataset, held_out = split_held_out(dataset, parse_held_out(arguments["held_out"]), arguments["seed"])
+        else:
+            dataset, held_out = split_as_recorded(dataset, recorded)
     network = make_network(arguments, dataset, diffusion, begun.network if begun is not None else None)
     if state is not None:
         check_network(state.path, state.meta, network)  # before it is built
