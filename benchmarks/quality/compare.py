@@ -13,10 +13,11 @@ import torch
 
 from benchmarks import peers
 from benchmarks.quality.campaign import Campaign
-from benchmarks.quality.loops import LIVE, OWN
+from benchmarks.quality.loops import OWN
 from benchmarks.quality.recipes import DIFFUSERS, LUCIDRAINS, OURS
 from benchmarks.quality.scores import Drawing, Judge, extractor_of
 from benchmarks.quality.subjects import DIGITS_NETWORK, QUICK_NETWORK, compared, images_of
+from benchmarks.quality.training import Training
 from benchmarks.runs import say
 from ddpm_fast.commands.common import choose_device
 from ddpm_fast.errors import InputError
@@ -78,6 +79,7 @@ def main(settings: Settings) -> None:
     judge = Judge(data, extractor_of(settings.features, device, settings.quick))
     campaign = Campaign(settings.out, settings.work, data, judge, device, **about)
     absent = {code: reason for code, peer in NEEDED.items() if (reason := peers.absent(peer))}
+    trainings: dict[tuple[str, int], Training] = {}
     for seed in range(settings.seeds):
         for name, recipe in recipes.items():
             if settings.only and name not in settings.only:
@@ -86,13 +88,15 @@ def main(settings: Settings) -> None:
                 say(f"{name} is left out: {absent[recipe.loop]}")
                 continue
             others = [code for code in (OURS, *NEEDED) if code not in (recipe.loop, *absent)]
-            training = campaign.trained(name, recipe, [images], seed, others)
-            for average in (OWN, LIVE, *others):
-                campaign.scored(training, name, training.marks[-1], drawing, average)
-            if settings.own_samplers:
-                sampler, steps = OWN_SAMPLER[recipe.loop]
-                own = Drawing(drawing.n, sampler, 2 if settings.quick else steps)
-                campaign.scored(training, name, training.marks[-1], own, OWN)
+            made = trainings[name, seed] = campaign.trained(name, recipe, [images], seed, others)
+            campaign.scored(made, name, made.marks[-1], drawing, OWN)
+    for (name, seed), made in trainings.items():  # the other averages of one seed tell what the average is worth
+        for average in made.averages if seed == 0 else ():
+            campaign.scored(made, name, made.marks[-1], drawing, average)
+    for (name, _), made in trainings.items() if settings.own_samplers else ():
+        sampler, steps = OWN_SAMPLER[made.recipe.loop]
+        own = Drawing(drawing.n, sampler, 2 if settings.quick else steps)
+        campaign.scored(made, name, made.marks[-1], own, OWN)
     campaign.write()
     text = table(campaign.found["runs"])
     settings.out.with_suffix(".md").write_text(text + "\n")
