@@ -181,6 +181,16 @@ def test_one_part_alone_is_put_back():
     assert batch.lr_steps * batch.batch_size == pytest.approx(full.config.lr_steps * full.config.batch_size, abs=16)
 
 
+def test_a_variant_differs_in_one_thing():
+    recipe = subjects.digits(30_000).ours
+    found = subjects.variants(recipe)
+    for what, variant in found.items():
+        assert variant != recipe, what
+        config = variant.config
+        assert config.batch_size * config.lr_steps == pytest.approx(30_000, abs=64), what
+    assert len({json.dumps(variant.to_dict()) for variant in found.values()}) == len(found)
+
+
 def test_the_table_has_means_and_deviations():
     def score(seed, fid):
         rest = {"kid": {"value": 1e-3 * fid}, "pr": dict.fromkeys(("precision", "recall", "density", "coverage"), 0.5)}
