@@ -100,6 +100,9 @@ def main(settings: Settings) -> None:
         raise InputError(f"part {unknown[0]!r:.99} is unknown; there are {', '.join(PARTS)}")
     if settings.ours_only and not chosen.goals:
         raise InputError(f"{chosen.name} has no fixed goal: it is what the other code reaches, so train that too")
+    needed = not settings.ours_only or {KERNELS, AVERAGE} & {*settings.parts}
+    if needed and (reason := peers.absent(peers.DIFFUSERS)):
+        raise InputError(f"{reason}; or train ours alone with --ours-only")
     device = choose_device(settings.device)
     data = images_of(chosen.name, settings.data, settings.quick)
     judge = Judge(data, extractor_of(settings.features, device, settings.quick))
@@ -117,11 +120,8 @@ def main(settings: Settings) -> None:
     )
     run = Speedrun(chosen, campaign, settings.seed)
     if not settings.ours_only:
-        if reason := peers.absent(peers.DIFFUSERS):
-            raise InputError(f"{reason}; or train ours alone with --ours-only")
         run.train("theirs", chosen.theirs, chosen.marks_of(chosen.their_images))
-    others = [] if peers.absent(peers.DIFFUSERS) else [DIFFUSERS]
-    run.train("ours", chosen.ours, chosen.marks_of(chosen.images), others)
+    run.train("ours", chosen.ours, chosen.marks_of(chosen.images))
     run.conclude()
     if settings.parts:
         run.parts(settings.parts)
@@ -167,7 +167,9 @@ class Speedrun:
         marks = [self.subject.images]
         recipes = put_back(full)
         for name in names:
-            if name in recipes:
+            if name == AVERAGE:
+                self.train(f"{name} put back", full, marks, [DIFFUSERS])
+            elif name in recipes:
                 self.train(f"{name} put back", recipes[name], marks)
         # What ours reaches in fewer images, each with a learning rate that falls to 0 at its end.
         lengths = [self.subject.images // 4, self.subject.images // 2]
@@ -181,7 +183,7 @@ class Speedrun:
             elif name == PRECISION:
                 rows.append({"part": name, **self._precision()})
             else:
-                line = self.curve("ours", DIFFUSERS)[-1] if name == AVERAGE else self.curve(f"{name} put back")[-1]
+                line = self.curve(f"{name} put back", DIFFUSERS if name == AVERAGE else OWN)[-1]
                 rows.append({"part": name, **cost(line, curve)})
         self.campaign.found["parts"] = rows
         self.campaign.write()
