@@ -3,15 +3,13 @@ metrics with error bars over seeds."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks import peers
+from benchmarks.quality import tables
 from benchmarks.quality.campaign import Campaign
 from benchmarks.quality.loops import OWN
 from benchmarks.quality.recipes import DIFFUSERS, LUCIDRAINS, OURS
@@ -26,14 +24,6 @@ from ddpm_fast.errors import InputError
 OWN_SAMPLER = {OURS: ("ddpm", 50), DIFFUSERS: ("ddpm", 1000), LUCIDRAINS: ("ddpm", 1000)}
 NEEDED = {DIFFUSERS: peers.DIFFUSERS, LUCIDRAINS: peers.LUCIDRAINS}
 ALL_AVERAGES = (OURS, FAST, DIFFUSERS, LUCIDRAINS)  # recipes that are measured with each code's average
-COLUMNS = {
-    "Frechet": lambda line: line["fid"]["value"],
-    "kernel, 1e-3": lambda line: 1e3 * line["kid"]["value"],
-    "precision": lambda line: line["pr"]["precision"],
-    "recall": lambda line: line["pr"]["recall"],
-    "density": lambda line: line["pr"]["density"],
-    "coverage": lambda line: line["pr"]["coverage"],
-}
 
 
 @dataclass(frozen=True)
@@ -104,28 +94,6 @@ def main(settings: Settings) -> None:
         own = Drawing(drawing.n, sampler, 2 if settings.quick else steps)
         campaign.scored(made, name, made.marks[-1], own, OWN)
     campaign.write()
-    text = table(campaign.found["runs"])
+    text = tables.scores(campaign.found["runs"])
     settings.out.with_suffix(".md").write_text(text + "\n")
     say(text)
-
-
-def table(runs: Iterable[Mapping[str, Any]]) -> str:
-    """Scores in Markdown: the mean over the seeds, and the standard deviation of one seed behind it."""
-    groups: dict[tuple, list[Mapping[str, Any]]] = {}
-    for line in runs:
-        drawing = line["drawing"]
-        key = (line["images"], line["name"], line["average"], f"{drawing['sampler']}, {drawing['steps']}", drawing["n"])
-        groups.setdefault(key, []).append(line)
-    head = ["images seen", "recipe", "average", "sampler, steps", "samples", "seeds", *COLUMNS]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for (images, name, average, sampler, n), group in sorted(groups.items()):
-        cells = [f"{images:,}", name, average, sampler, f"{n:,}", str(len(group))]
-        cells += [spread([read(line) for line in group]) for read in COLUMNS.values()]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def spread(values: Sequence[float]) -> str:
-    """A mean, with the standard deviation where there are several values."""
-    mean = f"{statistics.fmean(values):.3g}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.2g}"

@@ -18,7 +18,7 @@ import torch
 import typer
 
 from benchmarks import peers
-from benchmarks.quality import figure
+from benchmarks.quality import figure, tables
 from benchmarks.quality.campaign import Campaign
 from benchmarks.quality.loops import OWN
 from benchmarks.quality.recipes import DIFFUSERS, OURS, SCRIPT, Recipe
@@ -125,6 +125,10 @@ def main(settings: Settings) -> None:
     run.conclude()
     if settings.parts:
         run.parts(settings.parts)
+    text = tables.times(campaign.found["results"])
+    if "parts" in campaign.found:
+        text += "\n\n" + tables.parts(campaign.found["parts"])
+    settings.out.with_suffix(".md").write_text(text + "\n")
     path = figure.draw(campaign.found, settings.out.with_suffix(".png"))
     say(f"Wrote {settings.out} and {path}")
     if not all(result["ours"] for result in campaign.found["results"]):
@@ -157,7 +161,7 @@ class Speedrun:
         self.campaign.found["results"] = [conclusion(goal, self.curve("ours"), theirs) for goal in goals]
         self.campaign.write()
         for result in self.campaign.found["results"]:
-            sides = [f"{side} {told(result[side])}" for side in ("ours", "theirs")]
+            sides = [f"{side} {tables.point(result[side])}" for side in ("ours", "theirs")]
             ratio = "" if result["speedup"] is None else f": {result['speedup']:.2f} times sooner"
             say(f"Frechet distance {result['goal']:.3f}: {', '.join(sides)}{ratio}")
 
@@ -258,11 +262,6 @@ def conclusion(goal: float, ours: Sequence[Mapping], theirs: Sequence[Mapping]) 
     first, second = sides["ours"], sides["theirs"]
     speedup = second["seconds"] / first["seconds"] if first and second and first["seconds"] else None
     return {"goal": goal, **sides, "speedup": speedup}
-
-
-def told(point: Mapping[str, Any] | None) -> str:
-    """A point of a curve, for people."""
-    return "not there" if point is None else f"after {point['seconds'] / 60:.1f} minutes ({point['images']:,} images)"
 
 
 def cost(line: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

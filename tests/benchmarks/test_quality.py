@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from benchmarks import peers
 from benchmarks.__main__ import app
-from benchmarks.quality import compare, recipes, speedrun, subjects, training
+from benchmarks.quality import recipes, speedrun, subjects, tables, training
 from benchmarks.quality.recipes import DIFFUSERS, LUCIDRAINS, OURS
 from ddpm_fast.errors import InputError
 from ddpm_fast.nn import UNet
@@ -197,9 +197,9 @@ def test_the_table_has_means_and_deviations():
         drawing = {"sampler": "ddim", "steps": 5, "n": 100}
         return {"images": 30, "name": "a", "seed": seed, "average": "own", "drawing": drawing, **line(30, fid), **rest}
 
-    (*_, row) = compare.table([score(0, 1.0), score(1, 2.0), score(2, 3.0)]).splitlines()
+    (*_, row) = tables.scores([score(0, 1.0), score(1, 2.0), score(2, 3.0)]).splitlines()
     assert row.split(" | ")[5:8] == ["3", "2 ± 1", "2 ± 1"]
-    assert compare.spread([0.25]) == "0.25" and compare.spread([1.0, 2.0]) == f"1.5 ± {math.sqrt(0.5):.2g}"
+    assert tables.spread([0.25]) == "0.25" and tables.spread([1.0, 2.0]) == f"1.5 ± {math.sqrt(0.5):.2g}"
 
 
 # --- the commands
@@ -216,6 +216,7 @@ def test_the_speedrun_of_digits_runs_and_goes_on(tmp_path):
     assert goal["goal"] == theirs[-1]["fid"]["value"] and [x["images"] for x in theirs] == [32, 64]
     assert [row["part"] for row in found["parts"]] == ["kernels", "average", "timesteps"]
     assert all(row["time"] > 0 for row in found["parts"]) and found["about"]["features"] == "made up"
+    assert "| timesteps |" in (tmp_path / "s.md").read_text()
     assert (tmp_path / "s.png").stat().st_size > 10_000
     again = run(*options, "--device", "cpu")
     assert again.exit_code == result.exit_code and "images," not in again.output, "what was found is measured again"
