@@ -212,6 +212,8 @@ class Quality:
             found = self._compared(torch.cat(samples), self._extractor, self._reference)
         if losses:
             loss, quarters = mean_loss(torch.cat(losses), self._trainer.diffusion.num_timesteps)
+            if not math.isfinite(loss):
+                raise InputError(f"the held-out loss is {loss}")
             found["held_out"] = {"loss": loss, "quarters": [_json(quarter) for quarter in quarters]}
         return found
 

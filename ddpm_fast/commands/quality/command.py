@@ -10,10 +10,10 @@ from ddpm_fast.commands.common import FlagsOption, plain_errors, say_written
 from ddpm_fast.commands.drawing import unused_path
 from ddpm_fast.commands.fitting import PartOption
 from ddpm_fast.commands.quality.axes import parse_axes
+from ddpm_fast.commands.quality.opening import open_session
 from ddpm_fast.commands.quality.page import check_page, show, write_page
 from ddpm_fast.commands.quality.report import print_report, report_of
 from ddpm_fast.commands.quality.running import running
-from ddpm_fast.commands.quality.session import open_session
 from ddpm_fast.commands.quality.settings import (
     BatchSizeOption,
     DeviceOption,

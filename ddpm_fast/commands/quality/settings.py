@@ -215,11 +215,6 @@ class Request:
         """Whether something is asked for that needs real images."""
         return any(metric != "is" for metric in self.metrics)
 
-    @property
-    def needs_features(self) -> bool:
-        """Whether the features of each image are needed, beside their statistics."""
-        return bool({"kid", "pr"} & set(self.metrics))
-
 
 def parse_metrics(text: str) -> tuple[str, ...]:
     """The metrics in a text such as "fid,kid", in the order of METRICS. Raises InputError for others."""
