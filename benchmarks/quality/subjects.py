@@ -111,6 +111,30 @@ def compared(network: dict[str, Any], images: int) -> dict[str, Recipe]:
     }
 
 
+def variants(recipe: Recipe) -> dict[str, Recipe]:
+    """A recipe of ours with one thing otherwise, by what that is."""
+    config, images = recipe.config, recipe.config.batch_size * (recipe.config.lr_steps or 0)
+
+    def batch(size: int) -> Recipe:
+        steps = -(-images // size)
+        return recipe.replace(config={"batch_size": size, "lr_steps": steps, "warmup": min(config.warmup, steps - 1)})
+
+    return {
+        "batch 16": batch(16),
+        "batch 64": batch(64),
+        "half the learning rate": recipe.replace(config={"lr": config.lr / 2}),
+        "twice the learning rate": recipe.replace(config={"lr": config.lr * 2}),
+        "constant learning rate": recipe.replace(config={"lr_schedule": "constant"}),
+        "uniform timesteps": recipe.replace(config={"timestep_sampling": "uniform"}),
+        "beta2 0.99": recipe.replace(config={"betas": (0.9, 0.99)}),
+        "min_snr": recipe.replace(diffusion={"loss_weighting": "min_snr"}),
+        "truncated_snr": recipe.replace(diffusion={"loss_weighting": "truncated_snr"}),
+        "predicts the noise": recipe.replace(diffusion={"prediction": "eps"}),
+        "linear schedule": recipe.replace(diffusion={"schedule": "linear"}),
+        "dropout 0.1": recipe.replace(network={"dropout": 0.1}),
+    }
+
+
 def subject(name: str, images: int | None = None, quick: bool = False) -> Subject:
     """A subject by its name.
 

@@ -85,12 +85,13 @@ class Statistics:
             InputError: If a tensor is none of these, or they are of different dimensions.
         """
         made: Statistics | None = None
-        for part in packed:
-            d = round(((4 * part.numel() - 3) ** 0.5 - 1) / 2) if part.ndim == 1 else 0
+        for given in packed:
+            part = as_tensor("packed statistics", given, "[1 + d + d^2]", 1)
+            d = round(((4 * max(1, part.numel()) - 3) ** 0.5 - 1) / 2)
             if part.dtype != torch.float64 or d < 1 or part.numel() != 1 + d + d * d:
                 raise InputError(f"got {part.dtype} {list(part.shape)}; expected what Statistics.packed gives")
             made = cls(d) if made is None else made
-            numbers = part.detach().cpu()
+            numbers = part.cpu()
             made._check_length(d)
             made._join(int(numbers[0]), numbers[1 : 1 + d], numbers[1 + d :].reshape(d, d))
         if made is None:

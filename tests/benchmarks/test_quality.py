@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from benchmarks import peers
 from benchmarks.__main__ import app
-from benchmarks.quality import compare, recipes, speedrun, subjects, training
+from benchmarks.quality import recipes, speedrun, subjects, tables, training
 from benchmarks.quality.recipes import DIFFUSERS, LUCIDRAINS, OURS
 from ddpm_fast.errors import InputError
 from ddpm_fast.nn import UNet
@@ -181,15 +181,25 @@ def test_one_part_alone_is_put_back():
     assert batch.lr_steps * batch.batch_size == pytest.approx(full.config.lr_steps * full.config.batch_size, abs=16)
 
 
+def test_a_variant_differs_in_one_thing():
+    recipe = subjects.digits(30_000).ours
+    found = subjects.variants(recipe)
+    for what, variant in found.items():
+        assert variant != recipe, what
+        config = variant.config
+        assert config.batch_size * config.lr_steps == pytest.approx(30_000, abs=64), what
+    assert len({json.dumps(variant.to_dict()) for variant in found.values()}) == len(found)
+
+
 def test_the_table_has_means_and_deviations():
     def score(seed, fid):
         rest = {"kid": {"value": 1e-3 * fid}, "pr": dict.fromkeys(("precision", "recall", "density", "coverage"), 0.5)}
         drawing = {"sampler": "ddim", "steps": 5, "n": 100}
         return {"images": 30, "name": "a", "seed": seed, "average": "own", "drawing": drawing, **line(30, fid), **rest}
 
-    (*_, row) = compare.table([score(0, 1.0), score(1, 2.0), score(2, 3.0)]).splitlines()
+    (*_, row) = tables.scores([score(0, 1.0), score(1, 2.0), score(2, 3.0)]).splitlines()
     assert row.split(" | ")[5:8] == ["3", "2 ± 1", "2 ± 1"]
-    assert compare.spread([0.25]) == "0.25" and compare.spread([1.0, 2.0]) == f"1.5 ± {math.sqrt(0.5):.2g}"
+    assert tables.spread([0.25]) == "0.25" and tables.spread([1.0, 2.0]) == f"1.5 ± {math.sqrt(0.5):.2g}"
 
 
 # --- the commands
@@ -206,6 +216,7 @@ def test_the_speedrun_of_digits_runs_and_goes_on(tmp_path):
     assert goal["goal"] == theirs[-1]["fid"]["value"] and [x["images"] for x in theirs] == [32, 64]
     assert [row["part"] for row in found["parts"]] == ["kernels", "average", "timesteps"]
     assert all(row["time"] > 0 for row in found["parts"]) and found["about"]["features"] == "made up"
+    assert "| timesteps |" in (tmp_path / "s.md").read_text()
     assert (tmp_path / "s.png").stat().st_size > 10_000
     again = run(*options, "--device", "cpu")
     assert again.exit_code == result.exit_code and "images," not in again.output, "what was found is measured again"

@@ -11,6 +11,8 @@ from PIL import Image
 from support.commands import run, save_small_model
 from support.made_features import save_network
 
+from ddpm_fast.metrics.features import read_features
+
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluating.md").read_text()
 SHORTER = {"--n": "12", "--steps": "2"}
 
@@ -52,4 +54,4 @@ def test_the_python_code_runs(tmp_path, monkeypatch):
     exec(compile(code.replace('"cuda"', '"cpu"'), "evaluating.md", "exec"), names)
     assert names["distance"] == pytest.approx(0.75, abs=0.3) and names["value"] > names["error"] > 0
     assert 0.5 < names["precision"] <= 1 and 0.5 < names["recall"] <= 1
-    assert names["read_features"]("features.npz").features.shape == (6, 5)
+    assert read_features("features.npz").features.shape == (6, 5)

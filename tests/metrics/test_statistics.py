@@ -116,6 +116,7 @@ def test_moments_of_an_unknown_number_stay_as_they_are():
         (lambda: Statistics.from_moments(10**30, np.zeros(2), np.eye(2)), "n is 1000000000000000000000000000000"),
         (lambda: Statistics.from_moments(5, np.zeros(3), np.eye(2)), r"shape \[3\] and the covariance \[2, 2\]"),
         (lambda: Statistics.joined([]), "got no parts"),
+        (lambda: Statistics.joined([torch.zeros(0, dtype=torch.float64)]), "expected what Statistics.packed gives"),
         (lambda: Statistics.joined([torch.zeros(6, dtype=torch.float64)]), "expected what Statistics.packed gives"),
         (lambda: Statistics.joined([Statistics(2).packed, Statistics(3).packed]), "do not join"),
     ],

@@ -65,7 +65,7 @@ LabelsOption = Annotated[
         )
     ),
 ]
-SeedOption = Annotated[int, typer.Option(help="seed of the noise of the samples, and of what a metric draws at random")]
+SeedOption = Annotated[int, typer.Option(help="seed of the noise of the samples")]
 BatchSizeOption = Annotated[int, typer.Option(help="number of images to draw, and to look at, at a time")]
 FeaturesOption = Annotated[
     str | None,
