@@ -168,7 +168,7 @@ Data = Annotated[Path | None, typer.Option(help="The images; digits are there if
 Parts = Annotated[list[str], typer.Option("--part", help=f"Put back {', '.join(speedrun_.PARTS)} alone (repeatable).")]
 AllParts = Annotated[bool, typer.Option("--parts", help="Put back each part alone.")]
 OursOnly = Annotated[bool, typer.Option("--ours-only", help="Train ours alone, to the fixed goals.")]
-Codes = Annotated[list[str], typer.Option("--code", help="Only this code (repeatable).")]
+Codes = Annotated[list[str], typer.Option("--code", help="Only this recipe (repeatable).")]
 OwnSamplers = Annotated[bool, typer.Option("--own-samplers", help="Also draw as each code does: up to 1000 steps.")]
 
 
@@ -181,13 +181,16 @@ def quality(
     n: Annotated[int, typer.Option(help="Images that are drawn from each.")] = 2000,
     own_samplers: OwnSamplers = False,
     code: Codes = [],  # noqa: B006
+    variants: Annotated[bool, typer.Option("--variants", help="Also ours with one thing otherwise.")] = False,
     features: Features = None,
     device: Device = "auto",
     quick: Quick = False,
 ) -> None:
     """Train one network by three codes as each does by itself, and compare what its samples are worth."""
     with plain_errors():
-        settings = quality_.Settings(out, work, images, seeds, n, own_samplers, tuple(code), features, device, quick)
+        settings = quality_.Settings(
+            out, work, images, seeds, n, own_samplers, tuple(code), variants, features, device, quick
+        )
         quality_.main(settings)
 
 

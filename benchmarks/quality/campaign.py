@@ -46,7 +46,7 @@ class Campaign:
             differing = [name for name in settings if before.get(name) != settings[name]]
             if differing:
                 raise InputError(f"{out} differs in {', '.join(differing)}: choose another file, or remove it")
-            self.found |= {name: before[name] for name in ("recipes", "runs")}
+            self.found |= {name: before[name] for name in ("recipes", "runs", "results", "parts") if name in before}
 
     def trained(
         self, name: str, recipe: Recipe, marks: Sequence[int], seed: int = 0, averages: Sequence[str] = ()

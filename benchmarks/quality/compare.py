@@ -3,20 +3,19 @@ metrics with error bars over seeds."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks import peers
+from benchmarks.quality import tables
 from benchmarks.quality.campaign import Campaign
-from benchmarks.quality.loops import LIVE, OWN
+from benchmarks.quality.loops import OWN
 from benchmarks.quality.recipes import DIFFUSERS, LUCIDRAINS, OURS
 from benchmarks.quality.scores import Drawing, Judge, extractor_of
-from benchmarks.quality.subjects import DIGITS_NETWORK, QUICK_NETWORK, compared, images_of
+from benchmarks.quality.subjects import DIGITS_NETWORK, FAST, QUICK_NETWORK, compared, images_of, variants
+from benchmarks.quality.training import Training
 from benchmarks.runs import say
 from ddpm_fast.commands.common import choose_device
 from ddpm_fast.errors import InputError
@@ -24,14 +23,7 @@ from ddpm_fast.errors import InputError
 # How each code draws images if it is told nothing.
 OWN_SAMPLER = {OURS: ("ddpm", 50), DIFFUSERS: ("ddpm", 1000), LUCIDRAINS: ("ddpm", 1000)}
 NEEDED = {DIFFUSERS: peers.DIFFUSERS, LUCIDRAINS: peers.LUCIDRAINS}
-COLUMNS = {
-    "Frechet": lambda line: line["fid"]["value"],
-    "kernel, 1e-3": lambda line: 1e3 * line["kid"]["value"],
-    "precision": lambda line: line["pr"]["precision"],
-    "recall": lambda line: line["pr"]["recall"],
-    "density": lambda line: line["pr"]["density"],
-    "coverage": lambda line: line["pr"]["coverage"],
-}
+ALL_AVERAGES = (OURS, FAST, DIFFUSERS, LUCIDRAINS)  # recipes that are measured with each code's average
 
 
 @dataclass(frozen=True)
@@ -45,7 +37,8 @@ class Settings:
         seeds: How many trainings there are of each code.
         n: How many images are drawn from each.
         own_samplers: Whether images are also drawn as each code does by itself.
-        only: Codes that are compared; all if empty.
+        only: The recipes that are compared; all if empty.
+        variants: Whether those of our fast recipe, too, which differ from it in one thing.
         features: See load_extractor.
         device: Where to train.
         quick: Whether to make a run of seconds.
@@ -58,6 +51,7 @@ class Settings:
     n: int = 2000
     own_samplers: bool = False
     only: tuple[str, ...] = ()
+    variants: bool = False
     features: str | None = None
     device: str = "auto"
     quick: bool = False
@@ -71,6 +65,8 @@ def main(settings: Settings) -> None:
     drawing = Drawing(16, steps=2) if settings.quick else Drawing(settings.n)
     images = 32 if settings.quick else settings.images
     recipes = compared(network, images)
+    if settings.variants:
+        recipes |= {f"{FAST}, {what}": recipe for what, recipe in variants(recipes[FAST]).items()}
     for name in settings.only:
         if name not in recipes:
             raise InputError(f"{name!r:.99} is unknown; there are {', '.join(recipes)}")
@@ -78,6 +74,7 @@ def main(settings: Settings) -> None:
     judge = Judge(data, extractor_of(settings.features, device, settings.quick))
     campaign = Campaign(settings.out, settings.work, data, judge, device, **about)
     absent = {code: reason for code, peer in NEEDED.items() if (reason := peers.absent(peer))}
+    trainings: dict[tuple[str, int], Training] = {}
     for seed in range(settings.seeds):
         for name, recipe in recipes.items():
             if settings.only and name not in settings.only:
@@ -86,36 +83,17 @@ def main(settings: Settings) -> None:
                 say(f"{name} is left out: {absent[recipe.loop]}")
                 continue
             others = [code for code in (OURS, *NEEDED) if code not in (recipe.loop, *absent)]
-            training = campaign.trained(name, recipe, [images], seed, others)
-            for average in (OWN, LIVE, *others):
-                campaign.scored(training, name, training.marks[-1], drawing, average)
-            if settings.own_samplers:
-                sampler, steps = OWN_SAMPLER[recipe.loop]
-                own = Drawing(drawing.n, sampler, 2 if settings.quick else steps)
-                campaign.scored(training, name, training.marks[-1], own, OWN)
+            made = trainings[name, seed] = campaign.trained(name, recipe, [images], seed, others)
+            campaign.scored(made, name, made.marks[-1], drawing, OWN)
+    averaged = {key: made for key, made in trainings.items() if key[1] == 0 and key[0] in ALL_AVERAGES}
+    for (name, _), made in averaged.items():  # the other averages of one seed tell what the average is worth
+        for average in made.averages:
+            campaign.scored(made, name, made.marks[-1], drawing, average)
+    for (name, _), made in trainings.items() if settings.own_samplers else ():
+        sampler, steps = OWN_SAMPLER[made.recipe.loop]
+        own = Drawing(drawing.n, sampler, 2 if settings.quick else steps)
+        campaign.scored(made, name, made.marks[-1], own, OWN)
     campaign.write()
-    text = table(campaign.found["runs"])
+    text = tables.scores(campaign.found["runs"])
     settings.out.with_suffix(".md").write_text(text + "\n")
     say(text)
-
-
-def table(runs: Iterable[Mapping[str, Any]]) -> str:
-    """Scores in Markdown: the mean over the seeds, and the standard deviation of one seed behind it."""
-    groups: dict[tuple, list[Mapping[str, Any]]] = {}
-    for line in runs:
-        drawing = line["drawing"]
-        key = (line["images"], line["name"], line["average"], f"{drawing['sampler']}, {drawing['steps']}", drawing["n"])
-        groups.setdefault(key, []).append(line)
-    head = ["images seen", "recipe", "average", "sampler, steps", "samples", "seeds", *COLUMNS]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for (images, name, average, sampler, n), group in sorted(groups.items()):
-        cells = [f"{images:,}", name, average, sampler, f"{n:,}", str(len(group))]
-        cells += [spread([read(line) for line in group]) for read in COLUMNS.values()]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def spread(values: Sequence[float]) -> str:
-    """A mean, with the standard deviation where there are several values."""
-    mean = f"{statistics.fmean(values):.3g}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.2g}"

@@ -118,6 +118,7 @@ class Loop(abc.ABC):
             "loop": self._save(folder),
             "averages": averages,
             "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all(),
         }
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
@@ -126,6 +127,7 @@ class Loop(abc.ABC):
         for name, average in self.averages.items():
             average.load(state["averages"][name])
         torch.set_rng_state(state["random"])
+        torch.cuda.set_rng_state_all(state["random_cuda"])
         self.images = state["images"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 import ddpm_fast as df
 from ddpm_fast.data import Dataset
-from ddpm_fast.metrics.feature_set import Kind
+from ddpm_fast.metrics.feature_set import FeatureSet, Kind
 from ddpm_fast.metrics.features.extract import extract
 from ddpm_fast.metrics.features.extractor import Extractor
 from ddpm_fast.metrics.features.load import load_extractor
@@ -53,9 +54,12 @@ class Judge:
     """
 
     def __init__(self, data: Dataset, extractor: Extractor):
-        self._extractor = extractor
-        self._real = extract(extractor, data.images.split(BATCH), source=data.name)
+        self._extractor, self._data = extractor, data
         self.about = {"features": extractor.kind.features, "resizing": extractor.kind.resizing, "reference": data.name}
+
+    @cached_property
+    def _real(self) -> FeatureSet:
+        return extract(self._extractor, self._data.images.split(BATCH), source=self._data.name)
 
     def score(
         self, model: UNet, diffusion: df.GaussianDiffusion, drawing: Drawing, progress: Callable[[int], object]

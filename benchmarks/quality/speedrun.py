@@ -18,7 +18,7 @@ import torch
 import typer
 
 from benchmarks import peers
-from benchmarks.quality import figure
+from benchmarks.quality import figure, tables
 from benchmarks.quality.campaign import Campaign
 from benchmarks.quality.loops import OWN
 from benchmarks.quality.recipes import DIFFUSERS, OURS, SCRIPT, Recipe
@@ -100,6 +100,9 @@ def main(settings: Settings) -> None:
         raise InputError(f"part {unknown[0]!r:.99} is unknown; there are {', '.join(PARTS)}")
     if settings.ours_only and not chosen.goals:
         raise InputError(f"{chosen.name} has no fixed goal: it is what the other code reaches, so train that too")
+    needed = not settings.ours_only or {KERNELS, AVERAGE} & {*settings.parts}
+    if needed and (reason := peers.absent(peers.DIFFUSERS)):
+        raise InputError(f"{reason}; or train ours alone with --ours-only")
     device = choose_device(settings.device)
     data = images_of(chosen.name, settings.data, settings.quick)
     judge = Judge(data, extractor_of(settings.features, device, settings.quick))
@@ -117,14 +120,15 @@ def main(settings: Settings) -> None:
     )
     run = Speedrun(chosen, campaign, settings.seed)
     if not settings.ours_only:
-        if reason := peers.absent(peers.DIFFUSERS):
-            raise InputError(f"{reason}; or train ours alone with --ours-only")
         run.train("theirs", chosen.theirs, chosen.marks_of(chosen.their_images))
-    others = [] if peers.absent(peers.DIFFUSERS) else [DIFFUSERS]
-    run.train("ours", chosen.ours, chosen.marks_of(chosen.images), others)
+    run.train("ours", chosen.ours, chosen.marks_of(chosen.images))
     run.conclude()
     if settings.parts:
         run.parts(settings.parts)
+    text = tables.times(campaign.found["results"])
+    if "parts" in campaign.found:
+        text += "\n\n" + tables.parts(campaign.found["parts"])
+    settings.out.with_suffix(".md").write_text(text + "\n")
     path = figure.draw(campaign.found, settings.out.with_suffix(".png"))
     say(f"Wrote {settings.out} and {path}")
     if not all(result["ours"] for result in campaign.found["results"]):
@@ -157,7 +161,7 @@ class Speedrun:
         self.campaign.found["results"] = [conclusion(goal, self.curve("ours"), theirs) for goal in goals]
         self.campaign.write()
         for result in self.campaign.found["results"]:
-            sides = [f"{side} {told(result[side])}" for side in ("ours", "theirs")]
+            sides = [f"{side} {tables.point(result[side])}" for side in ("ours", "theirs")]
             ratio = "" if result["speedup"] is None else f": {result['speedup']:.2f} times sooner"
             say(f"Frechet distance {result['goal']:.3f}: {', '.join(sides)}{ratio}")
 
@@ -167,7 +171,9 @@ class Speedrun:
         marks = [self.subject.images]
         recipes = put_back(full)
         for name in names:
-            if name in recipes:
+            if name == AVERAGE:
+                self.train(f"{name} put back", full, marks, [DIFFUSERS])
+            elif name in recipes:
                 self.train(f"{name} put back", recipes[name], marks)
         # What ours reaches in fewer images, each with a learning rate that falls to 0 at its end.
         lengths = [self.subject.images // 4, self.subject.images // 2]
@@ -181,7 +187,7 @@ class Speedrun:
             elif name == PRECISION:
                 rows.append({"part": name, **self._precision()})
             else:
-                line = self.curve("ours", DIFFUSERS)[-1] if name == AVERAGE else self.curve(f"{name} put back")[-1]
+                line = self.curve(f"{name} put back", DIFFUSERS if name == AVERAGE else OWN)[-1]
                 rows.append({"part": name, **cost(line, curve)})
         self.campaign.found["parts"] = rows
         self.campaign.write()
@@ -256,11 +262,6 @@ def conclusion(goal: float, ours: Sequence[Mapping], theirs: Sequence[Mapping]) 
     first, second = sides["ours"], sides["theirs"]
     speedup = second["seconds"] / first["seconds"] if first and second and first["seconds"] else None
     return {"goal": goal, **sides, "speedup": speedup}
-
-
-def told(point: Mapping[str, Any] | None) -> str:
-    """A point of a curve, for people."""
-    return "not there" if point is None else f"after {point['seconds'] / 60:.1f} minutes ({point['images']:,} images)"
 
 
 def cost(line: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -111,6 +111,30 @@ def compared(network: dict[str, Any], images: int) -> dict[str, Recipe]:
     }
 
 
+def variants(recipe: Recipe) -> dict[str, Recipe]:
+    """A recipe of ours with one thing otherwise, by what that is."""
+    config, images = recipe.config, recipe.config.batch_size * (recipe.config.lr_steps or 0)
+
+    def batch(size: int) -> Recipe:
+        steps = -(-images // size)
+        return recipe.replace(config={"batch_size": size, "lr_steps": steps, "warmup": min(config.warmup, steps - 1)})
+
+    return {
+        "batch 16": batch(16),
+        "batch 64": batch(64),
+        "half the learning rate": recipe.replace(config={"lr": config.lr / 2}),
+        "twice the learning rate": recipe.replace(config={"lr": config.lr * 2}),
+        "constant learning rate": recipe.replace(config={"lr_schedule": "constant"}),
+        "uniform timesteps": recipe.replace(config={"timestep_sampling": "uniform"}),
+        "beta2 0.99": recipe.replace(config={"betas": (0.9, 0.99)}),
+        "min_snr": recipe.replace(diffusion={"loss_weighting": "min_snr"}),
+        "truncated_snr": recipe.replace(diffusion={"loss_weighting": "truncated_snr"}),
+        "predicts the noise": recipe.replace(diffusion={"prediction": "eps"}),
+        "linear schedule": recipe.replace(diffusion={"schedule": "linear"}),
+        "dropout 0.1": recipe.replace(network={"dropout": 0.1}),
+    }
+
+
 def subject(name: str, images: int | None = None, quick: bool = False) -> Subject:
     """A subject by its name.
 
@@ -129,14 +153,14 @@ def subject(name: str, images: int | None = None, quick: bool = False) -> Subjec
     made = SUBJECTS[name]() if images is None else SUBJECTS[name](images)
     if not quick:
         return made
-    tiny = {"config": {"batch_size": 8, "warmup": 1, "lr_steps": 8, "precision": "fp32"}, "network": QUICK_NETWORK}
-    sizes = {"images": 64, "their_images": 96, "marks": 2, "drawing": Drawing(16, steps=2)}
+    tiny = {"config": {"batch_size": 8, "warmup": 1, "lr_steps": 4, "precision": "fp32"}, "network": QUICK_NETWORK}
+    sizes = {"images": 32, "their_images": 64, "marks": 2, "drawing": Drawing(16, steps=2)}
     recipes = {"ours": made.ours.replace(**tiny), "theirs": made.theirs.replace(network=QUICK_NETWORK)}
     return dataclasses.replace(made, **recipes, **sizes)
 
 
 def images_of(subject: str, data: Path | None, quick: bool) -> Dataset:
-    """The data set of a subject, without classes. quick: The first few of it.
+    """The data set of a subject, without classes. quick: The middle of the first few of it.
 
     Raises:
         InputError: If CIFAR-10 was not given, or is something else.
@@ -153,4 +177,6 @@ def images_of(subject: str, data: Path | None, quick: bool) -> Dataset:
             )
     else:
         found = load_dataset("mnist5k" if data is None else str(data))
-    return dataclasses.replace(found, images=found.images[: 64 if quick else None], labels=None, label_names=None)
+    middle = slice(found.shape[1] // 2 - 8, found.shape[1] // 2 + 8)
+    images = found.images[:64, :, middle, middle].contiguous() if quick else found.images
+    return dataclasses.replace(found, images=images, labels=None, label_names=None)

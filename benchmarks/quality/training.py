@@ -102,7 +102,7 @@ class Training:
         add_averages(loop, self._codes)
         seconds, state = 0.0, self.folder / STATE
         if state.exists():
-            found = torch.load(state, map_location=device, weights_only=True)
+            found = torch.load(state, map_location="cpu", weights_only=True)
             loop.load(self.folder, found["loop"])
             seconds = found["seconds"]
             self.marks = self.marks[: found["marks"]]

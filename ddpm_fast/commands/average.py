@@ -1,5 +1,5 @@
 """`python -m ddpm_fast.average RUN --width W --out MODEL`: the model that a training run would have given with another
-average of its weights.
+average of its weights. With --sweep, the best of several (average_sweep.py).
 
 The run must have saved power-function averages (train --average-widths), of which others are made: see
 nn/reconstruction.py for how, and files/averages.py for what is read.
@@ -15,12 +15,26 @@ from typing import Annotated
 import typer
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ddpm_fast.commands.average_sweep import QUALITIES, Sweep, check_sweep, judge_of
 from ddpm_fast.commands.common import App, console, expand_home, path_option, plain_errors, say_written
+from ddpm_fast.commands.quality.settings import (
+    DeviceOption,
+    FeaturesOption,
+    GuidanceOption,
+    NOption,
+    PrecisionOption,
+    ReferenceOption,
+    Request,
+    SamplerOption,
+    StepsOption,
+)
+from ddpm_fast.commands.ranks import ranks_of_environment
 from ddpm_fast.commands.training_setup import numbers
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.atomic import check_writable
 from ddpm_fast.files.averages import Average, Plan, make, plan
 from ddpm_fast.files.checkpoint import save_model
+from ddpm_fast.metrics.measure import METRICS
 from ddpm_fast.nn.power_average import check_width
 
 _ROUGH = 0.1  # a difference of profiles, relative to the wanted one, that is worth a warning
@@ -32,20 +46,67 @@ app = App()
 def main(
     run: Annotated[Path, typer.Argument(help="the folder of a training run", callback=expand_home)],
     out: Annotated[Path, path_option("where the model goes: a .safetensors file; for several widths, a folder")],
-    width: Annotated[str, typer.Option(help="of the average, as a share of the training: 0.1, or several: 0.05,0.1")],
+    width: Annotated[
+        str | None, typer.Option(help="of the average, as a share of the training: 0.1, or several: 0.05,0.1")
+    ] = None,
+    sweep: Annotated[
+        str | None, typer.Option(help="measure these widths, such as 0.02,0.05,0.1,0.2, and write the best")
+    ] = None,
+    by: Annotated[
+        str, typer.Option(help=f"with --sweep, what is measured: {', '.join(QUALITIES)}; loss is the quickest")
+    ] = "fid",
     step: Annotated[
         int | None, typer.Option(help="after how many training steps; if not given, the last that was saved")
     ] = None,
+    reference: ReferenceOption = None,
+    n: NOption = None,
+    sampler: SamplerOption = "ddpm",
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    features: FeaturesOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "fp32",
 ) -> None:
-    """Make the model that a run would have given with another average of its weights."""
+    """Make the model that a run would have given with another average of its weights.
+
+    --reference and what follows it are for --sweep.
+    """
     with plain_errors():
-        widths = parse_widths(width, "--width")
-        files = output_files(out, widths)
+        ranks_of_environment().refuse_several("averages are made by one process: start the command without torchrun")
+        if (width is None) == (sweep is None):
+            raise InputError("give either --width, of the average to make, or --sweep, which finds the best of several")
+        if width is not None:
+            _write(run, parse_widths(width, "--width"), step, out)
+            return
+        widths = parse_widths(sweep or "", "--sweep")
+        check_sweep(by, out)
+        if reference is None:
+            raise InputError("--reference is missing: the real images that --sweep measures with")
         planned = plan(run, widths, step)
         tell(planned)
-        for path, average in zip(files, made(planned), strict=True):
-            save_model(path, average.state, average.config)
-            say_written(path)
+        request = Request(
+            metrics=(by,) if by in METRICS else (),
+            model=str(planned.given[-1].path),
+            reference=reference,
+            n=n,
+            sampler=sampler,
+            steps=steps,
+            guidance=guidance,
+            features=features,
+            device=device,
+            precision=precision,
+        )
+        Sweep(planned, judge_of(by, request), run, out, request).measure(lambda: made(planned))
+
+
+def _write(run: Path, widths: Sequence[float], step: int | None, out: Path) -> None:
+    """Make the averages of the widths and write them."""
+    files = output_files(out, widths)
+    planned = plan(run, widths, step)
+    tell(planned)
+    for path, average in zip(files, made(planned), strict=True):
+        save_model(path, average.state, average.config)
+        say_written(path)
 
 
 def parse_widths(text: str, name: str) -> tuple[float, ...]:

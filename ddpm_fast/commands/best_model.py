@@ -21,7 +21,7 @@ ASIDE = "measured-otherwise"
 
 
 class BestModel:
-    """The best model of a run so far, in its folder. Only the first process has one.
+    """The best model of a run so far, in its folder.
 
     The averaged weights of the step with the smallest value are kept, as `model.safetensors` keeps those of the last
     one; the file's config["training"]["quality"] says what was measured of them. The value is the kernel distance,

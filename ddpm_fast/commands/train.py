@@ -16,7 +16,7 @@ import torch
 import typer
 from rich.markup import escape
 
-from ddpm_fast.commands import fine_tuning, resuming, training_setup
+from ddpm_fast.commands import fine_tuning, resuming, training_images, training_setup
 from ddpm_fast.commands.augmenting import augment_option
 from ddpm_fast.commands.common import App, FlagsOption, path_option, plain_errors
 from ddpm_fast.commands.profiling import PROFILE_HELP
@@ -230,9 +230,9 @@ def main(
     ] = False,
 ) -> None:
     """Train a diffusion model on your images."""
-    arguments = {**context.params, "out": str(out), "data": data and training_setup.absolute(data)}
+    arguments = {**context.params, "out": str(out), "data": data and training_images.absolute(data)}
     arguments["init_from"] = init_from and fine_tuning.stored_name(init_from)
-    arguments["features"] = features and training_setup.absolute_file(features)
+    arguments["features"] = features and training_images.absolute_file(features)
     options = resuming.Options.of(context, arguments)
     with plain_errors():
         place = local_device(device)

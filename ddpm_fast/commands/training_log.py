@@ -233,6 +233,8 @@ def _add_quality(writer: SummaryWriter, record: dict[str, Any]) -> None:
         writer.add_scalar("quality/Frechet distance", record["fid"]["value"], step)
         for name, value in record["pr"].items():
             writer.add_scalar(f"quality/{name}", value, step)
+    for name, value in record.get("memorisation", {}).items():
+        writer.add_scalar(f"memorisation/{name}", value, step)
     if "held_out" in record:
         writer.add_scalar("held-out loss", record["held_out"]["loss"], step)
         for number, quarter in enumerate(record["held_out"]["quarters"]):

@@ -26,7 +26,7 @@ from ddpm_fast.commands.quality.counting import probe
 from ddpm_fast.commands.quality.samples import check_images
 from ddpm_fast.commands.stopping import Stopped
 from ddpm_fast.commands.training_log import duration, say, warn
-from ddpm_fast.commands.training_reference import Reference
+from ddpm_fast.commands.training_reference import LEAST, Reference
 from ddpm_fast.data import ImageSet
 from ddpm_fast.errors import InputError
 from ddpm_fast.loops.distributed import of_each_process, of_first_process, rank, to_first_process, world_size
@@ -35,14 +35,13 @@ from ddpm_fast.loops.network import Network
 from ddpm_fast.loops.options import SamplingOptions
 from ddpm_fast.loops.sampling import prepare
 from ddpm_fast.loops.training import Trainer
-from ddpm_fast.metrics import Statistics
+from ddpm_fast.metrics import Statistics, memorisation
 from ddpm_fast.metrics.feature_set import FeatureSet
 from ddpm_fast.metrics.features.extractor import Extractor
 from ddpm_fast.metrics.features.load import load_extractor
 from ddpm_fast.metrics.measure import measure
 from ddpm_fast.pictures.images import to_uint8
 
-LEAST = 10  # images without which neither precision nor density can be had
 _BATCH = 64  # images that are drawn, or looked at, at a time
 # Shows the progress of some work of so many images: update(done).
 Working = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
@@ -87,7 +86,9 @@ class Quality:
             cuda_graph=False if trainer.cuda_graph is False else None,
         )
         self._labels = _classes(trainer, self._n)
-        self._reference = Reference(self._folder, trainer.dataset, extractor) if extractor is not None else None
+        self._reference = None
+        if extractor is not None:
+            self._reference = Reference(self._folder, trainer.dataset, held_out, extractor)
         settings: dict[str, Any] = {"held_out": None if held_out is None else len(held_out)}
         if self._reference is not None:
             settings = {"sampler": self._options.sampler, "steps": self._options.steps, "n": self._n}
@@ -159,7 +160,7 @@ class Quality:
         known = bool(of_first_process(is_known))
         sizes = [0 if known or reference is None else len(reference), self._n]
         rounds = sum(math.ceil(math.ceil(size / world_size()) / _BATCH) for size in sizes)
-        rounds += self._held_out is not None
+        rounds += 2 * (self._held_out is not None)  # the losses; and a batch that is cut where those images begin
         part = _Part()
         with working("evaluating", rounds) as update:
             work = self._work(part, not known, check)
@@ -212,6 +213,8 @@ class Quality:
             found = self._compared(torch.cat(samples), self._extractor, self._reference)
         if losses:
             loss, quarters = mean_loss(torch.cat(losses), self._trainer.diffusion.num_timesteps)
+            if not math.isfinite(loss):
+                raise InputError(f"the held-out loss is {loss}")
             found["held_out"] = {"loss": loss, "quarters": [_json(quarter) for quarter in quarters]}
         return found
 
@@ -225,6 +228,9 @@ class Quality:
         places = torch.linspace(0, real.n - 1, min(real.n, len(samples))).round().long()
         some = real.features[places]
         found["pr"] = measure(fake, FeatureSet(real.kind, real.source, Statistics.of(some), some), ("pr",))["pr"]
+        if reference.held_out is not None:
+            copied = memorisation(samples, real.features, reference.held_out)
+            found["memorisation"] = {"nearer": copied.nearer, "z": copied.z, "copies": copied.copies}
         return {**found, "sampler": self._options.sampler, "steps": self._options.steps}
 
     def _keep(self, record: dict[str, Any]) -> None:
@@ -283,6 +289,8 @@ def _in_words(record: dict[str, Any]) -> str:
         told += [f"kernel distance x 1000 {1000 * kid['value']:.3g} +- {1000 * kid['error']:.2g}"]
         told += [f"Frechet distance {record['fid']['value']:.4g}"]
         told += [f"precision {pr['precision']:.2f}", f"recall {pr['recall']:.2f}"]
+    if "memorisation" in record:
+        told += [f"copies {record['memorisation']['copies']:.1%}"]
     if "held_out" in record:
         told += [f"held-out loss {record['held_out']['loss']:.4f}"]
     return f"{', '.join(told)} (in {duration(record['seconds'])})"

@@ -1,38 +1,30 @@
-"""From the options of `python -m ddpm_fast.train` to what trains: the images and the trainer."""
+"""From the options of `python -m ddpm_fast.train` to what trains."""
 
 from __future__ import annotations
 
 import dataclasses
-import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from rich.markup import escape
-from rich.progress import Progress
 
 from ddpm_fast.commands import fine_tuning, resuming
-from ddpm_fast.commands.common import console
 from ddpm_fast.commands.fine_tuning import Beginning
 from ddpm_fast.commands.precision import automatic_precision, choose_dtype
 from ddpm_fast.commands.profiling import check_profile
 from ddpm_fast.commands.resuming import Options, State
-from ddpm_fast.commands.selecting import selection_of
-from ddpm_fast.commands.sizes import parse_size
 from ddpm_fast.commands.stopping import Stopping
 from ddpm_fast.commands.together import in_all, in_first
-from ddpm_fast.commands.training_log import say, warn
-from ddpm_fast.commands.training_quality import LEAST
+from ddpm_fast.commands.training_images import check_same_images, run_images
+from ddpm_fast.commands.training_log import say
+from ddpm_fast.commands.training_reference import LEAST
 from ddpm_fast.data import (
     BUILTIN,
-    HUGGING_FACE,
     Augmentation,
     ImageSet,
     StoredDataset,
-    open_dataset,
     parse_held_out,
-    split_held_out,
 )
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
@@ -48,7 +40,6 @@ from ddpm_fast.nn.unet_config import norm_groups
 from ddpm_fast.objective import LEARNED_VARIANCES
 from ddpm_fast.samplers import check_sampler
 from ddpm_fast.schedule import SCHEDULES
-from ddpm_fast.values import ValueRange, parse_range
 
 
 class Parts(NamedTuple):
@@ -135,16 +126,7 @@ def _make_parts(
     diffusion = make_diffusion(arguments) if begun is None else begun.diffusion
     config = make_config(arguments)
     divided(config, world_size())
-    # A run that is older than reading on demand had all images in memory, without those that were broken.
-    in_memory = True if state is not None and "order" not in state.meta["training"] else None
-    dataset = load_images(arguments, stopping, in_memory, resuming.value_range(state))
-    differing: dict[str, Any] = {}
-    if state is not None:
-        dataset, differing = resuming.match_data(dataset, state, arguments["new_data"])
-    held_out = None
-    if arguments["held_out"] is not None:
-        # After the classes have got the numbers of the run.
-        dataset, held_out = split_held_out(dataset, parse_held_out(arguments["held_out"]), arguments["seed"])
+    dataset, held_out, differing = run_images(arguments, state, stopping)
     network = make_network(arguments, dataset, diffusion, begun.network if begun is not None else None)
     if state is not None:
         check_network(state.path, state.meta, network)  # before it is built
@@ -162,26 +144,6 @@ def _make_trainer(parts: Parts, arguments: dict[str, Any], device: torch.device)
         arguments["compile"],
         arguments["grad_checkpoint"],
     )
-
-
-def check_same_images(found: Sequence[tuple[int, str]]) -> None:
-    """Raises InputError unless all processes have the same images. found: The count and digest of each."""
-    for number, (count, digest) in enumerate(found):
-        if (count, digest) != found[0]:
-            what = f"{count} images instead of {found[0][0]}"
-            if count == found[0][0]:
-                what = f"images and labels with the digest {digest[:12]} instead of {found[0][1][:12]}"
-            raise InputError(f"rank {number} has {what}, which rank 0 has: give all ranks the same images as --data")
-
-
-def absolute(data: str) -> str:
-    """The path of the images from wherever the run will be resumed, or the name of a built-in set."""
-    return data if data in BUILTIN or data.startswith(HUGGING_FACE) else str(Path(data).absolute())
-
-
-def absolute_file(name: str) -> str:
-    """The path of a file from wherever the run will be resumed; a name that is none as it is."""
-    return str(Path(name).absolute()) if Path(name).exists() else name
 
 
 def check(arguments: dict[str, Any]) -> None:
@@ -230,44 +192,6 @@ def choose(arguments: dict[str, Any], device: torch.device) -> None:
         arguments["average_every"] = average_every(arguments["steps"])
     learned = arguments["variance"] in LEARNED_VARIANCES
     arguments["loss"] = arguments["loss"] or ("hybrid" if learned else "simple")
-
-
-def load_images(
-    arguments: dict[str, Any], stopping: Stopping, in_memory: bool | None, value_range: ValueRange | None
-) -> ImageSet:
-    """The dataset. Files that were skipped are shown as warnings. A signal raises Stopped.
-
-    Args:
-        arguments: The command's options.
-        stopping: Whether to stop.
-        in_memory: As for open_dataset.
-        value_range: That of the run which is resumed; None where the arguments say it, or nobody.
-    """
-    given = None if arguments["value_range"] is None else parse_range(arguments["value_range"])
-    image_size = None if arguments["image_size"] is None else parse_size(arguments["image_size"])
-    ends = given if value_range is None else value_range.ends
-    if not console.is_terminal:
-        say(f"Loading images from {escape(arguments['data'])}")
-    with (
-        warnings.catch_warnings(record=True) as caught,
-        Progress(transient=True, console=console) as bar,
-        stopping.anywhere(),
-    ):
-        warnings.simplefilter("always")
-        task = bar.add_task("loading images")
-        dataset = open_dataset(
-            arguments["data"],
-            image_size=image_size,
-            channels=arguments["channels"],
-            strict=arguments["strict"],
-            classes=bool(arguments["classes"]),
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-            in_memory=False if arguments["crop"] == "random" else in_memory,
-            selection=selection_of(arguments | {"value_range": ends}),
-        )
-    for warning in caught:
-        warn(str(warning.message))
-    return dataset
 
 
 def make_diffusion(arguments: dict[str, Any]) -> GaussianDiffusion:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.metrics.inputs import Array, as_tensor, as_vectors
+from ddpm_fast.metrics.statistics import Statistics
 
 # How far a covariance may be from symmetric, and its smallest eigenvalue below 0, as shares of its largest number or
 # eigenvalue. One that was stored in float32 is off by up to 1e-7 for each of its numbers.
@@ -76,7 +77,7 @@ def estimate_frechet(features: Array, mu: Array, sigma: Array, seed: int = 0) ->
     Raises:
         InputError: Where frechet_distance raises it, and for fewer images.
     """
-    vectors = as_vectors("features", features, 4, "the bias of a Frechet distance").to("cpu", torch.float64)
+    vectors = as_vectors("features", features, 4, "the bias of a Frechet distance").cpu()
     reference = _moments("reference", mu, sigma)
     if vectors.shape[1] != len(reference[0]):
         raise InputError(
@@ -132,11 +133,14 @@ def _distance(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], root:
 def _distance_of(vectors: Tensor, reference: tuple[Tensor, Tensor], root: Tensor) -> float:
     """The distance of vectors [n, d], n at least 2, from a mean and a covariance."""
     n, d = vectors.shape
-    mean = vectors.mean(0)
+    if n >= d:
+        statistics = Statistics.of(vectors)
+        return _distance((statistics.mean, statistics.covariance), reference, root)
+    # The product of n x n numbers has the same eigenvalues as that of d x d, but for zeros.
+    mean = vectors.double().mean(0)
     centred = (vectors - mean) / (n - 1) ** 0.5
-    # Of the two products of one matrix with itself, which have the same eigenvalues but for zeros, the smaller.
     rotated = centred @ root
-    values = torch.linalg.eigvalsh(rotated @ rotated.T if n < d else rotated.T @ rotated)
+    values = torch.linalg.eigvalsh(rotated @ rotated.T)
     return _sum(mean - reference[0], centred.square().sum() + reference[1].trace(), values)
 
 

@@ -10,6 +10,9 @@ from torch import Tensor
 from ddpm_fast.errors import InputError, check_integer
 from ddpm_fast.metrics.inputs import Array, as_tensor
 
+LARGEST = 1 << 14  # numbers of a vector: their covariance takes 2 GiB
+_PIECE = 1 << 23  # numbers that are brought to float64 at once: 64 MiB
+
 
 class Statistics:
     """The number, mean and covariance of vectors that come in parts.
@@ -25,7 +28,7 @@ class Statistics:
 
     def __init__(self, dimensions: int):
         """Start without vectors."""
-        d = check_integer("dimensions", dimensions, 1)
+        d = check_integer("the length of a feature", dimensions, 1, LARGEST)
         self.n = 0
         self.mean = torch.zeros(d, dtype=torch.float64)
         self._products = torch.zeros(d, d, dtype=torch.float64)  # of deviations from the mean, summed
@@ -51,7 +54,7 @@ class Statistics:
         Raises:
             InputError: If the shapes do not fit, or numbers are not finite.
         """
-        number = check_integer("n", n, 0)
+        number = check_integer("n", n, 0, 2**53)
         first = as_tensor("mean", mean, "[d]", 1).to("cpu", torch.float64)
         second = as_tensor("covariance", covariance, "[d, d]", 2).to("cpu", torch.float64)
         if second.shape != (len(first), len(first)):
@@ -65,6 +68,8 @@ class Statistics:
         made.n, made.mean = number, first.clone()
         if number:
             made._products = second * (number - 1)
+            if not bool(made._products.isfinite().all()):
+                raise InputError(f"the covariance times n - 1 = {number - 1} is too large for float64")
         else:
             made._covariance = second.clone()
         return made
@@ -80,12 +85,13 @@ class Statistics:
             InputError: If a tensor is none of these, or they are of different dimensions.
         """
         made: Statistics | None = None
-        for part in packed:
-            d = round(((4 * part.numel() - 3) ** 0.5 - 1) / 2) if part.ndim == 1 else 0
+        for given in packed:
+            part = as_tensor("packed statistics", given, "[1 + d + d^2]", 1)
+            d = round(((4 * max(1, part.numel()) - 3) ** 0.5 - 1) / 2)
             if part.dtype != torch.float64 or d < 1 or part.numel() != 1 + d + d * d:
                 raise InputError(f"got {part.dtype} {list(part.shape)}; expected what Statistics.packed gives")
             made = cls(d) if made is None else made
-            numbers = part.detach().cpu()
+            numbers = part.cpu()
             made._check_length(d)
             made._join(int(numbers[0]), numbers[1 : 1 + d], numbers[1 + d :].reshape(d, d))
         if made is None:
@@ -118,10 +124,11 @@ class Statistics:
         Raises:
             InputError: If their shape does not fit, or numbers are not finite.
         """
-        part = as_tensor("features", features, "[n, d]", 2).to("cpu", torch.float64)
-        self._check_length(part.shape[1])
+        vectors = as_tensor("features", features, "[n, d]", 2)
+        self._check_length(vectors.shape[1])
         self._check_counted()
-        if len(part):
+        for piece in vectors.split(max(1, _PIECE // vectors.shape[1])):
+            part = piece.to("cpu", torch.float64)
             mean = part.mean(0)
             centred = part - mean
             self._join(len(part), mean, centred.T @ centred)

@@ -20,15 +20,14 @@ import torch
 from torch import Tensor
 
 from ddpm_fast.data.arrayfile import Header, read_arrays
-from ddpm_fast.errors import InputError
+from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files.atomic import atomic_path
 from ddpm_fast.metrics import note
 from ddpm_fast.metrics.feature_set import FeatureSet
-from ddpm_fast.metrics.statistics import Statistics
+from ddpm_fast.metrics.statistics import LARGEST, Statistics
 
 FORMS = ("edm", "adm")
 _MOMENTS = (("mu", "sigma"), ("m2", "s2"), ("ours_mu", "ours_sigma"))
-_LARGEST = 1 << 14  # dimensions: a covariance of 2 GiB
 
 
 def read_statistics(path: str | os.PathLike) -> FeatureSet:
@@ -60,7 +59,7 @@ def read_statistics(path: str | os.PathLike) -> FeatureSet:
         statistics = Statistics.from_moments(said.n, arrays[mu], arrays[sigma])
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    return FeatureSet(said.kind, said.source or path.name, statistics)
+    return FeatureSet(said.kind, said.source or printable(path.name), statistics)
 
 
 def write_statistics(
@@ -105,6 +104,6 @@ def _check_moment(header: Header) -> str | None:
     if header.dtype.kind != "f":
         return "expected floats"
     square = len(header.shape) == 2 and header.shape[0] == header.shape[1]
-    if not (len(header.shape) == 1 or square) or not 1 <= header.shape[0] <= _LARGEST:
-        return f"expected [d] or [d, d] with d in 1..{_LARGEST}"
+    if not (len(header.shape) == 1 or square) or not 1 <= header.shape[0] <= LARGEST:
+        return f"expected [d] or [d, d] with d in 1..{LARGEST}"
     return None

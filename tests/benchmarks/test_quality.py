@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from benchmarks import peers
 from benchmarks.__main__ import app
-from benchmarks.quality import compare, recipes, speedrun, subjects, training
+from benchmarks.quality import recipes, speedrun, subjects, tables, training
 from benchmarks.quality.recipes import DIFFUSERS, LUCIDRAINS, OURS
 from ddpm_fast.errors import InputError
 from ddpm_fast.nn import UNet
@@ -27,13 +27,13 @@ needs_lucidrains = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def data():
     found = subjects.images_of("digits", None, quick=True)
-    return dataclasses.replace(found, images=found.images[..., 10:18, 10:18].contiguous())  # small, to be fast
+    return dataclasses.replace(found, images=found.images[..., 4:12, 4:12].contiguous())  # small, to be fast
 
 
 def tiny(loop):
     if loop != OURS:
         return recipes.theirs(loop, network=subjects.QUICK_NETWORK)
-    return subjects.fast(96, 16, 1e-3, 2).replace(network=subjects.QUICK_NETWORK)
+    return subjects.fast(64, 16, 1e-3, 2).replace(network=subjects.QUICK_NETWORK)
 
 
 def run(*arguments):
@@ -55,18 +55,18 @@ def test_a_training_that_was_stopped_gives_the_same_weights(loop, data, tmp_path
     monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)  # after each step
     others = [code for code in (OURS, DIFFUSERS) if not (code == DIFFUSERS and peers.absent(peers.DIFFUSERS))]
     whole = training.Training(tiny(loop), 3, tmp_path / "whole", others)
-    whole.train(data, CPU, [48, 96])
+    whole.train(data, CPU, [32, 64])
 
     def stop(images):
-        if images >= 64:
+        if images >= 48:
             raise KeyboardInterrupt
 
     first = training.Training(tiny(loop), 3, tmp_path / "stopped", others)
     with pytest.raises(KeyboardInterrupt):
-        first.train(data, CPU, [48, 96], stop)
+        first.train(data, CPU, [32, 64], stop)
     again = training.Training(tiny(loop), 3, tmp_path / "stopped", others)
-    again.train(data, CPU, [48, 96])
-    assert [mark.images for mark in again.marks] == [mark.images for mark in whole.marks] == [48, 96]
+    again.train(data, CPU, [32, 64])
+    assert [mark.images for mark in again.marks] == [mark.images for mark in whole.marks] == [32, 64]
     start = UNet(tiny(loop).unet(data)).state_dict()
     for average in whole.averages:
         for mark, other in zip(whole.marks, again.marks, strict=True):
@@ -76,7 +76,7 @@ def test_a_training_that_was_stopped_gives_the_same_weights(loop, data, tmp_path
     live = [whole.weights(mark, "live")["conv_in.weight"] for mark in whole.marks]
     assert not torch.equal(*live)
     with pytest.raises(InputError, match="another training"):
-        training.Training(tiny(loop), 4, tmp_path / "whole", others).train(data, CPU, [48, 96])
+        training.Training(tiny(loop), 4, tmp_path / "whole", others).train(data, CPU, [32, 64])
 
 
 @needs_diffusers
@@ -181,15 +181,25 @@ def test_one_part_alone_is_put_back():
     assert batch.lr_steps * batch.batch_size == pytest.approx(full.config.lr_steps * full.config.batch_size, abs=16)
 
 
+def test_a_variant_differs_in_one_thing():
+    recipe = subjects.digits(30_000).ours
+    found = subjects.variants(recipe)
+    for what, variant in found.items():
+        assert variant != recipe, what
+        config = variant.config
+        assert config.batch_size * config.lr_steps == pytest.approx(30_000, abs=64), what
+    assert len({json.dumps(variant.to_dict()) for variant in found.values()}) == len(found)
+
+
 def test_the_table_has_means_and_deviations():
     def score(seed, fid):
         rest = {"kid": {"value": 1e-3 * fid}, "pr": dict.fromkeys(("precision", "recall", "density", "coverage"), 0.5)}
         drawing = {"sampler": "ddim", "steps": 5, "n": 100}
         return {"images": 30, "name": "a", "seed": seed, "average": "own", "drawing": drawing, **line(30, fid), **rest}
 
-    (*_, row) = compare.table([score(0, 1.0), score(1, 2.0), score(2, 3.0)]).splitlines()
+    (*_, row) = tables.scores([score(0, 1.0), score(1, 2.0), score(2, 3.0)]).splitlines()
     assert row.split(" | ")[5:8] == ["3", "2 ± 1", "2 ± 1"]
-    assert compare.spread([0.25]) == "0.25" and compare.spread([1.0, 2.0]) == f"1.5 ± {math.sqrt(0.5):.2g}"
+    assert tables.spread([0.25]) == "0.25" and tables.spread([1.0, 2.0]) == f"1.5 ± {math.sqrt(0.5):.2g}"
 
 
 # --- the commands
@@ -203,9 +213,10 @@ def test_the_speedrun_of_digits_runs_and_goes_on(tmp_path):
     found = json.loads((tmp_path / "s.json").read_text())
     (goal,) = found["results"]
     theirs = [x for x in found["runs"] if x["name"] == "theirs"]
-    assert goal["goal"] == theirs[-1]["fid"]["value"] and [x["images"] for x in theirs] == [48, 96]
+    assert goal["goal"] == theirs[-1]["fid"]["value"] and [x["images"] for x in theirs] == [32, 64]
     assert [row["part"] for row in found["parts"]] == ["kernels", "average", "timesteps"]
     assert all(row["time"] > 0 for row in found["parts"]) and found["about"]["features"] == "made up"
+    assert "| timesteps |" in (tmp_path / "s.md").read_text()
     assert (tmp_path / "s.png").stat().st_size > 10_000
     again = run(*options, "--device", "cpu")
     assert again.exit_code == result.exit_code and "images," not in again.output, "what was found is measured again"
@@ -223,7 +234,7 @@ def test_the_speedrun_of_cifar10_runs(tmp_path):
     run(*options, "--data", tmp_path / "c.npz", "--ours-only", "--device", "cpu")
     found = json.loads((tmp_path / "s.json").read_text())
     assert [result["goal"] for result in found["results"]] == [4.0, 3.17]
-    assert [x["images"] for x in found["runs"]] == [32, 64]
+    assert [x["images"] for x in found["runs"] if x["average"] == "own"] == [16, 32]
 
 
 @pytest.mark.parametrize("name", list(subjects.SUBJECTS))

@@ -1,17 +1,22 @@
 """The commands: a run keeps averages, and models of other widths are made of them, which draw as other models do."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.feature_networks import Tiny, scripted
 from support.train_command import meta, start, weights
 from typer.testing import CliRunner
 
-from ddpm_fast.commands import average
+from ddpm_fast.commands import average, evaluate
 from ddpm_fast.commands import train as training
+from ddpm_fast.data import open_dataset
 from ddpm_fast.files.averages import average_prefix, saved_averages
 from ddpm_fast.files.checkpoint import latest_checkpoint, load_model, take_prefix
 from ddpm_fast.formats.facts import facts
+from ddpm_fast.loops.held_out import evaluate_losses
 
 pytestmark = pytest.mark.usefixtures("wide_terminal")
 KEPT = "--average-widths=0.05,0.1"
@@ -95,6 +100,57 @@ def test_averages_that_cannot_be_saved_are_told_of_and_the_training_goes_on(data
     assert meta(tmp_path)["step"] == 3
 
 
+WIDTHS = "--sweep=0.03,0.07,0.15"
+
+
+def models(run, folder):
+    """The models of the widths that a sweep measures, by width."""
+    command(run, "--width=0.03,0.07,0.15", "--out", folder)
+    return {width: folder / f"width-{width}.safetensors" for width in (0.03, 0.07, 0.15)}
+
+
+def test_a_sweep_by_the_loss_writes_the_width_of_the_least(run, data, tmp_path):
+    """The losses are those of the models that --width writes, on the same images, timesteps and noise."""
+    out = tmp_path / "best.safetensors"
+    said = command(run, WIDTHS, "--by=loss", f"--reference={data}", "--out", out).stdout
+    report = json.loads(out.with_suffix(".json").read_text())
+    losses, images = {}, open_dataset(str(data))
+    for width, path in {**models(run, tmp_path / "models"), None: run / "model.safetensors"}.items():
+        loaded = load_model(path)
+        found = evaluate_losses(loaded.unet, loaded.diffusion, images, slice(0, 512), 0)
+        losses[width] = found.double().mean().item()
+    plain = losses.pop(None)
+    assert {row["width"]: row["loss"]["value"] for row in report["widths"]} == pytest.approx(losses, rel=1e-6)
+    assert report["model"]["loss"]["value"] == pytest.approx(plain, rel=1e-6)
+    best = min(losses, key=losses.get)
+    assert (report["best"], report["by"], report["step"]) == (best, "loss", 40)
+    assert len(set(losses.values())) == 3 and f"{losses[best]:.5f} (the best)" in said
+    assert out.read_bytes() == models(run, tmp_path / "again")[best].read_bytes()
+    assert Image.open(out.with_suffix(".png")).width > 500
+
+
+def test_a_sweep_by_fid_measures_what_evaluate_does(run, data, tmp_path):
+    features = scripted(Tiny(), tmp_path / "made.pt")
+    options = ["--n=6", "--steps=3", "--sampler=ddim", f"--reference={data}", f"--features={features}"]
+    out = tmp_path / "best.safetensors"
+    command(run, WIDTHS, *options, "--out", out)
+    report = json.loads(out.with_suffix(".json").read_text())
+    found = {}
+    for width, path in models(run, tmp_path / "models").items():
+        command("fid", f"--model={path}", *options, "--out", tmp_path / "q.json", app=evaluate.app)
+        found[width] = json.loads((tmp_path / "q.json").read_text())["fid"]["value"]
+    assert {row["width"]: row["fid"]["value"] for row in report["widths"]} == pytest.approx(found, rel=1e-6)
+    assert report["best"] == min(found, key=found.get) and "6 samples against" in report["on"]
+
+
+def test_the_loss_is_that_on_the_images_that_were_held_out(data, tmp_path):
+    start(data, tmp_path / "run", "--steps=4", KEPT, "--held-out=2")
+    out = tmp_path / "best.safetensors"
+    command(tmp_path / "run", "--sweep=0.1", "--by=loss", f"--reference={data}", "--out", out)
+    report = json.loads(out.with_suffix(".json").read_text())
+    assert report["on"].startswith("2 images") and report["on"].endswith("that were held out")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -105,6 +161,11 @@ def test_averages_that_cannot_be_saved_are_told_of_and_the_training_goes_on(data
         (["--width=", "--out=models"], "expected different widths"),
         (["--width=x", "--out=models"], "expected numbers"),
         (["--width=0.1", "--step=41", "--out=m.safetensors"], "has averages of steps 2 to 40"),
+        (["--out=m.safetensors"], "give either --width"),
+        (["--width=0.1", "--sweep=0.1", "--out=m.safetensors"], "give either --width"),
+        (["--sweep=0.1", "--out=m.safetensors"], "--reference is missing"),
+        (["--sweep=0.1", "--by=is", "--out=m.safetensors"], "--by is 'is'; expected one of fid, kid, loss"),
+        (["--sweep=0.1,0.2", "--out=models"], "expected a name ending in .safetensors, for the best"),
     ],
 )
 def test_wrong_options(run, arguments, message, tmp_path, monkeypatch):

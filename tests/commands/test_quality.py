@@ -16,7 +16,7 @@ from support.made_features import features_of, logits_of, save_network
 from support.networks import random_unet
 
 import ddpm_fast as df
-from ddpm_fast.commands.quality import classes, drawing, session
+from ddpm_fast.commands.quality import classes, drawing, opening
 from ddpm_fast.commands.quality.drawing import DrawnImages
 from ddpm_fast.commands.quality.reference import Reference
 from ddpm_fast.commands.quality.samples import StoredImages
@@ -38,8 +38,8 @@ def once():
     """Models and feature networks are loaded once, and the options of `evaluate` are put together once: that takes a
     third of the time of these tests."""
     with (
-        mock.patch.object(session, "load_model", functools.cache(session.load_model)),
-        mock.patch.object(session, "load_extractor", functools.cache(session.load_extractor)),
+        mock.patch.object(opening, "load_model", functools.cache(opening.load_model)),
+        mock.patch.object(opening, "load_extractor", functools.cache(opening.load_extractor)),
         mock.patch.object(typer.testing, "_get_command", functools.cache(typer.testing._get_command)),
     ):
         yield
@@ -343,7 +343,7 @@ def test_samples_can_be_had_one_by_one(files):
         (["--n", N], {"reference": "real.npz", "model": "grey.safetensors"}, "the samples are 1x8x8"),
         (["--n", N], {"model": None}, "there are no samples: give --model"),
         (["--n", N], {"features": "real.npz"}, "holds arrays, not a network"),
-        (["--n", N, "--metrics", "is"], {"features": "no_logits.pt"}, "the inception score needs logits"),
+        (["--n", N, "--metrics", "is"], {"features": "no_logits.pt"}, "is cannot be had: it needs logits"),
         (["--n", N, "--metrics", "fib"], {}, "expected some of fid,kid,pr,is"),
         (["--n", N, "--n-reference", 41], {}, "--n-reference is 41, but real.npz has 40 images"),
         (["--n", N, "--keep", "x.png"], {}, "expected a name ending in .npz, or a folder"),
@@ -374,7 +374,7 @@ def test_a_file_with_images_is_written_of_images(files, monkeypatch):
     write = ("--write-reference", files / "never.npz", "--reference-form", "adm")
     result = evaluate(files, "fid", "--n", N, *write, reference="some.npz")
     assert result.exit_code == 2 and "--reference has none: give the real images" in result.stderr
-    monkeypatch.setattr(session, "_MOST_WRITTEN", 40 * 192 - 1)
+    monkeypatch.setattr(opening, "_MOST_WRITTEN", 40 * 192 - 1)
     result = evaluate(files, "fid", "--n", N, *write)
     assert result.exit_code == 2 and "give --n-reference" in result.stderr and not (files / "never.npz").exists()
 
@@ -387,3 +387,6 @@ def test_metrics_are_for_all(files):
 def test_all_leaves_out_what_cannot_be_had(files):
     report = report_of(files, "all", "--n", N, features="no_logits.pt")
     assert set(report) & {"fid", "kid", "pr", "is"} == {"fid", "kid", "pr"}
+    report_of(files, "fid", "--n", N, "--write-reference", files / "statistics.npz")
+    report = report_of(files, "all", "--n", N, reference="statistics.npz")
+    assert set(report) & {"fid", "kid", "pr", "is"} == {"fid", "is"}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support.commands import run, save_small_model
-from support.made_features import save_network
+from support.made_features import features_of, save_network
 
 from ddpm_fast.commands import everywhere, precision
 from ddpm_fast.commands.likelihood import finished_part
@@ -239,7 +239,7 @@ def together(small, tmp_path_factory):
     commands = [
         ("sample", [f"--model={small}", "--n=9", "--steps=3", "--batch-size=2", f"--out={folder}/s"]),
         ("evaluate", [*nll, f"--out={folder}/nll.json"]),
-        ("evaluate", [*quality(small, folder), f"--out={folder}/all.json"]),
+        ("evaluate", [*quality(small, folder), f"--out={folder}/all.json", f"--write-reference={folder}/real.npz"]),
         ("evaluate", [*quality(small, folder), f"--out={folder}/kept.json", f"--keep={folder}/kept"]),
     ]
     tests = Path(__file__).parents[1]
@@ -284,6 +284,8 @@ def test_metrics_of_two_ranks_are_those_of_one(together, small, tmp_path):
             assert two[metric] == pytest.approx(one[metric], rel=1e-6)
         assert one["ranks"] == 1 and two["ranks"] == 2 and not said[1][k]["stdout"]
     assert len(list((folder / "kept").glob("*.png"))) == 11
+    with np.load(folder / "data.npz") as data, np.load(folder / "real.npz") as statistics:
+        np.testing.assert_allclose(statistics["mu"], features_of(data["images"]).mean(0), rtol=1e-5)
 
 
 def test_an_npz_of_samples_is_kept_by_one_process(environment, small, tmp_path):

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from support.commands import run, save_small_model
 from support.made_features import save_network
+
+from ddpm_fast.metrics.features import read_features
 
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluating.md").read_text()
 SHORTER = {"--n": "12", "-n": "12", "--steps": "2"}
@@ -40,10 +43,15 @@ def test_the_commands_run(tmp_path, monkeypatch):
         assert statistics["sigma"].shape == (5, 5)
 
 
-def test_the_python_code_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+def test_the_python_code_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_network(tmp_path / "my_network.pt")
     random = np.random.default_rng(0)
-    names = {"fake": random.normal(0, 1, (400, 3)), "real": random.normal(0.5, 1, (400, 3))}
-    exec(compile(code, "evaluating.md", "exec"), names)
+    images = torch.from_numpy(random.integers(0, 256, (6, 3, 8, 8), dtype=np.uint8))
+    names = {"fake": random.normal(0, 1, (400, 3)), "real": random.normal(0.5, 1, (400, 3)), "images": images}
+    code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL))
+    assert code.count('"cuda"') == 1
+    exec(compile(code.replace('"cuda"', '"cpu"'), "evaluating.md", "exec"), names)
     assert names["distance"] == pytest.approx(0.75, abs=0.3) and names["value"] > names["error"] > 0
     assert 0.5 < names["precision"] <= 1 and 0.5 < names["recall"] <= 1
+    assert read_features("features.npz").features.shape == (6, 5)

@@ -7,6 +7,7 @@ from support.made_weights import made_input
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.metrics import Statistics
+from ddpm_fast.metrics import statistics as module
 
 
 def vectors(n: int, offset: float = 0.0) -> torch.Tensor:
@@ -43,6 +44,12 @@ def test_a_large_mean_does_not_cancel():
     for part in x.split(37):
         statistics.add(part)
     assert_are_moments_of(statistics, x, rtol=1e-5)
+
+
+def test_many_vectors_are_brought_to_float64_a_piece_at_a_time(monkeypatch):
+    monkeypatch.setattr(module, "_PIECE", 7 * 6 + 1)
+    x = vectors(50)
+    assert_are_moments_of(Statistics.of(x), x)
 
 
 def test_float32_is_summed_in_float64():
@@ -95,7 +102,8 @@ def test_moments_of_an_unknown_number_stay_as_they_are():
 @pytest.mark.parametrize(
     ("attempt", "words"),
     [
-        (lambda: Statistics(0), "dimensions is 0"),
+        (lambda: Statistics(0), "length of a feature is 0"),
+        (lambda: Statistics.of(np.ones((2, 40000), np.uint8)), "length of a feature is 40000; expected .* in 1..16384"),
         (lambda: Statistics(3).covariance, "at least two images, and there are 0"),
         (lambda: Statistics.of(np.ones((1, 3))).covariance, "there are 1"),
         (lambda: Statistics.of(np.ones(3)), r"shape of the features is \[3\]; expected \[n, d\]"),
@@ -104,8 +112,11 @@ def test_moments_of_an_unknown_number_stay_as_they_are():
         (lambda: Statistics(3).add(np.ones((2, 4))), "vectors of 4 numbers do not join those of 3"),
         (lambda: Statistics(3).merge(Statistics(2)), "vectors of 2 numbers do not join those of 3"),
         (lambda: Statistics.from_moments(1, np.zeros(2), np.eye(2)), "one vector has no covariance"),
+        (lambda: Statistics.from_moments(5, np.zeros(2), np.eye(2) * 1e308), "too large for float64"),
+        (lambda: Statistics.from_moments(10**30, np.zeros(2), np.eye(2)), "n is 1000000000000000000000000000000"),
         (lambda: Statistics.from_moments(5, np.zeros(3), np.eye(2)), r"shape \[3\] and the covariance \[2, 2\]"),
         (lambda: Statistics.joined([]), "got no parts"),
+        (lambda: Statistics.joined([torch.zeros(0, dtype=torch.float64)]), "expected what Statistics.packed gives"),
         (lambda: Statistics.joined([torch.zeros(6, dtype=torch.float64)]), "expected what Statistics.packed gives"),
         (lambda: Statistics.joined([Statistics(2).packed, Statistics(3).packed]), "do not join"),
     ],

@@ -18,12 +18,13 @@ from ddpm_fast.commands.likelihood import evaluate_images, finished_part, merge
 from ddpm_fast.commands.likelihood import report_of as likelihood_report
 from ddpm_fast.commands.quality.copies import Copies
 from ddpm_fast.commands.quality.counting import count
+from ddpm_fast.commands.quality.opening import open_session
 from ddpm_fast.commands.quality.page import Gallery, add_numbers, check_page, show
 from ddpm_fast.commands.quality.reference import Reference
 from ddpm_fast.commands.quality.report import print_report, report_of
 from ddpm_fast.commands.quality.running import running
 from ddpm_fast.commands.quality.samples import StoredImages, some_of
-from ddpm_fast.commands.quality.session import Outcome, Session, open_session
+from ddpm_fast.commands.quality.session import Outcome, Session
 from ddpm_fast.commands.quality.settings import (
     BatchSizeOption,
     DeviceOption,

@@ -10,10 +10,11 @@ from ddpm_fast.commands.common import FlagsOption, plain_errors, say_written
 from ddpm_fast.commands.drawing import unused_path
 from ddpm_fast.commands.fitting import PartOption
 from ddpm_fast.commands.quality.axes import parse_axes
+from ddpm_fast.commands.quality.opening import open_session
 from ddpm_fast.commands.quality.page import check_page, show, write_page
 from ddpm_fast.commands.quality.report import print_report, report_of
 from ddpm_fast.commands.quality.running import running
-from ddpm_fast.commands.quality.session import open_session
+from ddpm_fast.commands.quality.session import Session
 from ddpm_fast.commands.quality.settings import (
     BatchSizeOption,
     DeviceOption,
@@ -44,9 +45,11 @@ from ddpm_fast.commands.quality.sweep import Sweep, check_sweep
 from ddpm_fast.commands.ranks import Ranks, ranks_of_environment
 from ddpm_fast.commands.report import check_report_path, write_report
 from ddpm_fast.commands.selecting import ImageColumnOption, LabelColumnOption, SplitOption, SubsetOption
+from ddpm_fast.commands.together import in_first
 from ddpm_fast.data.selection import Selection
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.atomic import check_writable
+from ddpm_fast.metrics.feature_set import FeatureSet
 from ddpm_fast.metrics.measure import METRICS
 from ddpm_fast.metrics.statistics_file import write_statistics
 
@@ -134,8 +137,8 @@ def quality(
             show(session)
         with running(session):
             real = session.real()
-            if write_reference is not None and real is not None:
-                write_statistics(write_reference, real, reference_form, session.reference_images())
+            if write_reference is not None:
+                in_first(lambda: _write_reference(session, real))
                 say_written(write_reference)
             if model is None and samples is None:
                 return
@@ -147,6 +150,13 @@ def quality(
             if page is not None:
                 write_page(page, session, outcome, report)
             say_written(out, request.keep, page)
+
+
+def _write_reference(session: Session, real: FeatureSet | None) -> None:
+    """Write the file of the reference that is asked for."""
+    request = session.request
+    assert request.write_reference is not None and real is not None
+    write_statistics(request.write_reference, real, request.reference_form, session.reference_images())
 
 
 def _metrics(command: str, asked: str | None) -> tuple[str, ...]:

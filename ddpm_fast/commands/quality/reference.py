@@ -107,15 +107,10 @@ def open_reference(
     return Reference(dataset.name, StoredImages(dataset, chosen), known, trained)
 
 
-def check_reference(reference: Reference | None, request: Request, extractor: Extractor) -> None:
-    """Raises InputError if the reference does not have what the metrics need, before anything is drawn."""
+def check_reference(reference: Reference | None, extractor: Extractor) -> None:
+    """Raises InputError if what a file knows of the reference cannot be that of this extractor. Says what it is."""
     if reference is None:
         return
-    if request.needs_features and not reference.has_features:
-        raise InputError(
-            f"--reference: {printable(reference.name)} is a file of statistics, which is enough for fid alone; kid and "
-            "pr compare images one by one: give the real images"
-        )
     if reference.known is not None and reference.images is None:
         check_known(reference.known, extractor, "--reference")
     console.print(escape(f"reference: {_size(reference)} of {printable(reference.name)}"))

@@ -65,7 +65,7 @@ LabelsOption = Annotated[
         )
     ),
 ]
-SeedOption = Annotated[int, typer.Option(help="seed of the noise of the samples, and of what a metric draws at random")]
+SeedOption = Annotated[int, typer.Option(help="seed of the noise of the samples")]
 BatchSizeOption = Annotated[int, typer.Option(help="number of images to draw, and to look at, at a time")]
 FeaturesOption = Annotated[
     str | None,
@@ -214,11 +214,6 @@ class Request:
     def compares(self) -> bool:
         """Whether something is asked for that needs real images."""
         return any(metric != "is" for metric in self.metrics)
-
-    @property
-    def needs_features(self) -> bool:
-        """Whether the features of each image are needed, beside their statistics."""
-        return bool({"kid", "pr"} & set(self.metrics))
 
 
 def parse_metrics(text: str) -> tuple[str, ...]:

@@ -15,15 +15,14 @@ import torch
 from torch import Tensor
 
 from ddpm_fast.data.arrayfile import Header, read_arrays
-from ddpm_fast.errors import InputError
+from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files.atomic import atomic_path
 from ddpm_fast.files.tensorfile import check_is_file
 from ddpm_fast.metrics import note
 from ddpm_fast.metrics.feature_set import FeatureSet, Kind
-from ddpm_fast.metrics.statistics import Statistics
+from ddpm_fast.metrics.statistics import LARGEST, Statistics
 
 UNKNOWN = Kind("features of a file", "not known")  # of a file that does not say
-_WIDEST = 1 << 16  # the longest vector
 _FLOATS = (2, 4, 8)  # bytes
 
 
@@ -51,7 +50,7 @@ def read_features(path: str | os.PathLike) -> FeatureSet:
         raise InputError(f"{path} has {len(features)} features and {len(logits)} logits; expected as many of both")
     said = note.read_note(arrays, path)
     kind = said.kind if said.kind.features else UNKNOWN
-    return FeatureSet(kind, said.source or path.name, Statistics.of(features), features, logits)
+    return FeatureSet(kind, said.source or printable(path.name), Statistics.of(features), features, logits)
 
 
 def write_features(path: str | os.PathLike, feature_set: FeatureSet) -> None:
@@ -73,8 +72,8 @@ def _check_vectors(header: Header) -> str | None:
     """What is wrong with features or logits, by their header."""
     if header.dtype.kind != "f" or header.dtype.itemsize not in _FLOATS:
         return "expected float16, float32 or float64"
-    if len(header.shape) != 2 or header.shape[0] < 1 or not 1 <= header.shape[1] <= _WIDEST:
-        return f"expected [n, d] with n of at least 1 and d in 1..{_WIDEST}"
+    if len(header.shape) != 2 or header.shape[0] < 1 or not 1 <= header.shape[1] <= LARGEST:
+        return f"expected [n, d] with n of at least 1 and d in 1..{LARGEST}"
     return None
 
 

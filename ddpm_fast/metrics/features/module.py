@@ -71,7 +71,10 @@ def of_module(module: nn.Module, device: torch.device, resize: int | None) -> Ex
         if isinstance(tensor, Tensor):
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return _tried(copy.deepcopy(module).to(device), type(module).__name__, digest.hexdigest(), device, resize)
+    name = getattr(module, "original_name", type(module).__name__)  # TorchScript's classes are all called the same
+    with torch.no_grad():  # else TorchScript's copies are results of the originals, not leaves
+        own = copy.deepcopy(module).to(device)
+    return _tried(own, name, digest.hexdigest(), device, resize)
 
 
 def _tried(module: nn.Module, name: str, digest: str, device: torch.device, resize: int | None) -> Extractor:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -104,14 +105,20 @@ def _few(names: list[str]) -> str:
 def in_full_precision(device: torch.device) -> Iterator[None]:
     """Inside, networks compute without gradients, and in fp32 whatever a caller has switched on.
 
-    Convolutions in TF32 would change features by about 1e-3.
+    Convolutions in TF32, which is torch's default on a GPU, would change features by about 1e-3.
     """
-    with (
-        torch.no_grad(),
-        torch.autocast(device.type, enabled=False),
-        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False),
-    ):
-        yield
+    # Not cudnn.flags(), which fails where a caller has set the precision of convolutions alone. mkldnn is the CPU's.
+    cudnn, cuda, mkldnn = torch.backends.cudnn, torch.backends.cuda, torch.backends.mkldnn
+    settings: list[Any] = [cudnn.conv, cuda.matmul, mkldnn.conv, mkldnn.matmul]  # type: ignore[attr-defined]
+    before = [setting.fp32_precision for setting in settings]
+    try:
+        for setting in settings:
+            setting.fp32_precision = "ieee"
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for setting, precision in zip(settings, before, strict=True):
+            setting.fp32_precision = precision
 
 
 def extractor_of(kind: Kind, dimensions: int, device: torch.device, compute: Compute) -> Extractor:

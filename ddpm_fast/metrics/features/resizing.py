@@ -70,14 +70,13 @@ def as_tensorflow(images: Tensor, size: int) -> Tensor:
     images = images.float()
     for dimension in (3, 2):
         n = images.shape[dimension]
-        # TensorFlow divides in fp32, and multiplies by the result in fp32.
-        scale = torch.tensor(n, dtype=torch.float32) / size
-        place = torch.arange(size, dtype=torch.float32) * scale
+        # TensorFlow divides in fp32, and multiplies by the result in fp32. Nothing is copied to the device for it.
+        scale = float(torch.tensor(n, dtype=torch.float32) / size)
+        place = torch.arange(size, dtype=torch.float32, device=images.device) * scale
         low = place.long()
-        shape = (size, 1) if dimension == 2 else (size,)
-        share = (place - low).view(shape).to(images.device)
-        high = (low + 1).clamp_(max=n - 1).to(images.device)
-        first = images.index_select(dimension, low.to(images.device))
+        share = (place - low).view((size, 1) if dimension == 2 else (size,))
+        first = images.index_select(dimension, low)
+        second = images.index_select(dimension, (low + 1).clamp_(max=n - 1))
         # Not torch.lerp, which computes from the other end where the share is above 1/2, and so rounds differently.
-        images = (images.index_select(dimension, high) - first).mul_(share).add_(first)
+        images = second.sub_(first).mul_(share).add_(first)
     return images

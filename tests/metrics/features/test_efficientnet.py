@@ -8,8 +8,7 @@ from support.feature_networks import made_images
 from ddpm_fast.data import load_dataset
 from ddpm_fast.files.pickles import read_pickle
 from ddpm_fast.metrics import kernel_distance
-from ddpm_fast.metrics.features import efficientnet
-from ddpm_fast.metrics.features.load import load_extractor
+from ddpm_fast.metrics.features import efficientnet, load_extractor
 from ddpm_fast.metrics.features.network import check_names
 
 REASON = "the extra [metrics] is not installed"

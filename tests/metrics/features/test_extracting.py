@@ -1,5 +1,7 @@
 """From batches of images to a set of features."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,7 @@ from support.feature_networks import Tiny, made_images
 from torch import nn
 
 from ddpm_fast.errors import InputError
-from ddpm_fast.metrics.features import extract as extracting
-from ddpm_fast.metrics.features.extract import extract
-from ddpm_fast.metrics.features.load import load_extractor
+from ddpm_fast.metrics.features import extract, load_extractor
 
 IMAGES = made_images((50, 3, 9, 12))
 
@@ -22,7 +22,7 @@ def extractor():
 @pytest.mark.parametrize("size", [1, 7, 50])
 @pytest.mark.parametrize("gathered", [1, 10, 4096])
 def test_the_set_has_the_features_of_all_images_in_their_order(extractor, monkeypatch, size, gathered):
-    monkeypatch.setattr(extracting, "_GATHERED", gathered)
+    monkeypatch.setattr(sys.modules[extract.__module__], "_GATHERED", gathered)
     found = extract(extractor, IMAGES.split(size), source="mine")
     features, logits = Tiny()(IMAGES)
     assert torch.allclose(found.features, features, atol=1e-6) and torch.allclose(found.logits, logits, atol=1e-6)
@@ -54,7 +54,7 @@ def test_no_images_give_an_empty_set(extractor):
 
 
 def test_a_feature_that_is_not_finite_names_the_image(monkeypatch):
-    monkeypatch.setattr(extracting, "_GATHERED", 8)
+    monkeypatch.setattr(sys.modules[extract.__module__], "_GATHERED", 8)
 
     class Reciprocal(nn.Module):
         def forward(self, images):

@@ -9,9 +9,8 @@ from support.feature_networks import Tiny, made_images
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.metrics.feature_set import FeatureSet, Kind
-from ddpm_fast.metrics.features.extract import extract
+from ddpm_fast.metrics.features import extract, load_extractor
 from ddpm_fast.metrics.features.file import UNKNOWN, read_features, write_features
-from ddpm_fast.metrics.features.load import load_extractor
 from ddpm_fast.metrics.statistics import Statistics
 
 FEATURES = np.random.default_rng(0).standard_normal((5, 3))

@@ -1,12 +1,14 @@
 """Features of TorchScript files and of modules in Python."""
 
+import warnings
+
 import pytest
 import torch
 from support.feature_networks import LikeNvidias, Tiny, made_images, scripted
 from torch import nn
 
 from ddpm_fast.errors import InputError
-from ddpm_fast.metrics.features.load import load_extractor
+from ddpm_fast.metrics.features import load_extractor
 from ddpm_fast.metrics.features.resizing import bicubic_uint8
 
 IMAGES = made_images((3, 3, 9, 12))
@@ -78,6 +80,16 @@ def test_modules_with_other_weights_have_another_digest():
     assert first == load_extractor(Tiny()).kind and first.digest != second.digest and first.features == "Tiny"
 
 
+def test_a_module_of_torchscript_in_python_has_the_name_of_its_class(tmp_path):
+    path = scripted(LikeNvidias(), tmp_path / "network.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        script = torch.jit.load(path)
+    extractor, kind = load_extractor(script), load_extractor(LikeNvidias()).kind
+    assert extractor.kind.features == "LikeNvidias" and extractor.kind.digest == kind.digest
+    assert torch.equal(extractor.compute(IMAGES)[0], LikeNvidias()(IMAGES, return_features=True))
+
+
 def test_a_module_stays_as_it_is():
     module = Tiny().train()
     load_extractor(module).compute(IMAGES)
@@ -105,6 +117,25 @@ def test_autocast_around_it_changes_nothing():
 def test_what_is_no_features_is_refused_by_its_shape(function, said):
     with pytest.raises(InputError, match=said):
         load_extractor(Function(function))
+
+
+@pytest.mark.parametrize("precision", ["high", "medium", "highest"])
+def test_products_are_in_full_precision_meanwhile_and_as_they_were_afterwards(precision):
+    parts, found = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul, torch.backends.cudnn.conv], []
+
+    def function(images):
+        found.append([part.fp32_precision for part in parts])
+        return images.float().flatten(1)
+
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        outside = [part.fp32_precision for part in parts]
+        load_extractor(Function(function))
+        assert found == [["ieee"] * 3] and [part.fp32_precision for part in parts] == outside
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_a_network_that_fails_says_that_a_size_may_be_missing(source_of):

@@ -5,9 +5,7 @@ import torch
 from support.feature_networks import LikeNvidias, Tiny, inception_state, made_images, scripted
 
 from ddpm_fast.errors import InputError
-from ddpm_fast.metrics.features import inception
-from ddpm_fast.metrics.features.extract import extract
-from ddpm_fast.metrics.features.load import load_extractor
+from ddpm_fast.metrics.features import extract, inception, load_extractor
 
 pytestmark = [
     pytest.mark.gpu,

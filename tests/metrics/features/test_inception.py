@@ -8,8 +8,7 @@ import torch
 from support.feature_networks import INCEPTION_IMAGES, inception_state, made_images
 
 from ddpm_fast.errors import InputError
-from ddpm_fast.metrics.features import inception
-from ddpm_fast.metrics.features.load import load_extractor
+from ddpm_fast.metrics.features import inception, load_extractor
 
 GOLDEN = np.load(Path(__file__).parents[2] / "golden" / "features.npz")
 

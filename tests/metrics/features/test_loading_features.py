@@ -8,8 +8,7 @@ import torch
 from support.feature_networks import Tiny, made_images
 
 from ddpm_fast.errors import InputError
-from ddpm_fast.metrics.features import efficientnet
-from ddpm_fast.metrics.features.load import load_extractor
+from ddpm_fast.metrics.features import efficientnet, load_extractor
 from ddpm_fast.metrics.features.network import check_names
 
 
