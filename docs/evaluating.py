@@ -19,7 +19,7 @@ from ddpm_fast.pictures.canvas import save_figure
 from ddpm_fast.pictures.figures import draw_samples
 
 SWEEP = (
-    "all --metrics fid,kid,pr --model mnist --reference mnist5k --n 128 --n-reference 2000 "
+    "all --metrics fid,kid,pr --model mnist --reference mnist5k --n 100 --n-reference 1000 --batch-size 50 "
     "--sweep steps=5,10,20 --sweep sampler=ddpm,ddim,dpmpp_2m --sweep guidance=1,2"
 )
 N, SHOWN = 500, 12

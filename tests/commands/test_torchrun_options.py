@@ -15,8 +15,9 @@ def spellings():
     for name, app in (("sample", sample.app), ("train", train.app), ("prepare", prepare.app)):
         for option in typer.main.get_command(app).params:
             yield pytest.param([*option.opts, *option.secondary_opts], id=f"{name} {option.name}")
-    for option in typer.main.get_command(evaluate.app).commands["nll"].params:
-        yield pytest.param(option.opts, id=f"nll {option.name}")
+    for name in ("nll", "all", "card"):
+        for option in typer.main.get_command(evaluate.app).commands[name].params:
+            yield pytest.param(option.opts, id=f"{name} {option.name}")
 
 
 def reads(arguments):

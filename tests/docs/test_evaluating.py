@@ -14,12 +14,12 @@ from support.made_features import save_network
 from ddpm_fast.metrics.features import read_features
 
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluating.md").read_text()
-SHORTER = {"--n": "12", "--steps": "2"}
+SHORTER = {"--n": "12", "-n": "12", "--steps": "2"}
 
 
 def commands() -> list[list[str]]:
     """The arguments of each command that compares samples with real images, in order."""
-    lines = "\n".join(re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)).splitlines()
+    lines = "\n".join(re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)).replace("\\\n", " ").splitlines()
     found = [shlex.split(line.partition("-m ddpm_fast.evaluate ")[2], comments=True) for line in lines]
     kinds = {"fid", "kid", "pr", "is", "all"}
     # Others, and what --sweep and --page add, have tests of their own.
