@@ -29,7 +29,7 @@ from ddpm_fast.commands.quality.settings import (
     StepsOption,
 )
 from ddpm_fast.commands.ranks import ranks_of_environment
-from ddpm_fast.commands.training_setup import numbers
+from ddpm_fast.commands.training.setup import numbers
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.atomic import check_writable
 from ddpm_fast.files.averages import Average, Plan, make, plan

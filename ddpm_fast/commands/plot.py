@@ -19,7 +19,6 @@ from rich.markup import escape
 from torch import Tensor
 
 from ddpm_fast import ops
-from ddpm_fast.commands.augmenting import augmented_rows
 from ddpm_fast.commands.common import (
     App,
     FlagsOption,
@@ -33,6 +32,7 @@ from ddpm_fast.commands.common import (
 )
 from ddpm_fast.commands.labels import LABELS_HELP, describe_classes, parse_labels
 from ddpm_fast.commands.report import read_report
+from ddpm_fast.commands.training.augmenting import augmented_rows
 from ddpm_fast.data import Augmentation, load_dataset, read_picture
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.loaded_model import LoadedModel

@@ -15,7 +15,7 @@ from ddpm_fast.commands.common import App, console, path_option, plain_errors, s
 from ddpm_fast.commands.selecting import ImageColumnOption, LabelColumnOption, SplitOption, SubsetOption
 from ddpm_fast.commands.sizes import parse_size, size_option
 from ddpm_fast.commands.stopping import Stopped, Stopping, stop_signals
-from ddpm_fast.commands.training_log import PLAIN_REPORT_SECONDS, duration, say, warn
+from ddpm_fast.commands.training.log import PLAIN_REPORT_SECONDS, duration, say, warn
 from ddpm_fast.data import StoredDataset, open_dataset
 from ddpm_fast.data.cache import Cache
 from ddpm_fast.data.cache import verify as verify_folder

@@ -16,8 +16,6 @@ import torch
 import typer
 from rich.markup import escape
 
-from ddpm_fast.commands import fine_tuning, resuming, training_images, training_setup
-from ddpm_fast.commands.augmenting import augment_option
 from ddpm_fast.commands.common import App, FlagsOption, path_option, plain_errors
 from ddpm_fast.commands.profiling import PROFILE_HELP
 from ddpm_fast.commands.quality.settings import FeaturesOption
@@ -25,8 +23,10 @@ from ddpm_fast.commands.selecting import ImageColumnOption, LabelColumnOption, S
 from ddpm_fast.commands.sizes import size_option
 from ddpm_fast.commands.stopping import Stopped, stop_signals
 from ddpm_fast.commands.together import in_all, in_first, naming_lost_ranks, share_signal
-from ddpm_fast.commands.training_log import say
-from ddpm_fast.commands.training_run import TrainingRun
+from ddpm_fast.commands.training import fine_tuning, images, resuming, setup
+from ddpm_fast.commands.training.augmenting import augment_option
+from ddpm_fast.commands.training.log import say
+from ddpm_fast.commands.training.run import TrainingRun
 from ddpm_fast.data import BUILTIN
 from ddpm_fast.files.checkpoint import checkpoint_path
 from ddpm_fast.loops.distributed import RanksDiffer, join, local_device, rank
@@ -230,9 +230,9 @@ def main(
     ] = False,
 ) -> None:
     """Train a diffusion model on your images."""
-    arguments = {**context.params, "out": str(out), "data": data and training_images.absolute(data)}
+    arguments = {**context.params, "out": str(out), "data": data and images.absolute(data)}
     arguments["init_from"] = init_from and fine_tuning.stored_name(init_from)
-    arguments["features"] = features and training_images.absolute_file(features)
+    arguments["features"] = features and images.absolute_file(features)
     options = resuming.Options.of(context, arguments)
     with plain_errors():
         place = local_device(device)
@@ -250,7 +250,7 @@ def _main(options: resuming.Options, device: torch.device) -> None:
             stopping.first = ""  # the first process speaks
         try:
             lock = in_all(lambda: stack.enter_context(resuming.locked_folder(options.out)) if rank() == 0 else None)
-            ready = training_setup.prepare(options, device, stopping)
+            ready = setup.prepare(options, device, stopping)
             stack.callback(ready.trainer.close)
             _train(TrainingRun(ready, options.arguments, stopping, lock))
         except Stopped:

@@ -13,7 +13,8 @@ from support.train_command import pictures, start, weights
 from typer.testing import CliRunner
 
 import ddpm_fast as df
-from ddpm_fast.commands import precision, sample, training_setup
+from ddpm_fast.commands import precision, sample
+from ddpm_fast.commands.training import setup as training_setup
 from ddpm_fast.files import checkpoint
 from ddpm_fast.loops import loss_scale
 from ddpm_fast.loops.options import SamplingOptions

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from support import two_ranks
 from support.networks import random_classifier, random_unet
 
-from ddpm_fast.commands.training_log import TrainingLog
+from ddpm_fast.commands.training.log import TrainingLog
 from ddpm_fast.data import Dataset
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError

@@ -10,7 +10,8 @@ from PIL import Image
 from support.recording import NoSync
 from typer.testing import CliRunner
 
-from ddpm_fast.commands import train, training_setup
+from ddpm_fast.commands import train
+from ddpm_fast.commands.training import setup as training_setup
 from ddpm_fast.data import Dataset, batch_indices, flip_mask, load_dataset
 from ddpm_fast.data import examples as examples_module
 from ddpm_fast.diffusion import GaussianDiffusion

@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_fast.commands.averaged import Averaged, own_share
-from ddpm_fast.commands.best_model import BEST_NAME, BestModel, add_line
 from ddpm_fast.commands.common import in_words
 from ddpm_fast.commands.quality.classes import in_proportion
 from ddpm_fast.commands.quality.counting import probe
 from ddpm_fast.commands.quality.samples import check_images
 from ddpm_fast.commands.stopping import Stopped
-from ddpm_fast.commands.training_log import duration, say, warn
-from ddpm_fast.commands.training_reference import LEAST, Reference
+from ddpm_fast.commands.training.averaged import Averaged, own_share
+from ddpm_fast.commands.training.best_model import BEST_NAME, BestModel, add_line
+from ddpm_fast.commands.training.log import duration, say, warn
+from ddpm_fast.commands.training.reference import LEAST, Reference
 from ddpm_fast.data import ImageSet
 from ddpm_fast.errors import InputError
 from ddpm_fast.loops.distributed import of_each_process, of_first_process, rank, to_first_process, world_size

@@ -11,7 +11,8 @@ import pytest
 import torch
 from support.train_command import command, meta, start, weights
 
-from ddpm_fast.commands import saving, stopping
+from ddpm_fast.commands import stopping
+from ddpm_fast.commands.training import saving
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
 from ddpm_fast.files.lock import FolderLock

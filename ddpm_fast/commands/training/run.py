@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
-from ddpm_fast.commands.averaged import Averaged
 from ddpm_fast.commands.profiling import profiling
-from ddpm_fast.commands.saving import Saver
 from ddpm_fast.commands.stopping import Stopped, Stopping
 from ddpm_fast.commands.together import in_all, share_signal
-from ddpm_fast.commands.training_grid import Grids
-from ddpm_fast.commands.training_log import TrainingLog, say, warn
-from ddpm_fast.commands.training_quality import Quality
-from ddpm_fast.commands.training_setup import Ready
+from ddpm_fast.commands.training.averaged import Averaged
+from ddpm_fast.commands.training.grid import Grids
+from ddpm_fast.commands.training.log import TrainingLog, say, warn
+from ddpm_fast.commands.training.quality import Quality
+from ddpm_fast.commands.training.saving import Saver
+from ddpm_fast.commands.training.setup import Ready
 from ddpm_fast.files.lock import FolderLock
 from ddpm_fast.loops.distributed import rank, world_size
 from ddpm_fast.loops.metrics import Look, Metrics, NonFiniteLoss

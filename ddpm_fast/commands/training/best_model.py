@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ddpm_fast.commands.resuming import set_aside
+from ddpm_fast.commands.training.resuming import set_aside
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint
 from ddpm_fast.files.atomic import atomic_path

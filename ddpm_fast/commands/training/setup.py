@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 import torch
 from rich.markup import escape
 
-from ddpm_fast.commands import fine_tuning, resuming
-from ddpm_fast.commands.fine_tuning import Beginning
 from ddpm_fast.commands.precision import automatic_precision, choose_dtype
 from ddpm_fast.commands.profiling import check_profile
-from ddpm_fast.commands.resuming import Options, State
 from ddpm_fast.commands.stopping import Stopping
 from ddpm_fast.commands.together import in_all, in_first
-from ddpm_fast.commands.training_images import check_same_images, run_images
-from ddpm_fast.commands.training_log import say
-from ddpm_fast.commands.training_reference import LEAST
+from ddpm_fast.commands.training import fine_tuning, resuming
+from ddpm_fast.commands.training.fine_tuning import Beginning
+from ddpm_fast.commands.training.images import check_same_images, run_images
+from ddpm_fast.commands.training.log import say
+from ddpm_fast.commands.training.reference import LEAST
+from ddpm_fast.commands.training.resuming import Options, State
 from ddpm_fast.data import (
     BUILTIN,
     Augmentation,

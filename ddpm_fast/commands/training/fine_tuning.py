@@ -14,9 +14,9 @@ from typing import Any
 
 from rich.markup import escape
 
-from ddpm_fast.commands.resuming import Options, State
 from ddpm_fast.commands.sizes import as_argument, parse_size
-from ddpm_fast.commands.training_log import say
+from ddpm_fast.commands.training.log import say
+from ddpm_fast.commands.training.resuming import Options, State
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError, printable
 from ddpm_fast.files.checkpoint import available_models

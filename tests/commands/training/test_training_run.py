@@ -17,9 +17,9 @@ from PIL import Image
 from support.acting import act_at, interrupt
 from support.train_command import SMALL, command, meta, start, weights
 
-from ddpm_fast.commands import training_log
 from ddpm_fast.commands.precision import choose_dtype
-from ddpm_fast.commands.training_log import TrainingLog, duration
+from ddpm_fast.commands.training import log as training_log
+from ddpm_fast.commands.training.log import TrainingLog, duration
 from ddpm_fast.data import Dataset, reading
 from ddpm_fast.files import checkpoint
 from ddpm_fast.files.lock import FolderLock

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_fast.commands.averaged import Averaged, own_share
 from ddpm_fast.commands.stopping import Stopped
+from ddpm_fast.commands.training.averaged import Averaged, own_share
 from ddpm_fast.errors import InputError
 from ddpm_fast.loops.distributed import of_each_process, rank, world_size
 from ddpm_fast.loops.network import Network

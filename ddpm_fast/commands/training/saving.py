@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from ddpm_fast.commands.stopping import Stopped, Stopping
-from ddpm_fast.commands.training_log import warn
+from ddpm_fast.commands.training.log import warn
 from ddpm_fast.data.bounds import available_memory
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.atomic import is_full_disk

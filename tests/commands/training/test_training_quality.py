@@ -17,7 +17,9 @@ from support.train_command import SMALL, command, meta, pictures, start, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ddpm_fast as df
-from ddpm_fast.commands import best_model, training_quality, training_reference
+from ddpm_fast.commands.training import best_model
+from ddpm_fast.commands.training import quality as training_quality
+from ddpm_fast.commands.training import reference as training_reference
 from ddpm_fast.data import Dataset, load_dataset, split_as_recorded
 from ddpm_fast.files import checkpoint
 from ddpm_fast.loops.state import BatchState

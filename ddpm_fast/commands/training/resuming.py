@@ -19,7 +19,7 @@ from rich.progress import Progress
 from ddpm_fast.commands.common import console
 from ddpm_fast.commands.selecting import PARTS
 from ddpm_fast.commands.sizes import as_argument
-from ddpm_fast.commands.training_log import say, warn
+from ddpm_fast.commands.training.log import say, warn
 from ddpm_fast.data import INDEX_DIGEST, ImageSet, StoredDataset
 from ddpm_fast.errors import InputError
 from ddpm_fast.files import checkpoint

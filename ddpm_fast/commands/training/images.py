@@ -10,13 +10,13 @@ from typing import Any
 from rich.markup import escape
 from rich.progress import Progress
 
-from ddpm_fast.commands import resuming
 from ddpm_fast.commands.common import console
-from ddpm_fast.commands.resuming import State
 from ddpm_fast.commands.selecting import selection_of
 from ddpm_fast.commands.sizes import parse_size
 from ddpm_fast.commands.stopping import Stopping
-from ddpm_fast.commands.training_log import say, warn
+from ddpm_fast.commands.training import resuming
+from ddpm_fast.commands.training.log import say, warn
+from ddpm_fast.commands.training.resuming import State
 from ddpm_fast.data import (
     BUILTIN,
     HUGGING_FACE,
