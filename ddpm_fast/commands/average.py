@@ -76,6 +76,8 @@ def main(
         if (width is None) == (sweep is None):
             raise InputError("give either --width, of the average to make, or --sweep, which finds the best of several")
         if width is not None:
+            if reference is not None:
+                raise InputError("--reference is for --sweep, which measures: leave it out, or give --sweep")
             _write(run, parse_widths(width, "--width"), step, out)
             return
         widths = parse_widths(sweep or "", "--sweep")

@@ -88,6 +88,8 @@ def prepare(options: Options, device: torch.device, stopping: Stopping) -> Ready
     if state is not None:
         _resume(trainer, state, options.out, changes | differing)
     say(escape(description(trainer)))
+    if trainer.averages:
+        say(kept_averages(trainer, arguments["steps"], arguments["average_every"]))
     return Ready(trainer, state, parts.held_out)
 
 
@@ -291,3 +293,11 @@ def description(trainer: Trainer) -> str:
         f"{f', {classes} classes' if classes else ''}; "
         f"{parameters / 1e6:.2f}M parameters; {trainer.config.precision} on {trainer.device}"
     )
+
+
+def kept_averages(trainer: Trainer, steps: int, every: int) -> str:
+    """A line that says which averages are saved, and how much they take in the end."""
+    parameters, saves = sum(p.numel() for p in trainer.model.parameters()), -(-steps // every)
+    widths = ", ".join(f"{width:g}" for width in trainer.averages)
+    size = 2 * parameters * len(trainer.averages) * saves / 2**20  # they are fp16
+    return f"averages of the widths {widths} are saved every {every} steps: {size:,.0f} MiB after {steps} steps"

@@ -96,6 +96,7 @@ def test_a_run_that_began_without_averages_goes_on_without(data, tmp_path):
 def test_averages_that_cannot_be_saved_are_told_of_and_the_training_goes_on(data, tmp_path):
     tmp_path.joinpath("averages").write_text("in the way")
     said = start(data, tmp_path, "--steps=3", KEPT, "--average-every=2").stdout
+    assert "averages of the widths 0.05, 0.1 are saved every 2 steps: 0 MiB after 3 steps" in said
     assert said.count("could not be saved") == 2 and "the averages of step 2" in said
     assert meta(tmp_path)["step"] == 3
 
@@ -164,6 +165,7 @@ def test_the_loss_is_that_on_the_images_that_were_held_out(data, tmp_path):
         (["--out=m.safetensors"], "give either --width"),
         (["--width=0.1", "--sweep=0.1", "--out=m.safetensors"], "give either --width"),
         (["--sweep=0.1", "--out=m.safetensors"], "--reference is missing"),
+        (["--width=0.1", "--reference=mnist5k", "--out=m.safetensors"], "--reference is for --sweep"),
         (["--sweep=0.1", "--by=is", "--out=m.safetensors"], "--by is 'is'; expected one of fid, kid, loss"),
         (["--sweep=0.1,0.2", "--out=models"], "expected a name ending in .safetensors, for the best"),
     ],
