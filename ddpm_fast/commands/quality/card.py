@@ -20,6 +20,7 @@ from ddpm_fast.commands.quality.copies import Copies
 from ddpm_fast.commands.quality.counting import count
 from ddpm_fast.commands.quality.opening import open_session
 from ddpm_fast.commands.quality.page import Gallery, add_numbers, check_page, show
+from ddpm_fast.commands.quality.quantities import FRECHET
 from ddpm_fast.commands.quality.reference import Reference
 from ddpm_fast.commands.quality.report import print_report, report_of
 from ddpm_fast.commands.quality.running import running
@@ -293,7 +294,7 @@ def _errors(fake: Tensor, real: Tensor) -> dict[str, float]:
     def measure(chosen: Tensor) -> dict[str, float]:
         part = fake[chosen]
         own = Statistics.of(part)
-        found = {"FID": frechet_distance(own.mean, own.covariance, known.mean, covariance)}
+        found = {FRECHET: frechet_distance(own.mean, own.covariance, known.mean, covariance)}
         return found | precision_recall(real, part)._asdict() | density_coverage(real, part)._asdict()
 
     return jackknife(measure, len(fake))

@@ -43,14 +43,16 @@ class Quantity:
         return f"{value:{self.form}}" + ("" if error is None else f" ± {error:.2g}")
 
 
+# Papers mean those of Inception's features by FID, KID and IS.
+FRECHET, KERNEL, SCORE = "Frechet distance", "kernel distance", "inception score"
 QUANTITIES = (
-    Quantity("FID", "fid", "value", lower_is_better=True, form=".4g"),
-    Quantity("KID", "kid", "value", error="error", lower_is_better=True, form=".4g"),
+    Quantity(FRECHET, "fid", "value", lower_is_better=True, form=".4g"),
+    Quantity(KERNEL, "kid", "value", error="error", lower_is_better=True, form=".4g"),
     Quantity("precision", "pr", "precision"),
     Quantity("recall", "pr", "recall"),
     Quantity("density", "pr", "density"),
     Quantity("coverage", "pr", "coverage"),
-    Quantity("IS", "is", "mean", error="std", form=".4g"),
+    Quantity(SCORE, "is", "mean", error="std", form=".4g"),
 )
 
 

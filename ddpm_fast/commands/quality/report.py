@@ -12,6 +12,7 @@ from ddpm_fast import __version__
 from ddpm_fast.commands.common import console
 from ddpm_fast.commands.labels import Turns
 from ddpm_fast.commands.quality.drawing import DrawnImages
+from ddpm_fast.commands.quality.quantities import measured
 from ddpm_fast.commands.quality.session import Outcome, Session
 from ddpm_fast.errors import printable
 
@@ -72,8 +73,8 @@ def drawn_how(session: Session, outcome: Outcome) -> dict[str, Any]:
 
 def print_report(report: dict[str, Any]) -> None:
     """The numbers as a short table, and what they are of."""
-    for name, text in lines_of(report):
-        console.print(f"[bold]{name:<11}{text.split('  ')[0]}[/]{text[len(text.split('  ')[0]) :]}")
+    for quantity in measured([report]):
+        console.print(f"[bold]{quantity.name:<18}{quantity.text(report)}[/]")
     samples, reference, features = (report[key] for key in ("samples", "reference", "features"))
     how = "" if samples.get("sampler") is None else f" ({samples['sampler']}, {samples['network_calls']} calls)"
     against = ""
@@ -87,29 +88,14 @@ def print_report(report: dict[str, Any]) -> None:
         console.print(escape(_few(report["fid"], samples["n"], features["dimensions"])))
 
 
-def lines_of(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """A line for each number: its name, and its value with its error, if it has one."""
-    lines = []
-    if "fid" in report:
-        lines.append(("FID", f"{report['fid']['value']:.4g}"))
-    if "kid" in report:
-        lines.append(("KID", f"{report['kid']['value']:.4g} ± {report['kid']['error']:.2g}"))
-    if "pr" in report:
-        found = report["pr"]
-        lines += [
-            (name, f"{found[name]:.3f}") for name in ("precision", "recall", "density", "coverage") if name in found
-        ]
-    if "is" in report:
-        lines.append(("IS", f"{report['is']['mean']:.4g} ± {report['is']['std']:.2g}"))
-    return lines
-
-
 def _few(fid: dict[str, Any], n: int, dimensions: int) -> str:
     """What to say of a Frechet distance of few samples."""
     bias = fid.get("bias")
     # Halves tell too little where there are not several times as many samples as numbers in a feature.
     about = "" if bias is None else f", here by about {bias:.3g}{' or more' if n < _SEVERAL * dimensions else ''}"
-    return f"A FID of fewer than {FEW:,} samples is too large{about}: compare it only with others of {n:,}."
+    return (
+        f"A Frechet distance of fewer than {FEW:,} samples is too large{about}: compare it only with others of {n:,}."
+    )
 
 
 def _classes(drawn: DrawnImages, labels: str | None) -> str | None:

@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 
 from ddpm_fast.commands.quality import quantities
 from ddpm_fast.commands.quality.axes import Combination
-from ddpm_fast.commands.quality.quantities import best_of, best_of_all, measured
+from ddpm_fast.commands.quality.quantities import FRECHET, KERNEL, SCORE, best_of, best_of_all, measured
 from ddpm_fast.errors import InputError, printable
 from ddpm_fast.pictures import sweeps
 from ddpm_fast.pictures.page import HtmlPage
 
 KIND = "sweep"  # what the JSON says that it is
-_DRAWN = ("FID", "KID", "precision", "recall", "IS")  # the rows of the figure
+_DRAWN = (FRECHET, KERNEL, "precision", "recall", SCORE)  # the rows of the figure
 _TEXTS = ("model", "model_digest", "sampler", "spacing")
 _NUMBERS = ("guidance", "network_calls", "seconds", "seconds_per_image")
 

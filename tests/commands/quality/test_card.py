@@ -74,10 +74,11 @@ def test_the_metrics_are_those_of_evaluate_all(place, report, tmp_path):
     for metric in ("fid", "kid", "pr", "is"):
         assert report[metric] == pytest.approx(expected[metric])
     page = (place / "card.html").read_text()
-    assert set(report["errors"]) == {"FID", "precision", "recall", "density", "coverage"}
+    assert set(report["errors"]) == {"Frechet distance", "precision", "recall", "density", "coverage"}
     for name, error in report["errors"].items():
-        value = report["fid"]["value"] if name == "FID" else report["pr"][name]
-        assert 0 <= error < 10 * value and f"{value:{'.4g' if name == 'FID' else '.3f'}} ± {error:.2g}" in page
+        is_share = name in report["pr"]
+        value = report["pr"][name] if is_share else report["fid"]["value"]
+        assert 0 <= error < 10 * value and f"{value:{'.3f' if is_share else '.4g'}} ± {error:.2g}" in page
 
 
 def test_copies_are_measured_against_held_out_images(place, report):
@@ -159,7 +160,9 @@ def test_wrong_input_is_refused_before_anything_is_drawn(place, tmp_path, argume
 def test_the_page_on_the_hub_says_what_was_measured(place, report):
     digest = df.load_model(place / "a.safetensors").digest
     metrics, copies, likelihood = lines_of(place / "card.json", digest)
-    assert f"FID {report['fid']['value']:.4g} ± {report['errors']['FID']:.2g}, KID" in metrics
+    assert (
+        f"Frechet distance {report['fid']['value']:.4g} ± {report['errors']['Frechet distance']:.2g}, kernel" in metrics
+    )
     assert "11 samples (`ddpm`, 2 steps) against 15 images of `real.npz`; features `" in metrics
     assert f"{report['memorisation']['copies']:.1%} of the samples" in copies and "12 held-out images" in copies
     assert f"{report['likelihood']['total_bits_per_dim']:.4f} bits/dim" in likelihood

@@ -89,7 +89,7 @@ def test_the_best_combination_is_marked_in_the_table_that_is_written_and_printed
     assert table in result.stdout
     (bold,) = (line for line in table.splitlines() if "**" in line)
     assert f"**{found[best]['fid']['value']:.4g}**" in bold and bold.split("|")[2].strip() == str(best[1])
-    assert f"Best by FID: ddpm {best[1]}." in table
+    assert f"Best by Frechet distance: ddpm {best[1]}." in table
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     report = json.loads(out.read_text())
     assert report["combinations"][report["best"]["row"]] == found[best]
