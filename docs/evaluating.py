@@ -48,7 +48,7 @@ def among_real_images() -> tuple[list[Tensor], list[str]]:
 
 def smaller(path: Path) -> None:
     """Write a picture with 128 colours, which is a third of the bytes."""
-    with Image.open(path) as picture:
+    with Image.open(path, formats=("PNG",)) as picture:
         picture.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
 
 

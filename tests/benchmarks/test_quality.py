@@ -229,7 +229,7 @@ def test_the_speedrun_of_cifar10_runs(tmp_path):
 
     np.savez(tmp_path / "c.npz", images=np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8))
     options = ["speedrun", "cifar10", "--out", tmp_path / "s.json", "--work", tmp_path / "work", "--quick"]
-    missing = run(*options)
+    missing = run(*options, "--ours-only")
     assert missing.exit_code == 2 and "give --data" in missing.output
     run(*options, "--data", tmp_path / "c.npz", "--ours-only", "--device", "cpu")
     found = json.loads((tmp_path / "s.json").read_text())
