@@ -57,7 +57,9 @@ def with_counts(weights):
 
 @pytest.mark.peers
 def test_features_are_pytorch_fids_for_the_same_pixels(weights):
-    inceptions = pytest.importorskip("pytorch_fid.inception", reason="pytorch-fid or torchvision is not installed")
+    # It fills torchvision's own network, of which tests/support/without_torchvision has no stand-in.
+    pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+    inceptions = pytest.importorskip("pytorch_fid.inception", reason="pytorch-fid is not installed")
     with pytest.MonkeyPatch.context() as patch:  # their constructor would download the weights
         patch.setattr(inceptions, "load_state_dict_from_url", lambda *_, **__: with_counts(weights))
         theirs = inceptions.InceptionV3(resize_input=False, normalize_input=False)
