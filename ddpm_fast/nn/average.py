@@ -1,5 +1,6 @@
 """What averages of a model's weights have in common: where they lie, and how they are updated, saved and handed on."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -9,7 +10,7 @@ from ddpm_fast.errors import InputError
 from ddpm_fast.nn.block import memory_of
 
 
-class WeightAverage:
+class WeightAverage(ABC):
     """An average of each parameter, in fp32, named as in the model's state_dict, on the parameter's device.
 
     A subclass says how much each update weighs.
@@ -60,9 +61,9 @@ class WeightAverage:
         weight = self._share(step, device)
         return weight if keep is None else weight.masked_fill(keep.to(device), 0.0)
 
+    @abstractmethod
     def _share(self, step: int | Tensor, device: torch.device) -> Tensor:
         """What update number `step`, counted from 0, weighs: an fp32 scalar on the device, rounded once."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
