@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -115,7 +116,7 @@ def _read_config(context: typer.Context, path: Path | None) -> None:
     if path is None or context.resilient_parsing:
         return
     try:
-        outcome.config = config.read(path.expanduser(), context.command)  # type: ignore[arg-type]
+        outcome.config = config.read(Path(os.path.expanduser(path)), context.command)  # type: ignore[arg-type]
     except InputError as error:
         raise typer.BadParameter(str(error)) from None
     context.default_map = dict(outcome.config.values)

@@ -1,7 +1,7 @@
 """`python -m ddpm_fast.train --data IMAGES --out FOLDER`: train a model on your images.
 
-The folder gets training states (to resume from), model.safetensors (to sample from), sample grids, and curves for
-TensorBoard. Ctrl-C and SIGTERM save first; --resume continues bit for bit.
+The folder gets training states (to resume from), model.safetensors (to sample from), sample grids, curves (log.csv, and
+for TensorBoard), and what the run is (config.yaml). Ctrl-C and SIGTERM save first; --resume continues bit for bit.
 """
 
 from __future__ import annotations
