@@ -29,7 +29,11 @@ OPTIONAL = {
     "ddpm_fast.formats.onnx": {"onnxruntime"},
 }
 # Modules that are imported by importlib when they are first needed, and why.
-LATE = {("ddpm_fast.ops.dispatch", "ddpm_fast.ops.backends.triton"): "importing Triton takes longer than all the rest"}
+LATE = {
+    ("ddpm_fast.ops.dispatch", "ddpm_fast.ops.backends.triton"): "importing Triton takes longer than all the rest",
+    ("ddpm_fast.commands.demo.command", "ddpm_fast.commands.demo.server"): "Gradio is an extra, and reads its settings "
+    "from the environment when it is imported",
+}
 MAX_TOP_FILES = 24
 MAX_DOOR_LINES = 20
 
