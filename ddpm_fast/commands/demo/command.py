@@ -14,10 +14,11 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from ddpm_fast.commands.common import SOURCES, App, choose_device, console, errors, path_option, plain_errors
+from ddpm_fast.commands.common import SOURCES, App, choose_device, console, errors, expand_home, plain_errors
 from ddpm_fast.commands.demo.desk import Desk
 from ddpm_fast.commands.demo.models import Models
 from ddpm_fast.commands.demo.runs import Runs
+from ddpm_fast.commands.stopping import stop_signals
 from ddpm_fast.errors import InputError
 
 LOOPBACK = "127.0.0.1"
@@ -30,11 +31,11 @@ app = App()
 @app.command()
 def main(
     model: Annotated[
-        list[str] | None, path_option(f"also offer this model: {SOURCES}; may be given several times")
+        list[str] | None, typer.Option(help=f"also offer this model: {SOURCES}; may be given several times")
     ] = None,
     run: Annotated[
         list[Path] | None,
-        path_option("show the training in this folder, which may go on; may be given several times"),
+        typer.Option(help="show the training in this folder, which may go on; may be given several times"),
     ] = None,
     host: Annotated[
         str, typer.Option(help="the address to listen at; another than the default lets other machines use the page")
@@ -50,14 +51,17 @@ def main(
         require_gradio()
         torch_device = choose_device(device)
         is_local = is_loopback(host)
-        desk = Desk(Models(model or [], torch_device, shows_paths=is_local), Runs(run or []), torch_device, device)
+        models = Models([expand_home(source) for source in model or []], torch_device, shows_paths=is_local)
+        desk = Desk(models, Runs([expand_home(folder) for folder in run or []]), torch_device, device)
         with tempfile.TemporaryDirectory(prefix="ddpm_fast-demo-", ignore_cleanup_errors=True) as folder:
             server = _server(Path(folder))
             with server.listen(host, port) as listening:
                 if not is_local:
                     errors.print(f"[yellow]Warning:[/] {escape(_open_to_others(host))}")
                 console.print(f"The page is at {escape(address(listening))} (Ctrl-C ends it)")
-                server.serve(server.application(desk, root_path), listening)
+                with stop_signals("", lambda: "") as stopping:
+                    server.serve(server.application(desk, root_path), listening, lambda: bool(stopping))
+        raise typer.Exit(stopping.status)
 
 
 def require_gradio() -> None:

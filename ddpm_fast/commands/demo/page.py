@@ -15,13 +15,18 @@ _CACHE_SECONDS = 1800  # uploads older than this are deleted
 _MOST_QUEUED = 40  # events of all visitors, such as a slider that was moved
 
 CSS = """
+.gradio-container { max-width: 1320px !important; margin: 0 auto !important; }
 .df-picture img { max-width: 100%; height: auto; border-radius: 6px; border: 1px solid var(--border-color-primary); }
 .df-result .df-picture img { width: min(100%, 680px); }
 .df-empty { border: 1px dashed var(--border-color-primary); border-radius: 6px; padding: 2.5rem 1rem;
   text-align: center; color: var(--body-text-color-subdued); }
 .df-status { display: flex; flex-wrap: wrap; gap: .25rem .75rem; align-items: center; min-height: 1.6rem;
   font-variant-numeric: tabular-nums; }
-.df-status progress { flex: 1 1 10rem; accent-color: var(--color-accent); height: .8rem; }
+.df-status progress { flex: 1 1 10rem; height: .7rem; border: 0; border-radius: 4px; appearance: none;
+  background: var(--border-color-primary); }
+.df-status progress::-webkit-progress-bar { background: var(--border-color-primary); border-radius: 4px; }
+.df-status progress::-webkit-progress-value { background: var(--color-accent); border-radius: 4px; }
+.df-status progress::-moz-progress-bar { background: var(--color-accent); border-radius: 4px; }
 .df-save { display: inline-block; margin: .4rem 0; text-decoration: underline; }
 .df-given { display: flex; flex-wrap: wrap; gap: 1rem; }
 .df-given img { width: 84px; image-rendering: pixelated; }
@@ -30,6 +35,7 @@ CSS = """
 .df-noised { display: flex; flex-wrap: wrap; gap: 1rem; margin-top: .75rem; }
 .df-noised figure { margin: 0; text-align: center; }
 .df-about p, .df-device p { margin: 0; color: var(--body-text-color-subdued); font-size: .9rem; }
+.df-about, .df-device, .df-line { padding: 0 !important; }
 .df-upload img { image-rendering: pixelated; }
 .df-head h1 { margin: 0; font-size: 1.5rem; }
 .df-head p { margin: .2rem 0 0; }
@@ -48,7 +54,8 @@ def build(desk: Desk) -> gr.Blocks:
     Args:
         desk: What all visitors share.
     """
-    with gr.Blocks(title="ddpm_fast", analytics_enabled=False, delete_cache=(_CACHE_SECONDS, _CACHE_SECONDS)) as page:
+    cache = (_CACHE_SECONDS, _CACHE_SECONDS)
+    with gr.Blocks(title="ddpm_fast", analytics_enabled=False, fill_width=True, delete_cache=cache) as page:
         gr.HTML(HEAD)
         device = gr.HTML(_device(desk), elem_classes="df-device", elem_id="device")
         with gr.Tabs():
@@ -70,11 +77,23 @@ def build(desk: Desk) -> gr.Blocks:
 
 
 def look() -> gr.Theme:
-    """Colours and fonts. The fonts are those of the visitor's system, so that none is fetched."""
-    return gr.themes.Default(
+    """Colours and fonts.
+
+    The fonts are those of the visitor's system, so that none is fetched. Small texts are dark enough to be read by weak
+    eyes, with a contrast of at least 4.5.
+    """
+    theme = gr.themes.Default(
         primary_hue="blue",
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
+    )
+    return theme.set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        block_label_text_color="*neutral_700",
+        block_label_text_color_dark="*neutral_200",
     )
 
 

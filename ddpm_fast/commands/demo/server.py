@@ -145,8 +145,18 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def serve(app: Any, listening: socket.socket) -> None:
-    """Answer requests until a signal ends the process's work."""
+def serve(app: Any, listening: socket.socket, is_over: Callable[[], bool]) -> None:
+    """Answer requests until it is over.
+
+    Args:
+        app: The application.
+        listening: Where it can be reached.
+        is_over: Whether it is to end, which is asked every second.
+    """
+
+    async def look() -> None:
+        server.should_exit = server.should_exit or is_over()
+
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -155,5 +165,8 @@ def serve(app: Any, listening: socket.socket) -> None:
         timeout_graceful_shutdown=_GRACE_SECONDS,
         limit_concurrency=200,
         ws="none",
+        callback_notify=look,
+        timeout_notify=1,
     )
-    asyncio.run(uvicorn.Server(config).serve(sockets=[listening]))
+    server = uvicorn.Server(config)
+    asyncio.run(server.serve(sockets=[listening]))

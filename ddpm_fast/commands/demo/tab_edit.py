@@ -115,13 +115,15 @@ def _image_to_image() -> dict[str, Any]:
 
 
 def _inpainting() -> dict[str, Any]:
+    gr.HTML("<p>Paint over what is to be drawn anew, or choose a part below.</p>", elem_classes="df-about")
     editor = painting(
         gr.ImageEditor(
-            label="Paint over what is to be drawn anew",
+            label="Picture",
+            placeholder="Drop a picture here, and paint over what is to be drawn anew",
             sources=["upload", "clipboard"],
             type="filepath",
             format="png",
-            height=520,
+            height=430,
             buttons=[],
             transforms=[],
             layers=False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
+import numpy as np
 
 from ddpm_fast.commands.demo import showing
 from ddpm_fast.commands.demo.desk import Desk
@@ -26,7 +27,7 @@ def build(desk: Desk, tab: Any) -> None:
         with gr.Column(scale=2, min_width=300):
             names = gr.CheckboxGroup(list(SCHEDULES), value=_FIRST, label="Schedules", elem_id="schedule-names")
             length = gr.Slider(LEAST_TIMESTEPS, MOST_TIMESTEPS, 1000, step=10, label="T, the number of timesteps")
-            share = gr.Slider(0, 100, 50, step=1, label="t", info="percent of the way to T - 1", elem_id="schedule-t")
+            share = gr.Slider(0, 100, 20, step=1, label="t", info="percent of the way to T - 1", elem_id="schedule-t")
             zero = gr.Checkbox(False, label="Rescaled to end in pure noise (zero terminal SNR)")
             source = gr.Radio(list(PICTURES), value=EMOJI, label="Picture")
             seed = gr.Slider(0, 99, 0, step=1, label="Seed of the noise")
@@ -66,16 +67,19 @@ def draw(names: Any, length: Any, share: Any, zero: bool, source: Any, seed: Any
     parts = [showing.picture(draw_alpha_bar(schedules, t), f"alpha-bar over t. {line}")]
     parts.append(showing.picture(draw_log_snr(schedules, t), "the logarithm of the signal-to-noise ratio over t"))
     x_t = to_uint8(noised(schedules, image, t, whole("The seed", seed, 0, 99)))
-    shown = []
+    shown = [_figure(image.permute(1, 2, 0).numpy(), "the picture", "the picture as it is")]
     for schedule, pixels in zip(schedules, x_t, strict=True):
         kind = schedule.source["kind"]
-        enlarged = pixels.repeat(_ENLARGED, axis=0).repeat(_ENLARGED, axis=1)
-        shown.append(
-            f"<figure>{showing.picture(showing.png(enlarged), f'the picture noised by {kind} at t = {t}')}"
-            f"<figcaption>{showing.safe(kind)}</figcaption></figure>"
-        )
+        shown.append(_figure(pixels, kind, f"the picture noised by {kind} at t = {t}"))
     return [
         showing.finished(line),
         f'<div class="df-panels">{"".join(parts)}</div>',
         f'<div class="df-noised">{"".join(shown)}</div>',
     ]
+
+
+def _figure(pixels: np.ndarray, caption: str, alt: str) -> str:
+    """A small picture uint8 [H, W, C], enlarged, with a text below it."""
+    enlarged = pixels.repeat(_ENLARGED, axis=0).repeat(_ENLARGED, axis=1)
+    shown = showing.picture(showing.png(enlarged), alt)
+    return f"<figure>{shown}<figcaption>{showing.safe(caption)}</figcaption></figure>"

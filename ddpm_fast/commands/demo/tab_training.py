@@ -53,7 +53,7 @@ def shown(view: View) -> list[str]:
     if view.grid is None:
         newest = empty("This run has drawn no samples yet")
     else:
-        caption = f"<p>Samples after training step {view.grid_step:,}</p>"
+        caption = f"<h3>Samples after training step {view.grid_step:,}</h3>"
         newest = caption + picture(view.grid, f"samples of the run after training step {view.grid_step}")
     curves = f'<div class="df-panels">{panels}</div>' if panels else empty("This run has written no curves yet")
     return [finished(view.text), curves, newest]
