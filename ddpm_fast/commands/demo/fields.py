@@ -87,13 +87,22 @@ def _about(desk: Desk, name: str) -> str:
     return f"<p>{safe(describe(desk.models.get(name)))}</p>"
 
 
-def outputs(first: str) -> list[Any]:
-    """What a drawing fills: the picture, the status, and the two texts to copy. first: what stands there at first."""
-    status = gr.HTML(finished(""), elem_classes="df-line")
-    picture = gr.HTML(empty(first), elem_classes="df-result")
+def outputs(tab: str, first: str) -> list[Any]:
+    """What a drawing fills: the picture, the status, and the two texts to copy.
+
+    Args:
+        tab: The tab, whose name begins the ids.
+        first: What stands there at first.
+    """
+    status = gr.HTML(finished(""), elem_id=f"{tab}-status", elem_classes="df-line")
+    picture = gr.HTML(empty(first), elem_id=f"{tab}-picture", elem_classes="df-result")
     with gr.Accordion("The same on the command line and in Python", open=False):
-        command = gr.Code("", language="shell", label="Command", interactive=False, buttons=["copy"])
-        python = gr.Code("", language="python", label="Python", interactive=False, buttons=["copy"])
+        command = gr.Code(
+            "", language="shell", label="Command", interactive=False, buttons=["copy"], elem_id=f"{tab}-command"
+        )
+        python = gr.Code(
+            "", language="python", label="Python", interactive=False, buttons=["copy"], elem_id=f"{tab}-python"
+        )
     return [picture, status, command, python]
 
 

@@ -15,7 +15,7 @@ _CACHE_SECONDS = 1800  # uploads older than this are deleted
 _MOST_QUEUED = 40  # events of all visitors, such as a slider that was moved
 
 CSS = """
-.gradio-container { max-width: 1320px !important; margin: 0 auto !important; }
+.gradio-container { width: 100% !important; max-width: 1320px !important; margin: 0 auto !important; }
 .df-picture img { max-width: 100%; height: auto; border-radius: 6px; border: 1px solid var(--border-color-primary); }
 .df-result .df-picture img { width: min(100%, 680px); }
 .df-empty { border: 1px dashed var(--border-color-primary); border-radius: 6px; padding: 2.5rem 1rem;

@@ -34,6 +34,7 @@ _LARGEST_GRID = 256 << 20  # bytes of the file of a grid
 _GRID_SIDE = 1024  # pixels of a grid that is sent to a browser
 MOST_POINTS = 1000  # of a curve: a screen shows no more
 MOST_CURVES = 12
+_MOST_COLUMNS = 200
 
 Curve = tuple[list[int], list[float]]
 
@@ -114,9 +115,11 @@ def newest_grid(folder: Path) -> tuple[Path | None, int]:
 
 def read_curves(folder: Path) -> dict[str, Curve]:
     """The curves that a run has written so far: from log.csv, or without one from its TensorBoard files."""
-    if os.path.isfile(folder / LOG):
-        return _from_csv(_end_of(folder / LOG))
-    return _from_events(folder / CURVES)
+    is_csv = os.path.isfile(folder / LOG)
+    found = _from_csv(_end_of(folder / LOG)) if is_csv else _from_events(folder / CURVES)
+    # The loss comes first, and what is one of several of a kind, such as "loss by quarter of t/q0", last.
+    order = sorted(found, key=lambda name: (name != "loss", "/q" in name, name if "/q" in name else ""))
+    return {name: found[name] for name in order[:MOST_CURVES]}
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -155,7 +158,7 @@ def _from_csv(content: str) -> dict[str, Curve]:
                 value = float(text)
             except ValueError:
                 continue
-            if math.isfinite(value) and (name in points or len(points) < MOST_CURVES):
+            if math.isfinite(value) and (name in points or len(points) < _MOST_COLUMNS):
                 points.setdefault(name, {})[step] = value
     return {name: _thinned(sorted(column.items())) for name, column in points.items()}
 
@@ -166,7 +169,7 @@ def _from_events(folder: Path) -> dict[str, Curve]:
         return {}
     events = EventAccumulator(str(folder), size_guidance={"scalars": MOST_POINTS, "images": 1})
     events.Reload()
-    names = events.Tags()["scalars"][:MOST_CURVES]
+    names = events.Tags()["scalars"][:_MOST_COLUMNS]
     return {name: _thinned([(point.step, point.value) for point in events.Scalars(name)]) for name in names}
 
 

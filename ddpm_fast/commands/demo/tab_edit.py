@@ -35,7 +35,7 @@ def build(desk: Desk) -> None:
                 fields = drawing_fields(desk, TAB, 4, "classes by name or number; empty is none")
         with gr.Column(scale=3, min_width=300):
             stop = gr.Button("Stop", elem_id="edit-stop")
-            shown = outputs("Give a picture, or take an example, and press the button below it")
+            shown = outputs(TAB, "Give a picture, or take an example, and press the button below it")
             given = gr.HTML("", elem_classes="df-line")
     targets = [*shown, given]
     for kind, part in (("image to image", image), ("inpainting", inpaint), ("interpolation", path)):
@@ -138,7 +138,15 @@ def _inpainting() -> dict[str, Any]:
     resamplings = gr.Slider(
         1, MOST_RESAMPLINGS, 5, step=1, label="Resamplings", info="more is slower and more coherent"
     )
-    jump = gr.Slider(1, 50, 5, step=1, label="Length of a stretch", info="steps that are run that many times")
+    jump = gr.Slider(
+        1,
+        50,
+        5,
+        step=1,
+        label="Length of a stretch",
+        info="steps that are run that many times",
+        elem_id="inpaint-jump",
+    )
     fields = {"picture": editor, "part": part, "resamplings": resamplings, "jump_length": jump}
     return fields | _buttons("inpaint", "Fill in")
 

@@ -25,7 +25,7 @@ def build(desk: Desk) -> None:
             with gr.Row():
                 start = gr.Button("Draw", variant="primary", elem_id="sample-draw")
                 stop = gr.Button("Stop", elem_id="sample-stop")
-            picture, status, command, python = outputs("Press Draw to see images come out of noise")
+            picture, status, command, python = outputs(TAB, "Press Draw to see images come out of noise")
 
     def drawn(data: dict[Any, Any], request: gr.Request) -> Iterator[list[str]]:
         with errors_shown(desk):
