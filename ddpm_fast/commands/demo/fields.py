@@ -16,6 +16,8 @@ from ddpm_fast.commands.demo.models import describe
 from ddpm_fast.commands.demo.showing import empty, finished, safe
 from ddpm_fast.samplers import SAMPLERS
 
+STEPS = 50  # at first, as of the command
+
 
 def drawing_fields(desk: Desk, tab: str, n: int, labels: str) -> dict[str, Any]:
     """The fields of Ask, and the view, by their names.
@@ -27,6 +29,7 @@ def drawing_fields(desk: Desk, tab: str, n: int, labels: str) -> dict[str, Any]:
         labels: What the field of the labels says about an empty one.
     """
     model = gr.Dropdown(desk.models.names, value=desk.models.names[0], label="Model", elem_id=f"{tab}-model")
+    most = _most_steps(desk, desk.models.names[0])
     about = gr.HTML(_about(desk, desk.models.names[0]), elem_classes="df-about")
     fields = {
         "model": model,
@@ -39,7 +42,7 @@ def drawing_fields(desk: Desk, tab: str, n: int, labels: str) -> dict[str, Any]:
             elem_id=f"{tab}-labels",
         ),
         "n": gr.Slider(1, MOST_IMAGES, n, step=1, label="Images", elem_id=f"{tab}-n"),
-        "steps": gr.Slider(1, MOST_STEPS, 50, step=1, label="Sampling steps", elem_id=f"{tab}-steps"),
+        "steps": gr.Slider(1, most, min(STEPS, most), step=1, label="Sampling steps", elem_id=f"{tab}-steps"),
         "sampler": gr.Dropdown(list(SAMPLERS), value="ddpm", label="Sampler", elem_id=f"{tab}-sampler"),
         "eta": gr.Slider(
             0, 1, 0, step=0.05, label="eta", info="how much noise ddim adds", visible=False, elem_id=f"{tab}-eta"
@@ -67,11 +70,12 @@ def drawing_fields(desk: Desk, tab: str, n: int, labels: str) -> dict[str, Any]:
         ),
     }
 
-    def told(name: str) -> str:
+    def told(name: str) -> list[Any]:
         with errors_shown(desk):
-            return _about(desk, name)
+            most = _most_steps(desk, name)
+            return [_about(desk, name), gr.update(maximum=most, value=min(STEPS, most))]
 
-    model.change(told, model, about, show_progress="hidden", api_visibility="private")
+    model.change(told, model, [about, fields["steps"]], show_progress="hidden", api_visibility="private")
     fields["sampler"].change(
         lambda sampler: gr.update(visible=sampler == "ddim"),
         fields["sampler"],
@@ -81,6 +85,10 @@ def drawing_fields(desk: Desk, tab: str, n: int, labels: str) -> dict[str, Any]:
         api_visibility="private",
     )
     return fields
+
+
+def _most_steps(desk: Desk, name: str) -> int:
+    return min(MOST_STEPS, desk.models.get(name).diffusion.num_timesteps)
 
 
 def _about(desk: Desk, name: str) -> str:

@@ -53,7 +53,7 @@ def errors_shown(desk: Desk) -> Iterator[None]:
             words = "something went wrong that should not have; the terminal of the page has the details"
         words = desk.models.without_paths(words)
         shown = safe(words[:1].upper() + words[1:])
-        raise gr.Error(shown, duration=_ERROR_SECONDS, title="This cannot be drawn", print_exception=False) from None
+        raise gr.Error(shown, duration=_ERROR_SECONDS, print_exception=False) from None
 
 
 def upload(component: Any) -> Any:

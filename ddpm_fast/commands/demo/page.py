@@ -40,7 +40,11 @@ CSS = """
 .df-head h1 { margin: 0; font-size: 1.5rem; }
 .df-head p { margin: .2rem 0 0; }
 *:focus-visible { outline: 3px solid var(--color-accent); outline-offset: 2px; }
-@media (max-width: 700px) { .df-columns { flex-direction: column; } .gradio-container { padding: 8px !important; } }
+@media (max-width: 700px) {
+  .df-columns { flex-direction: column; }
+  .gradio-container .main { padding: 8px !important; }
+  button[role="tab"] { padding: 0 .4rem !important; font-size: .85rem !important; }
+}
 """
 HEAD = (
     '<div class="df-head"><h1>ddpm_fast</h1><p>Draw with diffusion models, edit pictures with them, look at trainings, '

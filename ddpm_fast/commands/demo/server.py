@@ -159,7 +159,7 @@ def serve(app: Any, listening: socket.socket, is_over: Callable[[], bool]) -> No
 
     config = uvicorn.Config(
         app,
-        log_level="warning",
+        log_level="critical",  # a page that is open when the server ends would be a traceback
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=_GRACE_SECONDS,

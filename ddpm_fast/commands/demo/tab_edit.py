@@ -34,7 +34,7 @@ def build(desk: Desk) -> None:
             with gr.Accordion("Model and sampling", open=True):
                 fields = drawing_fields(desk, TAB, 4, "classes by name or number; empty is none")
         with gr.Column(scale=3, min_width=300):
-            stop = gr.Button("Stop", elem_id="edit-stop")
+            stop = gr.Button("Stop", elem_id="edit-stop", size="sm")
             shown = outputs(TAB, "Give a picture, or take an example, and press the button below it")
             given = gr.HTML("", elem_classes="df-line")
     targets = [*shown, given]

@@ -53,7 +53,7 @@ def read_for(loaded: LoadedModel, sent: Sent | None, what: str) -> Tensor:
     try:
         read = read_pictures([entry], Size(height, width), channels, strict=True, progress=None)
     except InputError as error:
-        raise InputError(f"{what} cannot be read ({_reason(error)}); give one of the formats {NAMES}") from error
+        raise _unreadable(what, _reason(error)) from error
     return torch.from_numpy(read.images[0])
 
 
@@ -116,7 +116,7 @@ def checked(sent: Sent | None, what: str, size: Size | None, most_bytes: int = L
     except InputError:
         raise
     except Exception as error:  # on broken bytes, decoders raise nearly anything
-        raise InputError(f"{what} cannot be read ({reason_of(error)}); give one of the formats {NAMES}") from error
+        raise _unreadable(what, reason_of(error)) from error
     if width * height > MOST_PIXELS:
         millions = MOST_PIXELS // 10**6
         raise InputError(
@@ -127,6 +127,11 @@ def checked(sent: Sent | None, what: str, size: Size | None, most_bytes: int = L
 
 def _opened(sent: Sent) -> BinaryIO:
     return io.BytesIO(sent) if isinstance(sent, bytes) else open_regular(sent)
+
+
+def _unreadable(what: str, reason: str) -> InputError:
+    advice = "" if NAMES in reason else f"; expected one of the formats {NAMES}"
+    return InputError(f"{what} cannot be read: {reason}{advice}")
 
 
 def _reason(error: InputError) -> str:

@@ -29,7 +29,7 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-MILLISECONDS = 120_000  # how long a slow machine may take
+MILLISECONDS = 60_000  # how long a slow machine may take
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")]
 
 
@@ -121,11 +121,10 @@ def test_an_error_is_shown_in_words(page):
     labels = page.locator("#sample-labels textarea, #sample-labels input").first
     labels.fill("<b>cow</b>")
     page.locator("#sample-draw").click()
-    toast = page.get_by_test_id("toast-body")
+    toast = page.get_by_test_id("toast-body").filter(has_text="<b>cow</b> is no class of this model")
     toast.wait_for()
-    text = toast.inner_text()
-    assert "<b>cow</b> is no class of this model" in text and "Traceback" not in text and "File " not in text
-    page.get_by_test_id("toast-close").click()
+    assert "Traceback" not in toast.inner_text() and "File " not in toast.inner_text()
+    page.get_by_test_id("toast-close").first.click()
     labels.fill("dog")
 
 
@@ -177,10 +176,10 @@ def test_a_file_that_is_no_picture_is_refused_in_words(page, tmp_path):
     page.locator("#image-picture input[type=file]").set_input_files(tmp_path / "a.png")
     page.locator("#image-picture img").wait_for(state="attached")
     page.locator("#image-start").click()
-    toast = page.get_by_test_id("toast-body")
+    toast = page.get_by_test_id("toast-body").filter(has_text="The picture cannot be read")
     toast.wait_for()
-    assert "cannot be read" in toast.inner_text() and str(tmp_path) not in toast.inner_text()
-    page.get_by_test_id("toast-close").click()
+    assert str(tmp_path) not in toast.inner_text()
+    page.get_by_test_id("toast-close").first.click()
 
 
 def test_a_training_is_followed_while_it_writes(page, folder):
@@ -204,6 +203,7 @@ def test_schedules_are_redrawn_as_a_slider_moves(page):
 def test_it_is_used_with_the_keyboard_alone(page):
     page.get_by_role("tab", name="Sample", exact=True).focus()
     page.keyboard.press("Enter")
+    set_number(page, "sample-steps", 3)
     page.locator("#sample-n input[type=number]").focus()
     page.keyboard.press("Control+a")
     page.keyboard.type("2")
