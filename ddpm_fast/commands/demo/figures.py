@@ -42,7 +42,7 @@ def draw_curve(name: str, curve: Curve) -> bytes:
     """A curve of a training over its steps, as a PNG. Losses and norms that span a power of ten are on a log axis."""
     steps, values = curve
     with _drawing, look():
-        figure, axes = _panel(without_math(printable(name)))
+        figure, axes = _panel(without_math(printable(name.replace("_", " "))))
         axes.plot(steps, values, color=BLUE, linewidth=1, marker="o" if len(steps) < 10 else None, markersize=3)
         is_log = ("loss" in name or "norm" in name) and 0 < 10 * min(values) < max(values)
         axes.set(xlabel="training step", yscale="log" if is_log else "linear")

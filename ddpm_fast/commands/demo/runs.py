@@ -23,10 +23,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ddpm_fast.commands.demo.showing import png
 from ddpm_fast.commands.demo.uploads import checked
 from ddpm_fast.commands.training.log import duration
+from ddpm_fast.commands.training.table import NAME as LOG
 from ddpm_fast.data.reading import read_pictures
 from ddpm_fast.errors import InputError, printable
 
-LOG, CURVES = "log.csv", "curves"
+CURVES = "curves"
+_QUARTER = re.compile(r"[/_]q\d$")
 _GRID = re.compile(r"samples-(\d{1,12})\.png")
 _LARGEST_LOG = 32 << 20  # bytes that are read, from the end: some 400,000 rows
 _LARGEST_EVENTS = 512 << 20  # bytes of TensorBoard files, whose grids make them large
@@ -117,8 +119,9 @@ def read_curves(folder: Path) -> dict[str, Curve]:
     """The curves that a run has written so far: from log.csv, or without one from its TensorBoard files."""
     is_csv = os.path.isfile(folder / LOG)
     found = _from_csv(_end_of(folder / LOG)) if is_csv else _from_events(folder / CURVES)
-    # The loss comes first, and what is one of several of a kind, such as "loss by quarter of t/q0", last.
-    order = sorted(found, key=lambda name: (name != "loss", "/q" in name, name if "/q" in name else ""))
+    # The loss comes first, and the losses by quarter of t last.
+    quarters = sorted(name for name in found if _QUARTER.search(name))
+    order = sorted((name for name in found if name not in quarters), key=lambda name: name != "loss") + quarters
     return {name: found[name] for name in order[:MOST_CURVES]}
 
 
