@@ -43,11 +43,9 @@ def to_markdown(notebook):
 def on_files(files, config):
     """Add a page for each notebook."""
     for file in [file for file in files if PurePosixPath(file.src_uri).match("notebooks/*.ipynb")]:
-        name = file.src_uri.removesuffix(".ipynb")
+        name, link = file.src_uri.removesuffix(".ipynb"), PurePosixPath(file.src_uri).name
         content = to_markdown(json.loads(file.content_string))
-        content += (
-            f'\n<a class="md-button" href="{PurePosixPath(name).name}.ipynb" download>Download this notebook</a>\n'
-        )
+        content += f'\n<a class="md-button" href="{link}" download>Download this notebook</a>\n'
         files.append(File.generated(config, f"{name}.md", content=content))
     return files
 
