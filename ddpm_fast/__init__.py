@@ -6,61 +6,39 @@
 
 The fused ops for a training or sampling loop of your own are in df.ops: q_sample, diffusion_loss, reverse_step, normal
 and others.
+
+The public names are in public.py. They come from there when one of them is first used, because that imports torch,
+which takes seconds, and a list of the commands or a completion by the shell must not.
 """
 
 __version__ = "0.1.0"
 
-import ddpm_fast.starting as _starting  # noqa: F401  # first, because the other imports take seconds
-from ddpm_fast import ops
-from ddpm_fast.data import load_dataset, open_dataset
-from ddpm_fast.diffusion import GaussianDiffusion
-from ddpm_fast.errors import InputError
-from ddpm_fast.files.checkpoint import available_models, save_model
-from ddpm_fast.files.classifier import save_classifier
-from ddpm_fast.files.loaded_model import LoadedModel
-from ddpm_fast.formats.diffusers.export import export_diffusers
-from ddpm_fast.formats.load import load_model
-from ddpm_fast.formats.load_classifier import load_classifier
-from ddpm_fast.loops.editing import decode, encode, image_to_image, inpaint, interpolate
-from ddpm_fast.loops.options import SamplingOptions, Step
-from ddpm_fast.loops.sampling import sample
-from ddpm_fast.loops.training import TrainConfig, Trainer
-from ddpm_fast.nn import EMA, Classifier, ClassifierConfig, Foreign, UNet, UNetConfig
-from ddpm_fast.noise import NoiseKey, Stream
-from ddpm_fast.ops import use_backend
-from ddpm_fast.schedule import Schedule
+import importlib
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "EMA",
-    "Classifier",
-    "ClassifierConfig",
-    "Foreign",
-    "GaussianDiffusion",
-    "InputError",
-    "LoadedModel",
-    "NoiseKey",
-    "SamplingOptions",
-    "Schedule",
-    "Step",
-    "Stream",
-    "TrainConfig",
-    "Trainer",
-    "UNet",
-    "UNetConfig",
-    "available_models",
-    "decode",
-    "encode",
-    "export_diffusers",
-    "image_to_image",
-    "inpaint",
-    "interpolate",
-    "load_classifier",
-    "load_dataset",
-    "load_model",
-    "open_dataset",
-    "ops",
-    "sample",
-    "save_classifier",
-    "save_model",
-    "use_backend",
-]
+import ddpm_fast.starting as _starting  # noqa: F401  # first, because the other imports take seconds
+
+if TYPE_CHECKING:
+    from ddpm_fast.public import *  # noqa: F403
+
+_DOOR = "sample"  # this name is a function, and also that of a command's module
+
+
+def __getattr__(name: str) -> Any:
+    """A public name or a module of the package, when it is first used."""
+    if name.startswith("__") and name != "__all__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # A module is imported alone, because the modules of the package ask for each other so.
+    if name != _DOOR and find_spec(f"{__name__}.{name}") is not None:
+        return importlib.import_module(f"{__name__}.{name}")
+    public = importlib.import_module("ddpm_fast.public")
+    names = {"__all__": public.__all__} | {each: getattr(public, each) for each in public.__all__}
+    globals().update(names)
+    if name not in names:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return names[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *importlib.import_module("ddpm_fast.public").__all__})

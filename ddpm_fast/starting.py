@@ -25,11 +25,17 @@ def starts_a_command() -> bool:
     return sys.argv[:1] == ["-m"] and after[:1] != [] and after[0].partition(".")[0] == "ddpm_fast"
 
 
+def begin() -> None:
+    """The imports of a command begin: until `started`, Ctrl-C ends the process at once."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+
+
 def started() -> None:
     """The command runs: from here on Ctrl-C raises KeyboardInterrupt again, so that files are tidied up."""
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-if starts_a_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, _end)
+if starts_a_command():
+    begin()

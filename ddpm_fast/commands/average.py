@@ -39,7 +39,7 @@ from ddpm_fast.nn.power_average import check_width
 
 _ROUGH = 0.1  # a difference of profiles, relative to the wanted one, that is worth a warning
 
-app = App()
+app = App(keeps_config=True)
 
 
 @app.command()

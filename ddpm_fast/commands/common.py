@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +11,13 @@ from typing import Annotated, Any, TextIO
 
 import torch
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from ddpm_fast import starting
+from ddpm_fast.commands.app import App as App
+from ddpm_fast.commands.outcome import outcome
 from ddpm_fast.commands.ranks import Ranks, ranks_of_environment
-from ddpm_fast.errors import InputError, printable
+from ddpm_fast.commands.terminal import console, errors
+from ddpm_fast.errors import InputError
 from ddpm_fast.files.memory import is_out_of_memory
 from ddpm_fast.loops.distributed import local_device
 from ddpm_fast.ops.backends import extension
@@ -25,31 +25,11 @@ from ddpm_fast.ops.backends import extension
 # The terminal
 
 
-class SafeConsole(Console):
-    """A console that shows the names of other people's files and classes as they are, and obeys nothing in them."""
-
-    def __init__(self, **options: Any):
-        """Of options, see rich.console.Console."""
-        # Lines are not broken where a terminal ends: a path or a number that is split cannot be copied.
-        super().__init__(highlight=False, soft_wrap=True, emoji=False, **options)
-
-    def print(self, *objects: Any, **options: Any) -> None:
-        """Print as rich does, with control characters as their escapes."""
-        super().print(*map(_safe, objects), **options)
-
-
-def _safe(thing: Any) -> Any:
-    return "\n".join(map(printable, thing.split("\n"))) if isinstance(thing, str) else thing
-
-
-console = SafeConsole()
-errors = SafeConsole(stderr=True)
-
-
 def say_written(*paths: str | os.PathLike | None) -> None:
     """Say where each file is that was written. None is passed over."""
     for path in paths:
         if path is not None:
+            outcome.written.append(Path(path).resolve())
             console.print(f"Wrote {escape(str(Path(path).resolve()))}")
 
 
@@ -78,6 +58,8 @@ def plain_errors(says_missing_kernels: bool = True) -> Iterator[None]:
         what = in_words(error)
         if not what:
             raise
+        if outcome.config is not None:
+            what += outcome.config.blamed(what)
         errors.print(f"[bold red]Error{'' if ranks.is_first else f' (rank {ranks.rank})'}:[/] {escape(what)}")
         raise typer.Exit(2) from None
 
@@ -89,6 +71,7 @@ def _speaking(ranks: Ranks) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning if ranks.is_first else _show_nothing
         console.quiet = was_quiet or not ranks.is_first
+        outcome.is_first = ranks.is_first
         try:
             yield
         finally:
@@ -125,38 +108,6 @@ def _show_warning(
 
 def _show_nothing(*_: object, **__: object) -> None:
     """In place of warnings.showwarning, where another rank shows the same warning."""
-
-
-class App(typer.Typer):
-    """A command with its options, as `app = App()`. Calling it runs it on the command line's arguments and ends the
-    process.
-
-    Wrong options are reported like all other wrong input: on unbroken lines, with control characters as their escapes.
-    """
-
-    def __init__(self, **options: Any):
-        """Of options, see typer.Typer."""
-        super().__init__(add_completion=False, pretty_exceptions_enable=False, **options)
-
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """Run the command."""
-        starting.started()
-        options["standalone_mode"] = False  # raise instead of showing an error
-        try:
-            status = super().__call__(*arguments, **options)
-        except typer.Abort:  # what older versions of typer make of Ctrl-C
-            status = starting.INTERRUPTED
-        except Exception as error:
-            # Typer's errors about the command line, which have no common public class in all of its versions.
-            if not hasattr(error, "format_message"):
-                raise
-            status = getattr(error, "exit_code", 2)
-            context = getattr(error, "ctx", None)
-            message = error.format_message()
-            if message and type(error).__name__ != "NoArgsIsHelpError":  # that one has shown the help already
-                program = context.command_path if context is not None else "this command"
-                errors.print(f"[bold red]Error:[/] {escape(message)} (`{escape(program)} --help` lists the options)")
-        sys.exit(status or 0)
 
 
 # Options

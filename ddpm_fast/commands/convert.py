@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 
 from ddpm_fast.commands.common import App, FlagsOption, ModelArgument, console, path_option, plain_errors, say_written
+from ddpm_fast.commands.outcome import note
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.atomic import check_writable
 from ddpm_fast.files.checkpoint import save_model
@@ -56,6 +57,7 @@ def main(
         for name, value in facts(loaded).items():
             console.print(escape(f"{name}: {value}"))
         apart = convert(loaded, out, _DTYPES[dtype])
+        note(model=facts(loaded), difference=apart)
         console.print(
             f"Check: the outputs of the file for three made inputs are {apart:.1e} of their root mean square from the "
             f"source's ({dtype} weights)."

@@ -7,7 +7,7 @@ from ddpm_fast.commands.likelihood import nll
 from ddpm_fast.commands.quality.card import card
 from ddpm_fast.commands.quality.command import HELP, quality
 
-app = App()
+app = App(keeps_config=True)
 app.command()(nll)
 app.command()(samplers)
 for name, text in HELP.items():

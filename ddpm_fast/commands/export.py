@@ -21,6 +21,7 @@ from ddpm_fast.commands.common import (
     say_written,
 )
 from ddpm_fast.commands.convert import convert
+from ddpm_fast.commands.outcome import note
 from ddpm_fast.commands.publishing import Publication
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.loaded_model import LoadedModel
@@ -119,3 +120,4 @@ def main(
             with tempfile.TemporaryDirectory(prefix="ddpm_fast-") as folder:
                 write(loaded, Path(folder) / name)
                 publication.send(loaded, Path(folder), choose_device(device))
+        note(form=to, pushed=push)

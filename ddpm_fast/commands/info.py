@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from ddpm_fast import __version__, ops
 from ddpm_fast.commands.common import SOURCES, App, FlagsOption, console, expand_home, plain_errors
+from ddpm_fast.commands.outcome import note
 from ddpm_fast.commands.precision import automatic_precision, fast_bf16
 from ddpm_fast.data import BUILTIN
 from ddpm_fast.files.checkpoint import available_models
@@ -25,6 +26,7 @@ from ddpm_fast.formats import outputs
 from ddpm_fast.formats.facts import facts
 from ddpm_fast.formats.load import load_model
 from ddpm_fast.ops.backends import cpu, cuda, extension, reference
+from ddpm_fast.ops.dispatch import Status
 
 app = App()
 
@@ -62,44 +64,85 @@ def main(
         if model is not None:
             _tell_of(load_model(model, flags=flags))
             return
-        console.print(f"[bold]ddpm_fast {__version__}[/] in {escape(str(Path(__file__).parents[1]))}")
+        state = _state()
+        note(**state)
+        _tell(state)
+
+
+def _state() -> dict[str, Any]:
+    """What was built and what is active, as JSON's types."""
+    return {
+        "version": __version__,
+        "folder": str(Path(__file__).parents[1]),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "no_kernels": cpu.unavailable,
+        "isa": None if cpu.unavailable else cpu.isa(),
+        "isas": cpu.isas(),
+        "has_threads": extension.has_threads,
+        "gpus": _gpus(),
+        "fast_bf16": fast_bf16(torch.device("cpu")),
+        "backends": [
+            {"name": status.name, "state": _state_of(status), "ops": list(status.ops)}
+            for status in ops.backend_status()
+        ],
+        "active": {
+            device: {op: ops.active_backend(op, device) for op in reference.OPS}
+            for device in (("cpu", "cuda") if torch.cuda.is_available() else ("cpu",))
+        },
+        "models": available_models(),
+        "data_sets": list(BUILTIN),
+    }
+
+
+def _state_of(status: Status) -> str:
+    """Why a backend cannot be used, or what it is ready for."""
+    kind = "cuda" if status.name == "cuda" or (torch.cuda.is_available() and status.name == "triton") else "cpu"
+    ready = f"ready for {kind.upper()} tensors"
+    if status.name == "cuda" and not status.unavailable:
+        ready += f" (built for compute capabilities {cuda.capabilities()})"
+    return status.unavailable or ops.cannot_run_on(status.name, torch.device(kind)) or ready
+
+
+def _tell(state: dict[str, Any]) -> None:
+    """Print what `_state` gives."""
+    console.print(f"[bold]ddpm_fast {state['version']}[/] in {escape(state['folder'])}")
+    console.print(
+        f"Python {state['python']}, torch {state['torch']}, triton {state['triton']}, "
+        f"{state['threads']} threads on {state['machine']}"
+    )
+    if state["no_kernels"]:
+        console.print(f"[red]No C++ kernels[/]: {escape(state['no_kernels'])}")
+    else:
+        idle = [name for name in state["isas"] if name != state["isa"]]
+        threads = "" if state["has_threads"] else " on one thread (built without OpenMP)"
         console.print(
-            f"Python {platform.python_version()}, torch {torch.__version__}, triton {_version('triton')}, "
-            f"{torch.get_num_threads()} threads on {platform.machine()}"
+            f"C++ extension: built; CPU kernels for {state['isa']} active{threads}"
+            + (f" (also runnable: {', '.join(idle)}; DDPM_FAST_CPU_ISA chooses)" if idle else "")
         )
-        if cpu.unavailable:
-            console.print(f"[red]No C++ kernels[/]: {escape(cpu.unavailable)}")
-        else:
-            idle = [name for name in cpu.isas() if name != cpu.isa()]
-            threads = "" if extension.has_threads else " on one thread (built without OpenMP)"
-            console.print(
-                f"C++ extension: built; CPU kernels for {cpu.isa()} active{threads}"
-                + (f" (also runnable: {', '.join(idle)}; DDPM_FAST_CPU_ISA chooses)" if idle else "")
-            )
-        for line in _gpus():
-            console.print(escape(line))
-        console.print(f"bf16 on this CPU: {'fast' if fast_bf16(torch.device('cpu')) else 'emulated, slower than fp32'}")
-
-        console.print("Backends, fastest first:")
-        for status in ops.backend_status():
-            kind = "cuda" if status.name == "cuda" or (torch.cuda.is_available() and status.name == "triton") else "cpu"
-            ready = f"ready for {kind.upper()} tensors"
-            if status.name == "cuda" and not status.unavailable:
-                ready += f" (built for compute capabilities {cuda.capabilities()})"
-            reason = status.unavailable or ops.cannot_run_on(status.name, torch.device(kind)) or ready
-            console.print(f"  {status.name}: {escape(reason)} (ops: {', '.join(status.ops) or 'none'})")
-
-        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-            active = {op: ops.active_backend(op, device) for op in reference.OPS}
-            console.print(f"Active for {device} tensors: " + ", ".join(f"{op}: {name}" for op, name in active.items()))
-        console.print(f"Models: {', '.join(available_models()) or 'none'}. Data sets: {', '.join(BUILTIN)}.")
+    for line in state["gpus"]:
+        console.print(escape(line))
+    console.print(f"bf16 on this CPU: {'fast' if state['fast_bf16'] else 'emulated, slower than fp32'}")
+    console.print("Backends, fastest first:")
+    for backend in state["backends"]:
+        name, known = backend["name"], ", ".join(backend["ops"]) or "none"
+        console.print(f"  {name}: {escape(backend['state'])} (ops: {known})")
+    for device, active in state["active"].items():
+        console.print(f"Active for {device} tensors: " + ", ".join(f"{op}: {name}" for op, name in active.items()))
+    models, data_sets = ", ".join(state["models"]) or "none", ", ".join(state["data_sets"])
+    console.print(f"Models: {models}. Data sets: {data_sets}.")
 
 
 def _tell_of(loaded: LoadedModel) -> None:
     """Print what a model is, and check it if it has a check. Raises typer.Exit if it fails."""
-    for name, value in facts(loaded).items():
+    described = facts(loaded)
+    for name, value in described.items():
         console.print(f"{name}: {escape(value)}")
     apart = outputs.check(loaded)
+    note(model=described, difference=apart, allowed_difference=outputs.TOLERANCE)
     if apart is None:
         console.print("Check: none; `python -m ddpm_fast.convert` writes one into the file that it makes.")
         return

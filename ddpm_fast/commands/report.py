@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ddpm_fast.commands.outcome import note
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.atomic import atomic_path, check_writable
 
@@ -35,9 +36,10 @@ def check_report_path(out: Path) -> None:
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
-    """Write a report, whole or not at all. Raises InputError if it cannot be written."""
+    """Write a report, whole or not at all, and note it for --json. Raises InputError if it cannot be written."""
     with atomic_path(path) as unfinished:
         unfinished.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    note(report=report)
 
 
 def read_report(path: Path) -> dict[str, Any]:

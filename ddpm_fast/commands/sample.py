@@ -26,6 +26,7 @@ from ddpm_fast.commands.drawing import Drawable, Drawing, Job, settings_of, unus
 from ddpm_fast.commands.edit import Edit, read_images, round_trip_error
 from ddpm_fast.commands.guiding import Guide, SecondImages
 from ddpm_fast.commands.labels import LABELS_HELP, Turns, check_null_class, describe_classes, parse_labels
+from ddpm_fast.commands.outcome import note
 from ddpm_fast.commands.precision import DTYPE_NAMES, choose_dtype, settle
 from ddpm_fast.commands.profiling import PROFILE_HELP, check_profile, profiling
 from ddpm_fast.commands.ranks import ranks_of_environment
@@ -42,7 +43,7 @@ from ddpm_fast.pictures.folder import FORMATS, SampleFolder, recorded
 from ddpm_fast.respacing import SPACINGS
 from ddpm_fast.samplers import SAMPLERS
 
-app = App()
+app = App(keeps_config=True)
 
 
 @app.command()
@@ -254,6 +255,7 @@ def main(
         if drawing.drawn:
             where = str(torch_device) if ranks.world_size == 1 else f"{ranks.world_size} ranks"
             console.print(_summary(shape, drawing, f"{how}, {DTYPE_NAMES[dtype]}, {where}"))
+        note(images=count, drawn=drawing.drawn, drawing_seconds=drawing.seconds, shape=list(shape))
         if edit is not None and edit.round_trip:
             console.print(round_trip_error(x, pictures))
         say_written(target, gif)

@@ -1,7 +1,7 @@
 """`python -m ddpm_fast.train --data IMAGES --out FOLDER`: train a model on your images.
 
-The folder gets training states (to resume from), model.safetensors (to sample from), sample grids, and curves for
-TensorBoard. Ctrl-C and SIGTERM save first; --resume continues bit for bit.
+The folder gets training states (to resume from), model.safetensors (to sample from), sample grids, curves (log.csv, and
+for TensorBoard), and what the run is (config.yaml). Ctrl-C and SIGTERM save first; --resume continues bit for bit.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import typer
 from rich.markup import escape
 
 from ddpm_fast.commands.common import App, FlagsOption, path_option, plain_errors
+from ddpm_fast.commands.outcome import note
 from ddpm_fast.commands.profiling import PROFILE_HELP
 from ddpm_fast.commands.quality.settings import FeaturesOption
 from ddpm_fast.commands.selecting import ImageColumnOption, LabelColumnOption, SplitOption, SubsetOption
@@ -25,7 +26,8 @@ from ddpm_fast.commands.stopping import Stopped, stop_signals
 from ddpm_fast.commands.together import in_all, in_first, naming_lost_ranks, share_signal
 from ddpm_fast.commands.training import fine_tuning, images, resuming, setup
 from ddpm_fast.commands.training.augmenting import augment_option
-from ddpm_fast.commands.training.log import say
+from ddpm_fast.commands.training.log import say, warn
+from ddpm_fast.commands.training.records import LOGS, describe_start
 from ddpm_fast.commands.training.run import TrainingRun
 from ddpm_fast.data import BUILTIN
 from ddpm_fast.files.checkpoint import checkpoint_path
@@ -172,6 +174,13 @@ def main(
     ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     seed: Annotated[int, typer.Option(help="seed of everything random in the training")] = 0,
+    log: Annotated[
+        str,
+        typer.Option(
+            help=f"where the curves go besides log.csv: {' or '.join(LOGS)}, or both with a comma between them; "
+            "empty for none"
+        ),
+    ] = "tensorboard",
     log_every: Annotated[int, typer.Option(help="training steps between two points of the curves")] = 50,
     sample_every: Annotated[int, typer.Option(help="training steps between two sample grids; 0 for none")] = 1000,
     save_every: Annotated[int, typer.Option(help="training steps between two checkpoints")] = 1000,
@@ -248,12 +257,17 @@ def _main(options: resuming.Options, device: torch.device) -> None:
     ):
         if rank() > 0:
             stopping.first = ""  # the first process speaks
+        new: list[Path] = []
         try:
             lock = in_all(lambda: stack.enter_context(resuming.locked_folder(options.out)) if rank() == 0 else None)
             ready = setup.prepare(options, device, stopping)
             stack.callback(ready.trainer.close)
-            _train(TrainingRun(ready, options.arguments, stopping, lock))
+            run = TrainingRun(ready, options.arguments, stopping, lock)
+            new = describe_start(ready.trainer, options, warn) if rank() == 0 else []
+            _train(run)
         except Stopped:
+            for path in new:
+                path.unlink(missing_ok=True)
             share_signal(stopping, say)
             say("Stopped before the first step was over; there is nothing to save.")
         if stopping:
@@ -271,6 +285,7 @@ def _train(run: TrainingRun) -> None:
     except RanksDiffer as error:
         say(f"[bold red]Stopped:[/] {escape(str(error))}")
         raise typer.Exit(1) from None
+    note(step=run.trainer.step, steps=run.arguments["steps"], out=str(run.out), state=str(run.saver.saved))
     step, out = run.trainer.step, escape(shlex.quote(str(run.out)))
     if run.saver.saved_step < step:
         saved, last = escape(str(run.saver.saved or "none")), checkpoint_path(run.out, step)

@@ -60,35 +60,62 @@ def norm_groups(channels: int) -> int:
 class UNetConfig:
     """What a U-Net is built from: plain numbers, strings and tuples, so that it can be stored as JSON.
 
+    Attributes:
+        image_size: Height and width of the samples; two numbers where they differ.
+        in_channels: Channels of the samples.
+        model_channels: Channels of the first level.
+        channel_mult: Each level's channels, as multiples of model_channels.
+        num_res_blocks: Residual blocks of a level in the encoder; the decoder has one more.
+        attention_resolutions: Heights of the levels with self-attention. The middle always has it.
+        num_heads: Heads of the self-attention.
+        dropout: Share that is dropped in the residual blocks.
+        num_classes: 0 means unconditional; otherwise class num_classes is the null class of guidance.
+        scale_shift: Whether the embedding scales and shifts the second norm, or is added before it.
+        learned_variance: Whether there are 2C output channels: the prediction, then the variance's.
+        resample: "conv" has a convolution of its own; "resblock" resamples inside a residual block.
+        downsample_padding: Of the strided convolution: "symmetric", or "asymmetric", which pads only bottom and right.
+        time_denominator: Frequencies are 10000^(-i/half) for "half", or 10000^(-i/(half-1)) for "half-1".
+        time_order: Which half of the time embedding has the cosines: "cos|sin" or "sin|cos".
+        norm_groups: Groups of the group norms.
+        norm_eps: Epsilon of the group norms.
+        stem_channels: Channels that the first convolution makes; 0 means model_channels.
+        decoder_attention: attention_resolutions of the way up; None: those of the way down.
+        middle_attention: "normed"; "plain" has no norm before the middle's attention, "none" has no attention there.
+        head_channels: Channels of each head of the self-attention; 0 means that there are num_heads.
+        null_class: Whether there is a null class.
+        timestep_scale: What timesteps are multiplied by before they are embedded.
+        condition_channels: Channels of a second image, which the network gets beside the sample.
+        augment_channels: Length of the vector that tells how a training image was augmented; 0 for none.
+
     Raises:
         InputError: If the fields do not make a network. The message says which values would.
     """
 
-    image_size: int | tuple[int, int] = 32  # height and width of the samples; two numbers where they differ
+    image_size: int | tuple[int, int] = 32
     in_channels: int = 3
-    model_channels: int = 128  # channels of the first level
-    channel_mult: tuple[float, ...] = (1, 2, 2, 2)  # each level's channels, as multiples of model_channels
-    num_res_blocks: int = 2  # residual blocks of a level in the encoder; the decoder has one more
-    attention_resolutions: tuple[int, ...] = (16,)  # heights of levels with self-attention; the middle always has it
-    num_heads: int = 1  # heads of the self-attention
-    dropout: float = 0.0  # in the residual blocks
-    num_classes: int = 0  # 0 means unconditional; otherwise class num_classes is the null class of guidance
-    scale_shift: bool = False  # whether the embedding scales and shifts the second norm, or is added before it
-    learned_variance: bool = False  # whether there are 2C output channels: the prediction, then the variance's
-    resample: str = "conv"  # "conv" has a convolution of its own; "resblock" resamples inside a residual block
-    downsample_padding: str = "symmetric"  # of the strided convolution; "asymmetric" pads only bottom and right
-    time_denominator: str = "half"  # frequencies are 10000^(-i/half), or 10000^(-i/(half-1)) for "half-1"
-    time_order: str = "cos|sin"  # which half of the time embedding has the cosines
-    norm_groups: int = 32  # groups of the group norms
-    norm_eps: float = 1e-5  # epsilon of the group norms
-    stem_channels: int = 0  # channels that the first convolution makes; 0 means model_channels
-    decoder_attention: tuple[int, ...] | None = None  # attention_resolutions of the way up; None: those of the way down
-    middle_attention: str = "normed"  # "plain" has no norm before the middle's attention, "none" has no attention there
-    head_channels: int = 0  # channels of each head of the self-attention; 0 means that there are num_heads
-    null_class: bool = True  # whether there is a null class
-    timestep_scale: float = 1.0  # what timesteps are multiplied by before they are embedded
-    condition_channels: int = 0  # channels of a second image, which the network gets beside the sample
-    augment_channels: int = 0  # length of the vector that tells how a training image was augmented; 0 for none
+    model_channels: int = 128
+    channel_mult: tuple[float, ...] = (1, 2, 2, 2)
+    num_res_blocks: int = 2
+    attention_resolutions: tuple[int, ...] = (16,)
+    num_heads: int = 1
+    dropout: float = 0.0
+    num_classes: int = 0
+    scale_shift: bool = False
+    learned_variance: bool = False
+    resample: str = "conv"
+    downsample_padding: str = "symmetric"
+    time_denominator: str = "half"
+    time_order: str = "cos|sin"
+    norm_groups: int = 32
+    norm_eps: float = 1e-5
+    stem_channels: int = 0
+    decoder_attention: tuple[int, ...] | None = None
+    middle_attention: str = "normed"
+    head_channels: int = 0
+    null_class: bool = True
+    timestep_scale: float = 1.0
+    condition_channels: int = 0
+    augment_channels: int = 0
 
     def __post_init__(self) -> None:
         set_typed(self, _CHOICES)

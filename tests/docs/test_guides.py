@@ -1,7 +1,6 @@
 """The Python code on the pages about sampling and about extending the package runs."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,21 +10,16 @@ from ddpm_fast.data import load_dataset
 from ddpm_fast.files import checkpoint
 from ddpm_fast.values import ValueRange
 from tests.support.commands import save_small_model
-
-DOCS = Path(__file__).parents[2] / "docs"
-
-
-def python_blocks(page: Path) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+from tests.support.pages import DOCS, blocks
 
 
 def test_the_objective_guide_runs(monkeypatch):
     # Copies, so that what the guide registers is gone afterwards.
     for table in ("PREDICTIONS", "WEIGHTINGS"):
         monkeypatch.setattr(objective, table, dict(getattr(objective, table)))
-    blocks = python_blocks(DOCS / "guides" / "add-an-objective.md")
-    assert len(blocks) == 3
-    exec(compile("\n".join(blocks), "add-an-objective.md", "exec"), {})
+    parts = blocks((DOCS / "guides" / "add-an-objective.md").read_text(), "python")
+    assert len(parts) == 3
+    exec(compile("\n".join(parts), "add-an-objective.md", "exec"), {})
 
 
 def shortened(number: re.Match) -> str:
@@ -42,8 +36,8 @@ def test_the_examples_of_the_page_on_sampling_run(tmp_path, monkeypatch):
     path = tmp_path / "runs" / "temperature" / "model.safetensors"
     state, config = checkpoint.read_model(save_small_model(path, classes=0, channels=1))
     checkpoint.save_model(path, state, config | {"value_range": kelvin.to_dict()})
-    blocks = "\n".join(python_blocks(DOCS / "sampling.md"))
-    few, numbers = re.subn(r"steps=\d+|(?<=, )100(?=, labels)|(?<=, )64(?=, )", shortened, blocks)
+    code = "\n".join(blocks((DOCS / "sampling.md").read_text(), "python"))
+    few, numbers = re.subn(r"steps=\d+|(?<=, )100(?=, labels)|(?<=, )64(?=, )", shortened, code)
     assert numbers == 13
     digits = load_dataset("mnist5k").images[:2].float() / 127.5 - 1
     names = {"images": digits, "a": digits[0], "b": digits[1], "mask": torch.eye(28), "labels": [1, 2]}
@@ -56,5 +50,5 @@ def test_the_examples_of_the_page_on_sampling_run(tmp_path, monkeypatch):
 
 def test_the_ops_in_a_loop_of_ones_own():
     names = {}
-    exec(compile("\n".join(python_blocks(DOCS / "kernels.md")), "kernels.md", "exec"), names)
+    exec(compile("\n".join(blocks((DOCS / "kernels.md").read_text(), "python")), "kernels.md", "exec"), names)
     assert names["step"] == 2 and names["loss"].isfinite()

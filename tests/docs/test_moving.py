@@ -5,22 +5,19 @@ import dataclasses
 import importlib
 import inspect
 import re
-import shlex
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import typer.main
 from PIL import Image
 from support.commands import run, save_small_model
+from support.pages import DOCS, blocks, commands, options
 
 import ddpm_fast as df
 from ddpm_fast.formats.openai import flags as openai_flags
 from ddpm_fast.loops.options import SamplingKeywords
 
-PAGE = Path(__file__).parents[2] / "docs" / "guides" / "moving.md"
-TEXT = PAGE.read_text()
+TEXT = (DOCS / "guides" / "moving.md").read_text()
 LUCIDRAINS = ("Unet", "GaussianDiffusion", "Trainer")
 TABLES = {"train_unconditional.py": "train", "image_train.py": "train", "image_sample.py": "sample"}
 
@@ -37,12 +34,6 @@ def sections() -> dict[str, list[tuple[str, str, str]]]:
 
 def section(name: str) -> list[tuple[str, str, str]]:
     return next(rows for title, rows in sections().items() if name in title)
-
-
-def options(command: str) -> set[str]:
-    app = importlib.import_module(f"ddpm_fast.commands.{command}").app
-    parameters = typer.main.get_command(app).params
-    return {name for parameter in parameters for name in (*parameter.opts, *parameter.secondary_opts)}
 
 
 def exists(name: str) -> bool:
@@ -114,7 +105,7 @@ def photos(folder: Path, size: int) -> None:
 def test_the_code_for_lucidrains_users_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     photos(tmp_path / "photos", 20)
-    (block,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+    (block,) = blocks(TEXT, "python")
     smaller = {
         "128": "16",
         "channels=64": "channels=8",
@@ -134,18 +125,8 @@ def test_the_code_for_lucidrains_users_runs(tmp_path, monkeypatch):
     assert names["loaded"].diffusion.objective.to_dict()["loss_weighting"] == "snr"
 
 
-def commands() -> Iterator[tuple[str, list[str]]]:
-    """The commands in the page's bash blocks: which, and its arguments."""
-    for block in re.findall(r"```bash\n(.*?)```", TEXT, flags=re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line)
-            if "-m" in words and words[words.index("-m") + 1].startswith("ddpm_fast."):
-                at = words.index("-m") + 1
-                yield words[at].removeprefix("ddpm_fast."), words[at + 1 :]
-
-
 def test_the_commands_have_options_that_exist():
-    found = list(commands())
+    found = list(commands(TEXT))
     assert [command for command, _ in found] == ["sample", "train", "train", "sample"]
     for command, words in found:
         assert {word for word in words if word.startswith("-") and " " not in word} <= options(command)
@@ -155,7 +136,7 @@ def test_the_commands_have_options_that_exist():
 def test_the_commands_for_training_run_on_small_images(tmp_path, monkeypatch, number):
     monkeypatch.chdir(tmp_path)
     photos(tmp_path / "photos", 64)
-    command, words = list(commands())[number]
+    command, words = list(commands(TEXT))[number]
     small = {
         "--image-size": "32",
         "--model-channels": "8",
@@ -182,7 +163,7 @@ def test_the_commands_for_training_run_on_small_images(tmp_path, monkeypatch, nu
 def test_the_command_for_sampling_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_small_model(tmp_path / "model.safetensors", classes=0)
-    command, words = list(commands())[3]
+    command, words = list(commands(TEXT))[3]
     at = words.index("--flags")
     words = words[:at] + words[at + 2 :]
     small = {"--model": "model.safetensors", "-n": "2", "--steps": "2", "--device": "cpu"}

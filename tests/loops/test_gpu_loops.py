@@ -391,7 +391,7 @@ def test_training_with_copies_of_the_weights_is_that_of_autocast(monkeypatch, pr
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_grids_of_a_run_are_drawn_from_one_graph(replays, tmp_path, precision):
     subject = trainer(None, precision=precision)
-    with TrainingLog(subject, tmp_path, steps=10) as log:
+    with TrainingLog(subject, [], steps=10) as log:
         for grid, count in enumerate((2 + 48, 2 + 48 + 4 + 50)):  # 50 rows each, of which the first two warm up
             for _ in range(4):
                 subject.train_step()

@@ -248,7 +248,7 @@ def test_cuda_kernels_refuse_cpu_tensors(monkeypatch):
 
 def test_the_extension_without_its_cuda_kernels():
     done = in_subprocess(
-        "import importlib; from ddpm_fast import _C; vars(_C).pop('cuda', None)\n"
+        "import importlib, torch; from ddpm_fast import _C; vars(_C).pop('cuda', None)\n"
         "from ddpm_fast.ops import use_backend\n"
         "from ddpm_fast.ops.backends import cuda; importlib.reload(cuda); print(cuda.unavailable)\n"
         "use_backend('cuda')"

@@ -1,5 +1,5 @@
-"""What `python -m ddpm_fast.train` shows of a run: a progress bar or plain lines, an estimate of how long it takes, and
-TensorBoard curves. Where several processes train together, the first one shows it.
+"""What `python -m ddpm_fast.train` shows of a run: a progress bar or plain lines, and an estimate of how long it takes.
+What it shows is recorded too (records.py). Where several processes train together, the first one does it.
 
 Nothing here ends a run: where a terminal has been closed or a disk is full, the training goes on without its log.
 """
@@ -7,19 +7,19 @@ Nothing here ends a run: where a terminal has been closed or a disk is full, the
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
 
 from ddpm_fast.commands.common import console
+from ddpm_fast.commands.training.curves import Curves
+from ddpm_fast.commands.training.recording import Record
+from ddpm_fast.errors import InputError
 from ddpm_fast.loops.distributed import rank
 from ddpm_fast.loops.metrics import Look
 from ddpm_fast.loops.training import Trainer
@@ -43,15 +43,19 @@ def warn(text: str) -> None:
 
 
 class TrainingLog:
-    """The log of one run. Use it in a with statement: inside it a bar is shown, and at the end the curves are
+    """The log of one run. Use it in a with statement: inside it a bar is shown, and at the end the records are
     closed."""
 
-    def __init__(self, trainer: Trainer, out: Path, steps: int):
-        """steps: how many training steps the run has in all."""
-        self._trainer, self._out, self._steps = trainer, out, steps
-        self._curves = out / "curves"
-        self._writer: SummaryWriter | None = None
-        self._curves_failed = False
+    def __init__(self, trainer: Trainer, records: Sequence[Record], steps: int):
+        """Nothing is shown yet.
+
+        Args:
+            trainer: What is trained.
+            records: Where the course of the run is written to, in the first process.
+            steps: How many training steps the run has in all.
+        """
+        self._trainer, self._records, self._steps = trainer, records, steps
+        self._failed: set[str] = set()
         self._bar = Progress(
             TextColumn("{task.description}"),
             MofNCompleteColumn(),
@@ -79,8 +83,7 @@ class TrainingLog:
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError, SystemExit):
             self._bar.stop()
-        if self._writer is not None:
-            self._write(lambda writer: writer.close())
+        self._write(lambda record: record.close())
         threading.excepthook = self._thread_failure
 
     def advance(self) -> None:
@@ -104,7 +107,7 @@ class TrainingLog:
         waiting = (self._trainer.waited - self._waited) / (now - self._looked)
         self._looked, self._waited = now, self._trainer.waited
         for look in looks:
-            self._write(lambda writer, look=look: _add_point(writer, look, rate, waiting))  # type: ignore[misc]
+            self._write(lambda record, look=look: record.look(look, rate, waiting))  # type: ignore[misc]
             self._bar.update(self._task, shown=f"{rate:.0f} images/s  loss {look.loss:.4f}")
         step = self._trainer.step
         if not console.is_terminal and (self.is_early() or self.is_due() or step == self._steps):
@@ -179,67 +182,33 @@ class TrainingLog:
             self._bar.remove_task(task)
 
     def show_quality(self, record: dict[str, Any]) -> None:
-        """Add what was measured of the averaged weights to the curves."""
-        self._write(lambda writer: _add_quality(writer, record))
+        """Record what was measured of the averaged weights."""
+        self._write(lambda each: each.quality(record))
 
     def show_grid(self, grid: np.ndarray) -> None:
-        """Add a grid of samples, uint8 [H, W, C], to the curves."""
-        self._write(lambda writer: writer.add_image("samples", grid, self._trainer.step, dataformats="HWC"))
+        """Record a grid of samples, uint8 [H, W, C]."""
+        self._write(lambda record: record.grid(grid, self._trainer.step))
 
-    def _write(self, act: Callable[[SummaryWriter], object]) -> None:
-        """Act on the curves. If they cannot be written, say so once, and try it with new ones the next time."""
-        if rank() > 0:
-            return
-        try:
-            self._curves.mkdir(parents=True, exist_ok=True)  # it may have been deleted
-            if self._writer is None:
-                self._writer = SummaryWriter(self._curves, purge_step=self._trainer.step + 1)
-            act(self._writer)
-        except OSError as error:
-            self._writer = None
-            self._say_curves_failed(error)
+    def _write(self, act: Callable[[Record], object]) -> None:
+        """Act on each record. If one cannot be written, say so once, and try it again the next time."""
+        for record in self._records if rank() == 0 else ():
+            try:
+                act(record)
+            except (OSError, InputError) as error:
+                self._say_failed(record.name, error)
 
     def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
         """TensorBoard writes in a thread of its own, whose failure Python would show as a traceback."""
-        if isinstance(failure.exc_value, OSError):
-            self._say_curves_failed(failure.exc_value)
+        names = [record.name for record in self._records if isinstance(record, Curves)]
+        if isinstance(failure.exc_value, OSError) and names:
+            self._say_failed(names[0], failure.exc_value)
         else:
             self._thread_failure(failure)
 
-    def _say_curves_failed(self, error: OSError) -> None:
-        if not self._curves_failed:
-            self._curves_failed = True
-            warn(f"the curves in {self._curves} could not be written, and the training goes on: {error}")
-
-
-def _add_point(writer: SummaryWriter, look: Look, rate: float, waiting: float) -> None:
-    """A point of each curve."""
-    writer.add_scalar("loss", look.loss, look.step)
-    for number, quarter in enumerate(look.quarters or ()):
-        if math.isfinite(quarter):  # no t of it was drawn
-            writer.add_scalar(f"loss by quarter of t/q{number}", quarter, look.step)
-    writer.add_scalar("gradient norm", look.norm, look.step)
-    if look.skipped:
-        writer.add_scalar("training steps skipped", look.skipped, look.step)
-    writer.add_scalar("images a second", rate, look.step)
-    writer.add_scalar("share of the time waiting for images", waiting, look.step)
-
-
-def _add_quality(writer: SummaryWriter, record: dict[str, Any]) -> None:
-    """A point of each curve of an evaluation."""
-    step = record["step"]
-    if "kid" in record:
-        writer.add_scalar("quality/kernel distance", record["kid"]["value"], step)
-        writer.add_scalar("quality/Frechet distance", record["fid"]["value"], step)
-        for name, value in record["pr"].items():
-            writer.add_scalar(f"quality/{name}", value, step)
-    for name, value in record.get("memorisation", {}).items():
-        writer.add_scalar(f"memorisation/{name}", value, step)
-    if "held_out" in record:
-        writer.add_scalar("held-out loss", record["held_out"]["loss"], step)
-        for number, quarter in enumerate(record["held_out"]["quarters"]):
-            if quarter is not None:
-                writer.add_scalar(f"held-out loss by quarter of t/q{number}", quarter, step)
+    def _say_failed(self, name: str, error: Exception) -> None:
+        if name not in self._failed:
+            self._failed.add(name)
+            warn(f"{name} could not be written, and the training goes on: {error}")
 
 
 def duration(seconds: float) -> str:

@@ -42,6 +42,7 @@ FREE = {
     "data",  # the images may have moved; what they are is compared by their digest
     *_OF_SOURCE,
     "steps",
+    "log",
     "log_every",
     "sample_every",
     "save_every",
@@ -78,13 +79,16 @@ CHANGEABLE = {
 }
 
 
+_GIVEN = ("COMMANDLINE", "DEFAULT_MAP")  # where click says that a value is from; the second is a file of --config
+
+
 @dataclass(frozen=True)
 class Options:
     """The command's options.
 
     Attributes:
         arguments: Their values, which become those of the run that is resumed.
-        given: The names of those that were given on the command line.
+        given: The names of those that were given, on the command line or in a file.
         defaults: The default of each that has one. A run that is older than an option was started with it.
     """
 
@@ -96,9 +100,12 @@ class Options:
     def of(cls, context: typer.Context, arguments: dict[str, Any]) -> Options:
         """The options of a command that was called."""
         sources = {name: context.get_parameter_source(name) for name in arguments}
-        given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
-        options = [option for option in context.command.params if not option.required]
-        return cls(arguments, given, {option.name or "": option.get_default(context) for option in options})
+        given = {name for name, source in sources.items() if source is not None and source.name in _GIVEN}
+        options = [option for option in context.command.params if option.name in arguments and not option.required]
+        from_file, context.default_map = context.default_map, None  # what a file gives is no default
+        defaults = {option.name or "": option.get_default(context) for option in options}
+        context.default_map = from_file
+        return cls(arguments, given, defaults)
 
     @property
     def out(self) -> Path:

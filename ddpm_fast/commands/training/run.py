@@ -15,6 +15,7 @@ from ddpm_fast.commands.training.averaged import Averaged
 from ddpm_fast.commands.training.grid import Grids
 from ddpm_fast.commands.training.log import TrainingLog, say, warn
 from ddpm_fast.commands.training.quality import Quality
+from ddpm_fast.commands.training.records import records_of
 from ddpm_fast.commands.training.saving import Saver
 from ddpm_fast.commands.training.setup import Ready
 from ddpm_fast.files.lock import FolderLock
@@ -48,13 +49,14 @@ class TrainingRun:
             lock: Of the folder, in the first process.
 
         Raises:
-            InputError: If what is to be evaluated on the way cannot be.
+            InputError: If what is to be evaluated on the way cannot be, or a log cannot be started.
         """
         trainer = ready.trainer
         self.trainer, self.arguments, self.out = trainer, arguments, Path(arguments["out"])
         self._averaged = Averaged(trainer)
         self._quality = in_all(lambda: Quality.of(trainer, self._averaged, ready.held_out, arguments))
         self.saver = Saver(trainer, arguments, stopping, lock, ready.state.path if ready.state else None)
+        self._records = in_all(lambda: records_of(trainer, arguments, say) if rank() == 0 else [])
         self._stopping = stopping
         self._diverged: NonFiniteLoss | None = None
         if rank() == 0:
@@ -71,7 +73,7 @@ class TrainingRun:
         trainer, arguments, stopping, saver = self.trainer, self.arguments, self._stopping, self.saver
         metrics = Metrics(trainer.step, scaled=trainer.config.precision == "fp16")
         with (
-            TrainingLog(trainer, self.out, arguments["steps"]) as log,
+            TrainingLog(trainer, self._records, arguments["steps"]) as log,
             profiling(arguments["profile"], trainer.device, say) as profiled,
             saver,
         ):

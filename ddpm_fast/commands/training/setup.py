@@ -17,6 +17,7 @@ from ddpm_fast.commands.training import fine_tuning, resuming
 from ddpm_fast.commands.training.fine_tuning import Beginning
 from ddpm_fast.commands.training.images import check_same_images, run_images
 from ddpm_fast.commands.training.log import say
+from ddpm_fast.commands.training.records import parse_logs
 from ddpm_fast.commands.training.reference import LEAST
 from ddpm_fast.commands.training.resuming import Options, State
 from ddpm_fast.data import (
@@ -175,6 +176,7 @@ def check(arguments: dict[str, Any]) -> None:
         raise InputError(f"--evaluate-n is {arguments['evaluate_n']}; expected at least {LEAST}, or 0 to draw nothing")
     check_sampler(arguments["evaluate_sampler"], None)
     check_profile(arguments["profile"])
+    parse_logs(arguments["log"])
     numbers(arguments["channel_mult"], "--channel-mult")
     integers(arguments["attention"], "--attention")
     # A run that began with a model may have that model's own list of betas.

@@ -41,7 +41,8 @@ def inpaint(
     noise is added to get from its end back to its start. So the network is called about steps * resamplings times.
 
     Args:
-        model, diffusion: As in sample().
+        model: As in sample().
+        diffusion: As in sample().
         images: float [N, C, ...] about in [-1, 1], or uint8.
         mask: bool or 0/1, 1 (True) where a pixel is known: [H, W], [1, H, W], [N, 1, H, W] or like the images.
         resamplings: How often each stretch is run. 1 only pastes the known pixels.

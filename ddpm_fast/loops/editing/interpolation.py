@@ -42,8 +42,10 @@ def interpolate(
     (Ho et al. 2020, sec. 4.3). All images draw the noise of first_sample_id.
 
     Args:
-        model, diffusion: As in sample().
-        a, b: Two images of one shape and dtype, [C, ...].
+        model: As in sample().
+        diffusion: As in sample().
+        a: The image at the beginning, [C, ...].
+        b: The image at the end, of the same shape and dtype.
         n: How many images, at least 2.
         strength: How far the ends are encoded, in (0, 1]. None is 1 for DDIM and 0.5 otherwise. More gives smoother
             transitions, less stays nearer to a and b.

@@ -36,9 +36,11 @@ def encode(
     the same steps, spacing, labels and clip, or change only the labels to redraw the image as another class.
 
     Args:
-        model, diffusion: As in sample().
+        model: As in sample().
+        diffusion: As in sample().
         images: float [N, C, ...] about in [-1, 1], or uint8.
-        steps, labels: See SamplingOptions.
+        steps: See SamplingOptions.
+        labels: See SamplingOptions.
         **options: spacing, clip, condition, batch_size, cuda_graph and compile; see SamplingOptions.
 
     Returns:
@@ -69,9 +71,11 @@ def decode(
     """The images that DDIM (eta 0) draws from the given x_T, which is the way back from encode.
 
     Args:
-        model, diffusion: As in sample().
+        model: As in sample().
+        diffusion: As in sample().
         latents: float [N, C, ...], the x_T.
-        steps, labels: See SamplingOptions.
+        steps: See SamplingOptions.
+        labels: See SamplingOptions.
         **options: See SamplingOptions.
 
     Returns:

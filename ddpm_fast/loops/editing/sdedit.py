@@ -32,7 +32,8 @@ def image_to_image(
     """Images like the given ones: noised, and denoised from there (SDEdit: Meng et al. 2021).
 
     Args:
-        model, diffusion: As in sample().
+        model: As in sample().
+        diffusion: As in sample().
         images: float [N, C, ...] about in [-1, 1], or uint8.
         strength: How much noise to add, in (0, 1]: a small strength keeps the image, and 1 starts from pure noise,
             which is sample(). Of `steps` sampler rows about strength * steps are run, from the one whose timestep is

@@ -292,7 +292,8 @@ def test_resuming_a_finished_run_removes_what_a_killed_one_left(tmp_path, out):
     (out / ".ddpm_fast-0123456789abcdef.tmp").write_bytes(b"half a state")
     command("--out", out, "--resume")
     found = sorted(path.name for path in out.iterdir())
-    assert found == ["curves", "model.safetensors", "step-00000001.safetensors", "step-00000002.safetensors"]
+    told = ["config.yaml", "curves", "environment.json", "log.csv"]
+    assert found == [*told, "model.safetensors", "step-00000001.safetensors", "step-00000002.safetensors"]
 
 
 def test_a_model_without_a_state_is_not_overwritten(tmp_path, data, out):

@@ -61,7 +61,8 @@ def test_two_ranks_train_what_one_does_and_one_of_them_speaks_and_writes(two, on
     assert ended.statuses == [0, 0] and ended.said[1] == ""
     assert ended.said[0].count("step 10/10") == ended.said[0].count("Done") == 1
     names = {path.name for path in out.iterdir()}
-    assert names == {"averages", "curves", "model.safetensors", "samples-00000010.png", "step-00000010.safetensors"}
+    told = {"config.yaml", "curves", "environment.json", "log.csv"}
+    assert names == told | {"averages", "model.safetensors", "samples-00000010.png", "step-00000010.safetensors"}
     assert {saved.profile for saved in saved_averages(out)} == {(5, 0.05), (5, 0.1), (10, 0.05), (10, 0.1)}
     tensors, said = checkpoint.read_training(out / "step-00000010.safetensors")
     expected, expected_said = checkpoint.read_training(one / "step-00000010.safetensors")

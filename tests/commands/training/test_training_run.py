@@ -296,14 +296,13 @@ def lines(monkeypatch):
     printed = SimpleNamespace(clock=Clock(), text=[])
     monkeypatch.setattr(training_log, "time", printed.clock)
     monkeypatch.setattr(training_log, "say", printed.text.append)
-    monkeypatch.setattr(training_log, "SummaryWriter", lambda *_, **__: SimpleNamespace(add_scalar=print, close=print))
     return printed
 
 
-def run_log(lines, tmp_path, seconds, steps, run, pause=0.0, waiting=0.0):
+def run_log(lines, seconds, steps, run, pause=0.0, waiting=0.0):
     """Log the first `run` of `steps` training steps that take so many seconds each, as TrainingRun does."""
     trainer = SimpleNamespace(step=0, config=SimpleNamespace(batch_size=64), waited=7.0)
-    with TrainingLog(trainer, tmp_path, steps) as log:
+    with TrainingLog(trainer, [], steps) as log:
         for _ in range(run):
             trainer.step += 1
             trainer.waited += waiting
@@ -314,37 +313,37 @@ def run_log(lines, tmp_path, seconds, steps, run, pause=0.0, waiting=0.0):
                 lines.clock.now += pause
 
 
-def test_slow_steps_are_estimated_after_the_second(tmp_path, lines):
-    run_log(lines, tmp_path, seconds=6.5, steps=10_000, run=3)
+def test_slow_steps_are_estimated_after_the_second(lines):
+    run_log(lines, seconds=6.5, steps=10_000, run=3)
     assert [line.split("  ")[0] for line in lines.text if line.startswith("step")] == ["step 1/10000", "step 2/10000"]
     (estimate,) = [line for line in lines.text if line.startswith("About")]
     assert estimate.startswith("About 18 h for 10,000 steps, at 6.5 s a step")
 
 
-def test_the_estimate_leaves_the_pauses_out(tmp_path, lines):
-    run_log(lines, tmp_path, seconds=6.0, steps=1000, run=3, pause=60.0)
+def test_the_estimate_leaves_the_pauses_out(lines):
+    run_log(lines, seconds=6.0, steps=1000, run=3, pause=60.0)
     assert any(line.startswith("About 1.7 h for 1,000 steps, at 6 s a step") for line in lines.text)
 
 
-def test_lines_come_early_and_then_in_time(tmp_path, lines):
-    run_log(lines, tmp_path, seconds=1.0, steps=1000, run=140)
+def test_lines_come_early_and_then_in_time(lines):
+    run_log(lines, seconds=1.0, steps=1000, run=140)
     steps = [int(line.split("/")[0].removeprefix("step ")) for line in lines.text if line.startswith("step")]
     assert steps[:6] == [1, 2, 5, 10, 20, 50] and steps[6:] == [81, 112]
 
 
-def test_waiting_for_images_is_said_where_it_takes_a_twentieth_of_the_time(tmp_path, lines):
-    run_log(lines, tmp_path, seconds=2.0, steps=1000, run=2, waiting=0.5)
+def test_waiting_for_images_is_said_where_it_takes_a_twentieth_of_the_time(lines):
+    run_log(lines, seconds=2.0, steps=1000, run=2, waiting=0.5)
     assert [line.split(" images/s")[1].split("  ")[0] for line in lines.text if line.startswith("step")] == [
         "",  # the first images are always waited for
         ", 25% of the time waiting for them",
     ]
     lines.text.clear()
-    run_log(lines, tmp_path, seconds=2.0, steps=1000, run=2, waiting=0.09)
+    run_log(lines, seconds=2.0, steps=1000, run=2, waiting=0.09)
     assert not any("waiting" in line for line in lines.text)
 
 
-def test_a_short_run_is_not_estimated(tmp_path, lines):
-    run_log(lines, tmp_path, seconds=0.1, steps=100, run=100)
+def test_a_short_run_is_not_estimated(lines):
+    run_log(lines, seconds=0.1, steps=100, run=100)
     assert not any(line.startswith("About") for line in lines.text)
 
 
