@@ -12,6 +12,7 @@ from types import ModuleType
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
+from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parents[2]
 NEEDED = ("mkdocs", "material", "mkdocstrings_handlers", "latex2mathml", "ziamath", "merm")
@@ -110,6 +111,21 @@ def test_material_does_not_load_mermaid(site, pages):
     assert (site / "architecture.html").read_text().count('<div class="diagram"><svg') == 1
 
 
+@pytest.mark.parametrize("tag", ["li", "table", "tr", "pre", "h2", "h3", "blockquote"])
+def test_a_page_has_the_parts_that_it_has_on_github(site, pages, tag):
+    """Python-Markdown begins a list only after an empty line, and reads some other things otherwise than CommonMark."""
+    sources = {f"{path}": ROOT / "docs" / path.with_suffix(".md") for path in (p.relative_to(site) for p in pages)}
+    sources |= {"contributing.html": ROOT / "CONTRIBUTING.md", "changelog.html": ROOT / "CHANGELOG.md"}
+    parser, counts = MarkdownIt("commonmark").enable("table"), {}
+    for name, source in sources.items():
+        if source.exists() and not name.startswith("reference/"):
+            there = parser.render(re.sub(r"^```mermaid.*?^```", "", source.read_text(), flags=re.DOTALL | re.MULTILINE))
+            here = (site / name).read_text().partition("<article")[2].partition("</article>")[0]
+            counts[name] = [len(re.findall(rf"<{tag}\b", text)) for text in (there, here)]
+    assert len(counts) > 25
+    assert not {name: count for name, count in counts.items() if count[0] != count[1]}
+
+
 def test_equations_are_mathml(site, pages):
     assert (site / "math.html").read_text().count("<math ") > 100
     for path in pages:
@@ -123,6 +139,13 @@ def definition(full: str) -> str:
     if owner not in sys.modules:
         return full
     return f"{getattr(getattr(sys.modules[owner], name, None), '__module__', owner)}.{name}"
+
+
+def test_names_in_the_text_lead_to_the_reference(site):
+    found = re.findall(
+        r'<a [^>]*href="reference/ops.html#ddpm_fast.ops.q_sample"[^>]*>', (site / "math.html").read_text()
+    )
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("module", PUBLIC)
@@ -157,6 +180,14 @@ def mathematics():
 )
 def test_letters_of_other_alphabets(mathematics, tex, letters):
     assert f">{letters}<" in html.unescape(mathematics.to_mathml(tex, False))
+
+
+@pytest.mark.parametrize(
+    ("tex", "spaces"), [(r"\tfrac12\log p", 2), (r"2\log(p)", 1), (r"\cos^2 x", 0), (r"\log\frac pq", 1), (r"xy", 0)]
+)
+def test_functions_stand_apart_from_their_argument(mathematics, tex, spaces):
+    """As TeX sets them: no space before an opening bracket."""
+    assert mathematics.to_mathml(tex, False).count("<mspace") == spaces
 
 
 def test_what_is_not_understood_in_an_equation_is_a_warning(mathematics, caplog):
