@@ -182,6 +182,14 @@ def test_letters_of_other_alphabets(mathematics, tex, letters):
     assert f">{letters}<" in html.unescape(mathematics.to_mathml(tex, False))
 
 
+@pytest.mark.parametrize(
+    ("tex", "spaces"), [(r"\tfrac12\log p", 2), (r"2\log(p)", 1), (r"\cos^2 x", 0), (r"\log\frac pq", 1), (r"xy", 0)]
+)
+def test_functions_stand_apart_from_their_argument(mathematics, tex, spaces):
+    """As TeX sets them: no space before an opening bracket."""
+    assert mathematics.to_mathml(tex, False).count("<mspace") == spaces
+
+
 def test_what_is_not_understood_in_an_equation_is_a_warning(mathematics, caplog):
     mathematics.to_mathml(r"\begin{aligned}a&=b\\c&=\big\|d\big\|\end{aligned}", True)
     assert not caplog.records
