@@ -66,9 +66,10 @@ def clean(notebook: nbformat.NotebookNode) -> None:
 
 
 def _joined(outputs: Iterable[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
-    """The outputs, with what was printed in several pieces as one."""
+    """The outputs, with what was printed in several pieces as one, and each picture in one format."""
     joined: list[nbformat.NotebookNode] = []
     for output in outputs:
+        output.get("data", {}).pop("image/jpeg", None)  # Pillow gives every picture as a PNG and as a JPEG
         if joined and output.output_type == joined[-1].output_type == "stream":
             joined[-1].text += output.text
         else:

@@ -131,7 +131,7 @@ def test_the_numbers_that_the_derivation_quotes():
     normal = torch.distributions.MultivariateNormal
     exact = normal(chain.mean, chain.covariance).log_prob(whole) - normal(*chain.given(x0)).log_prob(path)
     bound = -made.bound_terms(chain, x0).sum()
-    assert f"the bound is {bound:.3f} where" in DERIVATION and f"the likelihood is {exact:.3f}." in DERIVATION
+    assert f"the bound is {bound:.3f} where" in DERIVATION and f"the log-likelihood is {exact:.3f}." in DERIVATION
     assert math.isclose(exact - bound, made.divergence(chain.forward(x0), chain.given(x0)), abs_tol=1e-10)
     ratios = []
     for variance in ("fixed_small", "fixed_large"):
