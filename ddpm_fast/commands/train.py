@@ -285,7 +285,8 @@ def _train(run: TrainingRun) -> None:
     except RanksDiffer as error:
         say(f"[bold red]Stopped:[/] {escape(str(error))}")
         raise typer.Exit(1) from None
-    note(step=run.trainer.step, steps=run.arguments["steps"], out=str(run.out), state=str(run.saver.saved))
+    state = None if run.saver.saved is None else str(run.saver.saved)
+    note(step=run.trainer.step, steps=run.arguments["steps"], folder=str(run.out), state=state)
     step, out = run.trainer.step, escape(shlex.quote(str(run.out)))
     if run.saver.saved_step < step:
         saved, last = escape(str(run.saver.saved or "none")), checkpoint_path(run.out, step)

@@ -1,5 +1,6 @@
 """--config: options from a file, and what must not be in one."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -199,3 +200,13 @@ def test_a_folder_of_samples_has_its_options_in_it(tmp_path):
 def test_a_run_that_fails_writes_no_options(tmp_path):
     result = run("sample", "--model", tmp_path / "none.safetensors", "--out", tmp_path / "x.png")
     assert result.exit_code == 2 and not list(tmp_path.iterdir())
+
+
+def test_a_measurement_is_repeated_and_answers_with_its_report(tmp_path):
+    model = save_small_model(tmp_path / "m.safetensors")
+    arguments = ("--model", model, "--n", 2, "--samplers", "ddpm:2,ddim:2", "--reference", "ddim:3", "--json")
+    first = json.loads(run("evaluate", "samplers", *arguments, "--out", tmp_path / "a.json").stdout)
+    assert first["report"] == json.loads((tmp_path / "a.json").read_text())
+    again = run("evaluate", "samplers", "--config", tmp_path / "a.yaml", "--out", tmp_path / "b.json", "--json")
+    (*_, before), (*_, after) = (said["report"]["samplers"] for said in (first, json.loads(again.stdout)))
+    assert before["mean_levels"] == after["mean_levels"] > 0 and (tmp_path / "b.yaml").exists()

@@ -32,6 +32,8 @@ OPTIONAL = {
 # Modules that are imported by importlib when they are first needed, and why.
 LATE = {
     ("ddpm_fast.ops.dispatch", "ddpm_fast.ops.backends.triton"): "importing Triton takes longer than all the rest",
+    ("ddpm_fast.commands.demo.command", "ddpm_fast.commands.demo.server"): "Gradio is an extra, and reads its settings "
+    "from the environment when it is imported",
     ("ddpm_fast", "ddpm_fast.public"): "it imports torch, which a list of the commands must not",
     ("ddpm_fast", "f'{__name__}.{name}'"): "a module that is asked for as an attribute of the package",
     ("ddpm_fast.__main__", "ddpm_fast.commands.front"): "Ctrl-C while it is imported ends quietly",
