@@ -172,7 +172,7 @@ def main(
     precision: Annotated[
         str, typer.Option(help="fp32, bf16 or fp16 (autocast), or auto: the fastest one here")
     ] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, xpu, ...")] = "auto",
     seed: Annotated[int, typer.Option(help="seed of everything random in the training")] = 0,
     log: Annotated[
         str,

@@ -99,10 +99,13 @@ def test_what_is_written_is_read_back(tmp_path):
     assert written["scale-shift"] is False and written["lr"] == 2e-4 and written["sweep"][0] == "steps=1"
 
 
-@pytest.mark.parametrize("text", ["010", "1:30", "yes", "2026-01-01", "null", "", "a: b", "#x", "é\u2028", "'", "1e5"])
+@pytest.mark.parametrize(
+    "text", ["010", "1:30", "yes", "2026-01-01", "null", "", "a: b", "#x", "é\u2028", "\udcff", "1e5"]
+)
 def test_texts_that_yaml_would_take_for_something_else_survive(tmp_path, text):
-    config.write(tmp_path / "x.yaml", "it", {"source": "a", "out": Path("b"), "labels": text})
-    result = CliRunner().invoke(app, ["--config", str(tmp_path / "x.yaml")], catch_exceptions=False)
+    path = tmp_path / "a name\nwith: lines \udcff.yaml"
+    config.write(path, "it", {"source": "a", "out": Path("b"), "labels": text})
+    result = CliRunner().invoke(app, ["--config", str(path)], catch_exceptions=False)
     assert result.exit_code == 0 and seen["labels"] == text, result.stderr
 
 
@@ -170,7 +173,7 @@ def test_an_error_of_a_file_is_one_line_however_long_its_path(tmp_path, monkeypa
         assert end.value.code == 2 and len(error.splitlines()) == 1 and str(folder) in error
 
 
-@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "none.yaml"])
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "none.yaml", "x" * 300])
 def test_what_is_no_file_is_not_read(path):
     result = CliRunner().invoke(app, ["--config", path])
     assert result.exit_code == 2 and "Traceback" not in result.output
