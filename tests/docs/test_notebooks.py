@@ -74,7 +74,10 @@ def test_the_equations_are_numbered_through_and_named_where_the_package_has_them
 def test_equations_have_nothing_that_markdown_takes_for_its_own(path):
     """GitHub, Jupyter and MkDocs read Markdown before or after mathematics. What neither touches is the same in all."""
     text = path.read_text() if path.suffix == ".md" else "\n".join(map(source, cells(path, "markdown")))
-    equations = MATH.findall(re.sub(r"`[^`\n]*`", "", text))
+    text = re.sub(r"`[^`\n]*`", "", text)
+    broken = [line for line in text.splitlines() if line.replace("$$", "").count("$") % 2]
+    assert not broken, "an equation within the text must be on one line"
+    equations = MATH.findall(text)
     assert equations or path.stem in ("first-steps", "own-images")
     for equation in equations:
         wrong = re.findall(r"\\[^A-Za-z \n]|[})\]]_|[*<>&]|\n\n", equation)
