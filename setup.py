@@ -40,9 +40,10 @@ CONTRACTED = {name: ["-ffp-contract=fast"] for name in ("winograd", "winograd_fi
 CUDA_ARCHS = [75, 80, 90, 100, 120]
 AMPERE = 80  # the first with instructions for bf16 (csrc/storage.h asks for them by __CUDA_ARCH__)
 
-NEEDED = ["-std=c++17", "-O3", "-fPIC"]
+NEEDED = ["-std=c++17", "-O3"]
 # Of each line, the first that the compiler takes.
 WANTED = [
+    ["-fPIC"],  # which clang++ refuses on Windows, where all code is so
     ["-fopenmp", "-fopenmp-simd"],  # without the first there is one thread; the second still vectorises
     ["-fvisibility=hidden"],
     ["-Wall"],
@@ -152,6 +153,8 @@ def find_compiler() -> Compiler | None:
 
 def shared_flags() -> list[str]:
     """What makes a module that Python loads."""
+    if sys.platform == "win32":  # its linker wants the library that Python.h names
+        return ["-shared", f"-L{Path(sys.base_prefix) / 'libs'}"]
     return ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
 
 

@@ -11,7 +11,7 @@ The public names are in public.py. They come from there when one of them is firs
 which takes seconds, and a list of the commands or a completion by the shell must not.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 import importlib
 from importlib.util import find_spec

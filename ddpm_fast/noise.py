@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from ddpm_fast.errors import InputError, check_integer
+from ddpm_fast.wide import wide
 
 MASK32 = 0xFFFFFFFF
 MAX_ELEMENTS = 2**34  # per sample, because element // 4 is one 32-bit word of the counter
@@ -242,8 +243,8 @@ def _radius(word: Tensor) -> Tensor:
     for coefficient in _LOGARITHM:
         q = q * f + coefficient
     # torch.sqrt in fp32 is not correctly rounded on every CPU (MKL's is off by one unit in the last place in 0.6% of
-    # cases). The square root in float64, rounded to fp32, is.
-    return torch.sqrt((n * 1.38629436 + q * f).double()).float()
+    # cases). The square root in float64, rounded to fp32, is. A device without float64 may be off by that one unit.
+    return torch.sqrt((n * 1.38629436 + q * f).to(wide(word.device))).float()
 
 
 def normal_pair(word0: Tensor, word1: Tensor) -> tuple[Tensor, Tensor]:

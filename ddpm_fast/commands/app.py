@@ -80,7 +80,7 @@ class _Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command, and tell what it did. See typer's class."""
-        status = 0
+        result, status = None, 0
         try:
             result = super().invoke(ctx)
         except typer.Exit as end:

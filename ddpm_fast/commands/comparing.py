@@ -108,7 +108,7 @@ def samplers(
         path_option("where the numbers go: a .json; if not given samplers.json, or samplers-2.json and so on"),
     ] = None,
     plot: Annotated[Path | None, path_option("also draw the same samples by each sampler: a .png or .svg")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, xpu, ...")] = "auto",
     precision: Annotated[
         str, typer.Option(help="fp32, bf16, fp16, or auto (bf16 where that is faster, else fp32)")
     ] = "fp32",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import os
 import re
 import stat
 import types
@@ -68,7 +69,7 @@ def read(path: Path, command: TyperCommand) -> Config:
     Raises:
         InputError: If it is no such file, or a key or a value is not one of the command's options.
     """
-    path = path / NAME if path.is_dir() else path
+    path = path / NAME if os.path.isdir(path) else path
     shown = printable(str(path))
     given = _mapping(_text(path, shown), shown)
     kinds, values = _types(command), {}
@@ -95,10 +96,10 @@ def write(path: Path, command: str, values: Mapping[str, Any]) -> None:
     Raises:
         InputError: If it cannot be written, or a file is there that no run has written.
     """
-    if path.exists() and not _text(path, printable(str(path))).startswith(_HEAD):
+    if os.path.exists(path) and not _text(path, printable(str(path))).startswith(_HEAD):
         raise InputError(f"{path} was not written by a run, and is kept")
     plain = {_key(name): _plain(value) for name, value in values.items() if value is not None}
-    head = f"{_HEAD} {__version__}. To repeat this run: {printable(command)} --config {path.name}\n"
+    head = f"{_HEAD} {__version__}. To repeat this run: {printable(command)} --config {printable(path.name)}\n"
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=math.inf)
     with atomic_path(path, durable=False) as temporary:
         temporary.write_text(head + text, encoding="utf-8")

@@ -96,7 +96,7 @@ def main(
         bool, typer.Option("--public", help="with --push: a new repository can be seen by all; otherwise by you alone")
     ] = False,
     samples: Annotated[int, typer.Option(help="with --push: how many images to draw for the page; 0 for none")] = 16,
-    device: Annotated[str, typer.Option(help="where to draw them: auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Annotated[str, typer.Option(help="where to draw them: auto, cpu, cuda, cuda:1, mps, xpu, ...")] = "auto",
 ) -> None:
     """Write a model in another library's format, and with --push send it to the Hugging Face Hub."""
     with plain_errors():

@@ -25,7 +25,7 @@ COMMANDS = {
     "train": "train a model on your images",
     "prepare": "decode images once, so that training need not",
     "sample": "draw images from a model, or edit some with it",
-    "demo": "a page in the browser to play with a model",
+    "demo": "a page in the browser, to draw with models, edit pictures and look at trainings",
     "average": "average the weights of a run otherwise, when it is over",
     "evaluate": "measure a model, or compare samplers",
     "plot": "draw the theory",

@@ -247,7 +247,7 @@ def chain(
     ] = None,
     columns: Columns = 10,
     seed: Seed = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, xpu, ...")] = "auto",
     out: Out = Path("chain.png"),
 ) -> None:
     """Draw samples on their way from noise to image: x_t, and below it the x_0 that the model predicts from it."""

@@ -34,6 +34,8 @@ def fast_bf16(device: torch.device) -> bool:
     """Whether bf16 is faster than fp32 on this device: on a GPU or a CPU with bf16 instructions."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":  # not known
+        return False
     return "AVX512" in torch.backends.cpu.get_cpu_capability() and compat.cpu_has_bf16()
 
 

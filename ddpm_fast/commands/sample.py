@@ -131,7 +131,7 @@ def main(
         str, typer.Option(help="what a folder holds: png (a picture of each image) or npz (a file of each batch)")
     ] = "png",
     gif: Annotated[Path | None, path_option("also write an animation of the denoising: a .gif")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, xpu, ...")] = "auto",
     precision: Annotated[
         str,
         typer.Option(

@@ -172,7 +172,7 @@ def main(
     precision: Annotated[
         str, typer.Option(help="fp32, bf16 or fp16 (autocast), or auto: the fastest one here")
     ] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, xpu, ...")] = "auto",
     seed: Annotated[int, typer.Option(help="seed of everything random in the training")] = 0,
     log: Annotated[
         str,
@@ -285,7 +285,8 @@ def _train(run: TrainingRun) -> None:
     except RanksDiffer as error:
         say(f"[bold red]Stopped:[/] {escape(str(error))}")
         raise typer.Exit(1) from None
-    note(step=run.trainer.step, steps=run.arguments["steps"], out=str(run.out), state=str(run.saver.saved))
+    state = None if run.saver.saved is None else str(run.saver.saved)
+    note(step=run.trainer.step, steps=run.arguments["steps"], folder=str(run.out), state=state)
     step, out = run.trainer.step, escape(shlex.quote(str(run.out)))
     if run.saver.saved_step < step:
         saved, last = escape(str(run.saver.saved or "none")), checkpoint_path(run.out, step)

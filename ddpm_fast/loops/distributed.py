@@ -49,7 +49,8 @@ def local_device(name: str = "auto") -> torch.device:
 
     Args:
         name: "auto": the GPU, or the CPU where there is none. "cuda": the GPU. Where several processes of a machine
-            train together, each gets a GPU of its own. Another name is that device.
+            train together, each gets a GPU of its own. Another name is that device, such as "mps" or "xpu", for which
+            there are no kernels here: plain torch does all of it.
 
     Raises:
         InputError: If there is no such device.
@@ -61,7 +62,9 @@ def local_device(name: str = "auto") -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         first_line = str(error).splitlines()[0]
-        raise InputError(f"device {name!r} cannot be used here ({first_line}); expected auto, cpu or cuda") from None
+        raise InputError(
+            f"device {name!r} cannot be used here ({first_line}); expected auto, cpu, cuda, mps or xpu"
+        ) from None
     return device
 
 

@@ -160,7 +160,7 @@ def _means(sums: Tensor) -> tuple[float, ...] | None:
     """The mean of each quarter, from the elements of what `by_quarter` gives; None if there are none."""
     if not len(sums):
         return None
-    weighted, weights = sums.view(2, 4).double()
+    weighted, weights = sums.view(2, 4).cpu().double()
     return tuple((weighted / weights).tolist())
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from ddpm_fast.errors import InputError
 from ddpm_fast.noise import NoiseKey
 from ddpm_fast.ops import Drawn, LabelDrop, draw_timesteps, record_losses
+from ddpm_fast.wide import wide
 
 HISTORY = 10  # losses that are remembered for each timestep [N sec. 3.3]
 UNIFORM_SHARE = 0.001  # share of the probability that is spread evenly, so that every timestep is still drawn
@@ -126,9 +127,10 @@ class LossSecondMoment(Uniform):
         self.counts = torch.zeros(num_timesteps, dtype=torch.int64, device=device)
 
     def probabilities(self) -> Tensor:
-        """p_t: float64 [T], summing to 1."""
+        """p_t: float64 [T] (float32 on a device without), summing to 1."""
+        history = self.history.to(wide(self.history.device))
         # If all losses are 0, the least positive number makes p uniform instead of 0/0.
-        moments = self.history.double().square().mean(1).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
+        moments = history.square().mean(1).sqrt().clamp_min(torch.finfo(history.dtype).tiny)
         p = moments / moments.sum() * (1 - UNIFORM_SHARE) + UNIFORM_SHARE / self.num_timesteps
         return torch.where((self.counts >= HISTORY).all(), p, 1 / self.num_timesteps)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ddpm_fast.errors import InputError
 from ddpm_fast.nn.average import WeightAverage
+from ddpm_fast.wide import wide
 
 
 class EMA(WeightAverage):
@@ -35,6 +36,6 @@ class EMA(WeightAverage):
     def _share(self, step: int | Tensor, device: torch.device) -> Tensor:
         """1 - decay_at(step)."""
         if isinstance(step, Tensor):
-            step = step.to(device).double()
+            step = step.to(device).to(wide(device))
             return (1 - ((1 + step) / (10 + step)).clamp(max=self.decay)).float()
         return torch.full((), 1 - self.decay_at(step), dtype=torch.float32, device=device)

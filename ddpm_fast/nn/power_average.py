@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ddpm_fast.errors import check_number
 from ddpm_fast.nn.average import WeightAverage
+from ddpm_fast.wide import wide
 
 LEAST_WIDTH, MOST_WIDTH = 0.001, 0.288  # 12 ** -0.5 = 0.2887 is the width of the mean over all training steps
 
@@ -60,6 +61,6 @@ class PowerAverage(WeightAverage):
         super().__init__(model)
 
     def _share(self, step: int | Tensor, device: torch.device) -> Tensor:
-        """1 - beta_t of the training step t = step + 1, in float64 and rounded once."""
-        t = 1 + torch.as_tensor(step, dtype=torch.float64, device=device)
+        """1 - beta_t of the training step t = step + 1, in float64 (where there is one) and rounded once."""
+        t = 1 + torch.as_tensor(step, dtype=wide(device), device=device)
         return -torch.expm1((self.gamma + 1) * torch.log1p(-1 / t)).float()

@@ -14,6 +14,7 @@ from ddpm_fast.noise import NoiseKey
 from ddpm_fast.ops.checks import check_device, check_layout, check_tensors
 from ddpm_fast.ops.declare import declare, kernel_for
 from ddpm_fast.ops.tensors import Draw, Drawn, dense_noise, pack_noise
+from ddpm_fast.wide import wide
 
 LABELS = 2**24  # a label is dropped or kept by an integer below this
 _MOST = 2**31  # timesteps, parts and labels: what 32 random bits can choose among, and int64 can multiply
@@ -56,8 +57,8 @@ def draw_timesteps(
         num_timesteps: T, in 1..2^31.
         parts: 0: uniform in 0..T-1. Otherwise sample id i draws from the (i mod parts)-th of `parts` equal parts of
             0..T-1.
-        probabilities: float64 [T] that sum to 1: draw in proportion to them, with weights 1 / (T p_t). None: as `parts`
-            says, with weights 1.
+        probabilities: float64 [T] (float32 on a device without) that sum to 1: draw in proportion to them, with weights
+            1 / (T p_t). None: as `parts` says, with weights 1.
         network_timesteps: int64 [T], what the network calls each timestep. None: as they are.
         label_drop: The labels, and which share of them is dropped. None: there are no labels.
 
@@ -112,8 +113,8 @@ def _draw_empty(*arguments):
     if (draw.probabilities is None) != (draw.cumulative is None):
         raise InputError("draw_timesteps: probabilities and their cumulative sums belong together; give both or none")
     for name, tensor, dtype, size in (
-        ("probabilities", draw.probabilities, torch.float64, draw.num_timesteps),
-        ("cumulative", draw.cumulative, torch.float64, draw.num_timesteps),
+        ("probabilities", draw.probabilities, wide(ids.device), draw.num_timesteps),
+        ("cumulative", draw.cumulative, wide(ids.device), draw.num_timesteps),
         ("network_timesteps", draw.network_timesteps, torch.int64, draw.num_timesteps),
         ("labels", draw.labels, torch.int64, ids.shape[0]),
     ):

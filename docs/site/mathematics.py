@@ -26,6 +26,9 @@ SYNONYMS = {
 # Browsers know no other variant of letters than "normal": the others are letters of their own in Unicode.
 VARIANT = re.compile(r'<(m[ino])([^>]*?) mathvariant="(double-struck|script|bold|bold-italic|fraktur)">([^<]+)</\1>')
 BAR = re.compile(r'<mover>((?:(?!<mover>).)*?)<mo stretchy="true">&#x000AF;</mo></mover>')
+# TeX leaves a thin space between the name of a function and a letter or number beside it.
+FUNCTION = "<mi>[a-z]{2,}</mi>"
+SPACED = re.compile(rf"</(?:mn|mfrac|mstyle)>(?={FUNCTION})|(?<!<msup>)(?<!<msub>){FUNCTION}(?=<m[^o])")
 UNKNOWN = re.compile(r"\\[A-Za-z|]+|<mi>&</mi>|linebreak=\"newline\"")
 
 
@@ -54,6 +57,7 @@ def to_mathml(tex, display):
     found = VARIANT.sub(_letters, convert(tex, display="block" if display else "inline"))
     # As an accent it is as large as the letter; otherwise it would be of the size of an exponent.
     found = BAR.sub(r'<mover accent="true">\1<mo stretchy="false">&#x000AF;</mo></mover>', found)
+    found = SPACED.sub(r'\g<0><mspace width="0.167em" />', found)
     if unknown := UNKNOWN.search(found):
         log.warning("%r is not understood in the equation %r", unknown[0], tex)
     return found

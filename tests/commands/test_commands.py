@@ -232,7 +232,7 @@ def test_a_grey_model_takes_grey_saved_as_colour_and_refuses_colour(tmp_path, mo
         (["--model", "SMALL", "--out", "x.jpg"], ".png (a grid)"),
         (["--model", "SMALL", "--out", "TEXT/x.png"], "cannot write"),
         (["--model", "SMALL", "--gif", "x.mp4"], "ending in .gif"),
-        (["--model", "SMALL", "--device", "nonsense"], "expected auto, cpu or cuda"),
+        (["--model", "SMALL", "--device", "nonsense"], "expected auto, cpu, cuda, mps or xpu"),
         (["--model", "SMALL", "--device", "cpu", "--cuda-graph"], "on cpu, and CUDA graphs are for CUDA devices"),
         (["--model", "SMALL", "--precision", "int4"], "expected auto, fp32, bf16"),
         (["--model", "SMALL", "--seed", str(2**64)], "2^64-1"),

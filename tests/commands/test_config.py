@@ -1,5 +1,6 @@
 """--config: options from a file, and what must not be in one."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -98,10 +99,13 @@ def test_what_is_written_is_read_back(tmp_path):
     assert written["scale-shift"] is False and written["lr"] == 2e-4 and written["sweep"][0] == "steps=1"
 
 
-@pytest.mark.parametrize("text", ["010", "1:30", "yes", "2026-01-01", "null", "", "a: b", "#x", "é\u2028", "'", "1e5"])
+@pytest.mark.parametrize(
+    "text", ["010", "1:30", "yes", "2026-01-01", "null", "", "a: b", "#x", "é\u2028", "\udcff", "1e5"]
+)
 def test_texts_that_yaml_would_take_for_something_else_survive(tmp_path, text):
-    config.write(tmp_path / "x.yaml", "it", {"source": "a", "out": Path("b"), "labels": text})
-    result = CliRunner().invoke(app, ["--config", str(tmp_path / "x.yaml")], catch_exceptions=False)
+    path = tmp_path / "a name\nwith: lines \udcff.yaml"
+    config.write(path, "it", {"source": "a", "out": Path("b"), "labels": text})
+    result = CliRunner().invoke(app, ["--config", str(path)], catch_exceptions=False)
     assert result.exit_code == 0 and seen["labels"] == text, result.stderr
 
 
@@ -169,7 +173,7 @@ def test_an_error_of_a_file_is_one_line_however_long_its_path(tmp_path, monkeypa
         assert end.value.code == 2 and len(error.splitlines()) == 1 and str(folder) in error
 
 
-@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "none.yaml"])
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "none.yaml", "x" * 300])
 def test_what_is_no_file_is_not_read(path):
     result = CliRunner().invoke(app, ["--config", path])
     assert result.exit_code == 2 and "Traceback" not in result.output
@@ -199,3 +203,13 @@ def test_a_folder_of_samples_has_its_options_in_it(tmp_path):
 def test_a_run_that_fails_writes_no_options(tmp_path):
     result = run("sample", "--model", tmp_path / "none.safetensors", "--out", tmp_path / "x.png")
     assert result.exit_code == 2 and not list(tmp_path.iterdir())
+
+
+def test_a_measurement_is_repeated_and_answers_with_its_report(tmp_path):
+    model = save_small_model(tmp_path / "m.safetensors")
+    arguments = ("--model", model, "--n", 2, "--samplers", "ddpm:2,ddim:2", "--reference", "ddim:3", "--json")
+    first = json.loads(run("evaluate", "samplers", *arguments, "--out", tmp_path / "a.json").stdout)
+    assert first["report"] == json.loads((tmp_path / "a.json").read_text())
+    again = run("evaluate", "samplers", "--config", tmp_path / "a.yaml", "--out", tmp_path / "b.json", "--json")
+    (*_, before), (*_, after) = (said["report"]["samplers"] for said in (first, json.loads(again.stdout)))
+    assert before["mean_levels"] == after["mean_levels"] > 0 and (tmp_path / "b.yaml").exists()

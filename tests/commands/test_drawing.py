@@ -193,7 +193,8 @@ def test_a_default_name_never_replaces_a_file(small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for _ in range(3):
         assert run("sample", "--model", small, "--n", 1, *BASE).exit_code == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["samples-2.png", "samples-3.png", "samples.png"]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["samples-2.png", "samples-3.png", "samples.png"]
+    assert {path.stem for path in tmp_path.glob("*.yaml")} == {"samples", "samples-2", "samples-3"}  # their options
     assert unused_path(tmp_path / "nll.json") == tmp_path / "nll.json"
 
 

@@ -48,6 +48,18 @@ def test_the_version_and_a_wrong_name_need_no_torch(without_torch):
     assert "'tarin'" in wrong.stderr and "'train'" in wrong.stderr
 
 
+def test_an_error_stays_on_one_line_however_long_the_path_in_it(without_torch):
+    path = "/tmp/a folder/" + "long/" * 200 + "file.png"
+    result = front(path, env={**without_torch, "COLUMNS": "40"})  # its output is a pipe
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and path in result.stderr
+
+
+def test_ctrl_c_while_the_chosen_command_is_imported_ends_quietly(tmp_path, without_torch):
+    (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)\n")
+    result = front("train", "--help", env=without_torch)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
+
+
 # How each shell asks for completions of `ddpm-fast e`.
 ASKED = {
     "bash": {"COMP_WORDS": "ddpm-fast e", "COMP_CWORD": "1"},
@@ -75,7 +87,10 @@ def test_a_shell_completes_the_options_of_a_command():
 
 
 def test_the_script_of_the_completion_calls_the_script(without_torch):
-    result = front("--show-completion", "bash", env=without_torch)
+    # Typer looks for the shell among the processes that started this one, unless it is told not to.
+    result = front(
+        "--show-completion", "bash", env={**without_torch, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    )
     assert "_DDPM_FAST_COMPLETE=complete_bash" in result.stdout and result.stdout.endswith("ddpm-fast\n")
 
 

@@ -334,7 +334,9 @@ def test_a_picture_of_any_size_is_noised(tmp_path):
         pytest.param(("chain", "--model", "SMALL", "--steps", "5"), "--columns is 10; expected 1..5", id="few steps"),
         pytest.param(("chain", "--model", "SMALL", "--labels", "7"), "7 is no class of this model", id="label"),
         pytest.param(("chain", "--model", "SMALL", "--sampler", "euler"), "'euler' is unknown", id="sampler"),
-        pytest.param(("chain", "--model", "SMALL", "--device", "nonsense"), "expected auto, cpu or cuda", id="device"),
+        pytest.param(
+            ("chain", "--model", "SMALL", "--device", "nonsense"), "expected auto, cpu, cuda, mps or xpu", id="device"
+        ),
     ],
 )
 def test_bad_input_ends_with_what_to_do_and_status_2_and_no_picture(small, tmp_path, arguments, message):

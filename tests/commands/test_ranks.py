@@ -42,8 +42,11 @@ def small(tmp_path_factory):
     return save_small_model(tmp_path_factory.mktemp("model") / "small.safetensors", names=["1", "2", "hen & hare"])
 
 
+RECORDS = ("samples.json", "config.yaml")
+
+
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "samples.json"}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in RECORDS}
 
 
 # What a launcher says

@@ -39,7 +39,7 @@ LATE = {
     ("ddpm_fast.__main__", "ddpm_fast.commands.front"): "Ctrl-C while it is imported ends quietly",
     ("ddpm_fast.commands.front", "f'ddpm_fast.commands.{name}'"): "of all commands only the chosen one is imported",
 }
-MAX_TOP_FILES = 24
+MAX_TOP_FILES = 25
 MAX_DOOR_LINES = 20
 
 

@@ -12,6 +12,7 @@ from types import ModuleType
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
+from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parents[2]
 NEEDED = ("mkdocs", "material", "mkdocstrings_handlers", "latex2mathml", "ziamath", "merm")
@@ -110,6 +111,26 @@ def test_material_does_not_load_mermaid(site, pages):
     assert (site / "architecture.html").read_text().count('<div class="diagram"><svg') == 1
 
 
+def test_a_page_has_the_parts_that_it_has_on_github(site, pages):
+    """Python-Markdown begins a list only after an empty line, and reads some other things otherwise than CommonMark."""
+    sources = {path: ROOT / "docs" / path.relative_to(site).with_suffix(".md") for path in pages}
+    sources[site / "contributing.html"] = ROOT / "CONTRIBUTING.md"
+    parser, differences, compared = MarkdownIt("commonmark").enable("table"), [], 0
+    for path, source in sources.items():
+        if not source.exists() or path.parent.name == "reference":
+            continue
+        there = parser.render(re.sub(r"^```mermaid.*?^```", "", source.read_text(), flags=re.DOTALL | re.MULTILINE))
+        here = path.read_text().partition("<article")[2].partition("</article>")[0]
+        for tag in ("li", "table", "tr", "pre", "h2", "h3", "blockquote"):
+            counts = [len(re.findall(rf"<{tag}\b", text)) for text in (here, there)]
+            differences += (
+                [f"{path.name} has {counts[0]} of <{tag}>, not {counts[1]}"] if counts[0] != counts[1] else []
+            )
+            compared += counts[1]
+    assert not differences
+    assert compared > 1000
+
+
 def test_equations_are_mathml(site, pages):
     assert (site / "math.html").read_text().count("<math ") > 100
     for path in pages:
@@ -125,11 +146,18 @@ def definition(full: str) -> str:
     return f"{getattr(getattr(sys.modules[owner], name, None), '__module__', owner)}.{name}"
 
 
+def test_names_in_the_text_lead_to_the_reference(site):
+    found = re.findall(
+        r'<a [^>]*href="reference/ops.html#ddpm_fast.ops.q_sample"[^>]*>', (site / "math.html").read_text()
+    )
+    assert len(found) == 1
+
+
 @pytest.mark.parametrize("module", PUBLIC)
 def test_every_public_name_is_in_the_reference_once(pages, module):
+    owner = importlib.import_module(f"ddpm_fast{module}")
     ids = [name for path, page in pages.items() if path.parent.name == "reference" for name in page.ids]
     shown = Counter(definition(name) for name in ids if name.startswith("ddpm_fast."))
-    owner = importlib.import_module(f"ddpm_fast{module}")
     names = {f"ddpm_fast{module}.{name}" for name in owner.__all__ if not isinstance(getattr(owner, name), ModuleType)}
     assert not {name: shown[definition(name)] for name in names - INSIDE if shown[definition(name)] != 1}
 
@@ -157,6 +185,14 @@ def mathematics():
 )
 def test_letters_of_other_alphabets(mathematics, tex, letters):
     assert f">{letters}<" in html.unescape(mathematics.to_mathml(tex, False))
+
+
+@pytest.mark.parametrize(
+    ("tex", "spaces"), [(r"\tfrac12\log p", 2), (r"2\log(p)", 1), (r"\cos^2 x", 0), (r"\log\frac pq", 1), (r"xy", 0)]
+)
+def test_functions_stand_apart_from_their_argument(mathematics, tex, spaces):
+    """As TeX sets them: no space before an opening bracket."""
+    assert mathematics.to_mathml(tex, False).count("<mspace") == spaces
 
 
 def test_what_is_not_understood_in_an_equation_is_a_warning(mathematics, caplog):

@@ -221,6 +221,17 @@ def test_a_source_distribution_holds_all_that_builds_the_package(tmp_path):
     assert not [name for name in listed if name.endswith((".so", ".o", ".pyc"))]
 
 
+def test_the_version_is_the_same_wherever_it_is_said():
+    said = {
+        "pyproject.toml": r'(?m)^version = "(.*)"$',
+        "ddpm_fast/__init__.py": r'(?m)^__version__ = "(.*)"$',
+        "CITATION.cff": r"(?m)^version: (.*)$",
+        "CHANGELOG.md": r"(?m)^## \[(\d.*)\]",  # the first is the newest
+    }
+    found = {name: re.search(pattern, (ROOT / name).read_text(encoding="utf-8")) for name, pattern in said.items()}
+    assert all(found.values()) and len({match[1] for match in found.values()}) == 1, found
+
+
 # What is said where the kernels are missing
 
 

@@ -44,7 +44,7 @@ def main(
     root_path: Annotated[
         str | None, typer.Option(help="where a reverse proxy shows the page, such as /demo or https://example.org/demo")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, xpu, ...")] = "auto",
 ) -> None:
     """Open a page in the browser: draw with models, edit pictures, look at trainings, see what schedules do."""
     with plain_errors():

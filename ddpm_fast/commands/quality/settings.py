@@ -110,7 +110,7 @@ SweepOption = Annotated[
         f"{', '.join(AXES)}; --out of an interrupted sweep continues it"
     ),
 ]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, xpu, ...")]
 PrecisionOption = Annotated[str, typer.Option(help="fp32, bf16, fp16, or auto (bf16 where that is faster, else fp32)")]
 
 

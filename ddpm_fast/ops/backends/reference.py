@@ -26,6 +26,7 @@ from ddpm_fast.ops.tensors import (
     widen,
     working_dtype,
 )
+from ddpm_fast.wide import wide
 
 DTYPES = (*FLOATS, torch.uint8)  # uint8 as x0 alone
 unavailable = ""
@@ -116,7 +117,7 @@ def exact_decoder_term(x0: Tensor, error: Tensor, log_variance: Tensor) -> Bound
     """The same by the normal's CDF. In float64: the bins of a narrow normal are differences of nearly equal logarithms,
     of which fp32 would keep three digits."""
     dtype = error.dtype
-    x0, error, log_variance = x0.double(), error.double(), log_variance.double()
+    x0, error, log_variance = (tensor.to(wide(error.device)) for tensor in (x0, error, log_variance))
     inverse, log_root = torch.exp((-0.5 * log_variance).clamp(-87, 88)), 0.5 * math.log(2 * math.pi)
     first, last = x0 < -0.999, x0 > 0.999
     # By symmetry the bin lies above the mean: log(Q(a) - Q(b)), with Q the upper tail.

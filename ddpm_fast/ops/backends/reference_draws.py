@@ -31,10 +31,10 @@ def draw_timesteps(draw: Draw, drawn: Drawn) -> None:
 
 
 def _importance(draw: Draw) -> Tensor:
-    """The inverse of the cumulative probability at a uniform number of 53 bits."""
-    words = random_words(draw.key, 1)[:, 0]
-    u = (words[:, 0] << 21 | words[:, 1] >> 11).double() * 2.0**-53  # [0, 1)
+    """The inverse of the cumulative probability at a uniform number of 53 bits, or of 24 in float32."""
     assert draw.cumulative is not None
+    words = random_words(draw.key, 1)[:, 0]
+    u = (words[:, 0] << 21 | words[:, 1] >> 11).to(draw.cumulative.dtype) * 2.0**-53  # [0, 1), or 1 in float32
     t = torch.searchsorted(draw.cumulative, u * draw.cumulative[-1], right=True)
     return t.clamp(max=draw.num_timesteps - 1)  # the product may round up to the sum itself
 

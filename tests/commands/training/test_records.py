@@ -53,14 +53,6 @@ def test_a_run_goes_on_by_its_own_options_and_refuses_others(tmp_path, data):
     assert meta(out)["step"] == 6 and meta(out)["arguments"]["lr"] == 0.5
 
 
-def test_an_older_run_lacks_an_option_that_a_file_gives(tmp_path, data, monkeypatch):
-    out = tmp_path / "out"
-    start(data, out, "--steps=2")
-    (out / "more.yaml").write_text(f"out: {out}\nlog: ''\nsteps: 3\n")
-    command("--config", out / "more.yaml", "--resume")
-    assert meta(out)["step"] == 3 and meta(out)["arguments"]["log"] == ""
-
-
 def test_each_start_of_a_run_tells_of_its_surroundings(tmp_path, data):
     out = tmp_path / "out"
     start(data, out, "--steps=2")

@@ -189,6 +189,13 @@ def test_a_run_that_is_older_than_the_versions_keeps_the_first(out):
     assert (meta(out)["training"]["order"], meta(out)["training"]["dropout"]) == (1, 1)
 
 
+def test_a_file_of_options_does_not_say_what_an_older_run_had(tmp_path, out):
+    rewrite(checkpoint.latest_checkpoint(out), lambda said: said["arguments"].pop("weight_decay"))
+    (tmp_path / "run.yaml").write_text("weight-decay: 0.25\nsteps: 3\n")
+    told = command("--out", out, "--resume", "--config", tmp_path / "run.yaml", status=2).stderr
+    assert "--weight-decay 0.25 differs from the 0.0 this run was started with" in told
+
+
 @pytest.mark.parametrize("option", ["--model-channels=8", "--prediction=eps", "--timesteps=30", "--seed=1"])
 def test_what_makes_another_model_never_changes(out, option):
     refused = command("--out", out, "--resume", "--change", option, "--steps=3", status=2).stderr
