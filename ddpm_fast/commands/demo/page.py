@@ -30,7 +30,7 @@ CSS = """
 .df-save { display: inline-block; margin: .4rem 0; text-decoration: underline; }
 .df-given { display: flex; flex-wrap: wrap; gap: 1rem; }
 .df-given img { width: 84px; image-rendering: pixelated; }
-.df-panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: .75rem; }
+.df-panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 250px), 1fr)); gap: .75rem; }
 .df-panels img { width: 100%; background: #fff; }
 .df-noised { display: flex; flex-wrap: wrap; gap: 1rem; margin-top: .75rem; }
 .df-noised figure { margin: 0; text-align: center; }

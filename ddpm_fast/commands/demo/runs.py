@@ -35,7 +35,7 @@ _LARGEST_EVENTS = 512 << 20  # bytes of TensorBoard files, whose grids make them
 _LARGEST_GRID = 256 << 20  # bytes of the file of a grid
 _GRID_SIDE = 1024  # pixels of a grid that is sent to a browser
 MOST_POINTS = 1000  # of a curve: a screen shows no more
-MOST_CURVES = 12
+MOST_CURVES = 16
 _MOST_COLUMNS = 200
 
 Curve = tuple[list[int], list[float]]

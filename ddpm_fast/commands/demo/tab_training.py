@@ -27,8 +27,11 @@ def build(desk: Desk, tab: Any) -> None:
         return
     run = gr.Dropdown(names, value=names[0], label="Run", elem_id="training-run")
     text = gr.HTML(finished(""), elem_classes="df-line")
-    curves = gr.HTML(empty("The curves come here"), elem_id="training-curves")
-    grid = gr.HTML(empty("The newest samples come here"), elem_id="training-grid")
+    with gr.Row(elem_classes="df-columns"):
+        with gr.Column(scale=3, min_width=300):
+            curves = gr.HTML(empty("The curves come here"), elem_id="training-curves")
+        with gr.Column(scale=2, min_width=300):
+            grid = gr.HTML(empty("The newest samples come here"), elem_id="training-grid")
     seen = gr.State("")
     timer = gr.Timer(LOOK_SECONDS, active=False)
 

@@ -156,6 +156,7 @@ def test_it_fills_in_what_is_painted(page):
     canvas = page.locator("#inpaint-picture canvas").first
     canvas.wait_for()
     page.wait_for_timeout(2000)  # the editor draws the picture some frames after it has it
+    canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x - 40, y)
