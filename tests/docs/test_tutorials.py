@@ -1,4 +1,4 @@
-"""The commands and the Python code of the start page and the tutorials run, with smaller numbers."""
+"""The commands and the Python code of the first page, the start page and the tutorials run, with smaller numbers."""
 
 import re
 from importlib.util import find_spec
@@ -60,6 +60,11 @@ def test_torchrun_understands_its_lines(name):
     for block in blocks(text(name), "bash"):
         for line in re.findall(r"^torchrun (.*)$", block.replace("\\\n", " "), flags=re.MULTILINE):
             assert get_args_parser().parse_args(line.split()).training_script.startswith("ddpm_fast.")
+
+
+def test_the_code_of_the_first_page():
+    names = run_python(python("index.md"), "index.md", {"n=8": "n=1", "steps=50": "steps=2"})
+    assert names["sevens"].shape == (1, 1, 28, 28)
 
 
 def test_the_start_page_installs_as_the_readme_does():
