@@ -210,7 +210,7 @@ def test_it_is_used_with_the_keyboard_alone(page):
     page.keyboard.type("2")
     page.locator("#sample-draw").focus()
     page.keyboard.press("Enter")
-    page.get_by_text("2 images in").wait_for()
+    page.locator("#sample-status").get_by_text("2 images in").wait_for()
 
 
 def test_nothing_is_wider_than_a_telephone(page):
