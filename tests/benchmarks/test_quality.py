@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from benchmarks.quality import recipes, speedrun, subjects, tables, training
 from benchmarks.quality.recipes import DIFFUSERS, LUCIDRAINS, OURS
 from ddpm_fast.errors import InputError
 from ddpm_fast.nn import UNet
+
+ROOT = Path(__file__).parents[2]
 
 CPU = torch.device("cpu")
 needs_diffusers = pytest.mark.skipif(bool(peers.absent(peers.DIFFUSERS)), reason=peers.absent(peers.DIFFUSERS) or "-")
@@ -149,6 +152,18 @@ def test_who_was_there_sooner():
     assert speedrun.conclusion(5.0, ours, theirs)["speedup"] == 10.0
     late = speedrun.conclusion(3.0, ours, theirs)
     assert late["ours"] is late["theirs"] is late["speedup"] is None
+
+
+def test_the_page_says_what_the_committed_speedrun_measured():
+    path = ROOT / "benchmarks/results/quality/epyc-avx2-2-cores-speedrun-digits.json"
+    runs = json.loads(path.read_text())["runs"]
+    ours, theirs = ([run for run in runs if run["name"] == name] for name in ("ours", "theirs"))
+    found = speedrun.conclusion(theirs[-1]["fid"]["value"], ours, theirs)
+    page = (ROOT / "docs/quality.md").read_text()
+    assert f"**{found['speedup']:.1f} times sooner**" in page and found["speedup"] >= 3
+    for run in (theirs[-1], ours[1], ours[-1]):
+        told = f"{run['images']:,} | {run['seconds'] / 60:.1f} | {run['fid']['value']:.1f} |"
+        assert told in page, told
 
 
 def test_what_a_part_costs():

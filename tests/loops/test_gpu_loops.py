@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from support import two_ranks
 from support.networks import random_classifier, random_unet
 
-from ddpm_fast.commands.training.log import TrainingLog
+from ddpm_fast.commands.training.averaged import Averaged
+from ddpm_fast.commands.training.grid import Grids
 from ddpm_fast.data import Dataset
 from ddpm_fast.diffusion import GaussianDiffusion
 from ddpm_fast.errors import InputError
@@ -391,17 +392,17 @@ def test_training_with_copies_of_the_weights_is_that_of_autocast(monkeypatch, pr
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_grids_of_a_run_are_drawn_from_one_graph(replays, tmp_path, precision):
     subject = trainer(None, precision=precision)
-    with TrainingLog(subject, [], steps=10) as log:
-        for grid, count in enumerate((2 + 48, 2 + 48 + 4 + 50)):  # 50 rows each, of which the first two warm up
-            for _ in range(4):
-                subject.train_step()
-            log.draw_grid(lambda: None)
-            assert replays() == count
-            assert len(list(tmp_path.glob("samples-*.png"))) == grid + 1
+    grids = Grids(subject, Averaged(subject), tmp_path, pytest.fail)
+    for grid, count in enumerate((2 + 48, 2 + 48 + 4 + 50)):  # 50 rows each, of which the first two warm up
+        for _ in range(4):
+            subject.train_step()
+        grids.draw(lambda: None)
+        assert replays() == count
+        assert len(list(tmp_path.glob("samples-*.png"))) == grid + 1
     memory = torch.cuda.memory_allocated(CUDA)
-    del log
+    del grids
     gc.collect()
-    assert torch.cuda.memory_allocated(CUDA) < memory, "the network of the grids outlives the log"
+    assert torch.cuda.memory_allocated(CUDA) < memory, "the network of the grids outlives them"
 
 
 @pytest.mark.parametrize("word", KINDS)
