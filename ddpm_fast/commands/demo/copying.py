@@ -82,9 +82,9 @@ def python(ask: Ask, source: str, classes: Turns | None, device: str = "cpu", ed
     if edit is not None:
         lines.append("from ddpm_fast.data import read_picture")
     lines += ["from ddpm_fast.pictures.images import save_grid", "", f"loaded = {load}"]
-    first: list[str] = []
-    call = f"df.sample(loaded.model, loaded.diffusion, {ask.n}"
-    if edit is not None:
+    if edit is None:
+        call, first = f"df.sample(loaded.model, loaded.diffusion, {ask.n}", list[str]()
+    else:
         lines += _read_pictures(edit, ask.n)
         call, first = _edit_call(edit, ask.n)
     lines.append(f"x = {call}, {', '.join([*first, *options])})")

@@ -43,7 +43,7 @@ CSS = """
 @media (max-width: 700px) {
   .df-columns { flex-direction: column; }
   .gradio-container .main { padding: 8px !important; }
-  button[role="tab"] { padding: 0 .4rem !important; font-size: .85rem !important; }
+  .tab-container button { padding: 0 .4rem !important; font-size: .85rem !important; }
 }
 """
 HEAD = (

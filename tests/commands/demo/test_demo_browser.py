@@ -210,11 +210,12 @@ def test_it_is_used_with_the_keyboard_alone(page):
     page.keyboard.type("2")
     page.locator("#sample-draw").focus()
     page.keyboard.press("Enter")
-    page.get_by_text("2 images in").wait_for()
+    page.locator("#sample-status").get_by_text("2 images in").wait_for()
 
 
 def test_nothing_is_wider_than_a_telephone(page):
-    page.set_viewport_size({"width": 360, "height": 740})
     for tab in ("Sample", "Edit", "Training", "Schedules"):
-        page.get_by_role("tab", name=tab, exact=True).first.click()
+        page.set_viewport_size({"width": 1280, "height": 900})
+        page.get_by_role("tab", name=tab, exact=True).click()
+        page.set_viewport_size({"width": 360, "height": 740})
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, tab
