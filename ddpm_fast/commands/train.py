@@ -177,8 +177,10 @@ def main(
     log: Annotated[
         str,
         typer.Option(
+            "--log",
+            "--log-to",  # torchrun takes the first for one of its own that begin with it
             help=f"where the curves go besides log.csv: {' or '.join(LOGS)}, or both with a comma between them; "
-            "empty for none"
+            "empty for none",
         ),
     ] = "tensorboard",
     log_every: Annotated[int, typer.Option(help="training steps between two points of the curves")] = 50,

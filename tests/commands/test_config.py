@@ -150,6 +150,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.usefixtures("wide_terminal")  # a box of 80 columns would break the path
 @pytest.mark.parametrize("word", REFUSED)
 def test_what_is_refused_and_where_it_stands(tmp_path, word):
     text, message = REFUSED[word]

@@ -80,7 +80,7 @@ def test_the_commands_of_the_start_page(tmp_path, monkeypatch):
     succeed(info.name, info.words)
     for sample in (first, other):
         succeed(sample.name, sample.smaller(FEW))
-    succeed(train.name, train.smaller(SMALL))
+    succeed(train.name, train.smaller(SMALL | {"--warmup": "1"}))
     succeed(last.name, last.smaller(FEW))
     assert {path.name for path in tmp_path.iterdir()} >= {"samples.png", "threes.png", "threes.gif", "photos.png"}
 

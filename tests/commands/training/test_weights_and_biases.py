@@ -2,6 +2,7 @@
 
 import builtins
 import json
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -106,12 +107,19 @@ def test_nobody_is_asked_to_log_in(tmp_path, library):
     WandbRun(tmp_path, {}, resumes=False)
 
 
+NEEDED = pytest.mark.skipif(
+    find_spec("wandb") is None, reason="the library of Weights & Biases is missing (extra wandb)"
+)
+
+
+@NEEDED
 def test_what_fails_at_the_start_ends_the_run_before_its_first_step(tmp_path, data, library):
     library(fails="init")
     told = start(data, tmp_path / "out", "--steps=1", "--log=wandb", status=2).stderr
     assert r"could not be started (the network is down\x1b[31m)" in told and not (tmp_path / "out").exists()
 
 
+@NEEDED
 def test_what_fails_later_is_said_once_and_ends_nothing(tmp_path, data, library):
     library(fails="log")
     told = start(data, tmp_path / "out", "--steps=3", "--log=tensorboard,wandb").stdout
@@ -132,8 +140,8 @@ def test_a_library_that_is_missing_is_named_before_anything_happens(tmp_path, da
     assert "pip install 'ddpm-fast[wandb]'" in told and not (tmp_path / "out").exists()
 
 
+@NEEDED
 def test_the_library_itself_offline(tmp_path, data, monkeypatch):
-    pytest.importorskip("wandb", reason="needs the library of Weights & Biases (extra wandb)")
     for name, value in {"WANDB_MODE": "offline", "WANDB_DIR": "", "WANDB_CONFIG_DIR": str(tmp_path / "c")}.items():
         monkeypatch.setenv(name, value)
     out = tmp_path / "out"
