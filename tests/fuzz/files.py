@@ -1,5 +1,5 @@
 """Damaged and hostile files: models, ours and others', training states, pictures, arrays, archives, shards, sets,
-features and statistics.
+features, statistics and options.
 
 Each is loaded as a user would. It must be refused with an InputError, or be skipped with a warning, or load right; in
 seconds, within a bound of memory, and without starting a program or running what it holds.
@@ -24,7 +24,7 @@ import typer
 
 from ddpm_fast.commands.common import plain_errors
 from ddpm_fast.errors import InputError
-from tests.fuzz import checkpoints, datasets, foreign, material, measured, states, stored
+from tests.fuzz import checkpoints, datasets, foreign, material, measured, settings, states, stored
 from tests.fuzz.supervise import Failed, Fuzzer, Notes, folder, limit_memory, memory
 
 SECONDS = 30.0  # what hangs never ends; a busy machine may take some
@@ -139,5 +139,6 @@ KINDS = (
     foreign.diffusers,
     checkpoints.checkpoint,
     measured.measured,
+    settings.options,
 )
 FUZZER = Fuzzer("files", "files", run, seconds=SECONDS, warm=material.make_all, prepare=prepare)
