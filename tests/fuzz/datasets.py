@@ -16,16 +16,16 @@ import torch
 
 from ddpm_fast.data.load import Dataset, load_dataset, open_dataset, read_picture
 from ddpm_fast.data.stored import StoredDataset
-from tests.fuzz import damage, material
+from tests.fuzz import damage, specimens
 from tests.fuzz.places import MEGABYTES, PICTURE_MEGABYTES, Case, special, write
 
 
 def _one_picture(rng: random.Random) -> tuple[bytes, str, str, bool]:
     """A file, a suffix, what was done, and whether it is a good picture."""
-    good = material.pictures()
+    good = specimens.pictures()
     if rng.random() < 0.15:
-        name = rng.choice(sorted(material.FOREIGN))
-        return material.FOREIGN[name], rng.choice(("png", "jpg", "eps", "gif", "tif", "bmp")), name, False
+        name = rng.choice(sorted(specimens.FOREIGN))
+        return specimens.FOREIGN[name], rng.choice(("png", "jpg", "eps", "gif", "tif", "bmp")), name, False
     name = rng.choice(sorted(good))
     data, suffix, how = good[name], name.rpartition(".")[2], name
     is_good = rng.random() < 0.15
@@ -59,7 +59,7 @@ def picture(rng: random.Random, place: Path) -> Case:
 
         return f"read_picture, {how}", lambda: read_picture(path, "--init-image", size), check, PICTURE_MEGABYTES
     (place / f"a.{suffix}").write_bytes(data)
-    (place / "good.png").write_bytes(material.pictures()["png"])
+    (place / "good.png").write_bytes(specimens.pictures()["png"])
     strict, channels, wanted = rng.random() < 0.2, rng.choice((None, 1, 3)), rng.choice((8, 8, (5, 9), (20, 3)))
     return (
         f"in a folder, strict={strict}, image_size={wanted}, {how}",
@@ -107,13 +107,13 @@ def check_dataset(loaded: Dataset, least: int, most: int) -> str:
 
 
 def array(rng: random.Random, place: Path) -> Case:
-    good = dict(material.arrays())
+    good = dict(specimens.arrays())
     kind = rng.randrange(8)
     suffix = "npz"
     if kind == 0:
-        data, how = damage.bytes_of(material.npz(good, rng.random() < 0.5), rng)
+        data, how = damage.bytes_of(specimens.npz(good, rng.random() < 0.5), rng)
     elif kind == 1:
-        data, how = damage.bytes_of(material.npy(good["images"]), rng)
+        data, how = damage.bytes_of(specimens.npy(good["images"]), rng)
         suffix = "npy"
     elif kind == 2:
         data, how = damage.npy_header(good["images"], rng)
@@ -121,14 +121,14 @@ def array(rng: random.Random, place: Path) -> Case:
     elif kind == 3:
         header, how = damage.npy_header(good["images"], rng)
         name = rng.choice(("images.npy", "labels.npy", "label_names.npy"))
-        members = [(f"{n}.npy", material.npy(a)) for n, a in good.items() if f"{n}.npy" != name]
-        data, how = material.archive([*members, (name, header)]), f"{name}: {how}"
+        members = [(f"{n}.npy", specimens.npy(a)) for n, a in good.items() if f"{n}.npy" != name]
+        data, how = specimens.archive([*members, (name, header)]), f"{name}: {how}"
     elif kind == 4:
-        head = material.npy(np.zeros((1, 1, 1), np.uint8))[:128].replace(b"(1, 1, 1)", b"(4,10000,10000)")
-        data, how = material.bomb("images.npy", 300, head), "300 MB of zeros"
+        head = specimens.npy(np.zeros((1, 1, 1), np.uint8))[:128].replace(b"(1, 1, 1)", b"(4,10000,10000)")
+        data, how = specimens.bomb("images.npy", 300, head), "300 MB of zeros"
     else:
         name, value, how = _strange_array(rng)
-        data, how = material.npz({**good, name: value}, True), f"{name} is {how}"
+        data, how = specimens.npz({**good, name: value}, True), f"{name} is {how}"
     path = write(rng, place, data, f"a.{suffix}")
     size, channels = rng.choice((None, None, 4, 8, (4, 9))), rng.choice((None, None, 1, 3, 2))
     classes = rng.random() < 0.3
@@ -149,7 +149,7 @@ class _Program:
 
 def _strange_array(rng: random.Random) -> tuple[str, np.ndarray, str]:
     name = rng.choice(("images", "images", "labels", "labels", "label_names"))
-    images = material.arrays()["images"]
+    images = specimens.arrays()["images"]
     choices = {
         "images": (
             images.astype(np.float32),
@@ -207,31 +207,31 @@ def _strange_array(rng: random.Random) -> tuple[str, np.ndarray, str]:
 
 
 def archive(rng: random.Random, place: Path) -> Case:
-    good = material.pictures()
+    good = specimens.pictures()
     members = [(f"cat/{i}.png", good["png"]) for i in range(2)] + [("dog/0.png", good["png"])]
     kind = rng.randrange(8)
     how = f"kind {kind}"
     if kind == 0:
-        data, how = damage.bytes_of(material.archive(members), rng)
+        data, how = damage.bytes_of(specimens.archive(members), rng)
     elif kind == 1:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            data, how = material.archive([*members, members[0]]), "two members of one name"
+            data, how = specimens.archive([*members, members[0]]), "two members of one name"
     elif kind == 2:
-        data, how = material.bomb("0.png", 300, good["png"]), "a member of 300 MB"
+        data, how = specimens.bomb("0.png", 300, good["png"]), "a member of 300 MB"
     elif kind == 3:
         name = rng.choice(_NAMES)
-        data, how = material.archive([*members, (name, good["png"])]), f"a member called {name!r:.50}"
+        data, how = specimens.archive([*members, (name, good["png"])]), f"a member called {name!r:.50}"
     elif kind == 4:
         inner, suffix, how, _ = _one_picture(rng)
-        data, how = material.archive([*members, (f"dog/1.{suffix}", inner)]), f"a member is {how}"
+        data, how = specimens.archive([*members, (f"dog/1.{suffix}", inner)]), f"a member is {how}"
     elif kind == 5:
         method = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))
-        data, how = damage.bytes_of(material.archive(members, method), rng)
+        data, how = damage.bytes_of(specimens.archive(members, method), rng)
     elif kind == 6:
-        data, how = material.archive([]), "empty"
+        data, how = specimens.archive([]), "empty"
     else:
-        made = bytearray(material.archive(members))
+        made = bytearray(specimens.archive(members))
         at = made.rfind(b"PK\x01\x02", 0, made.rfind(b"PK\x01\x02"))
         offset = rng.choice((8, 10, 16, 20, 24, 28, 42))  # flags, method, CRC, sizes, name, place
         made[at + offset : at + offset + 4] = rng.choice((b"\xff\xff\xff\x7f", b"\0\0\0\0", b"\x01\0\0\0"))
@@ -281,7 +281,7 @@ _FILE_NAMES = (
 
 def folder(rng: random.Random, place: Path) -> Case:
     """Good pictures beside whatever else a folder may hold."""
-    good = material.pictures()["png"]
+    good = specimens.pictures()["png"]
     classes = rng.random() < 0.5
     count, done = 0, []
     for name in ("1", "10", "2") if classes else ("",):

@@ -24,7 +24,7 @@ import typer
 
 from ddpm_fast.commands.common import plain_errors
 from ddpm_fast.errors import InputError
-from tests.fuzz import checkpoints, datasets, foreign, material, measured, settings, states, stored
+from tests.fuzz import checkpoints, datasets, foreign, measured, settings, specimens, states, stored
 from tests.fuzz.supervise import Failed, Fuzzer, Notes, folder, limit_memory, memory
 
 SECONDS = 30.0  # what hangs never ends; a busy machine may take some
@@ -141,4 +141,4 @@ KINDS = (
     measured.measured,
     settings.options,
 )
-FUZZER = Fuzzer("files", "files", run, seconds=SECONDS, warm=material.make_all, prepare=prepare)
+FUZZER = Fuzzer("files", "files", run, seconds=SECONDS, warm=specimens.make_all, prepare=prepare)

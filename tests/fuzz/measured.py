@@ -12,7 +12,7 @@ import numpy as np
 from ddpm_fast.metrics.feature_set import FeatureSet
 from ddpm_fast.metrics.features.file import read_features
 from ddpm_fast.metrics.statistics_file import read_statistics
-from tests.fuzz import damage, material
+from tests.fuzz import damage, specimens
 from tests.fuzz.places import MEGABYTES, Case, write
 
 _NOTE = {"features": "a", "resizing": "b", "digest": "c", "source": "d", "n": 6}
@@ -29,30 +29,30 @@ def measured(rng: random.Random, place: Path) -> Case:
     kind, suffix = rng.randrange(6), "npz"
     name = rng.choice(sorted(good))
     if kind == 0:
-        data, how = damage.bytes_of(material.npz(good, rng.random() < 0.5), rng)
+        data, how = damage.bytes_of(specimens.npz(good, rng.random() < 0.5), rng)
     elif kind == 1:
         header, how = damage.npy_header(good[name], rng)
-        members = [(f"{n}.npy", material.npy(a)) for n, a in good.items() if n != name]
-        data, how = material.archive([*members, (f"{name}.npy", header)]), f"{name}: {how}"
+        members = [(f"{n}.npy", specimens.npy(a)) for n, a in good.items() if n != name]
+        data, how = specimens.archive([*members, (f"{name}.npy", header)]), f"{name}: {how}"
     elif kind == 2:
         data, how = damage.npy_header(_FEATURES, rng) if rng.random() < 0.5 else damage.bytes_of(_npy(), rng)
         suffix = "npy"
     elif kind == 3:
-        head = material.npy(np.zeros((1, 1), np.float32))[:128].replace(b"(1, 1)", b"(9000,9000)")
-        data, how = material.bomb(f"{name}.npy", 300, head), f"{name}: 300 MB of zeros"
+        head = specimens.npy(np.zeros((1, 1), np.float32))[:128].replace(b"(1, 1)", b"(9000,9000)")
+        data, how = specimens.bomb(f"{name}.npy", 300, head), f"{name}: 300 MB of zeros"
     elif kind == 4:
         text, how = damage.config_text(_NOTE, rng)
         note = np.array(text.encode("utf-8", "replace").decode())
-        data, how = material.npz({**good, "ddpm_fast": note}, True), f"the note, {how}"
+        data, how = specimens.npz({**good, "ddpm_fast": note}, True), f"the note, {how}"
     else:
         value, how = _strange(good[name], rng)
-        data, how = material.npz({**good, name: value}, True), f"{name} is {how}"
+        data, how = specimens.npz({**good, name: value}, True), f"{name} is {how}"
     path = write(rng, place, data, f"a.{suffix}")
     return how, lambda: (read_features if of_features else read_statistics)(path), _check, MEGABYTES
 
 
 def _npy() -> bytes:
-    return material.npy(_FEATURES)
+    return specimens.npy(_FEATURES)
 
 
 def _strange(good: np.ndarray, rng: random.Random) -> tuple[Any, str]:

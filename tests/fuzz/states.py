@@ -11,7 +11,7 @@ import torch
 
 import ddpm_fast as df
 from ddpm_fast.files import checkpoint, tensorfile
-from tests.fuzz import damage, material
+from tests.fuzz import damage, specimens
 from tests.fuzz.places import MEGABYTES, Case, write
 
 
@@ -44,7 +44,7 @@ def _state_file(rng: random.Random, form: str, good: bytes, held: tuple[dict, di
 
 
 def model(rng: random.Random, place: Path) -> Case:
-    state = _state_file(rng, tensorfile.MODEL, material.states().model, material.model_state())
+    state = _state_file(rng, tensorfile.MODEL, specimens.states().model, specimens.model_state())
     path = write(rng, place, state.data, "model.safetensors")
 
     def check(loaded: df.LoadedModel) -> str:
@@ -69,7 +69,7 @@ def model(rng: random.Random, place: Path) -> Case:
 
 
 def training(rng: random.Random, place: Path) -> Case:
-    state = _state_file(rng, tensorfile.TRAINING, material.states().training, material.training_state())
+    state = _state_file(rng, tensorfile.TRAINING, specimens.states().training, specimens.training_state())
     path = write(rng, place, state.data, "step-00000001.safetensors")
     if rng.random() < 0.5:
 
@@ -81,7 +81,7 @@ def training(rng: random.Random, place: Path) -> Case:
             return "" if same and state.payload in (None, loaded[1]) else "another value was loaded"
 
         return f"read_training, {state.how}", lambda: checkpoint.read_training(path), check, MEGABYTES
-    made = material.trainer()
+    made = specimens.trainer()
 
     def look(_: object) -> str:
         bad = [n for n, p in made.model.named_parameters() if p.dtype != torch.float32]

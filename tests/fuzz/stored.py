@@ -13,7 +13,7 @@ from pathlib import Path
 from ddpm_fast.commands import preparing
 from ddpm_fast.data import StoredDataset, open_dataset
 from ddpm_fast.data.load import load_dataset
-from tests.fuzz import damage, material
+from tests.fuzz import damage, specimens
 from tests.fuzz.datasets import check_dataset
 from tests.fuzz.places import MEGABYTES, Case, special, write
 
@@ -63,7 +63,7 @@ def _edit_header(data: bytes, rng: random.Random) -> tuple[bytes, str]:
 
 
 def shards(rng: random.Random, place: Path) -> Case:
-    good, form = material.pictures()["png"], rng.choice(_FORMS)
+    good, form = specimens.pictures()["png"], rng.choice(_FORMS)
     long = "d/" * 60 if rng.random() < 0.3 and form != tarfile.USTAR_FORMAT else ""
     members = [(f"{long}{i}.{kind}", data) for i in range(3) for kind, data in (("png", good), ("cls", b"%d" % i))]
     kind = rng.randrange(4)
@@ -95,7 +95,7 @@ def _prepared() -> dict[str, bytes]:
         for label in ("cat", "dog"):
             (pictures / label).mkdir(parents=True)
             for i in range(2):
-                (pictures / label / f"{i}.png").write_bytes(material.pictures()["png"])
+                (pictures / label / f"{i}.png").write_bytes(specimens.pictures()["png"])
         dataset = open_dataset(pictures, 8, classes=True, in_memory=False)
         assert isinstance(dataset, StoredDataset)
         index = preparing.begin(dataset, out)
