@@ -167,7 +167,7 @@ Features = Annotated[str | None, typer.Option(help="What images are compared in;
 Data = Annotated[Path | None, typer.Option(help="The images; digits are there if none is given.")]
 Parts = Annotated[list[str], typer.Option("--part", help=f"Put back {', '.join(speedrun_.PARTS)} alone (repeatable).")]
 AllParts = Annotated[bool, typer.Option("--parts", help="Put back each part alone.")]
-OursOnly = Annotated[bool, typer.Option("--ours-only", help="Train ours alone, to the fixed goals.")]
+OursOnly = Annotated[bool, typer.Option("--ours-only", help="Train ours alone, to the fixed goals or for --parts.")]
 Codes = Annotated[list[str], typer.Option("--code", help="Only this recipe (repeatable).")]
 OwnSamplers = Annotated[bool, typer.Option("--own-samplers", help="Also draw as each code does: up to 1000 steps.")]
 

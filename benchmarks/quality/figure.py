@@ -24,7 +24,8 @@ def draw(found: Mapping[str, Any], path: Path) -> Path:
     for axes, key, scale in ((panels[0], "seconds", 60.0), (panels[1], "images", 1000.0)):
         for name in COLOURS:
             lines = [line for line in found["runs"] if line["name"] == name and line["average"] == "own"]
-            _curve(axes, sorted(lines, key=lambda line: line["images"]), name, key, scale)
+            if lines:
+                _curve(axes, sorted(lines, key=lambda line: line["images"]), name, key, scale)
         for result in found["results"]:
             axes.axhline(result["goal"], color="0.5", linewidth=1, linestyle=":")
         axes.set_yscale("log")

@@ -49,7 +49,8 @@ class Settings:
         device: Where to train.
         seed: Of the trainings.
         parts: Which parts of ours are put back to theirs, each alone.
-        ours_only: Whether theirs is not trained; the goals are then the subject's.
+        ours_only: Whether theirs is not trained; the goals are then the subject's, which may have none if it is the
+            parts that are asked for.
         quick: Whether to make a run of seconds, which shows that everything works.
     """
 
@@ -98,8 +99,10 @@ def main(settings: Settings) -> None:
     unknown = [part for part in settings.parts if part not in PARTS]
     if unknown:
         raise InputError(f"part {unknown[0]!r:.99} is unknown; there are {', '.join(PARTS)}")
-    if settings.ours_only and not chosen.goals:
-        raise InputError(f"{chosen.name} has no fixed goal: it is what the other code reaches, so train that too")
+    if settings.ours_only and not chosen.goals and not settings.parts:
+        raise InputError(
+            f"{chosen.name} has no fixed goal: it is what the other code reaches, so train that too, or ask for --parts"
+        )
     needed = not settings.ours_only or {KERNELS, AVERAGE} & {*settings.parts}
     if needed and (reason := peers.absent(peers.DIFFUSERS)):
         raise InputError(f"{reason}; or train ours alone with --ours-only")
@@ -125,10 +128,10 @@ def main(settings: Settings) -> None:
     run.conclude()
     if settings.parts:
         run.parts(settings.parts)
-    text = tables.times(campaign.found["results"])
+    text = [tables.times(campaign.found["results"])] if campaign.found["results"] else []
     if "parts" in campaign.found:
-        text += "\n\n" + tables.parts(campaign.found["parts"])
-    settings.out.with_suffix(".md").write_text(text + "\n")
+        text.append(tables.parts(campaign.found["parts"]))
+    settings.out.with_suffix(".md").write_text("\n\n".join(text) + "\n")
     path = figure.draw(campaign.found, settings.out.with_suffix(".png"))
     say(f"Wrote {settings.out} and {path}")
     if not all(result["ours"] for result in campaign.found["results"]):
@@ -157,7 +160,7 @@ class Speedrun:
     def conclude(self) -> None:
         """Say when each side was at each goal."""
         theirs = self.curve("theirs")
-        goals = self.subject.goals or (theirs[-1]["fid"]["value"],)
+        goals = self.subject.goals or [line["fid"]["value"] for line in theirs[-1:]]
         self.campaign.found["results"] = [conclusion(goal, self.curve("ours"), theirs) for goal in goals]
         self.campaign.write()
         for result in self.campaign.found["results"]:

@@ -33,6 +33,7 @@ from ddpm_fast.commands.report import check_report_path, write_report
 from ddpm_fast.commands.stopping import Stopped, stop_signals
 from ddpm_fast.data import ImageSet
 from ddpm_fast.errors import InputError
+from ddpm_fast.files.checkpoint import DEFAULT_MODEL
 from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.formats.load import load_model
 from ddpm_fast.loops.network import Network
@@ -81,7 +82,7 @@ class Choice:
 
 
 def samplers(
-    model: ModelOption = "mnist",
+    model: ModelOption = DEFAULT_MODEL,
     flags: FlagsOption = None,
     samplers: Annotated[
         str | None,

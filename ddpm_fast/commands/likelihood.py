@@ -34,6 +34,7 @@ from ddpm_fast.commands.stopping import Stopped, stop_signals
 from ddpm_fast.commands.together import joined
 from ddpm_fast.data import BUILTIN, ImageSet
 from ddpm_fast.errors import InputError
+from ddpm_fast.files.checkpoint import DEFAULT_MODEL
 from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.formats.load import load_model
 from ddpm_fast.loops.distributed import of_each_process
@@ -100,7 +101,7 @@ def report_of(result: BitsPerDim, **about: Any) -> dict[str, Any]:
 
 def nll(
     data: Annotated[str, path_option(f"{', '.join(BUILTIN)}, a folder of images, a .zip of them, .npz or .npy")],
-    model: ModelOption = "mnist",
+    model: ModelOption = DEFAULT_MODEL,
     flags: FlagsOption = None,
     part: PartOption = "all",
     n: Annotated[

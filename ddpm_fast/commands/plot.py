@@ -35,6 +35,7 @@ from ddpm_fast.commands.report import read_report
 from ddpm_fast.commands.training.augmenting import augmented_rows
 from ddpm_fast.data import Augmentation, load_dataset, read_picture
 from ddpm_fast.errors import InputError
+from ddpm_fast.files.checkpoint import DEFAULT_MODEL
 from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.formats.load import load_model
 from ddpm_fast.loops.network import Network
@@ -236,7 +237,7 @@ def bound(
 
 @app.command()
 def chain(
-    model: ModelOption = "mnist",
+    model: ModelOption = DEFAULT_MODEL,
     flags: FlagsOption = None,
     n: Annotated[int, typer.Option("--n", "-n", help="how many samples")] = 3,
     steps: Annotated[int | None, typer.Option(help="how many sampler steps; 100 if not given")] = None,

@@ -33,6 +33,7 @@ from ddpm_fast.commands.ranks import ranks_of_environment
 from ddpm_fast.commands.sizes import parse_size, size_option
 from ddpm_fast.errors import InputError
 from ddpm_fast.files.atomic import check_writable, remove_leftovers
+from ddpm_fast.files.checkpoint import DEFAULT_MODEL
 from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.formats.load import load_model
 from ddpm_fast.loops.network import Network
@@ -48,7 +49,7 @@ app = App(keeps_config=True)
 
 @app.command()
 def main(
-    model: ModelOption = "mnist",
+    model: ModelOption = DEFAULT_MODEL,
     flags: FlagsOption = None,
     n: Annotated[
         int | None, typer.Option("--n", "-n", help="number of images; 64 if not given, fewer when editing a picture")

@@ -23,6 +23,7 @@ from ddpm_fast.files.memory import memory_for
 from ddpm_fast.values import ValueRange
 
 MODELS = Path(__file__).resolve().parent.parent / "models"  # the models that come with the package
+DEFAULT_MODEL = "mnist"  # the one of them that commands take if they are told none
 
 # The entries of a model's config.
 _MODEL_KEYS = ("unet", "diffusion", "label_names", "training", "value_range", "origin")

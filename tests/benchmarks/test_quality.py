@@ -239,6 +239,18 @@ def test_the_speedrun_of_digits_runs_and_goes_on(tmp_path):
     assert other.exit_code == 2 and "differs in" in other.output
 
 
+def test_parts_are_measured_without_the_other_code(tmp_path):
+    options = ["speedrun", "digits", "--out", tmp_path / "s.json", "--work", tmp_path / "work"]
+    options += ["--quick", "--ours-only"]
+    refused = run(*options)
+    assert refused.exit_code == 2 and "no fixed goal" in refused.output and "--parts" in refused.output
+    assert run(*options, "--device", "cpu", "--part", "timesteps").exit_code == 0
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert found["results"] == [] and [row["part"] for row in found["parts"]] == ["timesteps"]
+    assert "theirs" not in {x["name"] for x in found["runs"]}
+    assert (tmp_path / "s.md").read_text().startswith("| part put back |")
+
+
 def test_the_speedrun_of_cifar10_runs(tmp_path):
     import numpy as np
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ddpm_fast.errors import InputError, printable
-from ddpm_fast.files.checkpoint import available_models
+from ddpm_fast.files.checkpoint import DEFAULT_MODEL, available_models
 from ddpm_fast.files.loaded_model import LoadedModel
 from ddpm_fast.formats.load import load_model
 from ddpm_fast.loops.network import Network
@@ -54,7 +54,8 @@ class Models:
         self._lock = threading.Lock()
         self._loaded: dict[str, LoadedModel] = {}
         self._offered: dict[str, Offered] = {}
-        for source in dict.fromkeys([*given, *available_models()]):
+        shipped = sorted(available_models(), key=lambda name: name != DEFAULT_MODEL)
+        for source in dict.fromkeys([*given, *shipped]):
             name = source if source in available_models() else self._unused(_short_name(source))
             shown = source if shows_paths or source in available_models() else f"MODEL_{name}"
             self._offered[name] = Offered(name, source, shown)
@@ -63,7 +64,7 @@ class Models:
 
     @property
     def names(self) -> list[str]:
-        """What can be chosen: the given models first, and then those that ship."""
+        """What can be chosen: the given models first, then the default model, and the others that ship."""
         return list(self._offered)
 
     def offered(self, name: object) -> Offered:

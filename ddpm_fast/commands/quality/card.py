@@ -47,6 +47,7 @@ from ddpm_fast.commands.report import check_report_path, write_report
 from ddpm_fast.commands.together import in_all
 from ddpm_fast.data import ImageSet, split_as_recorded
 from ddpm_fast.errors import InputError
+from ddpm_fast.files.checkpoint import DEFAULT_MODEL
 from ddpm_fast.formats.facts import facts
 from ddpm_fast.loops.distributed import of_each_process
 from ddpm_fast.loops.likelihood import LikelihoodOptions
@@ -65,7 +66,7 @@ def card(
     reference: Annotated[
         str, path_option("the images that the model was trained on, whatever --data of training takes")
     ],
-    model: RequiredModelOption = "mnist",
+    model: RequiredModelOption = DEFAULT_MODEL,
     flags: FlagsOption = None,
     held_out: Annotated[
         str | None,
