@@ -14,7 +14,7 @@ from typing import Any
 import ddpm_fast as df
 from ddpm_fast.data import ImageSet
 from ddpm_fast.errors import InputError
-from ddpm_fast.loops.train_config import TrainConfig
+from ddpm_fast.loops.train_config import TrainConfig, warmup_for
 
 OURS, DIFFUSERS, LUCIDRAINS = "ours", "diffusers", "lucidrains"
 SCHEDULES = {"linear": df.Schedule.linear, "cosine": df.Schedule.cosine, "sigmoid": df.Schedule.sigmoid}
@@ -114,11 +114,13 @@ def theirs(loop: str, **fields: Any) -> Recipe:
     raise InputError(f"loop {loop!r} is unknown; there are {DIFFUSERS} and {LUCIDRAINS}")
 
 
-def ours(**fields: Any) -> Recipe:
-    """What `python -m ddpm_fast.train` does if it is told nothing else, in fp32.
+def ours(images: int, **fields: Any) -> Recipe:
+    """What `python -m ddpm_fast.train` does if it is told nothing else but --steps, in fp32.
 
     Args:
+        images: How many it sees, which tells the steps.
         fields: Of Recipe, as Recipe.replace takes them.
     """
     made = Recipe(OURS, diffusion={"schedule": "cosine", "prediction": "v"})
-    return made.replace(**fields)
+    warmup = warmup_for(-(-images // made.config.batch_size))
+    return made.replace(config={"warmup": warmup}).replace(**fields)

@@ -97,14 +97,14 @@ def fast(images: int, batch_size: int, lr: float, warmup: int) -> Recipe:
         "lr_steps": -(-images // batch_size),
         "timestep_sampling": "stratified",
     }
-    return ours(config=config)
+    return ours(images, config=config)
 
 
 def compared(network: dict[str, Any], images: int) -> dict[str, Recipe]:
     """The recipes that see the same number of images of the same network. All but FAST are told nothing else."""
     batch_size = min(32, images // 2)
     return {
-        OURS: ours(network=network),
+        OURS: ours(images, network=network),
         FAST: fast(images, batch_size, 1e-3, min(100, images // batch_size - 1)).replace(network=network),
         DIFFUSERS: theirs(DIFFUSERS, network=network),
         LUCIDRAINS: theirs(LUCIDRAINS, network=network),

@@ -35,7 +35,7 @@ from ddpm_fast.loops.distributed import RanksDiffer, join, local_device, rank
 from ddpm_fast.loops.metrics import NonFiniteLoss
 from ddpm_fast.loops.snapshot import MODEL_NAME
 from ddpm_fast.loops.timesteps import TIMESTEP_SAMPLINGS
-from ddpm_fast.loops.train_config import LR_SCHEDULES
+from ddpm_fast.loops.train_config import LONGEST_WARMUP, LR_SCHEDULES
 from ddpm_fast.objective import LOSSES, PREDICTIONS, VARIANCES, WEIGHTINGS
 from ddpm_fast.samplers import SAMPLERS
 from ddpm_fast.schedule import SCHEDULES
@@ -125,7 +125,7 @@ def main(
     ] = "none",
     timestep_sampling: Annotated[
         str, typer.Option(help=f"how timesteps are chosen in training: {', '.join(TIMESTEP_SAMPLINGS)}")
-    ] = "uniform",
+    ] = "stratified",
     steps: Annotated[int, typer.Option(help="number of training steps in all")] = 10_000,
     batch_size: Annotated[int, typer.Option(help="images in a training step, in all processes together")] = 64,
     micro_batch: Annotated[
@@ -142,8 +142,14 @@ def main(
             help="compute activations twice instead of keeping them: less memory, more time, the same weights",
         ),
     ] = False,
-    lr: Annotated[float, typer.Option(help="learning rate after the warm-up")] = 2e-4,
-    warmup: Annotated[int, typer.Option(help="training steps over which the learning rate rises linearly")] = 500,
+    lr: Annotated[float, typer.Option(help="learning rate after the warm-up")] = 1e-3,
+    warmup: Annotated[
+        int | None,
+        typer.Option(
+            help="training steps over which the learning rate rises linearly; if not given, a tenth of the start's "
+            f"--steps, but at most {LONGEST_WARMUP}"
+        ),
+    ] = None,
     lr_schedule: Annotated[
         str, typer.Option(help=f"how the learning rate falls after the warm-up: {', '.join(LR_SCHEDULES)}")
     ] = "constant",

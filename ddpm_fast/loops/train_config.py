@@ -17,6 +17,7 @@ from ddpm_fast.nn.power_average import check_width
 # What the network computes in, by the name of the precision; None is the weights' own dtype.
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 DROPOUTS = (1, 2)  # versions of dropout; see TrainConfig
+LONGEST_WARMUP = 500  # training steps that warmup_for gives at most
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,14 @@ class TrainConfig:
     """
 
     batch_size: int = 64
-    lr: float = 2e-4
-    warmup: int = 500
+    lr: float = 1e-3
+    warmup: int = 100
     weight_decay: float = 0.0
     grad_clip: float = 1.0
     ema_decay: float = 0.9999
     label_drop: float = 0.1
     flip: bool = False
-    timestep_sampling: str = "uniform"
+    timestep_sampling: str = "stratified"
     seed: int = 0
     precision: str = "fp32"
     micro_batch: int | None = None
@@ -131,6 +132,11 @@ class TrainConfig:
     def lr_at(self, step: int) -> float:
         """The learning rate of training step number `step`, counted from 0."""
         return self.lr * min(1.0, (step + 1) / max(1, self.warmup)) * LR_SCHEDULES[self.lr_schedule](self, step + 1)
+
+
+def warmup_for(steps: int) -> int:
+    """The warm-up, in training steps, of a training of so many if it was told none."""
+    return min(LONGEST_WARMUP, steps // 10)
 
 
 def _cosine(config: TrainConfig, step: int) -> float:

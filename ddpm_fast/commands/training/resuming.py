@@ -59,6 +59,8 @@ FREE = {
     "micro_batch",
     "grad_checkpoint",
 }
+# What options that a run may be too old to know were worth then, where they default to something else today.
+_FORMER_DEFAULTS = {"timestep_sampling": "uniform"}
 # Options that say how a command goes on with a run, and not what the run is.
 MODES = {"out", "resume", "auto_resume", "change", "new_data", "profile"}
 # Options that may differ with --change: how the same network learns the same thing.
@@ -201,7 +203,7 @@ def adopt(options: Options, state: State) -> dict[str, list[Any]]:
     changes = {}
     # Images in another place need not have splits and columns of the same names.
     elsewhere = "data" in options.given and arguments["data"] != state.meta["arguments"].get("data")
-    for name, value in (options.defaults | state.meta["arguments"]).items():
+    for name, value in (options.defaults | _FORMER_DEFAULTS | state.meta["arguments"]).items():
         if name in MODES:
             continue
         if not _is_like(value, options.defaults.get(name)):

@@ -33,7 +33,7 @@ from ddpm_fast.files.averages import remove_averages_after
 from ddpm_fast.loops.distributed import of_each_process, of_first_process, rank, world_size
 from ddpm_fast.loops.running import average_every
 from ddpm_fast.loops.snapshot import MODEL_NAME
-from ddpm_fast.loops.train_config import TrainConfig, divided
+from ddpm_fast.loops.train_config import TrainConfig, divided, warmup_for
 from ddpm_fast.loops.training import Trainer
 from ddpm_fast.loops.training_state import check_network
 from ddpm_fast.nn import UNetConfig
@@ -192,6 +192,8 @@ def choose(arguments: dict[str, Any], device: torch.device) -> None:
     choose_dtype(arguments["precision"], device)  # which refuses what is unknown
     if arguments["lr_schedule"] == "cosine" and arguments["lr_steps"] is None:
         arguments["lr_steps"] = arguments["steps"]
+    if arguments["warmup"] is None:
+        arguments["warmup"] = warmup_for(arguments["steps"])
     if arguments["average_every"] is None:
         arguments["average_every"] = average_every(arguments["steps"])
     learned = arguments["variance"] in LEARNED_VARIANCES

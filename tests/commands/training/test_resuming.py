@@ -144,13 +144,13 @@ def test_a_relative_path_and_a_home_folder_are_found_from_anywhere(tmp_path, dat
 
 def test_options_change_only_when_that_is_asked_for(out):
     options = ["--out", out, "--resume", "--steps=3"]
-    refused = command(*options, "--lr=1e-3", status=2).stderr
-    assert "--lr 0.001 differs from the 0.0002" in refused and "add --change" in refused
-    told = command(*options, "--change", "--lr=1e-3", "--batch-size=3", "--flip").stdout
-    assert "lr 0.0002 -> 0.001" in told
-    changed = {"step": 2, "lr": [2e-4, 1e-3], "batch_size": [4, 3], "flip": [False, True]}
+    refused = command(*options, "--lr=5e-4", status=2).stderr
+    assert "--lr 0.0005 differs from the 0.001" in refused and "add --change" in refused
+    told = command(*options, "--change", "--lr=5e-4", "--batch-size=3", "--flip").stdout
+    assert "lr 0.001 -> 0.0005" in told
+    changed = {"step": 2, "lr": [1e-3, 5e-4], "batch_size": [4, 3], "flip": [False, True]}
     for kept in (meta(out)["training"], checkpoint.load_model(out / "model.safetensors").config["training"]):
-        assert kept["history"] == [changed] and kept["lr"] == 1e-3
+        assert kept["history"] == [changed] and kept["lr"] == 5e-4
     told = command("--out", out, "--resume", "--steps=4").stdout  # the new ones are the run's now
     assert "Changed" not in told and meta(out)["arguments"]["batch_size"] == 3
     assert meta(out)["training"]["history"] == [changed]
