@@ -142,7 +142,12 @@ def main(
             help="compute activations twice instead of keeping them: less memory, more time, the same weights",
         ),
     ] = False,
-    lr: Annotated[float, typer.Option(help="learning rate after the warm-up")] = 1e-3,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help=f"learning rate after the warm-up; if not given {setup.LR}, or {setup.FINE_TUNING_LR} with --init-from"
+        ),
+    ] = None,
     warmup: Annotated[
         int | None,
         typer.Option(

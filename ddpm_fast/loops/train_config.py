@@ -81,15 +81,12 @@ class TrainConfig:
     average_widths: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("warmup", 0), ("weight_decay", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        for name, least in (("batch_size", 1), ("warmup", 0), ("seed", 0)):
+            check_integer(name, getattr(self, name), least)
         for name in ("lr", "grad_clip"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise InputError(f"{name} is {value}; expected a positive number")
-        if not 0 <= self.label_drop <= 1:
-            raise InputError(f"label_drop is {self.label_drop}; expected a share in [0, 1]")
+            check_number(name, getattr(self, name), lambda value: 0 < value < math.inf, "a positive number")
+        check_number("weight_decay", self.weight_decay, lambda value: 0 <= value < math.inf, "a number of at least 0")
+        check_number("label_drop", self.label_drop, lambda share: 0 <= share <= 1, "a share in [0, 1]")
         for name, known in (
             ("timestep_sampling", TIMESTEP_SAMPLINGS),
             ("precision", AUTOCAST),

@@ -49,6 +49,12 @@ def test_an_inverse_square_root_is_that_of_vaswani():
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
+        ({"warmup": "abc"}, "warmup is 'abc'"),
+        ({"batch_size": 2.0}, "batch_size is 2.0"),
+        ({"lr": "abc"}, "lr is 'abc'; expected a positive number"),
+        ({"lr": math.inf}, "lr is inf"),
+        ({"weight_decay": math.nan}, "weight_decay is nan; expected a number of at least 0"),
+        ({"label_drop": None}, "label_drop is None; expected a share"),
         ({"micro_batch": 0}, "micro_batch is 0"),
         ({"micro_batch": 1.5}, "micro_batch is 1.5"),
         ({"lr_schedule": "step"}, "lr_schedule is 'step'; expected one of constant, cosine, inverse_sqrt"),

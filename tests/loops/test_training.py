@@ -20,7 +20,8 @@ from ddpm_fast.files import checkpoint
 from ddpm_fast.loops import metrics as metrics_module
 from ddpm_fast.loops.metrics import Look, Metrics, NonFiniteLoss
 from ddpm_fast.loops.timesteps import TIMESTEP_SAMPLINGS
-from ddpm_fast.loops.training import TrainConfig, Trainer
+from ddpm_fast.loops.train_config import TrainConfig, warmup_for
+from ddpm_fast.loops.training import Trainer
 from ddpm_fast.nn import EMA, UNet, UNetConfig
 from ddpm_fast.noise import NoiseKey, Stream, normals, uniform_integers
 from ddpm_fast.schedule import Schedule
@@ -639,6 +640,18 @@ def test_command_passes_the_choices_on(tmp_path):
     expected = Schedule.sigmoid(50).zero_terminal_snr()
     assert torch.equal(model.diffusion.schedule.betas, expected.betas)
     assert model.config["training"]["timestep_sampling"] == "stratified"
+
+
+def test_what_is_not_given_fits_the_run(tmp_path):
+    tiny = [option for option in TINY if not option.startswith("--warmup")]
+    command(*tiny, "--steps", 24, "--out", tmp_path)
+    state = checkpoint.read_training(checkpoint.latest_checkpoint(tmp_path))[1]
+    chosen = {"lr": 1e-3, "warmup": 2, "lr_schedule": "constant", "timestep_sampling": "stratified"}
+    for told in (state["arguments"], state["training"]):
+        assert {name: told[name] for name in chosen} == chosen
+    command("--data", "mnist5k", "--out", tmp_path, "--resume", "--steps", 90)
+    assert checkpoint.read_training(checkpoint.latest_checkpoint(tmp_path))[1]["training"]["warmup"] == 2
+    assert [warmup_for(steps) for steps in (1, 9, 10, 500, 5000, 10**6)] == [0, 0, 1, 50, 500, 500]
 
 
 def test_run_older_than_an_option_resumes_with_its_default_of_then(tmp_path):

@@ -225,7 +225,7 @@ def adopt(options: Options, state: State) -> dict[str, list[Any]]:
 def _is_like(value: object, default: object) -> bool:
     """Whether a stored argument is of a type that its option has."""
     if default is None:  # of an option that may be left out, or that must be given
-        return value is None or isinstance(value, (bool, int, str))
+        return value is None or isinstance(value, (bool, int, float, str))
     return type(value) is type(default) or (type(default) is float and type(value) is int)
 
 

@@ -42,6 +42,9 @@ from ddpm_fast.objective import LEARNED_VARIANCES
 from ddpm_fast.samplers import check_sampler
 from ddpm_fast.schedule import SCHEDULES
 
+LR = TrainConfig.lr  # what --lr defaults to
+FINE_TUNING_LR = 1e-4  # where the training begins with a model
+
 
 class Parts(NamedTuple):
     """What a trainer is made of, and the images that are held out, if any."""
@@ -192,6 +195,8 @@ def choose(arguments: dict[str, Any], device: torch.device) -> None:
     choose_dtype(arguments["precision"], device)  # which refuses what is unknown
     if arguments["lr_schedule"] == "cosine" and arguments["lr_steps"] is None:
         arguments["lr_steps"] = arguments["steps"]
+    if arguments["lr"] is None:
+        arguments["lr"] = FINE_TUNING_LR if arguments["init_from"] else LR
     if arguments["warmup"] is None:
         arguments["warmup"] = warmup_for(arguments["steps"])
     if arguments["average_every"] is None:

@@ -173,3 +173,13 @@ def test_a_run_cannot_begin_with_itself_or_nothing(tmp_path, animals):
     assert "--init-from is the folder of this run" in done.stderr
     done = begin(animals, tmp_path, "nosuch", status=2)
     assert "nosuch" in done.stderr
+
+
+def test_a_trained_model_is_changed_more_slowly_than_a_new_one(tmp_path, animals):
+    path = save_model(tmp_path / "m.safetensors")
+    begin(animals, tmp_path, path)
+    assert meta(tmp_path / "run")["arguments"]["lr"] == meta(tmp_path / "run")["training"]["lr"] == 1e-4
+    command(f"--out={tmp_path / 'run'}", "--resume", "--steps=2")
+    assert meta(tmp_path / "run")["training"]["lr"] == 1e-4
+    begin(animals, tmp_path / "other", path, "--lr=2e-3")
+    assert meta(tmp_path / "other" / "run")["training"]["lr"] == 2e-3
