@@ -76,13 +76,13 @@ def test_the_start_page_installs_as_the_readme_does():
 def test_the_commands_of_the_start_page(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     photos(tmp_path / "photos")
-    info, first, other, train, last = commands(text("start.md"))
+    info, first, other, emoji, train, last = commands(text("start.md"))
     succeed(info.name, info.words)
-    for sample in (first, other):
+    for sample in (first, other, emoji):
         succeed(sample.name, sample.smaller(FEW))
-    succeed(train.name, train.smaller(SMALL | {"--warmup": "1"}))
+    succeed(train.name, train.smaller(SMALL))
     succeed(last.name, last.smaller(FEW))
-    assert {path.name for path in tmp_path.iterdir()} >= {"samples.png", "threes.png", "threes.gif", "photos.png"}
+    assert {path.name for path in tmp_path.iterdir()} >= {"samples.png", "threes.png", "threes.gif", "flags.png", "photos.png"}
 
 
 def test_the_code_of_the_start_page(tmp_path, monkeypatch):
