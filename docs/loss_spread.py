@@ -37,7 +37,7 @@ SEEDS = (0, 1)
 def losses(backend: str | None, seed: int, steps: int, batch_size: int) -> torch.Tensor:
     """The mean loss of each stretch of a run."""
     diffusion = GaussianDiffusion(Schedule.cosine(1000), prediction="v", variance="fixed_small")
-    config = TrainConfig(batch_size=batch_size, lr=1e-3, warmup=300, ema_decay=0.999, seed=seed)
+    config = TrainConfig(batch_size=batch_size, warmup=300, ema_decay=0.999, timestep_sampling="uniform", seed=seed)
     trainer = Trainer(NETWORK, diffusion, config, load_dataset("mnist5k", classes=True), torch.device("cpu"))
     with use_backend(backend):
         found = torch.stack([trainer.train_step()[0].double() for _ in range(steps)])

@@ -82,7 +82,13 @@ def test_the_commands_of_the_start_page(tmp_path, monkeypatch):
         succeed(sample.name, sample.smaller(FEW))
     succeed(train.name, train.smaller(SMALL))
     succeed(last.name, last.smaller(FEW))
-    assert {path.name for path in tmp_path.iterdir()} >= {"samples.png", "threes.png", "threes.gif", "flags.png", "photos.png"}
+    assert {path.name for path in tmp_path.iterdir()} >= {
+        "samples.png",
+        "threes.png",
+        "threes.gif",
+        "flags.png",
+        "photos.png",
+    }
 
 
 def test_the_code_of_the_start_page(tmp_path, monkeypatch):

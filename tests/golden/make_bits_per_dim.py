@@ -76,7 +76,7 @@ def small_emoji() -> Tensor:
 def trained(images: Tensor) -> tuple[str, dict[str, Tensor]]:
     """A trained network of ours under their names, and its flags."""
     diffusion = df.GaussianDiffusion(df.Schedule.cosine(TIMESTEPS), variance="learned_range", loss="hybrid")
-    config = df.TrainConfig(batch_size=32, lr=2e-3, warmup=50, ema_decay=0.98)
+    config = df.TrainConfig(batch_size=32, lr=2e-3, warmup=50, ema_decay=0.98, timestep_sampling="uniform")
     trainer = df.Trainer(CONFIG, diffusion, config, Dataset(images, None, None, "emoji16"))
     for _ in range(STEPS):
         loss, _ = trainer.train_step()
