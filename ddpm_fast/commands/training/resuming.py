@@ -346,7 +346,7 @@ def set_diverged_aside(out: Path, error: NonFiniteLoss, arguments: dict[str, Any
         aside = [set_aside(path, "diverged").name for path in (bad, out / MODEL_NAME) if path.exists()]
         kept = f" The state of step {error.weights_of} gave this and is kept as {' and '.join(aside)}."
     newest = checkpoint.latest_checkpoint(out)
-    # A tenth, or the default where even that is far from what anybody trains with.
+    # A tenth, or the rate of Ho et al. 2020 where even that is far from what anybody trains with.
     settings = f"--lr {min(arguments['lr'] / 10, 2e-4):g}"
     if newest is None:
         way = f"No good state had been saved: start again with other settings, such as {settings}"
