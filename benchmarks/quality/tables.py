@@ -53,8 +53,14 @@ def point(found: Mapping[str, Any] | None) -> str:
 
 def spread(values: Sequence[float]) -> str:
     """A mean, with the standard deviation where there are several values."""
-    mean = f"{statistics.fmean(values):.3g}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.2g}"
+    mean = statistics.fmean(values)
+    told = _short(mean, 3)
+    return told if len(values) < 2 else f"{told} ± {_short(statistics.stdev(values), 2)}"
+
+
+def _short(value: float, digits: int) -> str:
+    """A number with so many digits, or all of those before the point."""
+    return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

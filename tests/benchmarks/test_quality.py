@@ -154,9 +154,34 @@ def test_who_was_there_sooner():
     assert late["ours"] is late["theirs"] is late["speedup"] is None
 
 
+def committed(name):
+    return json.loads((ROOT / f"benchmarks/results/quality/{name}.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["xeon-avx512-2-cores-quality-digits", "xeon-avx512-2-cores-variants-digits"])
+def test_the_page_says_what_the_committed_trainings_are_worth(name):
+    found, page = committed(name), (ROOT / "docs/quality.md").read_text()
+    groups = {}
+    for run in found["runs"]:
+        groups.setdefault((run["name"], run["average"]), []).append(run)
+    assert groups and found["images"] == 30_000
+    for (recipe, average), runs in groups.items():
+        values = [tables.spread([read(run) for run in runs]) for read in tables.COLUMNS.values()]
+        told = [recipe, *([average] if average != "own" else []), *values]
+        assert f"| {' | '.join(told)} |" in page, told
+
+
+def test_the_page_says_what_the_former_defaults_were_worth():
+    page = (ROOT / "docs/quality.md").read_text().replace("\n", " ")
+    worth = {
+        run["name"]: run["fid"]["value"] for run in committed("xeon-avx512-2-cores-former-defaults-digits")["runs"]
+    }
+    assert f"the distance was {worth['ours']:,.0f}, behind the {worth['diffusers']:,.0f} of diffusers' script" in page
+    assert f'where "ours, fast" itself is at {worth["ours, fast"]:.0f}' in page
+
+
 def test_the_page_says_what_the_committed_speedrun_measured():
-    path = ROOT / "benchmarks/results/quality/epyc-avx2-2-cores-speedrun-digits.json"
-    runs = json.loads(path.read_text())["runs"]
+    runs = committed("epyc-avx2-2-cores-speedrun-digits")["runs"]
     ours, theirs = ([run for run in runs if run["name"] == name] for name in ("ours", "theirs"))
     found = speedrun.conclusion(theirs[-1]["fid"]["value"], ours, theirs)
     page = (ROOT / "docs/quality.md").read_text()
@@ -214,7 +239,8 @@ def test_the_table_has_means_and_deviations():
 
     (*_, row) = tables.scores([score(0, 1.0), score(1, 2.0), score(2, 3.0)]).splitlines()
     assert row.split(" | ")[5:8] == ["3", "2 ± 1", "2 ± 1"]
-    assert tables.spread([0.25]) == "0.25" and tables.spread([1.0, 2.0]) == f"1.5 ± {math.sqrt(0.5):.2g}"
+    assert tables.spread([0.25]) == "0.25" and tables.spread([1234.5]) == "1,234"
+    assert tables.spread([1.0, 2.0]) == f"1.5 ± {math.sqrt(0.5):.2g}"
 
 
 # --- the commands
