@@ -180,6 +180,16 @@ def test_the_page_says_what_the_former_defaults_were_worth():
     assert f'where "ours, fast" itself is at {worth["ours, fast"]:.0f}' in page
 
 
+def test_the_page_says_what_the_committed_parts_are_worth():
+    parts, page = committed("xeon-avx512-2-cores-parts-digits")["parts"], (ROOT / "docs/quality.md").read_text()
+    assert [row["part"] for row in parts] == list(speedrun.PARTS)
+    for row in parts:
+        if "fid" in row:
+            assert f"| {row['part']} | {tables.spread([row['fid']])} | {row['images']:.2f} |" in page, row
+    (kernels,) = [row["seconds"] for row in parts if row["part"] == speedrun.KERNELS]
+    assert f"settings takes {kernels:.2f} times as long" in page.replace("\n", " ")
+
+
 def test_the_page_says_what_the_committed_speedrun_measured():
     runs = committed("epyc-avx2-2-cores-speedrun-digits")["runs"]
     ours, theirs = ([run for run in runs if run["name"] == name] for name in ("ours", "theirs"))

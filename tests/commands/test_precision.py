@@ -50,7 +50,7 @@ def test_auto_is_what_the_gpu_computes_fast(gpu, capability, has_bf16, hip, trai
     assert precision.DTYPE_NAMES[precision.choose_dtype("auto", GPU)] == sampling
     for name in ("fp32", "bf16", "fp16"):  # what is asked for is done
         arguments = {"precision": name, "variance": "fixed_small", "loss": None, "lr_schedule": "constant"}
-        arguments["average_every"] = 1
+        arguments |= {"average_every": 1, "lr": 1e-3, "warmup": 0}
         training_setup.choose(arguments, GPU)
         assert arguments["precision"] == name
 

@@ -70,7 +70,8 @@ def test_chains_are_those_of_guided_diffusion(name, golden, monkeypatch):
         lambda x, out, rows, i, key, **others: step(x, out, rows, i, next(normals), **others),
     )
     found = dataclasses.replace(prepared, start=lambda key, part: (first[part], None)).draw()
-    torch.testing.assert_close(found, torch.from_numpy(golden[name]), rtol=1e-5, atol=1e-5)
+    # PyTorch's matrix products round differently on another processor, which an unclipped chain carries on.
+    torch.testing.assert_close(found, torch.from_numpy(golden[name]), rtol=2e-5, atol=1e-5)
 
 
 LEARNED = df.GaussianDiffusion(df.Schedule.cosine(T), variance="learned_range", loss="hybrid")

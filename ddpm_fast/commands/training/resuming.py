@@ -59,8 +59,8 @@ FREE = {
     "micro_batch",
     "grad_checkpoint",
 }
-# What options that a run may be too old to know were worth then, where they default to something else today.
-_FORMER_DEFAULTS = {"timestep_sampling": "uniform"}
+# What options defaulted to that a run may be too old to know, or to be told, where they are chosen otherwise today.
+_FORMER_DEFAULTS = {"timestep_sampling": "uniform", "lr": 2e-4, "warmup": 500}
 # Options that say how a command goes on with a run, and not what the run is.
 MODES = {"out", "resume", "auto_resume", "change", "new_data", "profile"}
 # Options that may differ with --change: how the same network learns the same thing.
@@ -203,10 +203,11 @@ def adopt(options: Options, state: State) -> dict[str, list[Any]]:
     changes = {}
     # Images in another place need not have splits and columns of the same names.
     elsewhere = "data" in options.given and arguments["data"] != state.meta["arguments"].get("data")
-    for name, value in (options.defaults | _FORMER_DEFAULTS | state.meta["arguments"]).items():
+    former = options.defaults | _FORMER_DEFAULTS
+    for name, value in (former | state.meta["arguments"]).items():
         if name in MODES:
             continue
-        if not _is_like(value, options.defaults.get(name)):
+        if not _is_like(value, former.get(name)):
             raise InputError(f"{state.path}: its --{name} is {value!r:.200}: use a state that nobody edited")
         is_given = name in options.given and not (name == "precision" and arguments[name] == "auto")  # stored as chosen
         if not is_given and not (name in _OF_SOURCE and elsewhere):
@@ -225,7 +226,7 @@ def adopt(options: Options, state: State) -> dict[str, list[Any]]:
 def _is_like(value: object, default: object) -> bool:
     """Whether a stored argument is of a type that its option has."""
     if default is None:  # of an option that may be left out, or that must be given
-        return value is None or isinstance(value, (bool, int, float, str))
+        return value is None or isinstance(value, (bool, int, str))
     return type(value) is type(default) or (type(default) is float and type(value) is int)
 
 

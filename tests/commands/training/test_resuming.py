@@ -330,7 +330,8 @@ def test_a_new_run_that_fails_leaves_no_folder(tmp_path, data):
     [
         (lambda said: said.update(step=0.5), "step"),
         (lambda said: said.pop("arguments"), "arguments"),
-        (lambda said: said["arguments"].update(lr="fast"), "--lr"),
+        (lambda said: said["arguments"].update(lr="fast"), "its --lr is 'fast'"),
+        (lambda said: said["arguments"].update(warmup="long"), "its --warmup is 'long'"),
         (lambda said: said.update(label_names=5, training=[]), "label_names, training"),
         (lambda said: said.update(unet={}), "another network"),
         (lambda said: said["arguments"].update(model_channels=8192), "another network"),
