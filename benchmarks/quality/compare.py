@@ -3,27 +3,32 @@ metrics with error bars over seeds."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from benchmarks import peers
 from benchmarks.quality import tables
 from benchmarks.quality.campaign import Campaign
 from benchmarks.quality.loops import OWN
-from benchmarks.quality.recipes import DIFFUSERS, LUCIDRAINS, OURS
+from benchmarks.quality.recipes import DIFFUSERS, LUCIDRAINS, OURS, Recipe
 from benchmarks.quality.scores import Drawing, Judge, extractor_of
 from benchmarks.quality.subjects import DIGITS_NETWORK, FAST, QUICK_NETWORK, compared, images_of, variants
 from benchmarks.quality.training import Training
 from benchmarks.runs import say
 from ddpm_fast.commands.common import choose_device
 from ddpm_fast.errors import InputError
+from ddpm_fast.pictures.canvas import save_figure
+from ddpm_fast.pictures.figures import draw_samples
 
 # How each code draws images if it is told nothing.
 OWN_SAMPLER = {OURS: ("ddpm", 50), DIFFUSERS: ("ddpm", 1000), LUCIDRAINS: ("ddpm", 1000)}
 NEEDED = {DIFFUSERS: peers.DIFFUSERS, LUCIDRAINS: peers.LUCIDRAINS}
 ALL_AVERAGES = (OURS, FAST, DIFFUSERS, LUCIDRAINS)  # recipes that are measured with each code's average
+SHOWN = 16  # samples of each recipe in the picture
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Settings:
     """The options of the command.
 
     Attributes:
-        out: The file of the results; the table is beside it.
+        out: The file of the results; the table is beside it, and a picture of the first samples of seed 0.
         work: The folder of the trainings.
         images: How many each training sees.
         seeds: How many trainings there are of each code.
@@ -73,18 +78,8 @@ def main(settings: Settings) -> None:
     about = {"images": images, "quick": settings.quick, "threads": torch.get_num_threads()}
     judge = Judge(data, extractor_of(settings.features, device, settings.quick))
     campaign = Campaign(settings.out, settings.work, data, judge, device, **about)
-    absent = {code: reason for code, peer in NEEDED.items() if (reason := peers.absent(peer))}
-    trainings: dict[tuple[str, int], Training] = {}
-    for seed in range(settings.seeds):
-        for name, recipe in recipes.items():
-            if settings.only and name not in settings.only:
-                continue
-            if recipe.loop in absent:
-                say(f"{name} is left out: {absent[recipe.loop]}")
-                continue
-            others = [code for code in (OURS, *NEEDED) if code not in (recipe.loop, *absent)]
-            made = trainings[name, seed] = campaign.trained(name, recipe, [images], seed, others)
-            campaign.scored(made, name, made.marks[-1], drawing, OWN)
+    chosen = {name: recipe for name, recipe in recipes.items() if not settings.only or name in settings.only}
+    trainings = _trained(campaign, chosen, images, settings.seeds, drawing)
     averaged = {key: made for key, made in trainings.items() if key[1] == 0 and key[0] in ALL_AVERAGES}
     for (name, _), made in averaged.items():  # the other averages of one seed tell what the average is worth
         for average in made.averages:
@@ -94,6 +89,36 @@ def main(settings: Settings) -> None:
         own = Drawing(drawing.n, sampler, 2 if settings.quick else steps)
         campaign.scored(made, name, made.marks[-1], own, OWN)
     campaign.write()
+    shown = {name: made for (name, seed), made in trainings.items() if seed == 0}
+    rows = [_samples(campaign, made, drawing) for made in shown.values()]
+    save_figure(draw_samples(rows, list(shown)), settings.out.with_suffix(".png"))
     text = tables.scores(campaign.found["runs"])
     settings.out.with_suffix(".md").write_text(text + "\n")
     say(text)
+
+
+def _trained(
+    campaign: Campaign, recipes: Mapping[str, Recipe], images: int, seeds: int, drawing: Drawing
+) -> dict[tuple[str, int], Training]:
+    """Train by the recipes whose code is installed, once with each seed, and measure each training when it is done.
+
+    Returns:
+        The trainings by the recipe's name and the seed.
+    """
+    absent = {code: reason for code, peer in NEEDED.items() if (reason := peers.absent(peer))}
+    found = {}
+    for seed in range(seeds):
+        for name, recipe in recipes.items():
+            if recipe.loop in absent:
+                say(f"{name} is left out: {absent[recipe.loop]}")
+                continue
+            others = [code for code in (OURS, *NEEDED) if code not in (recipe.loop, *absent)]
+            made = found[name, seed] = campaign.trained(name, recipe, [images], seed, others)
+            campaign.scored(made, name, made.marks[-1], drawing, OWN)
+    return found
+
+
+def _samples(campaign: Campaign, training: Training, drawing: Drawing) -> Tensor:
+    """The first samples of a finished training."""
+    model = training.network(campaign.data, training.marks[-1], OWN, campaign.device)
+    return drawing.draw(model, training.recipe.made_diffusion(), SHOWN)

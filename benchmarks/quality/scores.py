@@ -45,6 +45,11 @@ class Drawing:
         """In JSON's types."""
         return asdict(self)
 
+    def draw(self, model: UNet, diffusion: df.GaussianDiffusion, n: int, first: int = 0) -> Tensor:
+        """n of the images, from the one whose number is `first`: [n, C, H, W] in [-1, 1]."""
+        options: Any = {"sampler": self.sampler, "steps": self.steps, "seed": self.seed}
+        return df.sample(model, diffusion, n, first_sample_id=first, **options)
+
 
 class Judge:
     """Measures networks against a data set.
@@ -68,9 +73,9 @@ class Judge:
         parts: list[Tensor] = []
         for first in range(0, drawing.n, BATCH):
             n = min(BATCH, drawing.n - first)
-            options: Any = {"sampler": drawing.sampler, "steps": drawing.steps, "seed": drawing.seed}
-            drawn = df.sample(model, diffusion, n, first_sample_id=first, **options)
-            parts.append(torch.from_numpy(to_uint8(drawn)).permute(0, 3, 1, 2).contiguous())
+            parts.append(
+                torch.from_numpy(to_uint8(drawing.draw(model, diffusion, n, first))).permute(0, 3, 1, 2).contiguous()
+            )
             progress(first + n)
         fake = extract(self._extractor, parts, source="samples")
         return {name: measure(fake, self._real, METRICS)[name] for name in METRICS}

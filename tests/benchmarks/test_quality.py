@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from benchmarks import peers
@@ -320,4 +321,6 @@ def test_the_codes_are_compared(tmp_path):
         (name, sampler) for name in ("ours", "diffusers") for sampler in ("dpmpp_2m", "ddpm")
     }
     assert "| diffusers | own |" in (tmp_path / "q.md").read_text()
+    with Image.open(tmp_path / "q.png") as picture:  # a row of images for each code
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 100
     assert run(*options, "--code", "nobody").exit_code == 2
