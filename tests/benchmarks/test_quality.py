@@ -172,6 +172,25 @@ def test_the_page_says_what_the_committed_trainings_are_worth(name):
         assert f"| {' | '.join(told)} |" in page, told
 
 
+def test_the_page_says_what_each_average_and_each_sampler_is_worth():
+    page = (ROOT / "docs/quality.md").read_text()
+    runs = [run for run in committed("xeon-avx512-2-cores-own-samplers-digits")["runs"] if run["average"] == "own"]
+    assert len(runs) == 8 and {run["drawing"]["n"] for run in runs} == {500}
+    for run in runs:
+        values = [tables.spread([read(run)]) for read in tables.COLUMNS.values()]
+        told = [run["name"], f"{run['drawing']['sampler']}, {run['drawing']['steps']}", *values]
+        assert f"| {' | '.join(told)} |" in page, told
+    first = [run for run in committed("xeon-avx512-2-cores-quality-digits")["runs"] if run["seed"] == 0]
+    own = {run["name"]: tables.spread([run["fid"]["value"]]) for run in first if run["average"] == "own"}
+    assert (
+        f"ours is at a Frechet distance of {own['ours']}, ours, fast at {own['ours, fast']}, diffusers at "
+        f"{own['diffusers']}, and lucidrains at {own['lucidrains']}."
+    ) in page.replace("\n", " ")
+    for name in own:  # our average is the best, or nearly
+        worth = {run["average"]: run["fid"]["value"] for run in first if run["name"] == name}
+        assert worth["own" if name.startswith("ours") else "ours"] < 1.011 * min(worth.values())
+
+
 def test_the_page_says_what_the_former_defaults_were_worth():
     page = (ROOT / "docs/quality.md").read_text().replace("\n", " ")
     worth = {
