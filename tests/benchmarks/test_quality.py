@@ -191,6 +191,21 @@ def test_the_page_says_what_each_average_and_each_sampler_is_worth():
         assert worth["own" if name.startswith("ours") else "ours"] < 1.011 * min(worth.values())
 
 
+def test_the_page_on_evaluating_says_what_the_committed_sweep_found():
+    found = committed("xeon-avx512-2-cores-sweep-digits")
+    page = (ROOT / "docs/evaluating.md").read_text().replace("\n", " ")
+    at = {(row["sampler"], row["steps"], row["guidance"]): row for row in found["combinations"]}
+    distance = {key: row["fid"]["value"] for key, row in at.items()}
+    assert len(at) == 18 and min(distance, key=distance.get) == ("ddpm", 20, 1.0)
+    assert f"the Frechet distance ({distance['ddpm', 20, 1.0]:.1f})" in page
+    assert f"with 10 steps ({distance['ddim', 10, 1.0]:.1f})" in page
+    assert f"much farther with 5 ({distance['dpmpp_2m', 5, 1.0]:.1f})" in page
+    for sampler, steps, guidance in at:
+        plain, guided = (at[sampler, steps, g]["pr"] for g in (1.0, 2.0))
+        assert guided["precision"] > plain["precision"] and guided["recall"] < plain["recall"]
+        assert distance["dpmpp_2m", steps, guidance] >= distance[sampler, steps, guidance]
+
+
 def test_the_page_says_what_the_former_defaults_were_worth():
     page = (ROOT / "docs/quality.md").read_text().replace("\n", " ")
     worth = {
