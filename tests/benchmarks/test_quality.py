@@ -191,6 +191,15 @@ def test_the_page_says_what_each_average_and_each_sampler_is_worth():
         assert worth["own" if name.startswith("ours") else "ours"] < 1.011 * min(worth.values())
 
 
+def test_the_readme_says_what_longer_trainings_are_worth():
+    runs = [run for run in committed("xeon-avx512-2-cores-long-digits")["runs"] if run["average"] == "own"]
+    worth = {run["name"]: tables.spread([run["fid"]["value"]]) for run in runs}
+    assert (
+        f"200,000 they are at {worth['ours']}, the Trainer's at {worth['lucidrains']}, and the example's at "
+        f"{worth['diffusers']} (one run of each)"
+    ) in (ROOT / "README.md").read_text().replace("\n", " ")
+
+
 def test_the_page_on_evaluating_says_what_the_committed_sweep_found():
     found = committed("xeon-avx512-2-cores-sweep-digits")
     page = (ROOT / "docs/evaluating.md").read_text().replace("\n", " ")
