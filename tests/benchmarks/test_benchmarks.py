@@ -353,9 +353,17 @@ def test_a_graph_takes_the_sets_in_turn(pretended):
     assert len(order) == timing.WARMUP + 60, "replays call nothing"
 
 
-def test_a_batch_fills_its_time(pretended):
-    batch = timing.batch([lambda: time.sleep(1e-4)], pretended)
-    assert 8 <= batch.calls <= 40
+@pytest.mark.parametrize(("call_seconds", "calls"), [(1e-4, 20), (1.5e-4, 14), (1.0, 1), (1e-9, timing.MAX_REPEATS)])
+def test_a_batch_fills_its_time(pretended, monkeypatch, call_seconds, calls):
+    monkeypatch.setattr(timing, "BATCH_SECONDS", 2e-3)
+    taken = iter([10 * call_seconds] + [call_seconds] * timing.WARMUP)  # the first run also warms up
+    monkeypatch.setattr(timing, "seconds_of", lambda run, device: run() or next(taken))
+    made = []
+    batch = timing.batch([lambda: made.append(None)], pretended)
+    assert batch.calls == calls
+    made.clear()
+    batch.run()
+    assert len(made) == calls
 
 
 def test_diffusers_is_not_in_graphs(pretended):
