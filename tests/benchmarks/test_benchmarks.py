@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -280,16 +281,22 @@ def test_every_way_of_compiling_is_a_variant_and_one_that_fails_is_absent(layer,
     made.runs[graphs_]()
 
 
-def test_only_what_matches_is_timed_and_the_steps_count(tmp_path):
+def test_only_what_matches_is_timed_and_the_steps_count(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def lasts(seconds):
+        return lambda: now.__setitem__(0, now[0] + seconds)
+
     case = comparison.Case("sampling", "quick", "fp32", 4, steps=2)
     started = Run(Options(tmp_path / "r.json", rounds=3), {})
     made = comparison.Comparison(case, started)
     made.counts = {"flops": 1e6}
     made.ours.append("ddpm_fast")
-    made.runs |= {"ddpm_fast": lambda: time.sleep(4e-3), "torch": lambda: time.sleep(12e-3), "wrong": lambda: None}
+    made.runs |= {"ddpm_fast": lasts(4.0), "torch": lasts(12.0), "wrong": lasts(0.0)}
     made.compare("wrong", torch.full((4,), 1.01), torch.ones(4), 1e-3)
     (row,) = made.rows()
-    assert row.baseline == "torch" and row.speedup > 1 and 2e-3 <= row.ours.median_s < 6e-3
+    assert row.baseline == "torch" and row.speedup == pytest.approx(3.0) and row.ours.median_s == pytest.approx(2.0)
     assert "wrong is off by 0.01" in started.found["failures"][0]
 
 
