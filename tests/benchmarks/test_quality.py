@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from benchmarks import peers
 from benchmarks.__main__ import app
 from benchmarks.quality import recipes, speedrun, subjects, tables, training
+from benchmarks.quality.compare import ALL_AVERAGES
 from benchmarks.quality.recipes import DIFFUSERS, LUCIDRAINS, OURS
 from ddpm_fast.errors import InputError
 from ddpm_fast.nn import UNet
@@ -172,14 +173,19 @@ def test_the_page_says_what_the_committed_trainings_are_worth(name, images):
         assert f"| {' | '.join(told)} |" in page, told
 
 
-def test_the_page_says_what_each_average_and_each_sampler_is_worth():
+@pytest.mark.parametrize("name", ["own-samplers", "long-own-samplers"])
+def test_the_page_says_what_each_sampler_is_worth(name):
     page = (ROOT / "docs/quality.md").read_text()
-    runs = [run for run in committed("xeon-avx512-2-cores-own-samplers-digits")["runs"] if run["average"] == "own"]
+    runs = [run for run in committed(f"xeon-avx512-2-cores-{name}-digits")["runs"] if run["average"] == "own"]
     assert len(runs) == 8 and {run["drawing"]["n"] for run in runs} == {500}
     for run in runs:
         values = [tables.spread([read(run)]) for read in tables.COLUMNS.values()]
         told = [run["name"], f"{run['drawing']['sampler']}, {run['drawing']['steps']}", *values]
         assert f"| {' | '.join(told)} |" in page, told
+
+
+def test_the_page_says_what_each_average_is_worth():
+    page = (ROOT / "docs/quality.md").read_text()
     first = [run for run in committed("xeon-avx512-2-cores-quality-digits")["runs"] if run["seed"] == 0]
     own = {run["name"]: tables.spread([run["fid"]["value"]]) for run in first if run["average"] == "own"}
     assert (
@@ -192,12 +198,23 @@ def test_the_page_says_what_each_average_and_each_sampler_is_worth():
 
 
 def test_the_readme_says_what_longer_trainings_are_worth():
-    runs = [run for run in committed("xeon-avx512-2-cores-long-digits")["runs"] if run["average"] == "own"]
-    worth = {run["name"]: tables.spread([run["fid"]["value"]]) for run in runs}
+    readme = (ROOT / "README.md").read_text().replace("\n", " ")
+
+    def worth(name, steps_of_ours, steps_of_theirs):
+        runs = [run for run in committed(f"xeon-avx512-2-cores-{name}-digits")["runs"] if run["average"] == "own"]
+        steps = {code: steps_of_ours if code.startswith("ours") else steps_of_theirs for code in ALL_AVERAGES}
+        runs = [run for run in runs if run["drawing"]["steps"] == steps[run["name"]]]
+        assert len(runs) == 4
+        return {run["name"]: f"{run['fid']['value']:.0f}" for run in runs}
+
+    same, own = worth("long", 20, 20), worth("long-own-samplers", 50, 1000)
     assert (
-        f"200,000 they are at {worth['ours']}, the Trainer's at {worth['lucidrains']}, and the example's at "
-        f"{worth['diffusers']} (one run of each)"
-    ) in (ROOT / "README.md").read_text().replace("\n", " ")
+        f"200,000 they are at {same['ours']}, the Trainer's at {same['lucidrains']}, and the example's at "
+        f"{same['diffusers']} (one run of each, all drawn by the same 20 steps)"
+    ) in readme
+    assert (
+        f"they are at {own['ours']} with 50 steps, and the two others at {own['lucidrains']} and {own['diffusers']} with 1,000"
+    ) in readme
 
 
 def test_the_page_on_evaluating_says_what_the_committed_sweep_found():
