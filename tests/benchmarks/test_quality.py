@@ -213,7 +213,8 @@ def test_the_readme_says_what_longer_trainings_are_worth():
         f"{same['diffusers']} (one run of each, all drawn by the same 20 steps)"
     ) in readme
     assert (
-        f"they are at {own['ours']} with 50 steps, and the two others at {own['lucidrains']} and {own['diffusers']} with 1,000"
+        f"they are at {own['ours']} with 50 steps, and the two others at {own['lucidrains']} and {own['diffusers']} "
+        "with 1,000"
     ) in readme
 
 
