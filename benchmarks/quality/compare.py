@@ -20,7 +20,7 @@ from benchmarks.quality.subjects import DIGITS_NETWORK, FAST, QUICK_NETWORK, com
 from benchmarks.quality.training import Training
 from benchmarks.runs import say
 from ddpm_fast.commands.common import choose_device
-from ddpm_fast.errors import InputError
+from ddpm_fast.errors import InputError, check_integer
 from ddpm_fast.pictures.canvas import save_figure
 from ddpm_fast.pictures.figures import draw_samples
 
@@ -64,6 +64,7 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Run it. Raises InputError for what does not fit."""
+    check_integer("seeds", settings.seeds, 1)
     device = choose_device(settings.device)
     data = images_of("digits", None, settings.quick)
     network = QUICK_NETWORK if settings.quick else DIGITS_NETWORK
@@ -80,6 +81,8 @@ def main(settings: Settings) -> None:
     campaign = Campaign(settings.out, settings.work, data, judge, device, **about)
     chosen = {name: recipe for name, recipe in recipes.items() if not settings.only or name in settings.only}
     trainings = _trained(campaign, chosen, images, settings.seeds, drawing)
+    if not trainings:
+        raise InputError("nothing was trained: no code that was asked for is installed; see benchmarks/README.md")
     averaged = {key: made for key, made in trainings.items() if key[1] == 0 and key[0] in ALL_AVERAGES}
     for (name, _), made in averaged.items():  # the other averages of one seed tell what the average is worth
         for average in made.averages:

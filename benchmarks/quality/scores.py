@@ -73,9 +73,8 @@ class Judge:
         parts: list[Tensor] = []
         for first in range(0, drawing.n, BATCH):
             n = min(BATCH, drawing.n - first)
-            parts.append(
-                torch.from_numpy(to_uint8(drawing.draw(model, diffusion, n, first))).permute(0, 3, 1, 2).contiguous()
-            )
+            drawn = to_uint8(drawing.draw(model, diffusion, n, first))
+            parts.append(torch.from_numpy(drawn).permute(0, 3, 1, 2).contiguous())
             progress(first + n)
         fake = extract(self._extractor, parts, source="samples")
         return {name: measure(fake, self._real, METRICS)[name] for name in METRICS}

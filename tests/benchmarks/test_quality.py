@@ -214,7 +214,7 @@ def test_the_readme_says_what_longer_trainings_are_worth():
     ) in readme
     assert (
         f"they are at {own['ours']} with 50 steps, and the two others at {own['lucidrains']} and {own['diffusers']} "
-        "with 1,000"
+        "with 1,000 (of 500 samples)."
     ) in readme
 
 
@@ -385,3 +385,12 @@ def test_the_codes_are_compared(tmp_path):
     with Image.open(tmp_path / "q.png") as picture:  # a row of images for each code
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 100
     assert run(*options, "--code", "nobody").exit_code == 2
+
+
+def test_a_comparison_of_nothing_is_an_error(tmp_path, monkeypatch):
+    options = ["quality", "--out", tmp_path / "q.json", "--work", tmp_path / "work", "--quick", "--device", "cpu"]
+    result = run(*options, "--seeds", 0)
+    assert result.exit_code == 2 and "seeds" in result.output
+    monkeypatch.setattr(peers, "absent", lambda peer: f"{peer} is not installed")
+    result = run(*options, "--seeds", 1, "--code", "diffusers")
+    assert result.exit_code == 2 and "nothing was trained" in result.output
